@@ -1,6 +1,6 @@
-//! Leaves the tables for unwinding out of the agent that travels (`src/link.ld`): nobody unwinds there, and they are a tenth of it.
+//! Drops the unwind tables from the agent that is uploaded to leases (`src/link.ld`): it never unwinds, and they are a tenth of its size.
 //!
-//! It must never touch another build of the agent, such as that of the tests, whose panics unwind.
+//! It must never affect another build of the agent, such as that of the tests, whose panics unwind.
 
 use std::io::Write as _;
 use std::path::Path;
@@ -9,7 +9,7 @@ fn main() -> std::io::Result<()> {
     let variable = |name: &str| std::env::var(name).unwrap_or_default();
     let mut out = std::io::stdout();
     writeln!(out, "cargo::rerun-if-changed=build.rs")?;
-    // The one that travels is the static one.
+    // The agent that is uploaded is the static build.
     if variable("CARGO_CFG_TARGET_FEATURE")
         .split(',')
         .any(|feature| feature == "crt-static")

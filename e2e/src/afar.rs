@@ -1,14 +1,14 @@
-//! Leases on another machine's KVM: a pretended host with a real sshd on its loopback, and clients on the same loopback who are users without
-//! any right there.
+//! Leases on another machine's KVM: a pretended host with a real sshd on its loopback, and clients on the same loopback that run as users without any
+//! rights there.
 //!
-//! Each client has a home, a key and a repository of their own, and knows nothing of the host but its address.
+//! Each client has its own home, key and repository, and knows nothing of the host but its address.
 
 use crate::{Done, Host};
 
-/// Where the sshd of the KVM host listens, and whom it lets in.
+/// The address and user of the KVM host's sshd.
 pub const KVM: &str = "root@127.0.0.1:2222";
 
-/// A KVM host for alice and bob, each with a key, a home and a repository of their own, and nothing on the host but `crabbox __serve`.
+/// Sets up a KVM host for alice and bob, each with a key, a home and a repository, and with access to nothing on the host but `crabbox __serve`.
 const SERVE: &str = include_str!("afar.sh");
 
 /// A pretended host that serves alice and bob.
@@ -37,7 +37,7 @@ pub fn with(host: &Host, who: &str, script: &str) -> Done {
     with_host(host, who, KVM, script)
 }
 
-/// Both have asked once, so that their connections to the host are there.
+/// The residue after both have connected once, so that their shared connections exist.
 #[track_caller]
 pub fn settled(host: &Host) -> Vec<String> {
     for who in ["alice", "bob"] {
@@ -46,7 +46,7 @@ pub fn settled(host: &Host) -> Vec<String> {
     host.residue()
 }
 
-/// Shell: the host has no lease any more.
+/// Shell: true if the host has no lease any more.
 pub const NO_LEASE: &str = "! ls -d /srv/.config/crabbox/state/firecracker/leases/cbx_* >/dev/null 2>&1";
 
 /// Waits on the host, up to 30 s, for a shell condition.

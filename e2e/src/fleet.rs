@@ -1,7 +1,7 @@
-//! A fleet: a gateway and hosts behind it, each pretended in namespaces of its own, with a real Slurm between them and a fake VMM on each.
+//! A fleet: a gateway and the hosts behind it, each pretended in separate namespaces, with a real Slurm between them and a fake VMM on each.
 //!
-//! Slurm and munge are those of the system's packages; a test that does not find them fails. Its configuration is the example that
-//! users are given, with what three hosts on one machine need changed.
+//! Slurm and munge come from the system's packages; a test that does not find them fails. The configuration is the example given to users, with the
+//! changes needed to run three hosts on one machine.
 
 use std::path::PathBuf;
 
@@ -9,13 +9,13 @@ use crabbox_host::command::Cmd;
 
 use crate::{Done, Host, afar};
 
-/// Makes a host one of a fleet.
+/// Makes a host a member of a fleet.
 const JOIN: &str = include_str!("fleet.sh");
 
 const CONF: &str = include_str!("../../docs/examples/slurm/slurm.conf");
 const EPILOG: &str = include_str!("../../docs/examples/slurm/crabbox-epilog");
 
-/// Memory of each host as Slurm has it, in MiB: two leases of 128 MiB, each with what its VMM takes beside, and no third.
+/// Memory of each host as configured in Slurm, in MiB: enough for two leases of 128 MiB with the overhead of their VMMs, but not for a third.
 const MEMORY: u32 = 600;
 
 /// The gateway's address, which all hosts reach.
@@ -24,13 +24,13 @@ const GATEWAY: &str = "10.77.0.1";
 /// A fleet.
 #[derive(Debug)]
 pub struct Fleet {
-    /// Where clients come in and slurmctld runs; it makes no leases.
+    /// The host on which clients log in and slurmctld runs; it makes no leases.
     pub gateway: Host,
     /// The hosts `h1`, `h2`, ..
     pub nodes: Vec<Host>,
 }
 
-/// The line with which a gateway says for whom it is.
+/// The line by which a gateway names the owner that it speaks for.
 fn speaks_for(who: &str) -> String {
     format!(
         "{}\n",
@@ -43,7 +43,7 @@ fn address(number: usize) -> String {
     format!("10.77.{number}.2")
 }
 
-/// The example's configuration for `nodes` hosts that are no hosts.
+/// The example's configuration, adapted to `nodes` pretended hosts.
 fn conf(nodes: usize) -> String {
     let mut lines: Vec<String> = CONF
         .lines()
@@ -53,9 +53,9 @@ fn conf(nodes: usize) -> String {
             Some("SlurmUser") => "SlurmUser=root".to_owned(),
             Some("SlurmctldLogFile") => "SlurmctldLogFile=/srv/fleet/slurmctld.log".to_owned(),
             Some("SlurmdLogFile") => "SlurmdLogFile=/srv/fleet/slurmd.log".to_owned(),
-            // Control groups are the machine's, not a pretended host's.
+            // cgroups belong to the machine, not to a pretended host.
             Some("ProctrackType") => "ProctrackType=proctrack/linuxproc".to_owned(),
-            // Shorter, it takes a host of a busy machine for dead, with its leases.
+            // With a shorter timeout, a host on a busy machine is considered dead, with its leases.
             Some("SlurmdTimeout") => "SlurmdTimeout=15".to_owned(),
             Some("KillWait") => "KillWait=10".to_owned(),
             _ => line.to_owned(),
@@ -71,7 +71,7 @@ fn conf(nodes: usize) -> String {
     lines.join("\n") + "\n"
 }
 
-/// A fleet of `count` hosts, all of which take leases.
+/// A fleet of `count` hosts, all ready for leases.
 #[track_caller]
 pub fn fleet(count: usize) -> Fleet {
     for program in ["slurmctld", "slurmd", "sbatch", "munged"] {
@@ -98,7 +98,7 @@ impl Fleet {
         &self.nodes[number - 1]
     }
 
-    /// One cable between the gateway and each host. Of a host whose cable is gone the gateway hears at once.
+    /// Connects the gateway and each host by a veth pair, so that the gateway notices at once when a host is gone.
     #[track_caller]
     fn connect(&self) {
         let gateway = self.gateway.first_process();
@@ -134,7 +134,7 @@ impl Fleet {
         }
     }
 
-    /// Starts Slurm, and makes the gateway one.
+    /// Starts Slurm, and configures the gateway.
     #[track_caller]
     fn join(&self) {
         let gateway = &self.gateway;
@@ -146,7 +146,7 @@ impl Fleet {
         let keys = keys.exits(0).stdout;
         let (munge, key) = keys.split_once('\n').unwrap_or_default();
         let conf = conf(self.nodes.len());
-        // Root's home is another one here.
+        // Root's home directory is different here.
         let epilog = EPILOG.replace("HOME=/root", "HOME=/srv");
         let gres = "Name=lease Count=8\nName=disk Count=100\n";
         for (host, number) in std::iter::once(gateway).chain(&self.nodes).zip(0..) {
@@ -218,7 +218,7 @@ impl Fleet {
         })
     }
 
-    /// What the host `h{number}` answers to the gateway that speaks for `who` and says `line`, and hangs up once it has heard something.
+    /// The answer of host `h{number}` to the gateway when it speaks for `who` and sends `line`; the gateway hangs up after the first answer.
     #[track_caller]
     pub fn as_gateway(&self, number: usize, who: &str, line: &str) -> String {
         let said = format!("{}{line}\n", speaks_for(who));
@@ -230,7 +230,7 @@ impl Fleet {
         self.gateway.feed(&script, said.as_bytes()).stdout
     }
 
-    /// The same, with the same said by a second one once the first has heard that its lease is ready; the answers to both.
+    /// The same, with a second request sent once the first has been told that its lease is ready; returns both answers.
     #[track_caller]
     pub fn twice_as_gateway(&self, number: usize, who: &str, line: &str) -> (String, String) {
         let said = format!("{}{line}\n", speaks_for(who));
@@ -251,7 +251,7 @@ impl Fleet {
         )
     }
 
-    /// What leases could leave behind, on every host, once what ends by itself has ended.
+    /// What leases could leave behind, on every host, after waiting for what ends by itself.
     #[track_caller]
     pub fn settled(&self) -> Vec<String> {
         let all = std::iter::once(&self.gateway).chain(&self.nodes);
@@ -262,7 +262,7 @@ impl Fleet {
         lines
     }
 
-    /// Waits until no job is there any more, the ends of jobs included.
+    /// Waits until there are no jobs any more, including completing ones.
     #[track_caller]
     pub fn idle(&self) {
         let waited = self.gateway.sh("for i in $(seq 300); do test -z \"$(squeue -h)\" && exit 0; sleep 0.1; done; squeue; sinfo -N -l; exit 1");

@@ -1,6 +1,6 @@
-//! The KVM hosts of the end-to-end tests: the labs that `cargo xtask provision` or `cargo xtask test` started.
+//! The KVM hosts of the end-to-end tests: the labs started by `cargo xtask provision` or `cargo xtask test`.
 //!
-//! Every command of a test runs on one of them, which it has alone. A test that finds none fails and says how to start one; it is never
+//! Every command of a test runs on one of them, to which it has exclusive access. A test that finds none fails and says how to start one; it is never
 //! skipped.
 #![expect(
     clippy::panic,
@@ -23,44 +23,44 @@ use crabbox_lab::lab::{LAST_WORDS, SILENCE};
 use crabbox_lab::site::{self, Prepared};
 use crabbox_testkit::schemas;
 
-/// How long one command on the host may take: several leases under emulation.
-/// Longer than the longest `--firecracker-launch-timeout` of a test: what runs out of time should be the program, which says why.
+/// How long one command on the host may take: several leases under emulation. Longer than the longest `--firecracker-launch-timeout` of a test, so
+/// that the program times out first and says why.
 const LIMIT: Duration = Duration::from_mins(12);
-/// How long a test waits for a host that others have: all tests of the last rung on one emulated host.
+/// How long a test waits for a busy host: the time of all tests of the last rung on one emulated host.
 const PATIENCE: Duration = Duration::from_hours(1);
 
-/// The environment variable with the name of the prepared host that a test is to have.
+/// The environment variable that names the prepared host for a test.
 pub const HOST: &str = "CRABBOX_E2E_HOST";
 
-/// Shell: kills command line (`$cli`) and supervisor as one, and waits until both are gone. A supervisor that outlived its client
-/// for as long as the shell is off the processor would take the lease back by itself, and leave nothing for a cleanup.
+/// Shell: kills command line (`$cli`) and supervisor simultaneously, and waits until both are gone. A supervisor that outlived its client for even a
+/// moment would take the lease back by itself, and leave nothing for a cleanup.
 pub const KILL_BOTH: &str = "s=$(pgrep -f '[_]_supervise'); kill -STOP $s; kill -9 $cli $s; \
      for i in $(seq 1000); do pgrep -f '[_]_supervise' >/dev/null || break; sleep 0.01; done";
 
-/// Options with which a lease costs an emulated host as little as possible; the plugins of a CNI network alone are two seconds of a
-/// processor. A test about networks names its own behind these. An emulated host that has four leases at once on a slow machine takes longer
-/// for one than any host of a user should.
+/// Options of a lease that costs an emulated host as little as possible; the plugins of a CNI network alone take two seconds of processor time. A
+/// test about networks appends its own options. The long launch timeout is for slow machines, where an emulated host with four simultaneous leases
+/// takes longer than any user's host should.
 pub const SMALL: &str = "--provider firecracker --firecracker-cpus 1 --firecracker-memory-mib 256 --firecracker-disk-mib 2048 \
      --firecracker-network nat --firecracker-launch-timeout 5m";
 
-/// What is added to [`SMALL`] for a lease in a CNI network.
+/// Added to [`SMALL`] for a lease in a CNI network.
 pub const CHAINED: &str = "--firecracker-network cni";
 
 /// A host on which leases are made.
 #[derive(Debug)]
 pub struct Host {
-    /// What stands before a command line to run it there, in a shell.
+    /// The words to put before a shell command line to run it there.
     argv: Vec<String>,
-    /// What is known of a host that was prepared for all tests; nobody else has it as long as the lock is held.
+    /// The record of a host prepared for all tests; no other test uses it while the lock is held.
     prepared: Option<(Prepared, FileLock)>,
     /// The namespaces of a pretended host, which end with it.
     pretend: Option<pretend::Namespaces>,
 }
 
-/// What a command on the host did.
+/// The result of a command on the host.
 #[derive(Debug)]
 pub struct Done {
-    /// Its exit code; `None` when it was killed.
+    /// Its exit code; `None` if it was killed.
     pub code: Option<i32>,
     /// Its standard output.
     pub stdout: String,
@@ -69,7 +69,7 @@ pub struct Done {
 }
 
 impl Done {
-    /// The same, after a check that it exited with `code`; anything else fails the test and shows all output.
+    /// Returns itself after checking that it exited with `code`; anything else fails the test and shows all output.
     #[must_use]
     #[track_caller]
     pub fn exits(self, code: i32) -> Self {
@@ -102,8 +102,8 @@ impl Done {
 }
 
 impl Host {
-    /// One of the hosts that were prepared, for this test alone until this is dropped, and without what a failed test may have left on it.
-    /// The environment variable [`HOST`] names one; without it, it is the first that no other test has.
+    /// One of the prepared hosts, used exclusively until dropped, and cleaned of leftovers of failed tests. The environment variable [`HOST`] may
+    /// name it; without it, the first free one is taken.
     #[track_caller]
     pub fn alone() -> Self {
         #[expect(
@@ -117,7 +117,7 @@ impl Host {
             "this test needs a KVM host with crabbox installed; start the lab: cargo xtask provision"
         );
         let free = || {
-            // Looked for each time: a task that has one alone makes it anew.
+            // Look it up each time, since a task with exclusive access may rebuild it.
             let all = Prepared::all_used().unwrap_or_else(|error| panic!("no host is to be had: {error}"));
             all.into_iter().filter(is_wanted).find_map(|host| {
                 let lock = FileLock::try_acquire(&host.dir.join("alone.lock"))
@@ -171,7 +171,7 @@ impl Host {
             self.must_answer();
             panic!("{script}: {error}")
         });
-        // What ssh answers when the host does not; a program may end so, too.
+        // ssh's exit code if the host does not respond; a program may return it, too.
         if status.code() == Some(255) {
             self.must_answer();
         }
@@ -187,7 +187,7 @@ impl Host {
         }
     }
 
-    /// The same, and a lab: what is done to the whole system there is done to no machine that somebody works on.
+    /// The same, but a lab: for tests that affect the whole system, which must not run on a machine that someone works on.
     #[track_caller]
     pub fn lab() -> Self {
         let host = Self::alone();
@@ -202,7 +202,7 @@ impl Host {
         host
     }
 
-    /// Resets the lab as a power cut would, and waits until it answers again.
+    /// Resets the lab like a power cut, and waits until it responds again.
     #[track_caller]
     pub fn reset(&self) {
         let (host, _) = self
@@ -214,14 +214,14 @@ impl Host {
         }
     }
 
-    /// Whether the host answers over a connection of its own.
+    /// Whether the host responds over a new connection.
     fn answers(&self) -> bool {
         self.prepared
             .as_ref()
             .is_none_or(|(host, _)| host.answers(SILENCE))
     }
 
-    /// Fails the test when the host does not answer at all.
+    /// Fails the test if the host does not respond at all.
     #[track_caller]
     fn must_answer(&self) {
         let dir = self.prepared.as_ref().map(|(host, _)| host.dir.join(LAST_WORDS));
@@ -232,20 +232,20 @@ impl Host {
         );
     }
 
-    /// Runs `crabbox` with these words, as a shell would split them. A document on standard output must be as its schema says.
+    /// Runs `crabbox` with these words, split as by a shell. A document on standard output must match its schema.
     #[track_caller]
     pub fn crabbox(&self, words: &str) -> Done {
         let done = self.sh(&format!("exec crabbox {words}"));
         let each: Vec<&str> = words.split_whitespace().collect();
-        // A command that failed before it had a result has said so on standard error.
+        // A command that failed before it had a result has reported that on standard error.
         if each.contains(&"--json") && !(done.stdout.is_empty() && done.code != Some(0)) {
             hold(&schemas::of(&each, &done.stdout), words, &done.stdout);
         }
         done
     }
 
-    /// Starts a warmup with `options`, runs the shell words `kill` while its supervisor stands still at `point` (`step:phase`), and has
-    /// whoever is left go on, more than once: a machine that died is made anew, and comes to the same step.
+    /// Starts a warmup with `options`, runs the shell words `kill` while its supervisor is stopped at `point` (`step:phase`), and lets the surviving
+    /// processes continue, more than once: a machine that died is made again, and comes to the same step.
     #[track_caller]
     pub fn kill_at(&self, point: &str, options: &str, kill: &str) {
         let stands = "pgrep -r T -f '[_]_supervise' >/dev/null";
@@ -267,7 +267,7 @@ impl Host {
         .exits(0)
     }
 
-    /// The directory of the image `name` in the host's store. Which image comes first in that store means nothing.
+    /// The directory of the image `name` in the host's store; the order of images in the store has no meaning.
     #[track_caller]
     pub fn image(&self, name: &str) -> String {
         let image = self
@@ -291,7 +291,7 @@ impl Host {
         dir
     }
 
-    /// What leases could leave behind, as it stands now: one line an object, sorted.
+    /// The objects present that leases could leave behind: one line per object, sorted.
     #[track_caller]
     pub fn residue(&self) -> Vec<String> {
         let found = self.sh(site::RESIDUE).exits(0);
@@ -301,7 +301,7 @@ impl Host {
     }
 }
 
-/// Fails unless `text` is one document that follows the schema `name`.
+/// Fails unless `text` is one document that matches the schema `name`.
 #[track_caller]
 fn hold(name: &str, words: &str, text: &str) {
     let document = serde_json::from_str(text)
@@ -313,7 +313,7 @@ fn hold(name: &str, words: &str, text: &str) {
     );
 }
 
-/// Fails unless `after` is `before`, and names what came and what went.
+/// Fails unless `after` equals `before`, and lists what was added and removed.
 #[track_caller]
 pub fn assert_nothing_left(before: &[String], after: &[String]) {
     let mut told = String::new();

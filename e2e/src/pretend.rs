@@ -1,7 +1,7 @@
-//! A host that is not one: namespaces of this machine in which crabbox runs with a fake VMM, for what needs hundreds of leases.
+//! A pretended host: namespaces of this machine in which crabbox runs with a fake VMM, for tests that need hundreds of leases.
 //!
-//! Links, rules, routes, mounts, processes and the home directory are its own and end with it; leases have real namespaces, real CNI
-//! plugins, real rules and a real sshd. No microVM runs here, so nothing seen here is a claim about one.
+//! Links, rules, routes, mounts, processes and the home directory are separate and end with it; leases have real namespaces, CNI plugins, rules and a
+//! real sshd. No microVM runs here, so nothing seen here is a claim about one.
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
@@ -13,13 +13,13 @@ use crabbox_host::process;
 
 use crate::Host;
 
-/// Options with which a lease on a pretended host starts.
+/// Options of a lease on a pretended host.
 pub const PRETEND: &str = "--provider firecracker --firecracker-binary /srv/fake/firecracker --firecracker-user root \
      --firecracker-kernel /srv/vmlinux --firecracker-rootfs /srv/rootfs.ext4 --firecracker-disk-mib 64 --firecracker-memory-mib 128 \
      --firecracker-cpus 1 --firecracker-work-root /srv/work --firecracker-cni-conf-dir /srv/cni --firecracker-cni-bin-dir /usr/lib/cni \
      --firecracker-launch-timeout 30s";
 
-/// Options with which a lease of the image of [`Host::pretend_ours`] starts.
+/// Options of a lease from the image of [`Host::pretend_ours`].
 pub const OURS: &str = "--provider firecracker --firecracker-binary /srv/fake/firecracker --firecracker-user root --firecracker-cpus 1 \
      --firecracker-memory-mib 128 --firecracker-disk-mib 64 --firecracker-work-root /srv/work --firecracker-network nat \
      --firecracker-launch-timeout 20s";
@@ -30,25 +30,25 @@ const MAKE: &str = include_str!("pretend.sh");
 /// Makes an image; its arguments are a name and a word.
 const BUILD: &str = include_str!("build.sh");
 
-/// The namespaces; they and all in them end when this is dropped, or when the test dies.
+/// The namespaces; they and everything in them end when this is dropped, or when the test dies.
 #[derive(Debug)]
 pub(crate) struct Namespaces {
     child: Child,
-    /// The first process in them, as this machine numbers it.
+    /// Their first process, by its pid outside.
     first: u32,
 }
 
 impl Drop for Namespaces {
     fn drop(&mut self) {
-        // Its first process dies with it, and everything in its namespaces with that one.
+        // Its first process dies with it, and everything in the namespaces with that one.
         self.child.kill().ok();
         self.child.wait().ok();
     }
 }
 
 impl Host {
-    /// A new pretended host. Needs root, and `crabbox`, `fake-firecracker` and `fake-jailer` in the directory that this test was
-    /// built in: `cargo build -p crabbox -p crabbox-testkit --bins`.
+    /// A new pretended host. Needs root, and `crabbox`, `fake-firecracker` and `fake-jailer` in the directory in which this test was built: `cargo
+    /// build -p crabbox -p crabbox-testkit --bins`.
     #[track_caller]
     pub fn pretend() -> Self {
         let bins = built();
@@ -74,7 +74,7 @@ impl Host {
             .arg(&bins);
         let mut command = cmd.to_std();
         command.stdin(Stdio::null()).stdout(Stdio::piped());
-        // No death signal: the thread of a test that starts it may end before the test does.
+        // No parent-death signal: the test's thread that starts it may end before the test does.
         let mut child = cmd
             .spawn(process::new_session(&mut command))
             .unwrap_or_else(|error| panic!("cannot pretend a host (root?): {error}"));
@@ -109,7 +109,7 @@ impl Host {
         }
     }
 
-    /// The first process of a pretended host, as this machine numbers it: by it its namespaces are found from outside.
+    /// The first process of a pretended host, by its pid outside, through which its namespaces are found.
     #[track_caller]
     pub(crate) fn first_process(&self) -> u32 {
         let Some(namespaces) = &self.pretend else {
@@ -118,18 +118,18 @@ impl Host {
         namespaces.first
     }
 
-    /// Runs `command` and kills it, each time a little later, until it ends before that; `between` looks at what each kill leaves and
-    /// is told after how many seconds it came. How long the command takes unharmed is measured first, and taken back with `undo`.
+    /// Runs `command` repeatedly and kills it a little later each time, until it ends before being killed; `between` checks what each kill leaves and
+    /// gets the seconds after which it came. The undisturbed duration is measured first, and that run is undone with `undo`.
     #[track_caller]
     pub fn kill_at_every_moment(&self, command: &str, undo: &str, between: impl Fn(f64)) {
         let timed =
             format!("began=$(date +%s%N); {command} >&2 && echo $(($(date +%s%N) - began)) && {undo}");
         let time = || -> f64 { self.sh(&timed).exits(0).stdout.trim().parse().unwrap_or_default() };
-        // The first time may be longer than any other.
+        // The first run may be unusually slow.
         let took = time().min(time());
         let mut killed = 0;
         loop {
-            // A machine that is slower now than it was is met with more of them, one that is faster with half as many.
+            // If the machine is slower now than when this was measured there are more kills, if it is faster, fewer.
             let limit = took / 1e9 / 20.0 * f64::from(killed + 1);
             let done = self.sh(&format!("timeout -s KILL {limit} {command}"));
             if done.code == Some(0) {
@@ -145,7 +145,7 @@ impl Host {
         );
     }
 
-    /// A pretended host with an image of ours, whose guests answer and say that they are ready; leases of it start with [`OURS`].
+    /// A pretended host with one of our images, whose guests respond and report that they are ready; leases from it use [`OURS`].
     #[track_caller]
     pub fn pretend_ours() -> Self {
         let host = Self::pretend();
@@ -154,7 +154,7 @@ impl Host {
         host
     }
 
-    /// Has the fake VMM of this host do as `text` says from its next start on.
+    /// Makes the fake VMM of this host behave as `text` says from its next start on.
     #[track_caller]
     pub fn script(&self, text: &str) {
         drop(
@@ -163,7 +163,7 @@ impl Host {
         );
     }
 
-    /// What leases could leave behind, once what ends by itself has ended: twice the same.
+    /// What leases could leave behind, once it no longer changes: after waiting for what ends by itself.
     #[track_caller]
     pub fn settled(&self) -> Vec<String> {
         let mut last = self.residue();
@@ -178,7 +178,7 @@ impl Host {
         last
     }
 
-    /// Waits, up to 30 s, until a shell condition is true, and fails the test with what is to be seen if it never is.
+    /// Waits, up to 30 s, until a shell condition is true; otherwise fails the test with diagnostics.
     #[track_caller]
     pub fn until(&self, condition: &str) {
         let waited = self.sh(&format!(
@@ -193,14 +193,14 @@ impl Host {
         assert_eq!(waited.code, Some(0), "never became true: {condition}\n{seen}");
     }
 
-    /// Builds the image `name` of a small tree with the file `etc/word` and a kernel that is none, from which a fake guest gets ready.
+    /// Builds the image `name` from a small tree with the file `etc/word` and an invalid kernel, with which a fake guest gets ready.
     #[track_caller]
     pub fn build_image(&self, name: &str, word: &str) {
         drop(self.sh(&format!("set -- {name} {word}\n{BUILD}")).exits(0));
     }
 }
 
-/// The directory of our programs: where this test's own directory lies.
+/// The directory of our programs, derived from this test's own.
 fn built() -> PathBuf {
     let own = std::env::current_exe().unwrap_or_default();
     own.parent()

@@ -1,17 +1,17 @@
-//! Another program's leases, on pretended hosts with a fake VMM: a recorded conversation of the external protocol, and what becomes of a
-//! lease whose request was cancelled, killed, or asked for twice. No microVM runs here.
+//! Leases of another program, on pretended hosts with a fake VMM: a recorded conversation of the external protocol, and the fate of a lease whose
+//! request was cancelled, killed, or repeated. No microVM runs here.
 
 use crabbox_e2e::{Host, assert_nothing_left};
 use serde_json::{Value, json};
 
-/// Flags as `external.args` would have them.
+/// Flags as in `external.args`.
 const FLAGS: &str = "--firecracker-binary /srv/fake/firecracker --firecracker-user root --firecracker-cpus 1 --firecracker-memory-mib 128 \
      --firecracker-disk-mib 64 --firecracker-work-root /srv/work --firecracker-network nat --firecracker-launch-timeout 20s";
 
 const ACQUIRE: &str = r#"{"protocolVersion":1,"operation":"acquire","desired":{"leaseId":"cbx_0123456789ab","slug":"jade-krill","name":"crabbox-jade-krill-1a2b3c4d"}}"#;
 const RELEASE: &str = r#"{"protocolVersion":1,"operation":"release","lease":{"leaseId":"cbx_0123456789ab"}}"#;
 
-/// A host with an image, whose guests answer and say that they are ready.
+/// A host with an image, whose guests respond and report that they are ready.
 fn host() -> Host {
     let host = Host::pretend();
     host.build_image("default", "word");
@@ -37,7 +37,7 @@ fn ask(host: &Host, request: &str) -> (Value, Option<i32>) {
     (answer, done.code)
 }
 
-/// What differs between `answer` and `expected`, whose texts in angle brackets stand for a kind of text.
+/// The differences between `answer` and `expected`, in which texts in angle brackets are placeholders.
 fn differences(at: &str, expected: &Value, answer: &Value, here: &str) -> Vec<String> {
     match (expected, answer) {
         (Value::Object(expected), Value::Object(answer)) => {
@@ -104,8 +104,8 @@ fn the_recorded_conversation_is_answered_and_leaves_nothing() {
     assert_nothing_left(&before, &host.settled());
 }
 
-/// Enters the lease of an answer with nothing but what the answer says, as the Go program does: its host key lies beside the key, and the
-/// check passes. It is a lease for this program's own commands, too.
+/// Enters the lease using only the answer, as the Go program does: its host key is beside the key, and host key checking passes. It can also be used
+/// by this program's own commands.
 #[track_caller]
 fn enter(host: &Host, answer: &Value) {
     let ssh = |field: &str| answer["lease"]["ssh"][field].as_str().unwrap_or_default();
@@ -126,7 +126,7 @@ fn enter(host: &Host, answer: &Value) {
     let labels = &listed[0]["labels"];
     assert_eq!(labels["external_lease"], "cbx_0123456789ab");
     assert_eq!(labels["slug"], "cbx-0123456789ab");
-    // What the request asked for beyond the flags.
+    // Values from the request that the flags do not set.
     let claims = host.crabbox("claims list --json").exits(0).json();
     assert_eq!(claims["claims"][0]["repoRoot"], "/srv/e2e/app");
     assert_eq!(claims["claims"][0]["idleTimeoutSeconds"], 1200);
@@ -138,7 +138,7 @@ fn a_lease_is_given_back_when_its_request_is_cancelled_or_killed_or_nobody_reads
     assert_eq!(ask(&host, ACQUIRE).1, Some(0));
     assert_eq!(ask(&host, RELEASE), (json!({"protocolVersion": 1}), Some(0)));
     let before = host.settled();
-    // Stands still where the machine is about to start, is told to end, and goes on.
+    // Stopped just before the machine starts, then signalled, then continued.
     for (signal, code) in [("INT", 5), ("TERM", 5), ("KILL", 137)] {
         let stands = "pgrep -r T -f '[_]_supervise' >/dev/null";
         let done = host.feed(
@@ -154,7 +154,7 @@ fn a_lease_is_given_back_when_its_request_is_cancelled_or_killed_or_nobody_reads
         assert_eq!(done.stdout.trim(), code.to_string(), "{signal}: {done:?}");
         assert_nothing_left(&before, &host.settled());
     }
-    // A pipe whose reader has gone.
+    // A pipe whose reader is gone.
     let deaf = host
         .sh(&format!(
             "echo '{ACQUIRE}' > /tmp/request; (crabbox adapter external {FLAGS} < /tmp/request 2> /tmp/err; echo $? > /tmp/rc) | true; \
@@ -206,7 +206,7 @@ fn of_four_who_ask_for_one_lease_at_once_none_gets_another_and_one_that_waits_is
         assert!(error.is_empty() || is_told, "{all:?}");
     }
     drop(host.sh("for i in $(seq 600); do pgrep -f '[_]_fill' >/dev/null || break; sleep 0.05; done"));
-    // What waits in its place is nobody's, though it was ordered with another program's request.
+    // The pool member made in its place is unclaimed, though it was ordered by another program's request.
     let pooled = host
         .crabbox("pool list --provider firecracker --json")
         .exits(0)

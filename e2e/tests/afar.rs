@@ -1,17 +1,17 @@
-//! A real microVM from afar: a host that `setup firecracker --serve` prepared, and clients without root and without KVM who reach it by a real
-//! sshd, sudo and account. Clients and host are one machine here; what they share is its loopback.
+//! A real microVM from afar: a host prepared by `setup firecracker --serve`, and clients without root and without KVM that reach it through a real
+//! sshd, sudo and account. Clients and host are one machine here and share its loopback.
 
 use crabbox_e2e::{Done, Host, assert_nothing_left};
 
-/// Where the owners log in: an sshd of the test's own.
+/// The login of the owners: an sshd of the test.
 const KVM: &str = "crabbox@127.0.0.1:2223";
 
-/// Below it each client has a home, with a key, a program and a repository.
+/// The parent of the clients' home directories, each with a key, a program and a repository.
 const HOMES: &str = "/tmp/e2e-afar";
 
 const CTRL_C: &str = include_str!("run/ctrl_c.py");
 
-/// Makes clients and sshd. `daemon` and `nobody` are users of every Debian, and of neither is anything here.
+/// Sets up clients and sshd. `daemon` and `nobody` exist on every Debian, and own nothing here.
 const MAKE: &str = r#"
 set -e
 rm -rf /tmp/e2e-afar; mkdir -m 755 /tmp/e2e-afar; mkdir -p /run/sshd "$HOME/.config/crabbox/state"
@@ -41,7 +41,7 @@ C
 const SETUP: &str =
     "CRABBOX_PROVIDER=firecracker CRABBOX_FIRECRACKER_WARM=off crabbox setup firecracker --serve --yes";
 
-/// Takes everything away again, whatever became of the test.
+/// Removes everything again, whatever the result of the test.
 struct Tidy<'a>(&'a Host);
 
 impl Drop for Tidy<'_> {
@@ -52,7 +52,7 @@ impl Drop for Tidy<'_> {
     }
 }
 
-/// The words that run `command` as `who`.
+/// The shell words that run `command` as `who`.
 fn client(who: &str, command: &str) -> String {
     format!(
         "cd {HOMES}/{who}/repo && exec setpriv --reuid {who} --regid $(id -g {who}) --clear-groups env -i HOME={HOMES}/{who} PATH={HOMES}:/usr/bin:/bin \
@@ -66,10 +66,10 @@ fn sh(host: &Host, who: &str, script: &str) -> Done {
     host.sh(&client(who, &format!("sh -c '{quoted}'")))
 }
 
-/// All that its owner does in the lease.
+/// Everything that its owner does in the lease.
 #[track_caller]
 fn works(host: &Host) {
-    // A dirty tree, the command's own exit code, and both streams apart.
+    // A dirty tree, the command's own exit code, and separate output streams.
     let run = sh(
         host,
         "nobody",
@@ -93,7 +93,7 @@ fn works(host: &Host) {
         back.stdout.contains("M tracked\nfixed\n") && back.stdout.contains("in-crabbox"),
         "{back:?}"
     );
-    // The guest's own sshd is a server that is there.
+    // The guest's own sshd serves as the target of a forward.
     let forwarded = sh(
         host,
         "nobody",
@@ -145,7 +145,7 @@ fn a_microvm_on_another_machine_is_its_owner_s_from_setup_to_removal() {
     .exits(0);
     let lease = leased.lease();
     works(&host);
-    // Another owner sees none of it.
+    // It is invisible to another owner.
     let other = sh(&host, "daemon", &format!("crabbox list; crabbox stop {lease}")).exits(4);
     assert!(
         other.stdout.is_empty() && other.stderr.contains("not found"),
@@ -160,7 +160,7 @@ fn a_microvm_on_another_machine_is_its_owner_s_from_setup_to_removal() {
         host.sh("test ! -e /var/lib/crabbox-serve && { pkill -u nobody -x ssh; pkill -u daemon -x ssh; sleep 1; }")
             .exits(0),
     );
-    // Locks of connections, in the clients' own directories, stay for the next one.
+    // Lock files of connections, in the clients' own directories, stay for later connections.
     let left = host.residue().into_iter();
     let left: Vec<_> = left.filter(|line| !line.contains("/tmp/crabbox-ssh-")).collect();
     assert_nothing_left(&before, &left);

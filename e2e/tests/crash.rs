@@ -1,12 +1,11 @@
-//! Deaths at the worst moments, on real microVMs: `kill -9` of the supervisor at every journal step, of the command line, of both,
-//! of a ready lease's supervisor and VMM, in the middle of a `stop`, and a power cut. One `cleanup` at most, then nothing is left, and
-//! bystanders are as they were.
+//! Deaths at the worst moments, on real microVMs: `kill -9` of the supervisor at every journal step, of the command line, of both, of a ready lease's
+//! supervisor and VMM, in the middle of a `stop`, and a power cut. After at most one `cleanup` nothing is left, and bystanders are unchanged.
 
 use std::fmt::Write as _;
 
 use crabbox_e2e::{CHAINED, Host, KILL_BOTH, SMALL, assert_nothing_left};
 
-/// Every step that the supervisor journals, at every phase that a crash can fall into.
+/// Every step that the supervisor journals; the test combines them with every phase that a crash can hit.
 const STEPS: [&str; 10] = [
     "directory",
     "supervisor",
@@ -20,13 +19,13 @@ const STEPS: [&str; 10] = [
     "attach",
 ];
 
-/// Things on the host that are not ours, or are another lease's: made before, looked at after.
+/// Foreign objects on the host, and those of another lease: made before, checked after.
 const BYSTANDERS: &str = "ip netns add bystander 2>/dev/null; nft add table ip bystander; \
      mkdir -p $HOME/.config/crabbox/state/firecracker/leases/not-a-lease; \
      echo mine > $HOME/.config/crabbox/state/firecracker/foreign-file; \
      echo mine > $HOME/.config/crabbox/state/firecracker/leases/not-a-lease/file";
 
-/// Takes the bystanders away again.
+/// Removes the bystanders again.
 const NO_BYSTANDERS: &str = "ip netns del bystander; nft delete table ip bystander; \
      rm -rf $HOME/.config/crabbox/state/firecracker/leases/not-a-lease $HOME/.config/crabbox/state/firecracker/foreign-file";
 
@@ -52,7 +51,7 @@ fn a_supervisor_killed_at_any_step_leaves_nothing_and_touches_nobody() {
             let failed = host.sh(&format!(
                 "CRABBOX_TEST_FAILPOINT={point} crabbox warmup {SMALL} {CHAINED} --slug crash"
             ));
-            // Directory, supervisor and cgroup have no effect of their own between their intent and their mark.
+            // Directory, supervisor and cgroup have no separate effect between their intent and their completion mark.
             let reached = !(phase == "made" && step == "directory");
             if reached && failed.code != Some(5) {
                 writeln!(failures, "{point}: exit {:?}: {}", failed.code, failed.stderr).unwrap();
@@ -100,7 +99,7 @@ fn a_killed_command_line_is_cleaned_up_after_by_its_supervisor() {
 fn when_both_are_killed_one_cleanup_is_enough() {
     let host = Host::alone();
     let before = host.residue();
-    // At `vmm:made` the machine runs and nobody has noted it.
+    // At `vmm:made` the machine runs but is not recorded yet.
     for point in ["tap:done", "vmm:made", "vmm:done"] {
         host.kill_at(point, SMALL, KILL_BOTH);
         let cleaned = host.crabbox("cleanup --provider firecracker").exits(0);
@@ -124,7 +123,7 @@ fn a_ready_lease_outlives_its_supervisor_and_not_its_machine() {
         .exits(0);
     assert_eq!(run.stdout, "alive\n");
     until(&host, "pgrep -f '[_]_supervise --adopt' >/dev/null");
-    // The machine dies: the supervisor that took over cleans up.
+    // The machine dies: the supervisor that adopted the lease cleans up.
     drop(host.sh("kill -9 $(pgrep -f '[f]irecracker --id')").exits(0));
     until(&host, "! pgrep -f '[_]_supervise' >/dev/null");
     assert_nothing_left(&before, &host.residue());
@@ -157,7 +156,7 @@ fn a_stop_killed_half_way_is_finished_by_cleanup() {
     ] {
         let network = if step == "undo-attach" { CHAINED } else { "" };
         drop(host.warmup(&repo, "half", network));
-        // The supervisor would finish the work by itself; without it, cleanup must.
+        // The supervisor would finish the teardown by itself; without it, `cleanup` must.
         drop(host.sh("kill -9 $(pgrep -f '[_]_supervise')").exits(0));
         drop(host.sh(&format!(
             "CRABBOX_TEST_FAILPOINT=cli:{step}:begun crabbox stop half; pkill -9 -f '[_]_supervise'"
@@ -184,7 +183,7 @@ fn two_of_everything_at_once_lose_nothing() {
     let host = Host::alone();
     let repo = host.repository("races");
     let before = host.residue();
-    // Two warmups with one slug: both get a lease, one a suffix.
+    // Two warmups with the same slug: both get a lease, one with a suffix.
     let both = host.sh(&format!(
         "cd {repo} && (crabbox warmup {SMALL} --slug twin > a.out 2>&1 & crabbox warmup {SMALL} --slug twin > b.out 2>&1; wait); \
          cat a.out b.out; crabbox list --provider firecracker | grep -c 'state=\\|ready'"
@@ -194,7 +193,7 @@ fn two_of_everything_at_once_lose_nothing() {
         2,
         "{both:?}"
     );
-    // Two stops of one lease, a heartbeat between them, and two cleanups: no error but "not found", no directory comes back.
+    // Two concurrent stops of one lease, a heartbeat between them, and two cleanups: no error except "not found", and no directory is recreated.
     let storm = host.sh(
         "(crabbox stop twin & crabbox heartbeat twin & crabbox stop twin & wait) 2>&1; \
          (crabbox cleanup --provider firecracker & crabbox cleanup --provider firecracker & wait) 2>&1; \
@@ -211,7 +210,7 @@ fn two_of_everything_at_once_lose_nothing() {
 #[test]
 fn after_a_power_cut_one_cleanup_is_enough() {
     let host = Host::alone();
-    // From a fresh start, so that what a boot changes is not taken for residue. Synced, for a cut brings back what was removed just before.
+    // Start from a fresh boot, so that its changes are not taken for residue. Synced, because a power cut restores what was removed just before.
     drop(host.sh("sync").exits(0));
     host.reset();
     let repo = host.repository("power");
@@ -219,7 +218,7 @@ fn after_a_power_cut_one_cleanup_is_enough() {
     for mode in ["cni", "nat"] {
         drop(host.warmup(&repo, mode, &format!("--firecracker-network {mode}")));
     }
-    // A third one is in the making. Nothing is synced for the records: what a cut must not lose was written so.
+    // A third lease is being made. Its records are not synced by the test: the program must have done that itself.
     drop(host.sh(&format!(
         "sync; setsid crabbox warmup {SMALL} --slug cut </dev/null >/dev/null 2>&1 & sleep 2"
     )));

@@ -1,11 +1,11 @@
-//! What `doctor` says of a host on which everything is in order, and of the same host with something amiss; it leaves both as they were.
+//! The findings of `doctor` on a healthy host, and on the same host with a fault; it changes neither.
 
 use crabbox_e2e::{Host, assert_nothing_left};
 
-/// A lease that the emulated host has room for.
+/// A lease for which the emulated host has room.
 const SIZE: &str = "--firecracker-cpus 1 --firecracker-memory-mib 256 --firecracker-disk-mib 2048";
 
-/// The checks of a report: name and status.
+/// The name and status of each check of a report.
 fn checks(document: &serde_json::Value) -> Vec<(String, String)> {
     let text = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_owned();
     let all = document["checks"].as_array().into_iter().flatten();
@@ -25,7 +25,7 @@ fn a_host_that_is_ready_is_found_ready_with_a_boot_and_left_as_it_was() {
     let checks = checks(&report);
     let failed: Vec<_> = checks.iter().filter(|(_, status)| status == "failed").collect();
     assert!(failed.is_empty(), "{failed:?}");
-    // The Go program's seven, and a boot that proves KVM.
+    // The Go program's seven checks, and a boot that proves that KVM works.
     for name in ["host", "kvm", "binary", "jailer", "kernel", "rootfs", "network"] {
         assert!(
             checks.contains(&(name.to_owned(), "ok".to_owned())),

@@ -1,11 +1,11 @@
-//! What a crash, a race or a strange record leaves behind, on pretended hosts with a fake VMM: every step and phase, hundreds of
-//! leases. Namespaces, rules, CNI plugins and logins are real; the microVM is not, and `crash.rs` has the proofs on real ones.
+//! What a crash, a race or a strange record leaves behind, on pretended hosts with a fake VMM: every step and phase, hundreds of leases. Namespaces,
+//! rules, CNI plugins and logins are real; the microVM is not, and `crash.rs` has the proofs on real ones.
 
 use std::fmt::Write as _;
 
 use crabbox_e2e::{Host, KILL_BOTH, PRETEND, assert_nothing_left};
 
-/// The steps of a jailed lease of somebody's own image, in order; a lease of ours has `mount` as well (`crash.rs`).
+/// The steps of a jailed lease from a foreign image, in order; a lease from our own image also has `mount` (`crash.rs`).
 const STEPS: [&str; 12] = [
     "directory",
     "supervisor",
@@ -18,11 +18,11 @@ const STEPS: [&str; 12] = [
     "attach",
     "mapping",
     "claim",
-    // Without a jail; the last because it takes an option of its own.
+    // Only without a jail; the last because it needs a different option.
     "disk",
 ];
 
-/// Things on the host that are not ours: made before, looked at after.
+/// Foreign objects on the host: made before, checked after.
 const BYSTANDERS: &str = "ip netns add bystander; nft add table ip bystander; mkdir -p /srv/.config/crabbox/state/firecracker/leases/not-a-lease; \
      echo mine > /srv/.config/crabbox/state/firecracker/foreign-file; \
      echo mine > /srv/.config/crabbox/state/firecracker/leases/not-a-lease/file";
@@ -36,7 +36,7 @@ fn until(host: &Host, condition: &str) {
     assert_eq!(waited.code, Some(0), "never became true: {condition}");
 }
 
-/// Residue, waited for: what a dead process leaves to the kernel is gone a moment later.
+/// The residue, after waiting: the kernel frees what a dead process held only a moment later.
 fn comes_back_to(host: &Host, before: &[String]) -> Vec<String> {
     let mut after = host.residue();
     for _ in 0..20 {
@@ -75,7 +75,7 @@ fn deaths_of_the_supervisor(mode: &str) {
         };
         for phase in ["begun", "made", "done"] {
             if (step, phase) == ("directory", "made") {
-                // The directory is made before its journal can be, so there is no such moment.
+                // The journal is inside the directory, so this moment does not exist.
                 continue;
             }
             let point = format!("supervisor:{step}:{phase}");
@@ -118,10 +118,10 @@ fn a_supervisor_that_dies_at_any_step_leaves_nothing_with_built_in_networking() 
     deaths_of_the_supervisor("nat");
 }
 
-/// Runs the shell words `kill` when a warmup has come to `step`.
+/// Runs the shell words `kill` when a warmup has reached `step`.
 #[track_caller]
 fn kill_at(host: &Host, step: &str, kill: &str) {
-    // The directory is made before its journal can be, and before the step `vmm` is done there is no VMM.
+    // The journal is inside the directory, and before the step `vmm` is done there is no VMM.
     let phase = if matches!(step, "directory" | "vmm") {
         "done"
     } else {
@@ -149,10 +149,10 @@ fn a_vmm_that_dies_at_any_step_is_cleaned_up_after_without_any_command() {
     lease(&host, "first", "");
     drop(host.crabbox("stop first").exits(0));
     let before = host.residue();
-    // Before the step `vmm` there is none.
+    // Before the step `vmm` there is no VMM.
     for step in ["vmm", "attach", "mapping", "claim"] {
         kill_at(&host, step, "pkill -9 -f '[f]irecracker --id'");
-        // One that died while it booted is made once more, and then there is a lease.
+        // A machine that dies during its boot is made once more, and then there is a lease.
         drop(host.crabbox("stop killed"));
         until(&host, "! pgrep -f '[_]_supervise' >/dev/null");
         assert_nothing_left(&before, &comes_back_to(&host, &before));
@@ -192,7 +192,7 @@ fn when_both_die_at_any_step_one_cleanup_is_enough() {
         assert!(cleaned.contains("remove firecracker lease="), "{step}: {cleaned}");
         assert_nothing_left(&before, &comes_back_to(&host, &before));
     }
-    // Without a cleanup, any command that uses leases has it ended.
+    // Even without a cleanup, any command that uses leases makes sure that it is ended.
     kill_at(&host, "claim", KILL_BOTH);
     drop(host.crabbox("list --provider firecracker").exits(0));
     until(&host, "! pgrep -f '[_]_supervise' >/dev/null");
@@ -220,7 +220,7 @@ fn a_stop_that_dies_at_any_step_is_finished_by_cleanup() {
     ] {
         for phase in ["begun", "done"] {
             lease(&host, "half", "");
-            // The supervisor would finish the work by itself; without it, cleanup must.
+            // The supervisor would finish the teardown by itself; without it, `cleanup` must.
             let died = host.sh(&format!(
                 "kill -9 $(pgrep -f '[_]_supervise'); CRABBOX_TEST_FAILPOINT=cli:undo-{step}:{phase} crabbox stop half; code=$?; \
                  pkill -9 -f '[_]_supervise'; exit $code"
@@ -257,7 +257,7 @@ fn four_at_once_with_one_slug_all_get_a_lease_and_a_name_of_their_own() {
     slugs.sort();
     slugs.dedup();
     assert_eq!(slugs.len(), 4, "{list:#}");
-    // Stops against stops, heartbeats and cleanups.
+    // Concurrent stops, heartbeats and cleanups.
     drop(host.sh(
         "ids=$(crabbox list --provider firecracker | grep -o 'lease=cbx_[0-9a-f]*' | cut -d= -f2); \
          for id in $ids; do crabbox stop $id & crabbox heartbeat $id & crabbox stop $id & done; \
@@ -310,7 +310,7 @@ fn strange_records_hide_nothing_and_block_nothing() {
     );
     let kept = host.crabbox("cleanup --provider firecracker").exits(0);
     assert!(kept.stderr.contains("unreadable_record"), "{kept:?}");
-    // A lock of it that cannot be looked at blocks nobody else.
+    // Its unreadable lock blocks no other lease.
     drop(
         host.sh(&format!("ln -sf /nowhere {state}/locks/{id}.lock"))
             .exits(0),
@@ -320,13 +320,13 @@ fn strange_records_hide_nothing_and_block_nothing() {
     drop(host.sh(&format!("rm {state}/locks/{id}.lock")).exits(0));
     drop(host.crabbox(&format!("stop {id}")).exits(0));
 
-    // Its CNI network is gone before it is stopped.
+    // Its CNI network disappears before it is stopped.
     drop(host.sh("mv /srv/cni /srv/cni.away").exits(0));
     drop(host.crabbox("stop healthy").exits(0));
     drop(host.sh("mv /srv/cni.away /srv/cni").exits(0));
     assert_nothing_left(&before, &comes_back_to(&host, &before));
 
-    // A lease of an earlier boot, whose pid is now somebody else's.
+    // A lease from an earlier boot, whose pid now belongs to another process.
     lease(&host, "rebooted", "");
     drop(host.sh(&format!(
         "kill -9 $(pgrep -f '[_]_supervise'); pkill -9 -f '[f]irecracker --id'; sleep 0.3; sleep 600 >/dev/null 2>&1 & bystander=$!; echo $bystander > /srv/pid; \
@@ -342,7 +342,7 @@ fn strange_records_hide_nothing_and_block_nothing() {
     );
     assert_nothing_left(&before, &comes_back_to(&host, &before));
 
-    // A lease as the Go program leaves it: a record, the cache of its CNI attachment, and nothing of ours.
+    // A lease as left by the Go program: a record, the cache of its CNI attachment, and no files of this program.
     lease(&host, "foreign", "--firecracker-jailer none");
     drop(host.sh(&format!(
         "kill -9 $(pgrep -f '[_]_supervise'); rm {state}/leases/cbx_*/journal.jsonl; mv /srv/cni /srv/cni.away"
@@ -420,7 +420,7 @@ fn the_last_words_of_a_vmm_are_its_log_and_not_what_it_links_there() {
         host.sh("mkdir /srv/evil && cp /srv/fake/jailer /srv/evil/ && echo of-the-host > /srv/secret")
             .exits(0),
     );
-    // The VMM's directory is its own, so it can put anything in place of its log.
+    // The VMM owns its directory, so it can replace its log by anything.
     for (writes, shown) in [
         ("echo of-the-vmm > firecracker.log", true),
         ("ln -sf /srv/secret firecracker.log", false),
@@ -449,7 +449,7 @@ fn root_leases_without_a_jailer_only_when_none_was_said() {
         "{refused:?}"
     );
     assert_nothing_left(&before, &host.residue());
-    // Said on the command line or by the host's own configuration, it is a choice.
+    // On the command line or in the host's own configuration, it is a deliberate choice.
     lease(&host, "flag", "--firecracker-jailer none");
     drop(
         host.sh(&format!(
@@ -457,7 +457,7 @@ fn root_leases_without_a_jailer_only_when_none_was_said() {
         ))
         .exits(0),
     );
-    // A repository cannot say it.
+    // A repository cannot set it.
     let asked = host.sh(&format!(
         "mkdir /srv/repo && cd /srv/repo && git init -q && echo 'firecracker: {{jailer: none}}' > crabbox.yaml && crabbox warmup {PRETEND} --slug asked"
     ));
@@ -478,7 +478,7 @@ fn objects_of_ours_without_a_lease_go_and_nobody_else_s_do() {
          nft add table ip crabbox_0badcafe; touch /srv/.config/crabbox/state/firecracker/locks/cbx_000000000001.lock; \
          mkdir -p /srv/.config/crabbox/state/firecracker/leases/cbx_000000000002",
     ).exits(0));
-    // The same without our tag. A key directory is another provider's just as likely, in this program's state or the Go program's.
+    // The same without our tag. A key directory may just as well belong to another provider, in this program's state or the Go program's.
     drop(host.sh("ip link add cbxmine type veth peer name x1; nft add table ip crabboxes; mkdir -p /srv/.config/crabbox/testboxes/cbx_000000000003").exits(0));
     let dry = host.crabbox("cleanup --provider firecracker --dry-run").exits(0);
     for what in [
@@ -509,7 +509,7 @@ fn objects_of_ours_without_a_lease_go_and_nobody_else_s_do() {
     drop(host.crabbox("run --id live --no-sync -- true").exits(0));
 }
 
-/// uid and block of the lease `slug` by its journal; `crabbox` is the command whose lease it is.
+/// The uid and address block of the lease `slug` from its journal; `crabbox` is the command line of its state directory.
 #[track_caller]
 fn share(host: &Host, crabbox: &str, slug: &str) -> [serde_json::Value; 2] {
     let id = host
@@ -539,7 +539,7 @@ fn two_state_directories_share_nothing_and_neither_takes_the_others_leases_away(
     let before = host.residue();
     let entries = before.iter().filter(|line| line.starts_with("entry ")).count();
     assert_eq!(entries, 2, "{before:#?}");
-    // As an earlier version leaves them: without entries. Then with them.
+    // First without registry entries, as with an earlier version, then with them.
     let away = host
         .sh("mv /var/lib/crabbox/registry/leases /srv/entries")
         .exits(0);
@@ -564,7 +564,7 @@ fn two_state_directories_share_nothing_and_neither_takes_the_others_leases_away(
                 "{entries} entered: {uid} {block} {theirs:?}"
             );
         }
-        // And the other way round, with both alive.
+        // And the other way round, with both directories' leases alive.
         assert_eq!(cleanup(&host), "", "{entries} entered");
         for (crabbox, slug) in [("crabbox", "first"), ("crabbox", "chained"), (SECOND, "second")] {
             let alive = host
@@ -574,7 +574,7 @@ fn two_state_directories_share_nothing_and_neither_takes_the_others_leases_away(
         }
         drop(host.sh(&format!("{SECOND} stop second")).exits(0));
     }
-    // The second directory's own files are no lease's.
+    // The second directory's own files do not belong to a lease.
     drop(host.sh("rm -rf /srv/second").exits(0));
     assert_nothing_left(&before, &comes_back_to(&host, &before));
 }
@@ -587,7 +587,7 @@ fn a_death_beside_the_registry_leaves_an_entry_that_any_state_directory_takes_ba
     let before = host.residue();
     let mut failures = String::new();
     for phase in ["begun", "made", "done"] {
-        // Whoever asked for it takes it back.
+        // The requesting command takes it back.
         let died = host.sh(&format!(
             "CRABBOX_TEST_FAILPOINT=supervisor:registry:{phase} crabbox warmup {PRETEND} --slug crash"
         ));
@@ -596,14 +596,14 @@ fn a_death_beside_the_registry_leaves_an_entry_that_any_state_directory_takes_ba
         }
     }
     let entered = |residue: &[String]| residue.iter().filter(|line| line.starts_with("entry ")).count();
-    // In the making, it has an entry and no directory, and its lock speaks for it.
+    // While being made, it has an entry but no directory, and is protected by its lock.
     let beside = format!("{SECOND} cleanup --provider firecracker > /srv/beside 2>&1");
     host.kill_at("registry:done", PRETEND, &beside);
     assert_eq!(host.sh("cat /srv/beside").exits(0).stdout, "");
     assert_eq!(entered(&host.residue()), 1);
     drop(host.sh("crabbox stop killed && rm /srv/beside").exits(0));
     assert_nothing_left(&before, &comes_back_to(&host, &before));
-    // With both dead, the other directory's cleanup sees that nothing is left of the lease but its entry.
+    // With both dead, the other directory's cleanup sees that only the entry is left of the lease.
     host.kill_at("registry:done", PRETEND, KILL_BOTH);
     assert_eq!(entered(&host.residue()), 1);
     let cleaned = host
@@ -641,11 +641,11 @@ fn an_idle_lease_ends_and_one_in_use_does_not_until_its_time_is_over() {
     lease(&host, "first", "");
     drop(host.crabbox("stop first").exits(0));
     let before = host.residue();
-    // Ten seconds idle: it ends by itself, although its shared connection is still open.
+    // The idle timeout ends it, although its shared connection is still open.
     lease(&host, "idle", "--idle-timeout 8s");
     until(&host, "! pgrep -f '[_]_supervise' >/dev/null");
     assert_nothing_left(&before, &comes_back_to(&host, &before));
-    // In use three times as long: it stays. Killed, the run leaves the label `running`, and still the lease ends.
+    // In use for three times as long, it stays. When the run is killed it leaves the label `running`, and the lease still ends.
     lease(&host, "busy", "--idle-timeout 8s");
     drop(
         host.sh(
@@ -661,7 +661,7 @@ fn an_idle_lease_ends_and_one_in_use_does_not_until_its_time_is_over() {
     drop(host.sh("kill -9 $(cat /srv/run.pid); rm /srv/run.pid; pkill -f '[s]leep 600'"));
     until(&host, "! pgrep -f '[_]_supervise' >/dev/null");
     assert_nothing_left(&before, &comes_back_to(&host, &before));
-    // In use or not, the time to live is the end.
+    // The time to live ends it, even in use.
     lease(&host, "short", "--ttl 12s");
     let cut = host.crabbox("run --id short --no-sync -- sleep 600");
     assert!(cut.code.is_some_and(|code| code != 0), "{cut:?}");
@@ -684,7 +684,7 @@ fn two_hundred_leases_four_at_a_time_leave_nothing() {
         assert_eq!(done.stdout, "ok\n".repeat(4), "round {round}: {done:?}");
     }
     assert_nothing_left(&before, &comes_back_to(&host, &before));
-    // What the leases held is free again: the first uid and subnet of their ranges are given out.
+    // The leases' resources are free again: the first uid and subnet of their ranges are given out.
     lease(&host, "last", "--firecracker-network nat");
     let opened = host
         .sh("head -1 /srv/.config/crabbox/state/firecracker/leases/cbx_*/journal.jsonl")

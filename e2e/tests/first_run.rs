@@ -1,16 +1,16 @@
-//! The first command on a host that was never set up, on pretended hosts: it is offered, it can be killed at any moment and taken up
-//! again, and all of it can be taken back.
+//! The first command on a host that was never set up, on pretended hosts: setup is offered, can be killed at any moment and resumed, and can be
+//! undone completely.
 
 use crabbox_e2e::{Host, assert_nothing_left};
 
-/// A user's settings for a host with a fake VMM, and a bundle to set up from.
+/// A user's settings for a host with a fake VMM, and the bundle to set up from.
 const USER: &str = "CRABBOX_FIRECRACKER_BINARY=/srv/fake/firecracker CRABBOX_FIRECRACKER_USER=root CRABBOX_FIRECRACKER_CPUS=1 \
      CRABBOX_FIRECRACKER_MEMORY_MIB=128 CRABBOX_FIRECRACKER_WORK_ROOT=/srv/work CRABBOX_FIRECRACKER_NETWORK=nat \
      CRABBOX_FIRECRACKER_LAUNCH_TIMEOUT=30s CRABBOX_SETUP_FROM=/srv/served/bundle.tar";
 
 const URL: &str = "http://127.0.0.1:8099/bundle.tar";
 
-/// A host without an image, and a bundle of one in /srv/served.
+/// A host without an image, and a bundle with one in /srv/served.
 fn bare() -> Host {
     let host = Host::pretend();
     host.build_image("default", "word");
@@ -38,10 +38,10 @@ fn serve(host: &Host) {
     drop(started.exits(0));
 }
 
-/// The length of what is here of a download.
+/// The downloaded length so far.
 const HERE: &str = "stat -c %s /srv/.cache/crabbox/downloads/*.part 2>/dev/null || echo 0";
 
-/// Starts a setup from the server, and kills it when half of the bundle is here.
+/// Starts a setup from the server, and kills it when half of the bundle is downloaded.
 fn killed_half_way(host: &Host) -> u64 {
     let half = host
         .sh("echo $(($(stat -c %s /srv/served/bundle.tar) / 2))")
@@ -106,7 +106,7 @@ fn an_import_that_is_killed_leaves_nothing_that_is_used() {
     host.kill_at_every_moment(import, "crabbox image rm default >&2", |limit| {
         let list = host.crabbox("image list --json").exits(0).json();
         for image in list["images"].as_array().into_iter().flatten() {
-            // It came so far that at most the name was missing.
+            // It got far enough that at most the name was missing.
             let verified = format!("image verify {}", image["digest"].as_str().unwrap_or_default());
             drop(host.crabbox(&verified).exits(0));
         }
@@ -121,7 +121,7 @@ fn an_import_that_is_killed_leaves_nothing_that_is_used() {
     assert_eq!(left.stdout, "images\nlock\nnames\n");
 }
 
-/// A run with this before it.
+/// A run, preceded by `more`.
 fn run(more: &str) -> String {
     format!(
         "cd /srv/repo && {USER} {more} crabbox run --provider firecracker --no-sync --firecracker-disk-mib 64"
@@ -132,7 +132,7 @@ fn run(more: &str) -> String {
 fn ci_is_set_up_by_its_first_run() {
     let host = bare();
     let before = host.residue();
-    // Nobody agreed: neither a terminal nor CI.
+    // Without consent: neither a terminal nor CI.
     let refused = host.sh(&format!("{} -- echo ran", run("CI=false"))).exits(2);
     assert!(
         refused.stdout.is_empty() && refused.stderr.contains("crabbox setup firecracker"),

@@ -1,13 +1,13 @@
-//! Leases that Slurm places: a gateway and three hosts behind it, each pretended in namespaces of its own, with a real Slurm between them.
-//! Who has what, what is left on every host, and what is said when something dies. No microVM runs here.
+//! Leases placed by Slurm: a gateway and three hosts behind it, each pretended in separate namespaces, with a real Slurm between them. Tests who has
+//! what, what is left on every host, and the messages when something dies. No microVM runs here.
 
 use crabbox_e2e::assert_nothing_left;
 use crabbox_e2e::fleet::{Fleet, fleet};
 
-/// Shell: no lease is on this host, and no process of a job.
+/// Shell: true if this host has no lease, and no process of a job.
 const NO_LEASE: &str = "! ls -d /srv/.config/crabbox/state/firecracker/leases/cbx_* >/dev/null 2>&1 && ! pgrep -f '[_]_hold' >/dev/null";
 
-/// Both have asked once, so that their connections are there, and each host once, so that the gateway's is.
+/// The residue after both users and the gateway have connected to each host once, so that all shared connections exist.
 #[track_caller]
 fn settled(fleet: &Fleet) -> Vec<String> {
     for who in ["alice", "bob"] {
@@ -19,7 +19,7 @@ fn settled(fleet: &Fleet) -> Vec<String> {
     fleet.settled()
 }
 
-/// Bob learns nothing of the lease on that host, also when he asks that host by its name.
+/// Bob learns nothing of the lease on that host, even when he names the host.
 #[track_caller]
 fn is_alice_s_alone(fleet: &Fleet, number: usize, lease: &str) {
     assert_eq!(fleet.with("bob", "crabbox list").exits(0).stdout, "");
@@ -28,7 +28,7 @@ fn is_alice_s_alone(fleet: &Fleet, number: usize, lease: &str) {
         &format!("crabbox __proxy --host root@127.0.0.1:2222/h{number} --key /tmp/bob/key --known-hosts /tmp/bob/known_hosts {lease} </dev/null"),
     );
     assert!(guessed.exits(4).stderr.contains("not found"));
-    // What has become of a job is told to who knows its lease.
+    // The state of a job is only reported to a client that knows its lease.
     let job = fleet.gateway.sh("squeue -h -o %i").exits(0).stdout;
     for (asked, told) in [(lease, "\"RUNNING\""), ("cbx_000000000000", "null")] {
         let fate = fleet.with(
@@ -57,8 +57,8 @@ fn is_alice_s_alone(fleet: &Fleet, number: usize, lease: &str) {
     );
 }
 
-/// What this machine knows nothing of any more is told by the gateway, which asks all hosts, and nothing is told when it cannot: another
-/// program would have it made once more.
+/// Leases unknown to this machine are reported by the gateway, which asks all hosts; if it cannot ask them all, nothing is reported, because another
+/// program would make a missing lease again.
 #[track_caller]
 fn is_listed_without_a_claim(fleet: &Fleet, listed: &str) {
     let claims = "/tmp/alice/.config/crabbox/state/claims";
@@ -82,7 +82,7 @@ fn is_listed_without_a_claim(fleet: &Fleet, listed: &str) {
     assert_eq!(fleet.with("bob", "crabbox list").exits(0).stdout, "");
 }
 
-/// All of the room of three hosts is taken. Who comes then waits, is told for what and behind whom, and gives up.
+/// All three hosts are full. The next client waits, is told for what and behind whom, and gives up.
 #[track_caller]
 fn who_finds_no_room_waits(fleet: &Fleet) {
     let fill = "for i in 1 2 3 4 5; do crabbox warmup --slug fill$i >/dev/null 2>/tmp/bob/fill$i & done; wait; cat /tmp/bob/fill*; crabbox list | wc -l";
@@ -101,9 +101,9 @@ fn who_finds_no_room_waits(fleet: &Fleet) {
         assert!(queued.stderr.contains(line), "{queued:?}");
     }
     assert!(queued.stdout.contains("second 130"), "{queued:?}");
-    // Neither who said so nor who was killed keeps a place.
+    // Neither a client that gave up nor a killed one keeps its place in the queue.
     fleet.gateway.until("test -z \"$(squeue -h -t PENDING)\"");
-    // One that waits has its host as soon as there is room.
+    // A waiting client gets a host as soon as there is room.
     let moved = fleet.with(
         "alice",
         "crabbox warmup --slug next >/dev/null 2>/tmp/alice/next & next=$!; \
@@ -112,7 +112,7 @@ fn who_finds_no_room_waits(fleet: &Fleet) {
     assert!(moved.exits(0).stderr.contains("queued: 1st"));
 }
 
-/// The doctor reads the configuration by which all of this runs, and finds it well.
+/// The doctor checks the configuration used here, and finds no fault.
 #[track_caller]
 fn is_found_well(fleet: &Fleet) {
     for (host, row) in [
@@ -149,7 +149,7 @@ fn a_lease_of_a_fleet_is_placed_used_and_given_back_and_who_finds_no_room_waits(
             .code,
         Some(7)
     );
-    // The list says where it is, and the scheduler and the host agree.
+    // The list shows its host, and scheduler and host agree.
     let number = fleet.host_of("alice", "mine");
     let listed = fleet.with("alice", "crabbox list").exits(0).stdout;
     assert!(
@@ -183,10 +183,10 @@ fn a_lease_of_a_fleet_is_placed_used_and_given_back_and_who_finds_no_room_waits(
     assert_nothing_left(&before, &fleet.settled());
 }
 
-/// A job makes one lease, for who knows of it, and a host makes none without a job.
+/// A job makes one lease, for the client that knows its nonce, and a host makes none without a job.
 #[track_caller]
 fn who_knows_of_a_job(fleet: &Fleet) {
-    // A request without a job, and one with another word for it: no lease is made.
+    // A request without a job, and one with the wrong nonce: no lease is made.
     let ask = |nonce: &str| {
         let key = fleet
             .gateway
@@ -216,7 +216,7 @@ fn who_knows_of_a_job(fleet: &Fleet) {
         plain.contains("a lease without a job is not for this host"),
         "{plain}"
     );
-    // A job without a request is over by itself, whoever else asks; who asks once has it, and who asks again comes too late.
+    // A job without a valid request ends by itself. The first valid request gets it, and a second one comes too late.
     let hold = "sbatch --parsable -w h1 --mem=128 -p lease --gres=lease:1 -o /dev/null --wrap 'exec /srv/bin/crabbox __hold --lease cbx_0123456789ab \
          --owner alice --nonce right --wait 8 \"$SLURM_JOB_ID\"'";
     let job = fleet.gateway.sh(hold).exits(0).stdout.trim().to_owned();
@@ -246,7 +246,7 @@ fn a_host_that_refuses_is_left_out_and_a_job_makes_one_lease_for_who_knows_of_it
     let reserve = |number: usize, mib: u64| {
         drop(fleet.node(number).sh(&format!("sed -i '/reserveMemoryMiB/d; $a\\  reserveMemoryMiB: {mib}' /srv/.config/crabbox/config.yaml")).exits(0));
     };
-    // Slurm thinks that there is room on h1, and the host knows better.
+    // Slurm thinks that h1 has room, but the host refuses.
     reserve(1, 16_000_000);
     let lease = fleet.with("alice", "crabbox warmup --slug mine").exits(0);
     assert!(
@@ -257,7 +257,7 @@ fn a_host_that_refuses_is_left_out_and_a_job_makes_one_lease_for_who_knows_of_it
     assert_ne!(held, 1);
     drop(fleet.with("alice", "crabbox stop mine").exits(0));
     reserve(2, 16_000_000);
-    // No host can have this: whoever runs it has made a mistake, which costs nobody a lease that another host could make.
+    // Now no host can make it. A refusal may be one host's misconfiguration, so it only counts once every host has refused.
     reserve(3, 99_000_000);
     let none = fleet.with("alice", "crabbox warmup --slug mine").exits(5);
     for host in ["h1: ", "h2: ", "h3: "] {
@@ -280,14 +280,13 @@ fn a_host_that_refuses_is_left_out_and_a_job_makes_one_lease_for_who_knows_of_it
         "{never:?}"
     );
     who_knows_of_a_job(&fleet);
-    // Nobody claimed it.
+    // The unclaimed lease is gone.
     fleet.idle();
     fleet.node(1).until(NO_LEASE);
     assert_nothing_left(&before, &fleet.settled());
 }
 
-/// An epilog that finds a supervisor which does not end by itself, as after the death of Slurm's own process, ends it; there is no second
-/// time to it.
+/// An epilog that finds a supervisor which does not end by itself, as after the death of slurmstepd, kills it; the epilog does not run a second time.
 #[track_caller]
 fn an_epilog_ends_what_still_runs(fleet: &Fleet) {
     drop(fleet.with("alice", "crabbox warmup --slug mine").exits(0));
@@ -305,7 +304,7 @@ fn an_epilog_ends_what_still_runs(fleet: &Fleet) {
     fleet.idle();
 }
 
-/// Where no epilog runs, what is left stays, whoever lists leases, until the health check of that host.
+/// If no epilog runs, leftovers stay, even when leases are listed, until the host's health check.
 #[track_caller]
 fn a_health_check_takes_back_what_no_epilog_did(fleet: &Fleet) {
     for number in 1..=3 {
@@ -346,7 +345,7 @@ fn a_health_check_takes_back_what_no_epilog_did(fleet: &Fleet) {
 fn whatever_dies_the_lease_and_its_job_end_together_and_nothing_is_left() {
     let fleet = fleet(3);
     let before = settled(&fleet);
-    // The supervisor: its job is over, the epilog takes the lease back, and no list brings it to life again.
+    // The supervisor dies: its job is over, the epilog takes the lease back, and listing leases does not revive it.
     drop(fleet.with("alice", "crabbox warmup --slug mine").exits(0));
     let number = fleet.host_of("alice", "mine");
     drop(
@@ -362,7 +361,7 @@ fn whatever_dies_the_lease_and_its_job_end_together_and_nothing_is_left() {
     fleet.idle();
     an_epilog_ends_what_still_runs(&fleet);
     a_health_check_takes_back_what_no_epilog_did(&fleet);
-    // slurmd: the lease lives, and is used and given back.
+    // slurmd dies: the lease lives, and can be used and given back.
     drop(fleet.with("alice", "crabbox warmup --slug mine").exits(0));
     let number = fleet.host_of("alice", "mine");
     drop(fleet.node(number).sh("pkill -9 -x slurmd").exits(0));
@@ -376,8 +375,8 @@ fn whatever_dies_the_lease_and_its_job_end_together_and_nothing_is_left() {
     fleet
         .gateway
         .until("test $(sinfo -h -N -o %T | grep -cx idle) = 3");
-    // slurmctld: what is there goes on, and what is new is refused with a reason. It ends in an orderly way: one that is killed within
-    // seconds of a submission forgets it, and has the job start once more.
+    // slurmctld ends: existing leases continue, and new ones are refused with a reason. It is ended in an orderly way, because a slurmctld that is
+    // killed within seconds of a submission forgets it and starts the job again.
     drop(fleet.with("alice", "crabbox warmup --slug mine").exits(0));
     drop(fleet.gateway.sh("pkill -x slurmctld; for i in $(seq 100); do pgrep -x slurmctld >/dev/null || exit 0; sleep 0.1; done; exit 1").exits(0));
     let new = fleet.with("bob", "crabbox warmup").exits(5);
@@ -399,7 +398,7 @@ fn a_lease_whose_host_is_gone_is_lost_and_is_said_to_be() {
     let number = fleet.host_of("alice", "mine");
     // Power is cut.
     drop(fleet.nodes.remove(number - 1));
-    // Slurm gives it up in its own time.
+    // Slurm gives the host up after its timeout.
     let given_up = fleet
         .gateway
         .sh("for i in $(seq 900); do squeue -h -t all -o %T | grep -q NODE_FAIL && exit 0; sleep 0.1; done; sinfo -N -l; exit 1");

@@ -1,9 +1,9 @@
-//! Somebody's images on real microVMs: a Debian with its own kernel, systemd and cloud-init, which knows nothing of crabbox, and one
-//! built from OCI layers whose systemd runs on our kernel. `cargo xtask` makes both (`payload/cloud.rs`).
+//! Foreign images on real microVMs: a Debian with its own kernel, systemd and cloud-init, unaware of crabbox, and one built from OCI layers whose
+//! systemd runs on our kernel. `cargo xtask` makes both (`payload/cloud.rs`).
 
 use crabbox_e2e::{Host, assert_nothing_left};
 
-/// A lease of it. It is a minute of Python on an emulated processor.
+/// A lease from it. cloud-init takes a minute of Python on an emulated processor.
 const CLOUD: &str = "--provider firecracker --firecracker-image cloud --firecracker-cpus 1 --firecracker-memory-mib 512 \
      --firecracker-disk-mib 1500 --firecracker-launch-timeout 10m";
 
@@ -21,7 +21,7 @@ fn a_cloud_init_image_is_leased_entered_and_given_back() {
     let method = status["labels"]["disk_method"].as_str();
     assert!(matches!(method, Some("reflink" | "sparse-copy")), "{status}");
 
-    // The seed's contract: user, sudo, host name, address, way out, name server, work root; and the size that was asked for.
+    // The contract of the seed: user, sudo, host name, address, outgoing route, name server, work root; and the requested disk size.
     let run = host
         .sh(&format!(
             "cd {repo} && echo two >> tracked && crabbox run --id cloud -- sh -c 'cat tracked; whoami; sudo -n id -u; hostname; \
@@ -48,7 +48,7 @@ fn a_cloud_init_image_is_leased_entered_and_given_back() {
     assert_nothing_left(&before, &host.residue());
 }
 
-/// A lease of the image that was built from OCI layers with `--init systemd`.
+/// A lease from the image built from OCI layers with `--init systemd`.
 const SYSTEMD: &str = "--provider firecracker --firecracker-image systemd --firecracker-cpus 1 --firecracker-memory-mib 384 \
      --firecracker-disk-mib 1500 --firecracker-launch-timeout 5m";
 
@@ -79,7 +79,7 @@ fn an_oci_image_with_systemd_is_leased_entered_and_given_back() {
         "{status}"
     );
 
-    // Process 1 is the image's own, which runs the server; layers, user, sudo, address and way out are as the lease needs them.
+    // Process 1 is the image's own, which runs sshd; layers, user, sudo, address and outgoing route are as the lease needs them.
     let run = host
         .sh(&format!(
             "cd {repo} && echo two >> tracked && crabbox run --id systemd -- sh -c 'cat tracked; cat /proc/1/comm; systemctl is-active ssh; \
@@ -98,7 +98,7 @@ fn an_oci_image_with_systemd_is_leased_entered_and_given_back() {
     }
     assert!(!run.stdout.contains(".service"), "a unit failed: {}", run.stdout);
 
-    // Switched off from within, it is taken back as any other.
+    // Powered off from inside, it is taken back like any other.
     drop(host.sh(&format!(
         "cd {repo} && crabbox run --id systemd --no-sync -- sudo systemctl poweroff"
     )));

@@ -1,4 +1,4 @@
-//! Images and the leases that run from them, on a pretended host: what is shared, what is chosen, what is held.
+//! Images and the leases that run from them, on a pretended host: sharing, choice of the image, protection of images in use.
 
 use crabbox_e2e::{Host, assert_nothing_left};
 
@@ -14,7 +14,7 @@ fn links(host: &Host, dir: &str) -> String {
 fn fifty_leases_share_one_image_and_hold_it() {
     let host = Host::pretend();
     host.build_image("default", "of-default");
-    // Fifty real guests would need this memory; of pretended ones each takes a few MiB, and what a full host says is another test.
+    // Fifty real guests would need this much memory; pretended ones take a few MiB each. Full hosts are covered by another test.
     drop(
         host.sh("sed 's/^MemAvailable:.*/MemAvailable: 64000000 kB/' /proc/meminfo > /srv/meminfo && mount --bind /srv/meminfo /proc/meminfo")
             .exits(0),
@@ -39,7 +39,7 @@ fn fifty_leases_share_one_image_and_hold_it() {
         .sh("du -sk /srv/.config/crabbox/state/firecracker/leases | cut -f1")
         .exits(0);
     let used: u64 = used.stdout.trim().parse().unwrap();
-    // The base counts once, though every lease has it; 16 GiB of each take some 50 KiB.
+    // The base counts once, though every lease has it; the 16 GiB layer of each lease takes some 50 KiB.
     assert!(used < 50 * 512 + 8192, "{used} KiB for fifty leases");
     let status = host.crabbox("status --id s7 --json").exits(0).json();
     assert_eq!(status["labels"]["disk_method"], "shared-base", "{status}");
@@ -56,7 +56,7 @@ fn fifty_leases_share_one_image_and_hold_it() {
     each("crabbox stop s%");
     assert_eq!(links(&host, &dir), "1\n");
     drop(host.crabbox("image verify default").exits(0));
-    // What a dead process leaves to the kernel is gone a moment later.
+    // The kernel frees what a dead process held only a moment later.
     let mut after = host.residue();
     for _ in 0..20 {
         if after != before {
@@ -145,7 +145,7 @@ fn a_build_that_is_killed_leaves_nothing_that_is_used() {
             Some(0),
             "killed after {limit} s: {list}"
         );
-        // Both are whole when it came so far, and the name points at one of them.
+        // Every listed image is complete, and the name points at one of them.
         for image in list["images"].as_array().into_iter().flatten() {
             let verified = format!("image verify {}", image["digest"].as_str().unwrap_or_default());
             drop(host.crabbox(&verified).exits(0));
@@ -153,7 +153,7 @@ fn a_build_that_is_killed_leaves_nothing_that_is_used() {
         drop(host.crabbox("image verify default").exits(0));
     });
     drop(host.sh(&other).exits(0));
-    // The one that was not killed swept what the others had left.
+    // The run that was not killed has removed the leftovers of the others.
     let left = host.sh("ls -A /srv/.cache/crabbox/images").exits(0);
     assert_eq!(left.stdout, "images\nlock\nnames\n");
     assert_ne!(host.image("default"), good);
@@ -212,7 +212,7 @@ fn what_cannot_be_swept_exported_or_taken_is_told_and_changes_nothing() {
         );
         assert_eq!(host.sh(everything).exits(0).stdout, before, "{words}: {done:?}");
     }
-    // With the same words but for the dry run, the one that is not the default goes.
+    // The same command without the dry run removes the image that is not the default.
     drop(host.crabbox("image gc --max-mib 0").exits(0));
     let list = host.crabbox("image list --json").exits(0).json();
     assert_eq!(list["images"].as_array().map(Vec::len), Some(1), "{list}");

@@ -1,5 +1,5 @@
-//! What a guest can reach and do, tried from inside real guests: networks with packets, the jail with what the kernel says of the VMM,
-//! limits by going over them.
+//! What a guest can reach and do, tried from inside real guests: networks by sending packets, the jail by the kernel's view of the VMM, limits by
+//! exceeding them.
 
 use std::fmt::Write as _;
 
@@ -7,11 +7,11 @@ use crabbox_e2e::{Host, assert_nothing_left};
 
 const SURROUNDINGS: &str = include_str!("isolation.sh");
 
-/// Takes the surroundings away again.
+/// Removes the test environment again.
 const NO_SURROUNDINGS: &str = "pkill socat; pkill -f '^python3 /root/resolver'; rm -f /root/resolver.py; ip link del world; ip link del lan; ip netns del world; ip netns del lan; \
      ip addr del 169.254.169.254/32 dev lo; echo 'nameserver 10.0.2.3' > /etc/resolv.conf; true";
 
-/// A shell line that prints `hello` when a listener of the surroundings can be reached at `host`.
+/// A shell line that prints `hello` if a test listener is reachable at `host`.
 fn reach(host: &str) -> String {
     format!("timeout 5 bash -c 'exec 3<>/dev/tcp/{host}/7777 && head -n1 <&3' 2>/dev/null || echo no")
 }
@@ -26,7 +26,7 @@ fn guest(host: &Host, repo: &str, slug: &str, script: &str) -> String {
     .stdout
 }
 
-/// The address under which the host reaches a lease.
+/// The address by which the host reaches a lease.
 #[track_caller]
 fn address(host: &Host, slug: &str) -> String {
     let document = host.crabbox(&format!("inspect --json {slug}")).exits(0).json();
@@ -46,7 +46,7 @@ fn a_guest_reaches_the_internet_and_names_and_nothing_nearer() {
         let network = format!("--firecracker-network {mode}");
         drop(host.warmup(&repo, "inside", &network));
         drop(host.warmup(&repo, "neighbour", &network));
-        // The neighbour listens, and the host can tell that it does.
+        // The neighbour listens, and the host can reach it.
         drop(guest(
             &host,
             &repo,
@@ -70,7 +70,7 @@ fn a_guest_reaches_the_internet_and_names_and_nothing_nearer() {
         let own = host
             .sh("ip -4 -o addr show | awk '{print $4}' | cut -d/ -f1")
             .exits(0);
-        // Every address of the host, its neighbour, the metadata service, the other lease.
+        // Every address of the host and of its neighbour, the metadata service, the other lease.
         let mut closed: Vec<&str> = own
             .stdout
             .lines()
@@ -155,10 +155,10 @@ fn a_vmm_has_no_rights_and_its_guest_cannot_take_more_than_its_share() {
             "cd {repo} && exec crabbox run --id jailed --no-sync -- {command}"
         ))
     };
-    // A guest that wants more memory than it has is refused by its own kernel, and goes on.
+    // A guest that wants more memory than it has is refused by its own kernel, and continues.
     let greedy = run("python3 -c 'print(len(bytearray(1 << 30)))'");
     assert_ne!(greedy.code, Some(0), "{greedy:?}");
-    // The same with its disk: 2 GiB are 2 GiB.
+    // The same with its disk: no more than 2 GiB.
     let full = run(
         "sh -c 'dd if=/dev/zero of=big bs=1M count=3000 status=none; df -BM --output=size . | tail -1; rm big'",
     );

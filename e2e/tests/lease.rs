@@ -1,8 +1,8 @@
-//! The main job on real microVMs: lease, look, run with a dirty tree, enter, list, give back, and nothing is left.
+//! The main use on real microVMs: lease, inspect, run with a dirty tree, enter, list, give back; and nothing is left behind.
 
 use crabbox_e2e::{Host, SMALL, assert_nothing_left};
 
-/// Documents of a real lease, which [`Host::crabbox`] holds against their schemas.
+/// Documents of a real lease, which [`Host::crabbox`] validates against their schemas.
 fn documents(host: &Host) {
     for words in [
         "inspect --json e2e-main",
@@ -48,7 +48,7 @@ fn a_lease_from_warmup_to_stop_leaves_nothing() {
 
     documents(&host);
 
-    // A dirty tree, the command's own exit code, and both streams apart.
+    // A dirty tree, the command's own exit code, and separate output streams.
     let run = host.sh(&format!(
         "cd {repo} && echo two >> tracked && echo new > untracked && git rm -q sub/file && \
          crabbox run --id e2e-main -- sh -c 'cat tracked untracked; ls sub 2>/dev/null; git status --short; echo to-stderr >&2; exit 7'"
@@ -160,7 +160,7 @@ fn a_guest_that_cannot_boot_is_taken_back_and_shows_its_console() {
 fn a_guest_that_panics_is_taken_back_and_its_last_words_are_shown() {
     let host = Host::alone();
     let before = host.residue();
-    // A good kernel over a root file system without an init: it boots, panics, and says why on the console.
+    // A good kernel with a root file system without an init: it boots, panics, and the console shows why.
     let made = host.sh(
         "mkdir -p $HOME/e2e/empty && cd $HOME/e2e/empty && rm -f rootfs.ext4 && truncate -s 64M rootfs.ext4 && mke2fs -q -F rootfs.ext4",
     );
@@ -233,7 +233,7 @@ fn bad_input_is_reported_with_its_fix_and_leaves_the_host_alone() {
     assert_nothing_left(&before, &host.residue());
 }
 
-/// A configuration of the user's own with two volumes that there must be no lease without.
+/// A user's configuration with two required volumes.
 const WITH_VOLUMES: &str = "export CRABBOX_CONFIG=$HOME/e2e/volumes.yaml; mkdir -p $HOME/e2e && \
      echo 'cache: {volumes: [{key: e2e-system, path: /var/cache/crabbox/e2e, sizeGB: 1, required: true}, \
      {key: e2e-home, path: /home/crabbox/.cache/e2e, sizeGB: 1, required: true}]}' > $CRABBOX_CONFIG && chmod 600 $CRABBOX_CONFIG";
@@ -243,7 +243,7 @@ fn a_lease_reads_in_its_volumes_what_an_earlier_one_wrote() {
     let host = Host::alone();
     let repo = host.repository("volumes");
     let remove = |key: &str| host.crabbox(&format!("cache volumes --remove {key} --force"));
-    // What an earlier run of this test that failed has left.
+    // Leftovers of an earlier, failed run of this test.
     drop((remove("e2e-system"), remove("e2e-home")));
     drop(host.sh(WITH_VOLUMES).exits(0));
     let before = host.residue();
@@ -264,7 +264,7 @@ fn a_lease_reads_in_its_volumes_what_an_earlier_one_wrote() {
         first.stderr.contains("\"coldReason\":\"it has cache volumes"),
         "{first:?}"
     );
-    // They are the user's, as is what was made on the way to them; and nothing is written out by whoever writes.
+    // They belong to the user, as do the directories made for them; and data is written without an explicit sync.
     assert_eq!(
         run(
             "e2e-first",
@@ -275,7 +275,7 @@ fn a_lease_reads_in_its_volumes_what_an_earlier_one_wrote() {
     );
     drop(host.crabbox("stop e2e-first").exits(0));
 
-    // What was written out survives a machine that dies, too.
+    // Data that was written out also survives a machine that dies.
     drop(leased("e2e-second"));
     assert_eq!(
         run(

@@ -1,11 +1,11 @@
-//! The Debian package on a host with dpkg and apt: installed, leased with, replaced under a lease, removed, purged, and nothing is left.
+//! The Debian package on a host with dpkg and apt: installed, used, replaced while there is a lease, removed, purged, with nothing left behind.
 //!
-//! The program in it is the one that the tests were built with, packed as a release is; compressing it well would take longer than all the rest.
+//! The program in it is the one built for the tests, packed as a release is; compressing it well would take longer than everything else.
 
 use crabbox_e2e::{Host, SMALL, assert_nothing_left};
 use crabbox_host::command::Cmd;
 
-/// The program as the package installs it; the host has another one before it on its PATH.
+/// The program as installed by the package; the host has another one earlier on its PATH.
 const PROGRAM: &str = "/usr/bin/crabbox";
 
 /// Makes the package, and returns its bytes.
@@ -35,7 +35,7 @@ fn package() -> Result<Vec<u8>, Box<dyn std::error::Error>> {
     Ok(std::fs::read(made.path())?)
 }
 
-/// What is there that a package or its user could have left: files by their names, and what dpkg has on record.
+/// What a package or its user could have left: files by name, and dpkg's records.
 fn files(host: &Host) -> Vec<String> {
     let found = host.sh(
         "find /usr/bin /usr/share /etc -name '*crabbox*'; find /var/lib/crabbox ! -name '*.lock' ! -path '*/registry*'; \
@@ -44,21 +44,21 @@ fn files(host: &Host) -> Vec<String> {
     found.stdout.lines().map(str::to_owned).collect()
 }
 
-/// Runs words of the installed program.
+/// Runs the installed program with these words.
 fn crabbox(host: &Host, words: &str) -> crabbox_e2e::Done {
     host.sh(&format!("exec {PROGRAM} {words}"))
 }
 
-/// What dpkg has on record, and what the program says of itself.
+/// Checks dpkg's records, and the version that the program reports.
 #[track_caller]
 fn assert_installed(host: &Host, version: &str) {
     let state = host.sh("dpkg-query -W -f '${db:Status-Status} ${Version}' crabbox");
     assert_eq!(state.exits(0).stdout, format!("installed {version}"));
-    // It exits with 0 whatever it finds (dpkg 1.21).
+    // dpkg exits with 0 in any case (1.21).
     assert_eq!(host.sh("dpkg --verify crabbox").exits(0).stdout, "");
 }
 
-/// Leases live on, and are used with the program that is there now.
+/// Checks that leases live on, and can be used with the installed program.
 #[track_caller]
 fn assert_alive(host: &Host, repo: &str, supervisor: &str) {
     let ran = host.sh(&format!(
@@ -94,7 +94,7 @@ fn a_package_is_installed_replaced_under_a_lease_removed_and_purged_and_leaves_n
     let first = first.exits(0);
     assert!(first.stdout.starts_with("Linux crabbox-"), "{}", first.stdout);
 
-    // Up and down again under a lease; packed anew as a later version, which is all that makes it one.
+    // Upgrade and downgrade while there is a lease; the later version differs only in its number.
     drop(
         host.sh(&format!(
             "cd {repo} && {PROGRAM} warmup {SMALL} --slug kept && cd ~/e2e/deb && dpkg-deb -R crabbox.deb tree && \
@@ -130,7 +130,7 @@ fn a_package_is_installed_replaced_under_a_lease_removed_and_purged_and_leaves_n
     assert_eq!(host.sh(&format!("test -e {PROGRAM}")).code, Some(1));
     drop(host.sh("dpkg --purge crabbox && rm -rf e2e/deb").exits(0));
     let after: Vec<String> = files(&host);
-    // Purging takes the directory, too, which a lab has from the beginning.
+    // Purging also removes the directory, which a lab has from the beginning.
     drop(host.sh("mkdir -p /var/lib/crabbox").exits(0));
     assert!(
         !after.iter().any(|line| line.starts_with("/var/lib/crabbox")),

@@ -1,5 +1,5 @@
-//! Leases that are made ahead of their use, on pretended hosts with a fake VMM: who gets one, what becomes of it otherwise, and what is
-//! left by whoever is killed. That one is a lease like any other is shown on a real microVM, in `warm.rs`.
+//! Leases made ahead of their use, on pretended hosts with a fake VMM: who gets one, what becomes of the others, and what killed processes leave.
+//! `warm.rs` shows on a real microVM that one is a lease like any other.
 
 use crabbox_e2e::{Host, KILL_BOTH, OURS, assert_nothing_left};
 
@@ -40,7 +40,7 @@ fn a_lease_is_made_ahead_taken_and_replaced() {
         .json();
     assert_eq!(filled["made"].as_array().unwrap().len(), 2, "{filled}");
     assert_eq!(members(&host).len(), 2);
-    // Nobody's, so nobody sees them who does not ask.
+    // Unclaimed, so they are only listed on request.
     let listed = host.crabbox("list --provider firecracker").exits(0);
     assert_eq!(listed.stdout, "", "{listed:?}");
     let all = host.crabbox("list --provider firecracker --all").exits(0);
@@ -57,7 +57,7 @@ fn a_lease_is_made_ahead_taken_and_replaced() {
     let lease = warmup.lease();
     assert!(first.contains(&lease), "{lease} {first:?}");
     assert!(warmup.stderr.contains("\"leaseStages\":["), "{warmup:?}");
-    // Its time began when it was taken.
+    // Its time to live began when it was taken.
     let labels = &host.crabbox("inspect --id mine --json").exits(0).json()["labels"];
     assert_eq!(
         (&labels["ttl_secs"], &labels["idle_timeout_secs"]),
@@ -85,8 +85,8 @@ fn fill(host: &Host, count: usize) -> Vec<String> {
     members.map(|member| text(&member["leaseId"])).collect()
 }
 
-/// Starts a warmup with `options` under these `variables`, and waits until its supervisor, or that of the lease which it takes, stands
-/// still at `point` (`step:phase`).
+/// Starts a warmup with `options` under these `variables`, and waits until its supervisor, or that of the pool member which it takes, is stopped at
+/// `point` (`step:phase`).
 #[track_caller]
 fn held(host: &Host, variables: &str, point: &str, options: &str) {
     drop(
@@ -99,14 +99,14 @@ fn held(host: &Host, variables: &str, point: &str, options: &str) {
     host.until("pgrep -r T -f '[_]_supervise' >/dev/null");
 }
 
-/// Has it go on, and returns the exit code of the warmup.
+/// Lets it continue, and returns the exit code of the warmup.
 #[track_caller]
 fn go_on(host: &Host) -> String {
     host.until("pkill -CONT -f '[_]_supervise'; test -s /tmp/held.rc");
     host.sh("cat /tmp/held.rc").exits(0).stdout.trim().to_owned()
 }
 
-/// Waits until nobody makes anything.
+/// Waits until no process fills a pool.
 #[track_caller]
 fn quiet(host: &Host) {
     host.until("! pgrep -f '[_]_fill' >/dev/null");
@@ -125,7 +125,7 @@ fn of_eight_who_want_the_one_that_waits_one_gets_it_and_the_others_a_lease_all_t
         ))
         .exits(0);
     assert!(storm.stdout.starts_with(&"0\n".repeat(8)), "{storm:?}");
-    // Whoever came late may have met the successor.
+    // A late client may have got the successor.
     let counts = |word: &str| {
         let line = storm.stdout.lines().find(|line| line.ends_with(word));
         line.map_or(0, |line| {
@@ -136,7 +136,7 @@ fn of_eight_who_want_the_one_that_waits_one_gets_it_and_the_others_a_lease_all_t
     assert_eq!(counts("pool") + counts("restored"), 8, "{storm:?}");
     let first = storm.stderr.matches(&format!("leased {} ", waits[0])).count();
     assert_eq!(first, 1, "{storm:?}");
-    // Each has a machine of its own that does what it is told.
+    // Each has a separate machine that works.
     for i in 1..=8 {
         let ran = host
             .crabbox(&format!("run --id s{i} --no-sync -- echo alive"))
@@ -172,7 +172,7 @@ fn one_that_waits_is_named_by_its_id_alone_and_taken_when_it_is_used() {
         .exits(0);
     assert_eq!(ran.stdout, "mine\n");
     assert!(!members(&host).contains(&ids[0]));
-    // It is a lease now, by any of its names.
+    // It is now a lease, under any of its names.
     drop(
         host.crabbox(&format!("run --id {slug} --no-sync -- true"))
             .exits(0),
@@ -180,7 +180,7 @@ fn one_that_waits_is_named_by_its_id_alone_and_taken_when_it_is_used() {
     drop(host.crabbox(&format!("stop {slug}")).exits(0));
     drop(host.crabbox(&format!("stop {}", ids[1])).exits(0));
     assert_eq!(members(&host), ids[2..]);
-    // Others than those who want the same do not get it.
+    // Requests for a different lease do not get it.
     for more in [
         "--firecracker-user other --firecracker-launch-timeout 2s",
         "--firecracker-memory-mib 129",
@@ -191,7 +191,7 @@ fn one_that_waits_is_named_by_its_id_alone_and_taken_when_it_is_used() {
         let other = host.crabbox(&format!(
             "warmup {OURS} {more} --firecracker-pool 1 --slug other --timing-json"
         ));
-        // Nobody can log in as that user: what was asked for was not given, and nothing else either.
+        // That user cannot log in, so the request fails rather than getting a different lease.
         let expected = if more.contains("user other") {
             None
         } else {
@@ -225,7 +225,7 @@ fn one_that_waits_too_long_ends_and_has_a_successor_only_where_its_pool_is_used(
     host.until("test -z \"$(ls /srv/.config/crabbox/state/firecracker/leases)\"");
     host.until("! pgrep -f '[_]_supervise' >/dev/null");
     assert_nothing_left(&before, &host.settled());
-    // The one that is left hears of the lease that was taken; its successor hears of none.
+    // The remaining member learns that the other was taken, but its successor does not.
     drop(host.crabbox(&format!("pool fill {OURS} {pool} 4s")).exits(0));
     let waits = members(&host);
     let taken = host
@@ -270,7 +270,7 @@ fn what_was_made_of_another_image_is_taken_by_nobody_and_ends() {
     assert_nothing_left(&before, &after);
 }
 
-/// The points of a lease that is taken.
+/// The failpoints of taking a pool member.
 const TAKING: [&str; 5] = [
     "take:begun",
     "take:made",
@@ -285,7 +285,7 @@ fn whoever_dies_while_one_is_taken_leaves_nothing() {
     let before = host.settled();
     let options = format!("{OURS} --firecracker-pool 1");
     for point in TAKING {
-        // Who takes it dies: it is nobody's, and ends by itself.
+        // The client that takes it dies: it is unclaimed, and ends by itself.
         drop(fill(&host, 1));
         host.kill_at(point, &options, "kill -9 $cli");
         if point != "claim:made" {
@@ -296,7 +296,7 @@ fn whoever_dies_while_one_is_taken_leaves_nothing() {
         drop(host.crabbox("stop killed"));
         drop(host.crabbox("pool drain").exits(0));
         assert_nothing_left(&before, &host.settled());
-        // Its supervisor dies: who wants a lease has another one.
+        // Its supervisor dies: the client gets another lease.
         let waits = fill(&host, 1);
         host.kill_at(point, &options, "kill -9 $(pgrep -r T -f '[_]_supervise')");
         quiet(&host);
@@ -312,7 +312,7 @@ fn whoever_dies_while_one_is_taken_leaves_nothing() {
         drop(host.crabbox("stop killed").exits(0));
         drop(host.crabbox("pool drain").exits(0));
         assert_nothing_left(&before, &host.settled());
-        // Both die, and with them all others, as with the host: one cleanup.
+        // Both die, and with them all others, as when the host crashes: one cleanup suffices.
         drop(fill(&host, 1));
         host.kill_at(point, &options, KILL_BOTH);
         let cleaned = host.crabbox("cleanup --provider firecracker").exits(0);
@@ -347,7 +347,7 @@ fn whoever_dies_while_one_is_made_or_waits_leaves_what_one_command_sweeps() {
                 .collect::<Vec<_>>()
         );
     };
-    // The maker, at each moment: what waits already waits on, the rest goes.
+    // The process that fills the pool, killed at each moment: waiting members stay, the rest is removed.
     host.kill_at_every_moment(
         &format!("crabbox pool fill {OURS} --firecracker-pool 1"),
         "crabbox pool drain >/dev/null",
@@ -358,7 +358,7 @@ fn whoever_dies_while_one_is_made_or_waits_leaves_what_one_command_sweeps() {
         },
     );
     drop(host.crabbox("pool drain").exits(0));
-    // Its supervisor, in the last step and while it waits.
+    // Its supervisor is killed in the last step, and while it waits.
     for point in [
         "supervisor:pool:begun",
         "supervisor:pool:done",
@@ -373,7 +373,7 @@ fn whoever_dies_while_one_is_made_or_waits_leaves_what_one_command_sweeps() {
     for kill in [
         "pkill -9 -f '[_]_supervise'",
         "pkill -9 -f '[f]irecracker --id'",
-        // As a host that was reset.
+        // As after a reset of the host.
         "pkill -9 -f '[_]_supervise|[f]irecracker --id'",
     ] {
         drop(fill(&host, 2));

@@ -1,4 +1,4 @@
-//! A proof on a real microVM: it passes, says on which rung, names nothing of the host, and can be checked by somebody else.
+//! A proof on a real microVM: it passes, names its rung, does not identify the host, and can be checked elsewhere.
 
 use crabbox_e2e::{Host, SMALL, assert_nothing_left};
 
@@ -13,7 +13,7 @@ fn a_proof_passes_says_its_rung_and_names_nothing_of_the_host() {
         .exits(0);
     assert!(made.stdout.starts_with("PASS "), "{made:?}");
     let proof = host.sh("cat $HOME/e2e/proof.md").exits(0).stdout;
-    // The host is a lab or this machine: never less than real Firecracker.
+    // The host is a lab or this machine, and so has at least a real Firecracker.
     assert!(
         proof.starts_with("# crabbox proof: passed, rung 4\n")
             || proof.starts_with("# crabbox proof: passed, rung 5\n"),
@@ -31,7 +31,7 @@ fn a_proof_passes_says_its_rung_and_names_nothing_of_the_host() {
         "echo $HOME/",
         "ip -o -4 address show scope global | grep -o '[0-9.]*/' | tr -d /",
     ] {
-        // A short name is a part of many a word.
+        // Short names occur inside many words.
         for name in host
             .sh(own)
             .stdout

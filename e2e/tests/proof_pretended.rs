@@ -1,4 +1,4 @@
-//! Proofs on pretended hosts with a fake VMM: that they say so, and what becomes of the machine when one does not come to its end.
+//! Proofs on pretended hosts with a fake VMM: they say so, and the machine is given back even if a proof fails.
 
 use crabbox_e2e::{Host, assert_nothing_left};
 
@@ -8,7 +8,7 @@ const OURS: &str = "--provider firecracker --firecracker-binary ./fake/firecrack
 fn host() -> Host {
     let host = Host::pretend();
     host.build_image("default", "word");
-    // The name is its own, as its other namespaces are.
+    // The host name is private to it, like its other namespaces.
     drop(host.sh("hostname alices-laptop").exits(0));
     host
 }
@@ -46,7 +46,7 @@ fn a_proof_of_a_pretended_host_says_so_and_a_forged_one_is_refused() {
     }
     let checked = host.crabbox("proof --check crabbox-proof.md").exits(0);
     assert!(checked.stdout.contains("\nstands for pretended: "), "{checked:?}");
-    // What was written is nobody's to write over.
+    // An existing proof is not overwritten.
     let again = host
         .sh(&format!(
             "cd /srv && crabbox proof {OURS} --firecracker-work-root /srv/work"
@@ -66,7 +66,7 @@ fn a_proof_of_a_pretended_host_says_so_and_a_forged_one_is_refused() {
 fn a_proof_that_fails_half_way_gives_its_machine_back_and_says_what_was_seen() {
     let host = host();
     let before = host.settled();
-    // The machine is leased, and no command finds a place to work there.
+    // The machine is leased, but no command has a usable work root.
     let failed = host
         .sh(&format!(
             "cd /srv && crabbox proof {OURS} --firecracker-work-root /proc/none --output failed.md"

@@ -1,13 +1,13 @@
-//! Leases on another machine's KVM: the clients are users without any right on a pretended host, which they reach by a real sshd on loopback.
-//! Who has what, what is left on either side, and what is said when the other end is away, dies or is somebody else. No microVM runs here.
+//! Leases on another machine's KVM: the clients are users without any rights on a pretended host, which they reach through a real sshd on loopback.
+//! Tests who has what, what is left on either side, and the messages when the other end is away, dies or is a different host. No microVM runs here.
 
 use crabbox_e2e::afar::{KVM, NO_LEASE, host, settled, until, with, with_host};
 use crabbox_e2e::{Host, assert_nothing_left};
 
-/// Bob, whom `who` names, sees none of the lease of alice.
+/// Bob, the user `who`, sees nothing of alice's lease.
 #[track_caller]
 fn learns_nothing(host: &Host, who: &str, lease: &str) {
-    // Bob sees none of it, by no name, and the words are those for a lease that is none.
+    // It is invisible to bob under any name, with the same messages as for a lease that does not exist.
     assert_eq!(with(host, who, "crabbox list").exits(0).stdout, "");
     for name in ["mine", lease] {
         for verb in ["status", "logs", "stop", "ssh", "run --no-sync --id"] {
@@ -27,7 +27,7 @@ fn learns_nothing(host: &Host, who: &str, lease: &str) {
         ),
     );
     assert!(guessed.exits(4).stderr.contains("not found"));
-    // His key opens nothing but our program, and that for himself alone.
+    // His key can only start our program, and only for himself.
     let shell = with(
         host,
         who,
@@ -48,7 +48,7 @@ fn a_lease_on_another_host_is_its_owner_s_alone_from_warmup_to_stop() {
     )
     .exits(0)
     .lease();
-    // The private key is with its owner alone, and the lease says whose it is.
+    // Only the owner has the private key, and the lease names its owner.
     drop(
         host.sh(&format!(
             "test ! -e /srv/.config/crabbox/testboxes/{lease}/id_ed25519"
@@ -78,7 +78,7 @@ fn a_lease_on_another_host_is_its_owner_s_alone_from_warmup_to_stop() {
         (&true.into(), &"ready".into()),
         "{status}"
     );
-    // The claim leads there without the setting.
+    // The claim leads to the host without the setting.
     let ran = with_host(&host, "alice", "", "crabbox run --id mine -- cat tracked").exits(0);
     assert_eq!(ran.stdout, "alice\n", "{ran:?}");
     assert_eq!(
@@ -112,7 +112,7 @@ fn a_lease_on_another_host_is_its_owner_s_alone_from_warmup_to_stop() {
 fn what_ends_on_the_way_leaves_nothing_and_each_owner_has_a_quota() {
     let host = host();
     let before = settled(&host);
-    // A client that is killed before it has claimed its lease has given it up, however it dies.
+    // A client killed before it has claimed its lease has abandoned it, however it dies.
     for kill in ["kill -9 $cli", "pkill -9 -u nobody -x ssh"] {
         let killed = with(
             &host,
@@ -127,7 +127,7 @@ fn what_ends_on_the_way_leaves_nothing_and_each_owner_has_a_quota() {
         until(&host, NO_LEASE);
         drop(with(&host, "alice", "crabbox list").exits(0));
     }
-    // Killed between its claim and its keys, and before it could enter: one cleanup finds what is left here.
+    // Killed between its claim and its keys, and before it could enter: one cleanup removes what is left here.
     for point in ["cli:keys:begun", "cli:keys:done"] {
         drop(
             with(
@@ -150,13 +150,13 @@ fn what_ends_on_the_way_leaves_nothing_and_each_owner_has_a_quota() {
         third.stderr.contains("quota_exceeded") && third.stderr.contains("alice"),
         "{third:?}"
     );
-    // It is alice's alone.
+    // It belongs to alice alone.
     drop(with(&host, "bob", "crabbox warmup --slug bobs").exits(0));
-    // What only the host decides is not asked for by anybody, and what makes no sense is refused there.
+    // A client cannot set what only the host decides, and invalid values are refused there.
     let odd = with(&host, "alice", "crabbox warmup --slug four --firecracker-cpus 99").exits(2);
     assert!(odd.stderr.contains("cpus"), "{odd:?}");
     drop(with(&host, "alice", "crabbox stop one && crabbox stop two").exits(0));
-    // One that ended without us is known to be gone: cleanup forgets it here.
+    // A lease that ended on the host is known to be gone: cleanup forgets it here.
     let gone = host.sh("crabbox stop bobs").exits(0);
     assert!(gone.stderr.contains("deleted"), "{gone:?}");
     let cleaned = with(&host, "bob", "crabbox cleanup").exits(0);
@@ -173,7 +173,7 @@ fn a_host_that_is_away_or_another_one_is_told_and_costs_no_other_lease() {
     let lease = with(&host, "alice", "crabbox warmup --slug mine")
         .exits(0)
         .lease();
-    // Another host is away: one warning, and the list of the one that answers.
+    // If another host is away, there is one warning, and the list of the host that answers.
     let away = with_host(&host, "alice", "root@127.0.0.1:2", "crabbox list").exits(0);
     assert!(
         away.stdout.contains(&lease) && away.stderr.contains("root@127.0.0.1:2 are left out"),
@@ -182,7 +182,7 @@ fn a_host_that_is_away_or_another_one_is_told_and_costs_no_other_lease() {
     assert_eq!(away.stderr.matches("left out").count(), 1, "{away:?}");
     let new = with_host(&host, "alice", "root@127.0.0.1:2", "crabbox warmup").exits(5);
     assert!(new.stderr.contains("cannot reach the KVM host"), "{new:?}");
-    // Another program is not told that its lease is gone.
+    // The other program must not be told that its lease is gone.
     let release = r#"{"protocolVersion":1,"operation":"release","lease":{"leaseId":"cbx_0123456789ab"}}"#;
     let script = format!("printf %s '{release}' | crabbox adapter external");
     let unasked = with_host(&host, "alice", "root@127.0.0.1:2", &script).exits(5);
@@ -190,7 +190,7 @@ fn a_host_that_is_away_or_another_one_is_told_and_costs_no_other_lease() {
         unasked.stdout.contains("cannot be asked for leases"),
         "{unasked:?}"
     );
-    // Somebody answers who is not our program.
+    // Something other than our program answers.
     let other = r#"sed -i "s/exec .srv.sshd.serve --as bob/echo welcome; echo no >\&2; exit 9/" /srv/sshd/authorized; pkill -u daemon -x ssh"#;
     drop(host.sh(other).exits(0));
     let none = with(&host, "bob", "crabbox list").exits(0);
@@ -198,7 +198,7 @@ fn a_host_that_is_away_or_another_one_is_told_and_costs_no_other_lease() {
         none.stderr.contains("no crabbox serves on") && none.stderr.contains("exit code 9"),
         "{none:?}"
     );
-    // A host with another key is nobody whom we tell anything, and what it says is final.
+    // A host with another key is not trusted: we send it nothing, and its refusal is final.
     let fresh = "kill $(cat /srv/sshd/pid); pkill -u nobody ssh; pkill -f '[s]shd: root'; rm -f /srv/sshd/host /srv/sshd/host.pub; \
                  ssh-keygen -q -t ed25519 -N '' -f /srv/sshd/host; /usr/sbin/sshd -f /srv/sshd/config -E /srv/sshd/log";
     drop(host.sh(fresh));
@@ -211,7 +211,7 @@ fn a_host_that_is_away_or_another_one_is_told_and_costs_no_other_lease() {
         changed.stderr.contains("host key") && changed.stderr.contains("/tmp/alice/known_hosts"),
         "{changed:?}"
     );
-    // Its claim stays, and so does the lease: once the host is known again, both are as they were.
+    // Its claim stays, and so does the lease: once the host is known again, both work as before.
     drop(host.sh("rm /tmp/alice/known_hosts").exits(0));
     let back = with(&host, "alice", "crabbox run --id mine --no-sync -- echo back").exits(0);
     assert_eq!(back.stdout, "back\n");
@@ -223,7 +223,7 @@ fn a_silent_command_keeps_a_lease_and_a_connection_that_only_lies_open_does_not(
     let host = host();
     let before = settled(&host);
     drop(with(&host, "alice", "crabbox warmup --slug mine --idle-timeout 6s").exits(0));
-    // Longer than the idle limit and the time between two looks at it.
+    // Longer than the idle timeout and the interval of its checks.
     let silent = with(
         &host,
         "alice",
@@ -231,7 +231,7 @@ fn a_silent_command_keeps_a_lease_and_a_connection_that_only_lies_open_does_not(
     )
     .exits(0);
     assert_eq!(silent.stdout, "there\n", "{silent:?}");
-    // The connection to the guest stays open for ten minutes; the lease does not.
+    // The connection to the guest would stay open for ten minutes; the lease ends anyway.
     drop(host.sh("pgrep -u nobody -f '[_]_proxy' >/dev/null").exits(0));
     until(&host, NO_LEASE);
     drop(with(&host, "alice", "crabbox cleanup").exits(0));
@@ -260,7 +260,7 @@ fn another_program_s_lease_on_another_host_is_entered_through_it_and_given_back(
         "{made}"
     );
     let ssh = |field: &str| made["ssh"][field].as_str().unwrap_or_default();
-    // It is a lease of alice's and nobody else's.
+    // It belongs to alice alone.
     assert_eq!(
         ask("alice", "list", r#""all":true"#)["leases"][0]["cloudId"],
         made["cloudId"]
@@ -316,7 +316,7 @@ fn ports_trees_and_shells_of_a_lease_on_another_host_are_as_of_one_here() {
     )
     .exits(5);
     assert!(shell.stdout.contains("in-root"), "{shell:?}");
-    // A server in the guest, which the fake one's namespace is.
+    // A server in the guest, for which the fake guest's namespace stands in.
     let server = "cat > /tmp/alice/serve.py <<'P'\n\
         import socket\n\
         s = socket.socket()\n\
@@ -356,7 +356,7 @@ fn ports_trees_and_shells_of_a_lease_on_another_host_are_as_of_one_here() {
     .exits(0);
     assert_eq!(tunnelled.stdout, "from the guest\n", "{tunnelled:?}");
     drop(with(&host, "alice", "crabbox stop mine").exits(0));
-    // Templates and pools are the host's own affair, and that is said.
+    // Templates and pools are managed on the host itself, and the message says so.
     for words in ["crabbox image warm", "crabbox pool fill"] {
         let told = with(&host, "alice", words).exits(2);
         assert!(told.stderr.contains(&format!("run it on {KVM}")), "{told:?}");

@@ -1,11 +1,11 @@
-//! What dies between a client and its lease on another machine, at every step: on a pretended host, with a real sshd on its loopback.
-//! Nothing may be left at either end after one cleanup at each, and a lease that is somebody's goes on. No microVM runs here.
+//! Failures between a client and its lease on another machine, at every step: on a pretended host, with a real sshd on its loopback. Nothing may be
+//! left at either end after one cleanup at each, and claimed leases continue. No microVM runs here.
 
 use crabbox_e2e::afar::{KVM, NO_LEASE, host, settled, until, with};
 use crabbox_e2e::{Done, Host, assert_nothing_left};
 
-/// Every step of a jailed lease of an image of somebody's own, as a point at which its supervisor stands still: in front of it, but for the
-/// first, whose journal is not there yet.
+/// Every step of a jailed lease from a foreign image, as a point at which its supervisor is stopped: before the step, except for the first, whose
+/// journal does not exist yet.
 const POINTS: [&str; 11] = [
     "directory:done",
     "supervisor:begun",
@@ -20,13 +20,13 @@ const POINTS: [&str; 11] = [
     "claim:begun",
 ];
 
-/// Who dies, and how: the client, its SSH connection, what serves it on the host, the lease's supervisor.
+/// What is killed, and how: the client, its SSH connection, its server process on the host, the lease's supervisor.
 const CLIENT: &str = "kill -9 $cli";
 const CONNECTION: &str = "pkill -9 -u nobody -x ssh";
 const SERVER: &str = "pkill -9 -f '[c]rabbox __serve'";
 const SUPERVISOR: &str = "pkill -9 -f '[_]_supervise'";
 
-/// Shell: alice's words.
+/// Shell: runs crabbox as alice with these words.
 fn alice(words: &str) -> String {
     format!(
         "cd /tmp/alice/repo && exec setpriv --reuid nobody --regid nogroup --clear-groups env -i --default-signal=INT HOME=/tmp/alice PATH=/tmp/bin:/usr/bin:/bin \
@@ -34,7 +34,8 @@ fn alice(words: &str) -> String {
     )
 }
 
-/// Has alice's `words` come to where her lease's supervisor stands still at `point`, does `then`, and has it go on; what the client did.
+/// Runs alice's `words` until her lease's supervisor is stopped at `point`, does `then`, and lets the supervisor continue; returns the client's
+/// result.
 #[track_caller]
 fn at(host: &Host, point: &str, words: &str, then: &str) -> Done {
     let stands = "pgrep -r T -f '[_]_supervise' >/dev/null";
@@ -50,13 +51,13 @@ fn at(host: &Host, point: &str, words: &str, then: &str) -> Done {
     done
 }
 
-/// What alice has of leases, on her side.
+/// The files of leases on alice's side.
 fn kept(host: &Host) -> String {
     host.sh("find /tmp/alice/.config /tmp/alice/.local 2>/dev/null | grep cbx_; true")
         .stdout
 }
 
-/// Each of the dead at each point leaves nothing after one cleanup at each end.
+/// Checks that each of `dead` at each point leaves nothing after one cleanup at each end.
 #[track_caller]
 fn matrix(dead: &[&str]) {
     let host = host();
@@ -64,7 +65,7 @@ fn matrix(dead: &[&str]) {
     for who in dead {
         for point in POINTS {
             drop(at(&host, point, "warmup --slug gone", who));
-            // What serves her takes back what she gave up; what dies with it is for the cleanup of the host.
+            // Her server process takes back what she abandoned; if it died too, that is left for the host's cleanup.
             until(
                 &host,
                 "! pgrep -f '[_]_supervise' >/dev/null && ! pgrep -f '[c]rabbox __serve' >/dev/null",
@@ -94,7 +95,7 @@ fn a_lease_that_is_somebody_s_outlives_all_that_is_between() {
     let before = settled(&host);
     drop(with(&host, "alice", "crabbox warmup --slug mine").exits(0));
     for dead in [CONNECTION, SERVER, SUPERVISOR] {
-        // In the middle of a command: it ends, and tells why.
+        // In the middle of a command: it ends with a reason.
         let cut = host.sh(&format!(
             "({}) >/tmp/out 2>&1 & cli=$!; for i in $(seq 600); do grep -q begun /tmp/out && break; sleep 0.05; done; {dead}; \
              sleep 0.2; kill -0 $cli 2>/dev/null && [ \"{dead}\" = \"{SUPERVISOR}\" ] && touch /tmp/go; wait $cli; code=$?; cat /tmp/out; exit $code",
@@ -118,11 +119,11 @@ fn a_lease_that_is_somebody_s_outlives_all_that_is_between() {
 fn a_lease_whose_becoming_hers_was_not_heard_keeps_its_key() {
     let host = host();
     let before = settled(&host);
-    // The supervisor has heard that it is claimed, and the client hears nothing any more.
+    // The supervisor knows that it is claimed, but the client does not get the answer.
     let unheard = at(&host, "claim:done", "warmup --slug mine", CONNECTION).exits(5);
     assert!(unheard.stdout.contains("was not heard any more"), "{unheard:?}");
     assert!(kept(&host).contains("id_ed25519"), "{}", kept(&host));
-    // It lives, and opens to that key.
+    // It lives, and accepts that key.
     let lease = unheard.lease();
     let ran = with(
         &host,
@@ -137,7 +138,7 @@ fn a_lease_whose_becoming_hers_was_not_heard_keeps_its_key() {
     assert_nothing_left(&before, &host.settled());
 }
 
-/// Commands that ask a host something.
+/// Commands that send requests to a host.
 const EVERY_QUESTION: [&str; 8] = [
     "run --id mine --no-sync -- true",
     "pull --id mine",
@@ -149,8 +150,8 @@ const EVERY_QUESTION: [&str; 8] = [
     "stop mine",
 ];
 
-/// Has alice's command wait for a host that is made `dumb`, and interrupts it once: it says so, with its exit code. False where it was over before
-/// anything was waited for.
+/// Runs alice's command until it waits for a host made silent by `dumb`, and interrupts it once: it must report that, with its exit code. False if it
+/// ended before it waited.
 #[track_caller]
 fn interrupted(host: &Host, words: &str, dumb: &str) -> bool {
     let done = host.sh(&format!(
@@ -165,7 +166,7 @@ fn interrupted(host: &Host, words: &str, dumb: &str) -> bool {
     if done.code == Some(95) {
         return false;
     }
-    // 96: it failed by itself; 97: nothing was asked, and it waits all the same; 98: it does not hear it.
+    // 96: it failed by itself; 97: it waits although nothing was asked; 98: it ignores the interrupt.
     assert_eq!(done.code, Some(130), "{words}, {dumb}: {done:?}");
     assert!(done.stdout.contains("interrupted"), "{words}, {dumb}: {done:?}");
     true
@@ -177,19 +178,19 @@ fn one_ctrl_c_ends_whatever_a_host_is_asked() {
     let before = settled(&host);
     drop(with(&host, "alice", "crabbox warmup --slug mine").exits(0));
     for words in EVERY_QUESTION {
-        // A host that lets her in and does not greet.
+        // A host that lets her in but does not greet.
         assert!(interrupted(&host, words, "touch /srv/sshd/hang"), "{words}");
-        // One that greets, and answers so many questions.
+        // A host that greets, and answers only so many requests.
         let mut questions = 0;
         while interrupted(&host, words, &format!("echo {questions} > /srv/sshd/mute")) {
             questions += 1;
-            // The guest's own connection goes through the next session: its bytes are no questions.
+            // The guest's own connection uses the next session, whose bytes are not requests.
             if words.starts_with("run") || words.starts_with("pull") {
                 break;
             }
         }
         assert!((1..9).contains(&questions), "{words}: {questions}");
-        // What was given back or ended is there again for the next one.
+        // Make what was given back or ended again for the next one.
         drop(
             with(
                 &host,
@@ -232,7 +233,7 @@ fn a_cleanup_waits_once_for_a_host_that_is_away_and_forgets_nothing_of_it() {
     assert_eq!(cleaned.stderr.matches("host_away").count(), 2, "{cleaned:?}");
     assert_eq!(host.sh("cat /srv/counted").stdout, "x", "{cleaned:?}");
     assert_eq!(kept(&host).matches("id_ed25519\n").count(), 2);
-    // It is back, and so are they.
+    // The host is back, and so are the leases.
     drop(
         host.sh("kill $(cat /srv/count.pid); sleep 0.2; /usr/sbin/sshd -f /srv/sshd/config -E /srv/sshd/log")
             .exits(0),

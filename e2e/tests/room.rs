@@ -1,9 +1,9 @@
-//! A host that is full, on pretended hosts with a fake VMM: a lease that does not fit is refused before anything is made, and a disk that
-//! fills at any moment leaves nothing behind.
+//! A full host, on pretended hosts with a fake VMM: a lease that does not fit is refused before anything is made, and a disk that fills up at any
+//! moment leaves nothing behind.
 
 use crabbox_e2e::{Host, PRETEND, assert_nothing_left};
 
-/// One lease made and given back, so that what stays on any used host is there.
+/// Makes one lease and gives it back, so that the permanent traces of a used host exist.
 fn used(host: &Host) -> Vec<String> {
     drop(host.crabbox(&format!("warmup {PRETEND} --slug first")).exits(0));
     drop(host.crabbox("stop first").exits(0));
@@ -45,7 +45,7 @@ fn a_lease_that_does_not_fit_is_refused_by_name_before_anything_is_made() {
 fn four_at_once_with_memory_for_two_are_two() {
     let host = Host::pretend();
     let before = used(&host);
-    // Three leases and a half would fit if each were only asked what the others have taken so far.
+    // Three and a half leases would fit if each only considered what the others use so far.
     let done = host.sh(&format!(
         "reserve=$(awk '/MemAvailable/ {{ print int($2 / 1024) - 5 * (2048 + 128) / 2 }}' /proc/meminfo); \
          for i in 1 2 3 4; do (CRABBOX_FIRECRACKER_RESERVE_MEMORY_MIB=$reserve crabbox warmup {PRETEND} --slug m$i --firecracker-memory-mib 2048 \
@@ -62,7 +62,7 @@ fn a_disk_that_fills_at_any_moment_leaves_nothing() {
     let host = Host::pretend();
     drop(host.sh("mkdir -p /srv/small").exits(0));
     let mut refused = 0;
-    // Every file that a lease makes costs an inode: with one more each time, each of them is the one that fails.
+    // Every file of a lease takes an inode: with one more each time, each of them fails once.
     for inodes in 2..200 {
         drop(
             host.sh(&format!(
@@ -103,7 +103,7 @@ fn a_disk_that_fills_at_any_moment_leaves_nothing() {
 fn more_than_a_lease_can_hold_does_not_come_out_of_it() {
     let host = Host::pretend();
     let before = used(&host);
-    // A fake guest shares the host's files and so has more than a disk of 64 MiB and a memory of 128 can be.
+    // A fake guest shares the host's files, so it has more than a disk of 64 MiB and a memory of 128 MiB could hold.
     drop(
         host.sh(&format!(
             "mkdir /srv/tree && cd /srv/tree && git init -q . && echo x > f && git add f && git commit -qm f && \

@@ -1,12 +1,12 @@
-//! A run on a real microVM when something goes wrong: the machine goes down, a client dies, two come at once, the disk fills, Ctrl-C.
+//! Failures during a run on a real microVM: the machine goes down, a client dies, two runs at once, a full disk, Ctrl-C.
 //!
-//! What needs no real guest is tested against a sshd on loopback, in `crates/crabbox/tests`.
+//! Tests that need no real guest use an sshd on loopback, in `crates/crabbox/tests`.
 
 use crabbox_e2e::{Done, Host, SMALL, assert_nothing_left};
 
-/// Presses Ctrl-C; `$1` and what follows is the command.
+/// Sends Ctrl-C; `$1` and the following arguments are the command.
 const CTRL_C: &str = include_str!("run/ctrl_c.py");
-/// Says `began` in a way that the command line, which is shown, does not.
+/// Prints `began`, but spelled so that the command line itself, which is shown, does not contain it.
 const BEGAN: &str = "echo be\"\"gan";
 
 /// Shell words that wait until `condition` holds, for at most two minutes.
@@ -19,8 +19,8 @@ fn quoted(script: &str) -> String {
     format!("'{}'", script.replace('\'', r"'\''"))
 }
 
-/// Shell words that start a run of `script` in the background and wait until it says `began`; its streams and its exit code go to
-/// `/tmp/out`, `/tmp/err` and `/tmp/code`.
+/// Shell words that start a run of `script` in the background and wait until it prints `began`; its streams and exit code go to `/tmp/out`,
+/// `/tmp/err` and `/tmp/code`.
 fn background(slug: &str, script: &str) -> String {
     format!(
         "rm -f /tmp/out /tmp/err /tmp/code; \
@@ -31,12 +31,12 @@ fn background(slug: &str, script: &str) -> String {
     )
 }
 
-/// Shell words that run `script` in the guest over a connection of their own, past crabbox and its locks.
+/// Shell words that run `script` in the guest over a separate connection, bypassing crabbox and its locks.
 fn inside(slug: &str, script: &str) -> String {
     format!("eval \"$(crabbox ssh {slug}) \"{}", quoted(&quoted(script)))
 }
 
-/// A machine that went down is told in one line, with 255, and a digest that sends nobody into it.
+/// Checks that a machine that went down is reported in one line, with 255, and with a digest that does not suggest entering it.
 #[track_caller]
 fn assert_told_as_down(run: &Done) {
     assert_eq!(run.code, Some(255), "{}", run.stderr);
@@ -59,7 +59,7 @@ fn a_machine_that_goes_down_is_told_apart_from_a_command_that_fails() {
     let repo = host.repository("down");
     let before = host.residue();
 
-    // From outside: the VMM is killed.
+    // From outside: kill the VMM.
     let lease = host.warmup(&repo, "e2e-down", "").lease();
     let failed = host.sh(&format!(
         "cd {repo} && crabbox run --id e2e-down -- sh -c 'exit 255'"
@@ -86,7 +86,7 @@ fn a_machine_that_goes_down_is_told_apart_from_a_command_that_fails() {
     drop(host.crabbox("status --id e2e-down").exits(4));
     assert_nothing_left(&before, &host.residue());
 
-    // The same while files are on their way: the first of them is there, and the last one cannot be.
+    // The same during a transfer: the first file has arrived, the last one cannot have.
     let lease = host.warmup(&repo, "e2e-down", "").lease();
     let large = format!("{}/base.ext4", host.image("default"));
     let arrives = inside("e2e-down", &format!("test -e /work/crabbox/{lease}/down/a-big"));
@@ -108,7 +108,7 @@ fn a_machine_that_goes_down_is_told_apart_from_a_command_that_fails() {
     drop(host.sh(&format!("sh -c {} {lease}", quoted(&gone))).exits(0));
     assert_nothing_left(&before, &host.residue());
 
-    // From inside, in a lease that the run would give back: the guest turns itself off, and its kernel panics.
+    // From inside, in a lease that the run would give back: a reboot, and a kernel panic.
     for end in ["reboot -f", "sh -c \"echo c > /proc/sysrq-trigger\""] {
         let ended = host.sh(&format!(
             "cd {repo} && crabbox run {SMALL} --no-sync -- sh -c 'echo began; sudo {end}; sleep 1000'"
@@ -119,10 +119,10 @@ fn a_machine_that_goes_down_is_told_apart_from_a_command_that_fails() {
     }
 }
 
-/// The tree as a command sees it.
+/// The tree as the command sees it.
 const TREE: &str = "cat tracked; find . -name .git -prune -o -type f -print | sort; git status --short";
 
-/// A lease that lives through all that happens to its clients.
+/// A lease that survives everything that happens to its clients.
 struct Lease<'a> {
     host: &'a Host,
     repo: &'a str,
@@ -130,13 +130,13 @@ struct Lease<'a> {
 }
 
 impl Lease<'_> {
-    /// On the host, in the repository.
+    /// Runs a script on the host, in the repository.
     #[track_caller]
     fn here(&self, script: &str) -> Done {
         self.host.sh(&format!("cd {} && {script}", self.repo))
     }
 
-    /// A run of `script` after a change here.
+    /// Runs `script` in the lease after the local change.
     #[track_caller]
     fn run(&self, change: &str, script: &str) -> Done {
         let (slug, script) = (self.slug, quoted(script));
@@ -174,7 +174,7 @@ fn a_lease_outlives_its_clients_and_a_full_disk_and_the_tree_is_exact() {
 fn killed_while_it_sends(lease: &Lease<'_>, id: &str) {
     let meta = format!("/work/crabbox/{id}/.crabbox-sync/clients");
     let arrives = inside(lease.slug, &format!("test -e /work/crabbox/{id}/clients/big"));
-    // The far side holds this lock while it is at work.
+    // The remote side holds this lock while it works.
     let idle = inside(lease.slug, &format!("flock -n {meta}/lock true"));
     let large = format!("{}/base.ext4", lease.host.image("default"));
     let killed = lease.here(&format!(
@@ -212,7 +212,7 @@ fn killed_while_the_command_runs(lease: &Lease<'_>) {
     assert_eq!(lease.processes("sleep"), "");
 }
 
-/// The second one waits for the first, and neither sees the other's tree.
+/// The second run waits for the first, and neither sees the other's tree.
 fn two_at_once(lease: &Lease<'_>) {
     let first = "echo began; sleep 4; cat tracked; date +%s%N";
     let both = lease.here(&format!(
@@ -228,7 +228,7 @@ fn two_at_once(lease: &Lease<'_>) {
     );
 }
 
-/// Ctrl-C stops all that the command has started, and the lease stays.
+/// Ctrl-C stops everything that the command has started, and the lease stays.
 fn interrupted(lease: &Lease<'_>) {
     let command = quoted(&format!("sleep 1001 & sleep 1002 & {BEGAN}; wait"));
     let words = format!("crabbox run --id {} -- sh -c {command}", lease.slug);
@@ -247,7 +247,7 @@ fn interrupted(lease: &Lease<'_>) {
 }
 
 fn full(lease: &Lease<'_>) {
-    // What is left beyond this is for root alone.
+    // The remaining space is reserved for root.
     let fill = "sudo fallocate -l $(($(df --output=avail -B1 . | tail -1) - 3000000)) /var/tmp/fill";
     drop(lease.run("true", fill).exits(0));
     let sync = format!("crabbox run --id {} --sync-only", lease.slug);
@@ -255,7 +255,7 @@ fn full(lease: &Lease<'_>) {
         .here(&format!("head -c 8M /dev/urandom > big && {sync}"))
         .exits(6);
     assert!(full.stderr.contains("No space left on device"), "{}", full.stderr);
-    // The lease is of use all the same, and a command makes room.
+    // The lease still works, and a command can free space.
     let room = format!(
         "crabbox run --id {} --no-sync -- sudo rm /var/tmp/fill",
         lease.slug
@@ -276,7 +276,7 @@ fn ctrl_c_gives_back_the_lease_that_the_run_made() {
     let ended = host
         .feed(&format!("cd {repo} && python3 - {words}"), CTRL_C.as_bytes())
         .exits(130);
-    // A terminal is told in the calm words; the block of `key=value` is for those who read with a program.
+    // A terminal gets the short wording; the `key=value` block is for programs.
     assert!(ended.stdout.contains("released of-ctrl-c"), "{}", ended.stdout);
     assert_nothing_left(&before, &host.residue());
 }

@@ -1,26 +1,26 @@
-//! From a bare host to a green run in one command, and back: the host has no image, no Firecracker, no CNI network.
+//! From a bare host to a successful run in one command, and back: the host has no image, no Firecracker, no CNI network.
 //!
-//! The bundle is made of what the lab has and served over HTTP on its own loopback. "Bare" is a home of the test's own and a
-//! `PATH` without Firecracker; the CNI network of the lab is put aside while the test runs, which needs the host alone.
+//! The bundle is made from the lab's files and served over HTTP on its loopback. "Bare" means a temporary home and a `PATH` without Firecracker; the
+//! lab's CNI network is moved away during the test, which needs the host for itself.
 
 use crabbox_e2e::{Host, assert_nothing_left};
 
-/// Where the test's own home is.
+/// The test's home directory.
 const HOME: &str = "/root/e2e/bare";
 
-/// Variables of a user who has nothing; the port is that of [`serve`].
+/// Variables of a new user; the port is that of [`serve`].
 const BARE: &str = "env -i HOME=/root/e2e/bare PATH=/root/e2e/bare-bin:/usr/sbin:/usr/bin:/sbin:/bin \
                     CRABBOX_SETUP_FROM=http://127.0.0.1:8099/bundle.tar";
 
-/// What leaves the template out, which costs an emulated host four boots; `templates.rs` sees it made.
+/// Skips the template, which costs an emulated host four boots; `templates.rs` covers making it.
 const COLD: &str = "CRABBOX_FIRECRACKER_WARM=off";
 
-/// Who asks for a network of CNI plugins.
+/// Selects a network of CNI plugins.
 const CNI: &str = "CRABBOX_FIRECRACKER_NETWORK=cni";
-/// Where setup writes it.
+/// The file that setup writes for it.
 const CONFLIST: &str = "/etc/cni/conf.d/10-crabbox.conflist";
 
-/// Serves the bundle until the host is asked to stop it, and returns a PATH that has crabbox and no Firecracker.
+/// Serves the bundle until the host is asked to stop it, and prepares a PATH with crabbox but without Firecracker.
 fn prepare(host: &Host) {
     let made = host.sh(
         "set -e; rm -rf /root/e2e/bare /root/e2e/bare-bin /root/e2e/served; mkdir -p /root/e2e/bare /root/e2e/bare-bin /root/e2e/served
@@ -36,7 +36,7 @@ fn prepare(host: &Host) {
     drop(made.exits(0));
 }
 
-/// Puts the lab's own things back, whatever became of the test.
+/// Restores the lab's own files, whatever the result of the test.
 struct Tidy<'a>(&'a Host);
 
 impl Drop for Tidy<'_> {
@@ -48,7 +48,7 @@ impl Drop for Tidy<'_> {
     }
 }
 
-/// Every file of the home and of the CNI configuration, which setup may write.
+/// Every file of the home and of the CNI configuration, where setup may write.
 fn files(host: &Host) -> Vec<String> {
     let found = host.sh(&format!("find {HOME} /etc/cni 2>/dev/null | sort"));
     found.stdout.lines().map(str::to_owned).collect()
@@ -62,7 +62,7 @@ fn the_first_command_on_a_bare_host_succeeds_and_all_of_it_can_be_undone() {
     prepare(&host);
     let (before, residue) = (files(&host), host.residue());
 
-    // Without consent nothing happens, and the way out is told.
+    // Without consent nothing happens, and the message says what to do.
     let refused = host.sh(&format!(
         "cd {repo} && {BARE} crabbox run --provider firecracker -- uname -a"
     ));
@@ -79,7 +79,7 @@ fn the_first_command_on_a_bare_host_succeeds_and_all_of_it_can_be_undone() {
         assert!(planned.stdout.contains(part), "{part} in {}", planned.stdout);
     }
     assert!(planned.stdout.contains("freeze a machine"), "{}", planned.stdout);
-    // A network of plugins is for those who ask for one.
+    // A CNI network is only set up on request.
     assert!(!planned.stdout.contains(CONFLIST), "{}", planned.stdout);
     let chained = host
         .sh(&format!("{BARE} {CNI} crabbox setup firecracker --dry-run"))
@@ -100,13 +100,13 @@ fn the_first_command_on_a_bare_host_succeeds_and_all_of_it_can_be_undone() {
 
     let made = files(&host);
     assert!(!made.iter().any(|file| file == CONFLIST));
-    // Whoever waits for a command does not wait for a template.
+    // A command does not wait for a template.
     assert!(!made.iter().any(|file| file.ends_with("/templates")), "{made:?}");
     drop(
         host.sh(&format!("{BARE} {CNI} {COLD} crabbox setup firecracker --yes"))
             .exits(0),
     );
-    // What was written there is a network that carries a lease.
+    // The written network works for a lease.
     let second = host.sh(&format!(
         "cd {repo} && {BARE} {CNI} crabbox run --firecracker-cpus 1 --firecracker-memory-mib 256 --no-sync -- echo chained"
     ));
@@ -133,7 +133,7 @@ fn the_first_command_on_a_bare_host_succeeds_and_all_of_it_can_be_undone() {
         again.stderr.contains("nothing to do") || again.stdout.contains("nothing to do"),
         "{again:?}"
     );
-    // The plugins make the table of their masquerading when it is not there, and leave it for the next one.
+    // The plugins create their masquerading table if it is missing, and leave it in place.
     let left = host
         .residue()
         .into_iter()

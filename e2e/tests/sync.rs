@@ -1,6 +1,6 @@
-//! Exact sync on a real microVM: what is in the guest is held against the working trees here, byte for byte.
+//! Exact sync on a real microVM: compares the trees in the guest with the local working trees, byte for byte.
 //!
-//! The trees are made on this machine, and what must arrive is worked out here too; the host only carries them and runs crabbox.
+//! The trees are made on this machine, and the expected result is computed here, too; the host only stores them and runs crabbox.
 
 #![expect(
     clippy::unwrap_used,
@@ -18,22 +18,22 @@ use crabbox_sync::repo::Repo;
 use crabbox_testkit::trees;
 use sha2::{Digest as _, Sha256};
 
-/// A working tree with each case that a sync must get right. `$1` is a repository for a submodule.
+/// A working tree with every case that a sync must handle. `$1` is a repository for a submodule.
 const CASES: &str = include_str!("sync/cases.sh");
-/// Tells all files of a directory; run in the guest.
+/// Lists all files of a directory; run in the guest.
 const PICTURE: &str = include_str!("sync/picture.py");
-/// How many generated trees.
+/// The number of generated trees.
 const TREES: u8 = 12;
-/// Everything that git knows of the commit, the branch and the index.
+/// Prints git's view of the commit, the branch and the index.
 const REPOSITORY: &str = "git rev-parse -q --verify HEAD; git symbolic-ref -q HEAD; git ls-files --stage";
-/// The same, and what it says of the files.
+/// The same, with git's status of the files.
 const STATUS: &str = "git rev-parse -q --verify HEAD; git symbolic-ref -q HEAD; git ls-files --stage; \
                       git status --porcelain=v2 --untracked-files=all --no-renames";
 
-/// Paths and what is there: kind, mode, size, time, content.
+/// Paths with kind, mode, size, time, content.
 type Picture = BTreeMap<Vec<u8>, String>;
 
-/// Working trees of this machine, and their copies on the host.
+/// Local working trees, and their copies on the host.
 struct Trees(tempfile::TempDir);
 
 impl Trees {
@@ -56,7 +56,7 @@ impl Trees {
         self.0.path().join(name)
     }
 
-    /// Brings the trees to the host as they are now: names, modes, times, holes.
+    /// Copies the trees to the host as they are now: names, modes, times, holes.
     fn carry(&self, host: &Host) {
         let packed = Cmd::new("tar")
             .args(["--format=pax", "--sparse", "-cf", "-", "-C"])
@@ -68,7 +68,7 @@ impl Trees {
         drop(host.feed(unpack, &packed.stdout).exits(0));
     }
 
-    /// What must be in the guest of the tree `name`.
+    /// The expected contents of the tree `name` in the guest.
     fn expected(&self, name: &str) -> Picture {
         let root = self.path(name);
         let manifest = Manifest::build(&Repo::discover(&root).unwrap(), &Scope::default()).unwrap();
@@ -117,7 +117,7 @@ fn picture(path: &Path) -> String {
     )
 }
 
-/// What is in the guest, by the name of the tree. Asked as the tree that was synced last, whose claim the lease is.
+/// The trees in the guest, by name. Run from the tree that was synced last, which has claimed the lease.
 #[track_caller]
 fn found(host: &Host, lease: &str, last: &str) -> BTreeMap<String, Picture> {
     let look =
@@ -136,7 +136,7 @@ fn found(host: &Host, lease: &str, last: &str) -> BTreeMap<String, Picture> {
     found
 }
 
-/// What is wrong in the guest, which must have `expected` and, but for what the guest itself made (`…guest`), nothing else.
+/// The errors in the guest's tree, which must contain `expected` and nothing else except for files made by the guest (`…guest`).
 fn differences(name: &str, expected: &Picture, found: &Picture) -> Vec<String> {
     let mut wrong = Vec::new();
     for (path, told) in expected {
@@ -153,7 +153,7 @@ fn differences(name: &str, expected: &Picture, found: &Picture) -> Vec<String> {
     wrong
 }
 
-/// Has the tree in `dir` synced and then `script` run in the lease.
+/// Syncs the tree in `dir` and then runs `script` in the lease.
 #[track_caller]
 fn run(host: &Host, lease: &str, dir: &str, script: &str) -> crabbox_e2e::Done {
     let quoted = script.replace('\'', r"'\''");
@@ -163,7 +163,7 @@ fn run(host: &Host, lease: &str, dir: &str, script: &str) -> crabbox_e2e::Done {
     ran.exits(0)
 }
 
-/// The files of the hand-made tree that must arrive, `links/…` and `modes/…` left out.
+/// The files of the hand-made tree that must arrive, without `links/…` and `modes/…`.
 const ARRIVE: [&[u8]; 28] = [
     b"-rf",
     b".crabboxignore",
@@ -195,7 +195,7 @@ const ARRIVE: [&[u8]; 28] = [
     b"links/up",
 ];
 
-/// Holds what git says in the guest against what it says here: only what is left out of a sync may differ, and `of_the_guest`.
+/// Compares git's output in the guest with the local one: only files excluded from the sync may differ, and `of_the_guest`.
 #[track_caller]
 fn assert_same_repository(here: &str, there: &str, of_the_guest: &[&str]) {
     let only = |one: &str, other: &str| -> Vec<String> {
@@ -276,10 +276,10 @@ fn assert_as_here(trees: &Trees, names: &[&str], found: &BTreeMap<String, Pictur
     assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
 }
 
-/// The second time: nothing is sent where nothing changed, and what a command or a user did in between is put right.
+/// The second time: nothing is sent if nothing changed, and changes by a command or a user in between are reverted.
 fn again(host: &Host, lease: &str, trees: &Trees, names: &[&str]) {
     let skipped = "No changes detected, skipping sync";
-    // From a directory further down, and the command makes a mess: same size and time, a link in the place of a directory.
+    // Run from a subdirectory; the command makes a mess: same size and time, a symlink in place of a directory.
     let mess = "pwd; cp -p kept /tmp/stamp; printf five6 > kept; touch -r /tmp/stamp kept; rm -r sub; ln -s /tmp sub; rm README; \
                 chmod 700 empty; mkdir -p dist; echo mine > dist/guest; git checkout -q -b guest; git add -A";
     let ran = run(host, lease, "cases/sub", mess);
@@ -313,7 +313,7 @@ fn again(host: &Host, lease: &str, trees: &Trees, names: &[&str]) {
         &format!("{STATUS}; ls /tmp/file /tmp/deep 2>&1 | wc -l"),
     );
     let (status, outside) = cases.stdout.trim_end().rsplit_once('\n').unwrap();
-    // Nothing was written through the link.
+    // Nothing was written through the symlink.
     assert_eq!(outside, "2");
     assert_same_repository(&here(&trees.path("cases"), STATUS), status, &["dist/guest"]);
     let found = found(host, lease, "cases");

@@ -1,5 +1,5 @@
-//! What becomes of templates and of leases that come of them when anything is wrong, on pretended hosts with a fake VMM whose guest speaks
-//! the handshake. That two restored machines share nothing is shown on real ones, in `warm.rs`.
+//! Faults in templates and in leases restored from them, on pretended hosts with a fake VMM whose guest implements the handshake. `warm.rs` shows on
+//! real machines that two restored ones share nothing.
 
 use crabbox_e2e::{Host, KILL_BOTH, OURS, assert_nothing_left};
 
@@ -16,7 +16,7 @@ fn template(host: &Host) -> String {
     found.stdout.trim().to_owned()
 }
 
-/// How the machine of a new lease started, by what its guest reported, and what was said on standard error. The lease is given back.
+/// How the machine of a new lease started, according to its guest, and the output on standard error. The lease is given back.
 #[track_caller]
 fn leased(host: &Host) -> (&'static str, String) {
     let warmup = host
@@ -34,7 +34,7 @@ fn leased(host: &Host) -> (&'static str, String) {
     (source, warmup.stderr)
 }
 
-/// What the doctor says of warm leases here.
+/// The doctor's findings about warm leases.
 #[track_caller]
 fn doctor(host: &Host) -> String {
     let report = host.crabbox(&format!("doctor {OURS} --json")).json();
@@ -63,7 +63,7 @@ fn a_lease_comes_of_a_template_and_both_leave_nothing() {
         &made["key"].as_str().unwrap()[..12]
     );
     assert!(doctor(&host).starts_with(&ready), "{}", doctor(&host));
-    // Put there once more, the same Firecracker is the same; other bytes are another one.
+    // A new copy of the same Firecracker counts as the same; other bytes do not.
     drop(
         host.sh("cd /srv/fake && cp firecracker again && chmod 700 again && chmod 755 again && mv again firecracker")
             .exits(0),
@@ -82,7 +82,7 @@ fn a_lease_comes_of_a_template_and_both_leave_nothing() {
     );
     let (source, said) = leased(&host);
     assert_eq!((source, said.contains("warning")), ("restored", false), "{said}");
-    // Another size is another machine, and it may be switched off.
+    // Another size is another machine, and templates may be switched off.
     for more in [
         "--firecracker-memory-mib 256",
         "--firecracker-warm off",
@@ -98,7 +98,7 @@ fn a_lease_comes_of_a_template_and_both_leave_nothing() {
         drop(host.crabbox("stop one").exits(0));
     }
     assert_nothing_left(&before, &host.settled());
-    // Its image goes, and so does the template.
+    // When its image goes, so does the template.
     drop(host.crabbox("image rm default").exits(0));
     let swept = host.crabbox("image gc --dry-run --json").exits(0).json();
     assert_eq!(swept["templates"][0]["action"], "would_remove", "{swept}");
@@ -159,7 +159,7 @@ fn a_template_that_is_not_what_it_was_costs_a_boot_and_a_warning() {
 fn a_machine_that_does_not_come_of_its_template_is_booted_and_the_template_set_aside() {
     let host = Host::pretend_ours();
     drop(host.crabbox(&format!("image warm {OURS}")).exits(0));
-    // What the fake freezes is the token: its guest wakes as another template's.
+    // The fake freezes only the token: its guest wakes as if from another template.
     drop(
         host.sh(&format!(
             "cd {} && old=$(grep -o '\"token\": *\"[0-9a-f]*' manifest.json | grep -o '[0-9a-f]*$') && \
@@ -260,7 +260,7 @@ fn setup_makes_a_template_says_so_in_one_line_and_takes_it_away_again() {
         "{planned:?}"
     );
     assert_nothing_left(&empty, &host.settled());
-    // Leases can be made all the same.
+    // Leases can still be made.
     host.script(r#"{"sshd": true, "ready": true, "alike": true}"#);
     let failed = host.crabbox(&format!("{setup} --yes")).exits(0);
     assert!(
@@ -295,7 +295,7 @@ fn whoever_is_killed_while_a_template_is_made_or_used_leaves_what_one_command_sw
     let host = Host::pretend_ours();
     let empty = host.settled();
     let swept = |what: &str| {
-        // A supervisor whose client has died takes its lease back by itself, and cleanup leaves it to that.
+        // A supervisor whose client has died takes its lease back by itself, and cleanup leaves that to it.
         let mut after = Vec::new();
         for _ in 0..50 {
             drop(host.crabbox("cleanup --provider firecracker"));
@@ -308,7 +308,7 @@ fn whoever_is_killed_while_a_template_is_made_or_used_leaves_what_one_command_sw
         }
         assert_nothing_left(&empty, &after);
         drop(host.crabbox("image gc").exits(0));
-        // Whoever is killed early enough has not begun with it.
+        // A process killed early has not started making it.
         let left = host.sh(&format!("ls -A {TEMPLATES} 2>&1")).stdout;
         assert!(!left.contains("making"), "{what}: {left}");
     };
@@ -317,7 +317,7 @@ fn whoever_is_killed_while_a_template_is_made_or_used_leaves_what_one_command_sw
         &format!("rm -r {TEMPLATES}"),
         |limit| swept(&format!("killed after {limit} s")),
     );
-    // It is there now, unharmed.
+    // It exists now, undamaged.
     for step in ["jail", "mount", "vmm", "attach"] {
         for phase in ["begun", "made", "done"] {
             let before = host.settled();

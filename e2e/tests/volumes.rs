@@ -1,20 +1,20 @@
-//! Drives that outlive their leases, on pretended hosts with a fake VMM: who has one, what a crash or a full disk makes of it, and that
-//! no teardown takes one away. What a guest writes is read again in `lease.rs`, on real microVMs.
+//! Drives that outlive their leases, on pretended hosts with a fake VMM: who has one, the effect of a crash or a full disk, and that no teardown
+//! removes one. `lease.rs` checks on real microVMs that a guest's data is read again.
 
 use crabbox_e2e::{Host, KILL_BOTH, OURS, assert_nothing_left};
 
 /// The image of the one volume in the store.
 const IMAGE: &str = "/srv/.config/crabbox/state/firecracker/volumes/*/image.ext4";
 
-/// Has a small volume in the user's own configuration, which leases can do without unless a flag says otherwise.
+/// Configures a small volume in the user's own configuration, which is optional unless a flag says otherwise.
 const CONFIGURE: &str = "mkdir -p /srv/.config/crabbox && chmod 700 /srv/.config/crabbox && \
      echo 'cache: {volumes: [{name: deps, key: k1, path: /data, sizeGB: 1}]}' > /srv/.config/crabbox/config.yaml && \
      chmod 600 /srv/.config/crabbox/config.yaml";
 
-/// The flag that makes it a required one.
+/// The flag that makes it required.
 const REQUIRED: &str = "--cache-volume deps=k1:/data";
 
-/// A host with an image of ours and a configured volume, which has been made and holds a file.
+/// A host with one of our images and a configured volume, which has been made and contains a file.
 fn host() -> Host {
     let host = Host::pretend_ours();
     host.script(r#"{"sshd": true, "ready": true, "settles": true, "trace": "/srv/trace"}"#);
@@ -26,7 +26,7 @@ fn host() -> Host {
     host
 }
 
-/// What `cache volumes` says of the volume.
+/// The volume's entry in `cache volumes`.
 #[track_caller]
 fn volume(host: &Host) -> serde_json::Value {
     let listed = host.crabbox("cache volumes --json").exits(0).json();
@@ -34,7 +34,7 @@ fn volume(host: &Host) -> serde_json::Value {
     listed[0].clone()
 }
 
-/// Fails unless the volume is nobody's, root's alone, and has its file.
+/// Fails unless the volume has no lease, only root has access, and it contains its file.
 #[track_caller]
 fn is_free_and_whole(host: &Host, when: &str) {
     let one = volume(host);
@@ -66,7 +66,7 @@ fn one_lease_at_a_time_has_a_volume() {
     );
     let id = has.lease();
     assert_eq!(volume(&host)["lease"], id.as_str());
-    // Its VMM's own, in its directory under a second name.
+    // It belongs to its VMM, with a hard link in the VMM's directory.
     let given = host.sh(&format!("stat -c '%u %h' {IMAGE}")).exits(0).stdout;
     assert!(given.starts_with("19") && given.ends_with(" 2\n"), "{given}");
 
@@ -151,7 +151,7 @@ fn a_lease_that_cannot_have_volumes_says_so() {
         "{without:?}"
     );
     drop(host.crabbox("stop foreign").exits(0));
-    // Nor does a repository get one, or take one away.
+    // A repository cannot add one, nor remove one, either.
     let repository = host
         .sh(&format!(
             "mkdir /srv/repo && cd /srv/repo && git init -q . && echo 'cache: {{volumes: []}}' > crabbox.yaml && crabbox warmup {OURS} --slug own"
@@ -165,7 +165,7 @@ fn a_lease_that_cannot_have_volumes_says_so() {
     );
     assert_eq!(volume(&host)["lease"], repository.lease().as_str());
     drop(host.crabbox("stop own").exits(0));
-    // A disk that it could fill is no place for it.
+    // It is not made on a disk that it could fill.
     let full = host
         .sh(&format!("CRABBOX_FIRECRACKER_RESERVE_DISK_MIB=$(df -m --output=avail /srv | tail -n 1 | awk '{{ print $1 - 700 }}') crabbox warmup {OURS} {REQUIRED}"))
         .exits(5);
@@ -183,7 +183,7 @@ fn a_lease_that_cannot_have_volumes_says_so() {
 fn a_supervisor_that_dies_at_any_moment_leaves_the_volume_whole_and_free() {
     let host = host();
     let before = host.settled();
-    // The first who gets far enough has to have it grow.
+    // The first lease that gets far enough has to grow it.
     drop(
         host.sh("sed -i 's/sizeGB: 1/sizeGB: 2/' /srv/.config/crabbox/config.yaml")
             .exits(0),
@@ -206,7 +206,7 @@ fn a_supervisor_that_dies_at_any_moment_leaves_the_volume_whole_and_free() {
         assert_eq!(died.code, Some(5), "{point}: {died:?}");
         is_free_and_whole(&host, point);
         assert_nothing_left(&before, &host.settled());
-        // And a cleanup what both leave.
+        // And a cleanup takes back what both leave.
         let (step, phase) = point.split_once(':').unwrap();
         let options = format!("{OURS} {REQUIRED}");
         host.kill_at(&format!("{step}:{phase}"), &options, KILL_BOTH);
@@ -324,7 +324,7 @@ fn a_disk_that_fills_while_a_volume_is_made_leaves_nothing_of_it() {
     drop(host.crabbox("stop first").exits(0));
     drop(host.sh("mkdir -p /srv/small").exits(0));
     let mut refused = 0;
-    // Every file costs an inode: with one more each time, each of them is the one that fails.
+    // Every file takes an inode: with one more each time, each of them fails once.
     for inodes in 2..200 {
         drop(
             host.sh(&format!(
@@ -349,7 +349,7 @@ fn a_disk_that_fills_while_a_volume_is_made_leaves_nothing_of_it() {
                  ls -A /srv/small/crabbox/firecracker/leases 2>/dev/null; ls /srv/small/crabbox/firecracker/volumes/*/ 2>/dev/null; \
                  crabbox cache volumes --json | grep '\"lease\"'"
             ));
-            // Either it is complete, and nobody's, or there is none.
+            // Either it is complete and without a lease, or it does not exist.
             assert!(
                 matches!(left.stdout.as_str(), "" | "about.json\nimage.ext4\n"),
                 "{inodes} inodes: {left:?} after {done:?}"

@@ -1,23 +1,23 @@
-//! Restored machines on real microVMs: each is somebody of its own, at today's time, and does what a booted one does.
+//! Restored machines on real microVMs: each has its own identity and the right time, and works like a booted one.
 
 use std::collections::BTreeSet;
 
 use crabbox_e2e::{Host, SMALL, assert_nothing_left};
 
 const TEMPLATES: &str = "$HOME/.config/crabbox/state/firecracker/templates";
-/// How many machines are held against each other.
+/// How many machines are compared with each other.
 const CLONES: usize = 4;
-/// What a machine must have for itself, a line each; the time comes last.
+/// Prints what must be unique to a machine, one per line; the time comes last.
 const OWN: &str = "cat /proc/sys/kernel/random/boot_id /etc/machine-id /etc/hostname; \
      for i in 1 2 3; do head -c 1048576 /dev/urandom | sha256sum; done; ssh-keyscan -t ed25519 localhost 2>/dev/null; \
      date +%s";
 
-/// The oldest program of a machine besides its first process and the kernel's threads: when it started, and its name (proc(5): of
-/// `/proc/PID/stat`, the fields 9, flags, and 22, start time). Double quotes alone: it stands in single ones.
+/// The oldest process of a machine besides its first one and kernel threads: its start time and name (proc(5): fields 9, flags, and 22, start time,
+/// of `/proc/PID/stat`). Only double quotes, because it is used inside single ones.
 const OLDEST: &str = r#"cat /proc/[0-9]*/stat 2>/dev/null | awk "{ r=\$0; sub(/.*\\) /, \"\", r); split(r, f, \" \"); \
      if (\$1 != 1 && int(f[7] / 2097152) % 2 == 0) print f[20], \$2 }" | sort -n | head -n 1"#;
 
-/// Freezes a machine and has two go on from there; both say what they draw before and after the reseed.
+/// Freezes a machine and resumes two from it; both print what they draw before and after the reseed.
 const TWINS: &str = include_str!("twins.py");
 
 #[test]
@@ -41,12 +41,12 @@ fn two_machines_of_one_moment_draw_the_same_until_they_are_reseeded() {
     };
     assert!(words.iter().all(|word| word.len() == 32), "{drew:?}");
     let shared = |one: &[&str], other: &[&str]| one.iter().filter(|number| other.contains(number)).count();
-    // As if the reseed were left out: if the kernel made them differ by itself, this would show nothing of ours.
+    // As if without the reseed: if the kernel made them differ by itself, the test would prove nothing about ours.
     assert!(shared(before, before_too) > 0, "{drew:?}");
     assert_eq!(shared(after, after_too), 0, "{drew:?}");
 }
 
-/// One that was made ahead of its use is a lease like any other, at today's time and nobody else's sister; another one takes its place.
+/// A machine made ahead of its use is a lease like any other, with the right time and unique; another one takes its place.
 #[track_caller]
 #[expect(
     clippy::panic,
@@ -88,7 +88,7 @@ fn waits_and_is_taken(host: &Host, repo: &str, seen: &BTreeSet<String>) {
     assert_eq!(*tree, "three", "{told}");
     let off = there.parse::<i64>().unwrap() - here.parse::<i64>().unwrap();
     assert!((-10..=1).contains(&off), "its clock is {off} s off");
-    // Its successor is made behind it.
+    // Its successor is made afterwards.
     let waited = host.sh(
         "for i in $(seq 240); do crabbox pool list --provider firecracker | grep -q ' pooled ' && exit 0; sleep 0.5; done; exit 1",
     );
@@ -110,7 +110,7 @@ fn restored_machines_share_nothing_and_do_what_booted_ones_do() {
         .exits(0)
         .json();
     assert!(made["allocatedBytes"].as_u64().unwrap() < 110 << 20, "{made}");
-    // What was frozen knows no time: it is older now than any clock of a machine may be off.
+    // The frozen machine's clock has stopped: let it fall further behind than a machine's clock may be off.
     drop(host.sh("sleep 20"));
     let mut seen: BTreeSet<String> = BTreeSet::new();
     for clone in 0..CLONES {
@@ -136,17 +136,17 @@ fn restored_machines_share_nothing_and_do_what_booted_ones_do() {
         let off = there.parse::<i64>().unwrap() - here.parse::<i64>().unwrap();
         assert!((-10..=1).contains(&off), "its clock is {off} s off");
     }
-    // Nothing but process 1 was alive in what was frozen: the first program of a machine is the SSH server that it started when it woke.
+    // Only process 1 was alive when it was frozen: the first program of a machine is the SSH server started when it woke.
     let oldest = host.sh(&format!(
         "cd {repo} && crabbox run --id clone-1 --no-sync -- sh -c '{OLDEST}'"
     ));
     assert!(oldest.stdout.trim_end().ends_with(" (sshd)"), "{oldest:?}");
-    // A tree, a trim, and what the guest frees.
+    // A sync, a trim, and a command.
     let run = host
         .sh(&format!("cd {repo} && echo two >> tracked && crabbox run --id clone-0 -- sh -c 'cat tracked; sudo fstrim /'"))
         .exits(0);
     assert!(run.stdout.starts_with("one\ntwo\n"), "{run:?}");
-    // The memory of the template has nothing of theirs; a word that every guest has shows that it is searched.
+    // The template's memory contains none of their secrets; a word that every guest has shows that the search works.
     let searched = host
         .sh(&format!(
             "cd {repo} && key=$(crabbox run --id clone-0 --no-sync -- sudo sed -n 3p /etc/ssh/ssh_host_ed25519_key) && test ${{#key}} -gt 40 && \
@@ -159,7 +159,7 @@ fn restored_machines_share_nothing_and_do_what_booted_ones_do() {
         drop(host.crabbox(&format!("stop clone-{clone}")).exits(0));
     }
     waits_and_is_taken(&host, &repo, &seen);
-    // It has changed, so it is not used: a lease all the same.
+    // The template is damaged, so it is not used, but there is still a lease.
     drop(
         host.sh(&format!(
             "cd {TEMPLATES}/????????????????* && printf x | dd of=memory conv=notrunc bs=1 seek=4096 status=none"

@@ -1,11 +1,11 @@
-//! One program for all targets: libFuzzer calls the reader that `CRABBOX_FUZZ_TARGET` names. `cargo xtask fuzz` builds and runs it.
+//! One program for all targets: libFuzzer calls the parser named by `CRABBOX_FUZZ_TARGET`. `cargo xtask fuzz` builds and runs it.
 #![no_main]
 
 use std::sync::OnceLock;
 
 mod targets;
 
-/// The reader that was chosen.
+/// The chosen parser.
 static CHOSEN: OnceLock<targets::Read> = OnceLock::new();
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {

@@ -1,4 +1,4 @@
-//! `bench lease`: where the time of a lease goes: our own work, Firecracker, the guest, SSH. Medians, a table, a JSON file.
+//! `bench lease`: where the time of a lease goes: our own code, Firecracker, the guest, SSH. Medians, a table, a JSON file.
 //!
 //! Timings never decide a test; they are printed for a person and kept in `target/bench/lease.json`.
 
@@ -20,17 +20,17 @@ use crate::site::{self, Site};
 use crate::workspace;
 use crabbox_lab::payload::{Build, Images, Payload};
 
-/// How many leases at least.
+/// The minimum number of leases.
 const LEAST: usize = 5;
 
-/// Measures `count` leases, one after the other.
+/// Measures `count` leases in sequence.
 pub(crate) fn lease(lab: &str, count: usize) -> Result<ExitCode> {
     ensure!(
         count >= LEAST,
         "a median of fewer than {LEAST} leases says nothing"
     );
     let (payload, site) = site::choose(Images::Ours, Build::Optimised, lab)?;
-    // Turn about, so that a busy moment of this machine hits both.
+    // Alternate, so that a busy moment of this machine affects both.
     let (mut runs, mut unjailed) = (Vec::new(), Vec::new());
     for number in 1..=count {
         let run = measure(&site, "")?;
@@ -41,7 +41,7 @@ pub(crate) fn lease(lab: &str, count: usize) -> Result<ExitCode> {
     report(&site, &runs, &unjailed, &payload)
 }
 
-/// The timing document of one small lease that is made and given back.
+/// Makes a small lease, gives it back, and returns its timing document.
 fn timing(site: &Site, more: &str) -> Result<Value> {
     let words = "--provider firecracker --firecracker-cpus 1 --firecracker-memory-mib 256 --timing-json";
     let done = site.script(&format!(
@@ -53,7 +53,7 @@ fn timing(site: &Site, more: &str) -> Result<Value> {
         .with_context(|| format!("warmup printed no timings: {text}"))
 }
 
-/// One lease: milliseconds by stage, each named `whose/stage`.
+/// Measures one lease: milliseconds by stage, each named `owner/stage`.
 fn measure(site: &Site, more: &str) -> Result<BTreeMap<String, f64>> {
     let timing = timing(site, more)?;
     let stages = timing["leaseStages"]
@@ -74,7 +74,7 @@ fn measure(site: &Site, more: &str) -> Result<BTreeMap<String, f64>> {
     Ok(run)
 }
 
-/// What adds up to the whole: work that was done while the guest booted does not.
+/// The sum of the stages, without work done in parallel to the guest's boot.
 fn total(run: &BTreeMap<String, f64>) -> f64 {
     run.iter()
         .filter(|(name, _)| !name.starts_with("meanwhile/"))
@@ -82,7 +82,7 @@ fn total(run: &BTreeMap<String, f64>) -> f64 {
         .sum()
 }
 
-/// The middle of `values`.
+/// The median of `values`.
 pub(crate) fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     let middle = values.len() / 2;

@@ -1,8 +1,8 @@
-//! `book`: the documents as HTML in target/book/html, made by mdBook from the chapters that docs/SUMMARY.md names, and every link of the result
-//! followed.
+//! `book`: the documents as HTML in target/book/html, made by mdBook from the chapters listed in docs/SUMMARY.md, with every link of the result
+//! checked.
 //!
-//! Chapters keep their places of the repository, so that what they link to lies where they say. It must never change a document, nor look
-//! outside this machine for what a link of the book itself leads to.
+//! Chapters keep their paths in the repository, so that their links work. It must never change a document, nor use the network to check a link within
+//! the book.
 
 mod html;
 
@@ -45,7 +45,7 @@ pub(crate) fn main(arguments: &Arguments) -> Result<ExitCode> {
     let count = lay_out(workspace::root(), &dir)?;
     stage::stage("making the book", || {
         let made = Cmd::inheriting(&tool).arg("build").arg(&dir).run()?;
-        // What it warns of is wrong with a chapter.
+        // A warning means that something is wrong with a chapter.
         let said = made.stderr_text();
         ensure!(
             !said.contains("WARN") && !said.contains("ERROR"),
@@ -67,7 +67,7 @@ pub(crate) fn main(arguments: &Arguments) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// mdBook, compiled once.
+/// Path of mdBook, compiled once.
 fn installed() -> Result<PathBuf> {
     let root = workspace::target_dir()
         .join("tools")
@@ -80,7 +80,7 @@ fn installed() -> Result<PathBuf> {
                 .args(["--version", VERSION, "--root"])
                 .arg(&root)
                 .arg(TOOL)
-                // Below it cargo would take the toolchain and the settings of this workspace for the tool's.
+                // In a directory below, cargo would use this workspace's toolchain and settings for the tool.
                 .cwd(workspace::root());
             Ok(install.run()?)
         })?;
@@ -88,7 +88,7 @@ fn installed() -> Result<PathBuf> {
     Ok(program)
 }
 
-/// Copies the chapters, what they show and mdBook's settings to `dir`; the number of chapters.
+/// Copies the chapters, the files they show and mdBook's settings to `dir`; returns the number of chapters.
 fn lay_out(root: &Path, dir: &Path) -> Result<usize> {
     let src = dir.join("src");
     let summary = fs::read_to_string(root.join(SUMMARY)).with_context(|| format!("cannot read {SUMMARY}"))?;
@@ -121,7 +121,7 @@ fn lay_out(root: &Path, dir: &Path) -> Result<usize> {
     Ok(chapters.len())
 }
 
-/// The page of a directory has another name in a book than in a repository.
+/// A directory's page has another name in a book than in a repository.
 fn renamed(link: &str) -> String {
     let (file, section) = link.split_at(link.find('#').unwrap_or(link.len()));
     match file.strip_suffix("README.md") {

@@ -1,4 +1,4 @@
-//! `cache`: what is kept for all clones of this user, shown or removed. What it is and how it comes there is in `crabbox-lab`.
+//! `cache`: shows or removes what is kept for all clones of this user. The cache itself is in `crabbox-lab`.
 
 use std::process::ExitCode;
 

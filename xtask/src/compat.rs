@@ -1,4 +1,4 @@
-//! `compat`: the table of what the Go program does (`crates/crabbox/tests/compat`), held against this program.
+//! `compat`: checks this program against the table of the Go program's behaviour (`crates/crabbox/tests/compat`).
 //!
 //! The same table is an ordinary test of `crabbox`; this prints it. It must never report success while a case fails.
 

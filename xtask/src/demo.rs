@@ -1,5 +1,5 @@
-//! `demo`: the main job, for a person to see: a real microVM leased, a dirty tree synced, a command run, the lease given
-//! back, and the proof that nothing is left.
+//! `demo`: shows a person the main use: a real microVM leased, a dirty tree synced, a command run, the lease given back, and the proof that nothing
+//! is left behind.
 
 pub(crate) mod place;
 mod recording;
@@ -19,7 +19,7 @@ use recording::{Found, Line, Recording, Step};
 const SIZE: &str =
     "--provider firecracker --firecracker-cpus 1 --firecracker-memory-mib 256 --firecracker-disk-mib 2048";
 
-/// What is shown: the command that a user would type, and the script behind it where it is longer.
+/// The steps: the command as a user would type it, and the script actually run if it is longer.
 const STEPS: [(&str, &str); 6] = [
     (
         "git init, commit, and edit without committing",
@@ -45,13 +45,13 @@ const STEPS: [(&str, &str); 6] = [
     ("crabbox stop demo", "crabbox stop demo"),
 ];
 
-/// Runs the demo; with `record` what was seen is written there once all of it has succeeded.
+/// Runs the demo; with `record` the session is written there once all of it has succeeded.
 pub(crate) fn main(lab: &str, record: Option<&Path>) -> Result<ExitCode> {
-    // Before minutes are spent.
+    // Check the path before minutes are spent.
     let record = record.map(place::Place::new).transpose()?;
     let started = Instant::now();
     let (_, site) = site::choose(Images::Ours, Build::Quick, lab)?;
-    // What a demo left that was killed.
+    // Remove the leftovers of a demo that was killed.
     drop(Tidy(&site));
     let before = site.residue()?;
     let tidy = Tidy(&site);
@@ -89,17 +89,17 @@ pub(crate) fn main(lab: &str, record: Option<&Path>) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Gives the demo's lease back and takes its directory away, also where a step failed.
+/// Gives the demo's lease back and removes its directory, even if a step failed.
 struct Tidy<'a>(&'a Site);
 
 impl Drop for Tidy<'_> {
     fn drop(&mut self) {
-        // Where there is none it says so to nobody.
+        // Errors are ignored: there may be no lease.
         self.0.run("crabbox stop demo; rm -rf demo").ok();
     }
 }
 
-/// Shows one step with what it printed, as it comes, and how long it took.
+/// Shows one step with its output as it comes, and how long it took.
 fn step(site: &Site, shown: &str, script: &str) -> Result<Step> {
     let started = Instant::now();
     println!("$ {shown}");

@@ -1,7 +1,7 @@
-//! `fuzz`: coverage-guided fuzzing of everything that reads bytes which others wrote, by libFuzzer, with the corpora of `fuzz/corpus`.
+//! `fuzz`: coverage-guided fuzzing, by libFuzzer, of every parser of untrusted bytes, with the corpora in `fuzz/corpus`.
 //!
-//! It builds the crate `fuzz/`, which is no member of the workspace, with the compiler's coverage instrumentation; a stable compiler does. It
-//! must never end well when a reader failed or a target could not be run.
+//! It builds the crate `fuzz/`, which is not a member of the workspace, with the compiler's coverage instrumentation, which a stable compiler
+//! supports. It must never succeed if a parser failed or a target could not be run.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -12,15 +12,15 @@ use crabbox_host::command::Cmd;
 
 use crate::workspace;
 
-/// What libFuzzer is steered by, and nothing else of a sanitizer: there is no `unsafe` in what is read.
+/// The instrumentation for libFuzzer, without any sanitizer: the parsers have no `unsafe` code.
 const INSTRUMENTATION: &str = "-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
     -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
     -Cllvm-args=-sanitizer-coverage-trace-compares -Ccodegen-units=1";
 
-/// Instrumentation is for the target alone; named, it is not given to build scripts.
+/// Naming the target restricts the instrumentation to it, so that build scripts do not get it.
 const PLATFORM: &str = "x86_64-unknown-linux-gnu";
 
-/// The most memory that a reader may take, in MiB, and the longest that one input may take, in seconds.
+/// The memory limit of a parser in MiB, and the time limit of one input in seconds.
 const MEMORY_MIB: u32 = 1024;
 const INPUT_SECONDS: u32 = 20;
 
@@ -34,7 +34,7 @@ pub(crate) struct Arguments {
     seconds: u64,
 }
 
-/// Fuzzes the targets one after the other; the first input on which a reader fails ends it, and is kept.
+/// Fuzzes the targets in sequence; stops at the first input on which a parser fails, which is kept.
 pub(crate) fn main(arguments: &Arguments) -> Result<ExitCode> {
     let dir = workspace::root().join("fuzz");
     let targets = targets(&dir.join("corpus"), arguments.target.as_deref())?;
@@ -57,7 +57,7 @@ pub(crate) fn main(arguments: &Arguments) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The names of the corpora, or the one that was asked for.
+/// The names of the corpora, or the requested one.
 fn targets(corpus: &Path, wanted: Option<&str>) -> Result<Vec<String>> {
     let entries = std::fs::read_dir(corpus).with_context(|| format!("cannot list {}", corpus.display()))?;
     let mut known = Vec::new();
@@ -72,7 +72,7 @@ fn targets(corpus: &Path, wanted: Option<&str>) -> Result<Vec<String>> {
     }
 }
 
-/// Runs one target; what it finds on the way is kept in `fuzz/target`, what it fails on in `fuzz/target/failures`.
+/// Runs one target; new corpus entries are kept in `fuzz/target`, failing inputs in `fuzz/target/failures`.
 fn fuzz(dir: &Path, program: &Path, target: &str, seconds: u64) -> Result<String> {
     let (found, failures) = (
         dir.join("target/corpus").join(target),
@@ -94,7 +94,7 @@ fn fuzz(dir: &Path, program: &Path, target: &str, seconds: u64) -> Result<String
         .args(["-max_len=65536", "-print_final_stats=1"])
         .arg(&prefix)
         .args([&found, &seeds])
-        // Should it not keep to its own time.
+        // In case it does not keep its own time limit.
         .limit(Duration::from_secs(seconds.saturating_add(300)))
         .run()?;
     let said = done.stderr_text();

@@ -1,4 +1,4 @@
-//! `lab` on the command line: arguments in, text out. What the commands do is in `crabbox-lab`.
+//! `lab`: the command line only. The commands themselves are in `crabbox-lab`.
 
 use std::path::PathBuf;
 use std::process::{ExitCode, ExitStatus};

@@ -1,7 +1,7 @@
-//! `licences`: every dependency's licence, held against the allow list of `deny.toml` without cargo-deny.
+//! `licences`: checks every dependency's licence against the allow list of `deny.toml`, without cargo-deny.
 //!
-//! Reads `cargo metadata` for the one platform we build for. It must never pass a dependency without a licence, nor keep an
-//! allowed licence that no dependency names any more.
+//! Reads `cargo metadata` for the one platform we build for. It must never accept a dependency without a licence, nor keep an allowed licence that no
+//! dependency uses any more.
 
 use std::process::ExitCode;
 
@@ -12,7 +12,7 @@ use crate::workspace;
 
 const PLATFORM: &str = "x86_64-unknown-linux-gnu";
 
-/// Checks them; one line for each that is not allowed, and for each permission that nothing uses.
+/// Checks them; a line for each that is not allowed, and for each unused permission.
 pub(crate) fn main() -> Result<ExitCode> {
     let deny =
         std::fs::read_to_string(workspace::root().join("deny.toml")).context("cannot read deny.toml")?;
@@ -67,15 +67,15 @@ fn violations(packages: &[(&str, &str)], allowed: &[&str]) -> Vec<String> {
     refused.chain(unused).collect()
 }
 
-/// Whether an SPDX expression can be met by what is allowed. AND is read as weaker than OR: where an expression means it the
-/// other way round, this asks for more, never for less.
+/// Whether an SPDX expression can be met by the allowed licences. AND is read as binding weaker than OR: an expression that means it the other way
+/// round is judged more strictly, never less.
 fn is_met(expression: &str, allowed: &[&str]) -> bool {
     expression
         .split(" AND ")
         .all(|part| ids(part).any(|id| allowed.contains(&id)))
 }
 
-/// The licences that a part without AND names; `/` is the old way to write OR.
+/// The licences named by a part without AND; `/` is the deprecated form of OR.
 fn ids(part: &str) -> impl Iterator<Item = &str> {
     part.split(" OR ")
         .flat_map(|part| part.split('/'))
@@ -98,7 +98,7 @@ mod tests {
         ] {
             assert!(is_met(good, &allowed), "{good}");
         }
-        // "MIT OR X AND Y" could be met by MIT alone; it is read in the stricter way.
+        // "MIT OR X AND Y" could be met by MIT alone, but is read in the stricter way.
         for bad in [
             "none",
             "GPL-3.0-only",

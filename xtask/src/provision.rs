@@ -1,4 +1,4 @@
-//! `provision`: hosts with everything on them, for the end-to-end tests or to try things by hand.
+//! `provision`: prepares hosts for the end-to-end tests or for trying things by hand.
 
 use std::process::ExitCode;
 
@@ -6,7 +6,7 @@ use anyhow::Result;
 
 use crate::site;
 
-/// Builds, boots and installs the labs `names`; where this machine's KVM works, it is this machine.
+/// Builds, boots and installs the labs `names`; or prepares this machine instead, if its KVM works.
 pub(crate) fn main(names: &[String]) -> Result<ExitCode> {
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
     site::choose_for_tests(&names)?;

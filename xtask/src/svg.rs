@@ -1,4 +1,4 @@
-//! What every drawing of ours needs to be well-formed. It must never depend on anything but its arguments.
+//! Escaping, to keep SVG drawings well-formed. It must never depend on anything but its arguments.
 
 /// `words` as text between tags or as the value of an attribute.
 pub(crate) fn escaped(words: &str) -> String {

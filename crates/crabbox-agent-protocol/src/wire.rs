@@ -1,20 +1,20 @@
-//! The fields of a message as bytes.
+//! Encodes the fields of a message as bytes.
 //!
-//! Numbers are big-endian, what has a length has it before it, in four bytes. A reader must never take more than its frame has, nor reserve
-//! room for what did not arrive.
+//! Numbers are big-endian; variable-length values have a four-byte length first. A reader must never read beyond its frame, nor reserve memory for
+//! data that did not arrive.
 
-/// Bytes that are no message.
+/// Why bytes are not a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Malformed {
     /// They end within a field.
     Short,
-    /// There are more of them than the message has.
+    /// There are more bytes than the message has.
     Long,
     /// A text is not UTF-8.
     Text,
-    /// A value is none of its type.
+    /// A value is invalid for its type.
     Value,
-    /// No message has this number.
+    /// No message has this tag.
     Unknown(u8),
 }
 
@@ -32,12 +32,12 @@ impl std::fmt::Display for Malformed {
 
 impl std::error::Error for Malformed {}
 
-/// What has not been read of a message.
+/// The rest of a message that was not read yet.
 #[derive(Debug)]
 pub struct Fields<'a>(&'a [u8]);
 
 impl<'a> Fields<'a> {
-    /// All of `payload`.
+    /// Reads all of `payload`.
     pub fn of(payload: &'a [u8]) -> Self {
         Self(payload)
     }
@@ -102,7 +102,7 @@ impl Wire for bool {
     }
 }
 
-/// What is longer than a frame may be is cut by nobody: the frame is refused.
+/// An oversized value is not truncated here: the frame is refused.
 fn put_counted(bytes: &[u8], out: &mut Vec<u8>) {
     u32::try_from(bytes.len()).unwrap_or(u32::MAX).put(out);
     out.extend_from_slice(bytes);
@@ -154,7 +154,7 @@ impl Wire for Vec<String> {
 
     fn take(fields: &mut Fields<'_>) -> Result<Self, Malformed> {
         let count = u32::take(fields)?;
-        // Without a size hint: the count is somebody else's word.
+        // No capacity is reserved, because the count is not trusted.
         let mut all = Self::new();
         for _ in 0..count {
             all.push(String::take(fields)?);

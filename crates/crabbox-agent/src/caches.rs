@@ -1,6 +1,6 @@
-//! Directories that package managers keep beside the tree: how much they take, and emptying them.
+//! Measures and empties the cache directories that package managers keep outside the tree.
 //!
-//! It must never follow a link out of one, nor remove the directory itself.
+//! It must never follow a link out of a cache, nor remove the cache directory itself.
 
 use std::collections::HashSet;
 use std::os::unix::fs::MetadataExt as _;
@@ -14,16 +14,16 @@ use crate::failure::{At as _, Failure};
 use crate::remove::remove_tree;
 use crate::talk::Talk;
 
-/// Blocks of files are counted in this many bytes, see inode(7).
+/// The unit of `st_blocks` in bytes, see inode(7).
 const BLOCK: u64 = 512;
 
-/// Says how much a directory takes on the disk.
+/// Sends the disk usage of a directory.
 pub(crate) fn size(talk: &mut Talk, dir: &Path) -> Result<(), Failure> {
     let (mut bytes, mut known) = (0, HashSet::new());
-    // What a link in its place leads to is somebody else's.
+    // A link in place of the directory is measured as a link, since its target belongs to someone else.
     let mut todo: Vec<PathBuf> = vec![dir.to_owned()];
     while let Some(at) = todo.pop() {
-        // What cannot be looked at does not count.
+        // Entries that cannot be read do not count.
         let Ok(meta) = at.symlink_metadata() else {
             continue;
         };
@@ -42,7 +42,7 @@ pub(crate) fn size(talk: &mut Talk, dir: &Path) -> Result<(), Failure> {
     })
 }
 
-/// Removes all that is in a directory.
+/// Removes everything in a directory.
 pub(crate) fn clear(talk: &mut Talk, dir: &Path) -> Result<(), Failure> {
     match dir.symlink_metadata() {
         Ok(meta) if meta.is_dir() => {

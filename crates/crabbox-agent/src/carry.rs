@@ -1,6 +1,7 @@
-//! Bringing a file or link into another file system, where a rename cannot take it.
+//! Copies a file or link to another file system, where a rename is not possible.
 //!
-//! It is made whole beside its place and renamed there. What stands in the place must never go before that, nor be followed where it is a link.
+//! It is copied under a temporary name in the target directory and renamed there. What is at the target must neither be removed before that nor
+//! followed if it is a link.
 
 use std::fs::File;
 use std::io;
@@ -9,23 +10,23 @@ use std::path::Path;
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat, Timespec, Timestamps, UTIME_NOW};
 
-/// A file or link that is to be brought into another file system.
+/// A file or link that is to be copied to another file system.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Carry<'a> {
     /// The directory that it is in.
     pub(crate) from: BorrowedFd<'a>,
-    /// What it is called there.
+    /// Its name there.
     pub(crate) name: &'a Path,
     /// The directory that it goes to.
     pub(crate) to: BorrowedFd<'a>,
-    /// What it is called there until it is whole; nothing may stand there.
+    /// Its temporary name there; nothing of that name may exist.
     pub(crate) new: &'a Path,
-    /// What it is called there in the end. A file or link of this name gives way.
+    /// Its final name there. A file or link of this name is replaced.
     pub(crate) leaf: &'a Path,
 }
 
 impl Carry<'_> {
-    /// Copies what `stat` is of, with its mode and its time of modification. The one that it was copied from stays.
+    /// Copies the file or link that `stat` describes, with its mode and modification time. The original stays.
     pub(crate) fn out(&self, stat: &Stat) -> io::Result<()> {
         let placed = self
             .make(stat)
@@ -59,7 +60,7 @@ impl Carry<'_> {
     }
 }
 
-/// When what a look was at was modified.
+/// The modification time in a stat(2) result.
 #[expect(
     clippy::useless_conversion,
     reason = "the types of these fields differ between machines"
@@ -71,7 +72,7 @@ pub(crate) fn modified(stat: &Stat) -> Timespec {
     }
 }
 
-/// The times of a file that was modified then, and is touched now.
+/// File times with this modification time and the current time as access time.
 pub(crate) fn times(modified: Timespec) -> Timestamps {
     Timestamps {
         last_access: Timespec {

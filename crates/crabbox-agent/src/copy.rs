@@ -1,8 +1,8 @@
-//! Copies of the user's own: what there is at a path, and putting something there that is sent.
+//! The lease's side of `cp`: lists what is at a path, and puts there what the client sends.
 //!
-//! What comes is made in a private directory beside its place, and only all of it is put there. Nothing may give way to it but files and links, and
-//! what is in its way must leave everything as it was. Where another file system is mounted inside the place, a disk that fills there is
-//! noticed when other parts are in place already.
+//! A copy is received in a private directory beside its destination and moved there once complete. Only files and links may be replaced, and if
+//! something else is in the way, everything must stay as it was. If another file system is mounted inside the destination, a full disk there is only
+//! noticed after other parts are in place.
 
 mod place;
 
@@ -25,13 +25,13 @@ use crate::seen::Dirs;
 use crate::talk::{Heard, Talk};
 use place::Move;
 
-/// A list is sent when it has grown to this, in bytes.
+/// The list is sent in chunks of about this size, in bytes.
 const LIST: usize = PIECE - 8192;
 
-/// What a copy is called where it is made.
+/// The name of the copy in its staging directory.
 const COPY: &str = "c";
 
-/// How the names of directories begin in which copies are made.
+/// The prefix of the names of staging directories.
 const STAGE: &str = ".crabbox-cp.";
 
 const DIRECTORY: OFlags = OFlags::RDONLY
@@ -54,7 +54,7 @@ pub(crate) fn at_home(given: &str) -> Result<PathBuf, Failure> {
     })
 }
 
-/// Sends what there is at a path and below it.
+/// Sends the list of what is at a path and below it.
 pub(crate) fn tree(talk: &mut Talk, given: &str, follow: bool) -> Result<(), Failure> {
     let top = at_home(given)?;
     let meta = match top.symlink_metadata() {
@@ -88,7 +88,7 @@ struct Walk<'a> {
     top: &'a Path,
     follow: bool,
     list: Vec<u8>,
-    /// Device and inode of the directories that it is in.
+    /// Device and inode of the directories above the current one.
     above: Vec<(u64, u64)>,
 }
 
@@ -113,7 +113,7 @@ impl Walk<'_> {
         Ok(())
     }
 
-    /// Goes on below `name`, where that is a directory. All of it can be looked at, or there is no copy.
+    /// Lists what is below `name` if that is a directory. Any error fails the copy, since it would be incomplete.
     fn enter(&mut self, meta: &Metadata, name: &[u8]) -> Result<(), Failure> {
         if !meta.is_dir() {
             return Ok(());
@@ -136,7 +136,7 @@ impl Walk<'_> {
             below.extend_from_slice(leaf.as_bytes());
             let at = self.full(&below);
             let meta = match at.symlink_metadata() {
-                // One that has gone meanwhile is no problem.
+                // Skip a file that was deleted meanwhile.
                 Err(error) if is_absent(&error) => continue,
                 Ok(meta) if meta.is_symlink() && self.follow => at.metadata().at(&at)?,
                 meta => meta.at(&at)?,
@@ -157,11 +157,11 @@ impl Walk<'_> {
     }
 }
 
-/// Takes a copy and puts it to a path.
+/// Receives a copy and moves it to a path.
 pub(crate) fn put(talk: &mut Talk, to: &str, name: &str, make: bool) -> Result<(), Failure> {
     let names = talk.list()?;
     let names: Vec<&[u8]> = listed(&names).collect();
-    // Directories on the way are as those of a login shell.
+    // Directories created on the way get the modes that a login shell would give them.
     rustix::process::umask(Mode::from_raw_mode(0o022));
     let mut to = at_home(to)?;
     if make {
@@ -187,7 +187,7 @@ pub(crate) fn put(talk: &mut Talk, to: &str, name: &str, make: bool) -> Result<(
         Heard::Request(first) => receive(talk, into, first),
         Heard::Piece => Err(Failure::Refused("the client sent a piece of nothing".to_owned())),
     };
-    // What a message names is its place, and not where it is made.
+    // Messages name the destination, not the staging directory.
     taken.map_err(|failure| failure.elsewhere(&stage.path.join(COPY), &to))?;
     let parent = rustix::fs::openat(CWD, beside, DIRECTORY & !OFlags::NOFOLLOW, Mode::empty()).at(beside)?;
     let copy = Move {
@@ -203,11 +203,11 @@ pub(crate) fn put(talk: &mut Talk, to: &str, name: &str, make: bool) -> Result<(
     talk.say(&Reply::Received {})
 }
 
-/// A private directory beside the place of a copy; it goes with all that is left in it.
+/// A private staging directory beside the destination; removed on drop with everything in it.
 struct Stage {
     path: PathBuf,
     dir: OwnedFd,
-    /// What it is in.
+    /// The directory that it is in.
     beside: OwnedFd,
     name: PathBuf,
 }
@@ -222,7 +222,7 @@ impl Stage {
             let name = PathBuf::from(format!("{STAGE}{word:016x}"));
             let path = beside.join(&name);
             match std::fs::DirBuilder::new().mode(0o700).create(&path) {
-                // Whoever guesses the name keeps nobody from another one.
+                // Try another name if this one is taken.
                 Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
                     word = word.wrapping_add(1 << 32);
                 }
@@ -243,7 +243,7 @@ impl Stage {
 
 impl Drop for Stage {
     fn drop(&mut self) {
-        // What stays is private and has a name that says what it is.
+        // If this fails, the leftover is private and its name says what it is.
         remove_tree(&self.beside, &self.name).ok();
     }
 }

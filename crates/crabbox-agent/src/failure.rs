@@ -1,6 +1,6 @@
 //! Why a step could not be done.
 //!
-//! A failure is told to the client as the path and the reason; it must never end the conversation but where the client has gone.
+//! A failure is reported to the client as a path and a reason. It must never end the conversation unless the client has gone.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -12,14 +12,15 @@ use rustix::io::Errno;
 pub(crate) enum Failure {
     /// The client has gone.
     Gone,
-    /// A reason of our own.
+    /// A reason of the agent itself.
     Refused(String),
-    /// The system said no, of this path. There is no way to make one of an error alone: what has no path is [`At::trying`] something.
+    /// A system call on this path failed. There is deliberately no conversion from an error alone: where there is no path, [`At::trying`] says what
+    /// was tried.
     System { path: PathBuf, source: io::Error },
 }
 
 impl Failure {
-    /// What the client is told.
+    /// The message for the client.
     pub(crate) fn why(&self) -> String {
         match self {
             Self::Gone => "the client has gone".to_owned(),
@@ -39,14 +40,14 @@ impl Failure {
         }
     }
 
-    /// Says it on standard error, when there is no conversation to say it in.
+    /// Writes the message to standard error, for when there is no conversation.
     pub(crate) fn tell(&self) {
         use std::io::Write as _;
-        // There is nobody else to be told that this failed.
+        // There is nowhere else to report that this write failed.
         writeln!(io::stderr(), "crabbox-agent: {}", self.why()).ok();
     }
 
-    /// The same of what will be at or below `to`, and is made at or below `made`.
+    /// The same failure, with a path at or below `made` replaced by its final path at or below `to`.
     pub(crate) fn elsewhere(self, made: &Path, to: &Path) -> Self {
         match self {
             Self::System { path, source } => Self::System {
@@ -61,29 +62,29 @@ impl Failure {
         }
     }
 
-    /// Whether the system could not write or read something.
+    /// Whether a system call failed.
     pub(crate) fn is_of_the_disk(&self) -> bool {
         matches!(self, Self::System { .. })
     }
 
-    /// Whether it is the system that said this.
+    /// Whether it is this system error.
     pub(crate) fn is(&self, errno: Errno) -> bool {
         matches!(self, Self::System { source, .. } if source.raw_os_error() == Some(errno.raw_os_error()))
     }
 }
 
-/// What the system says, without the number that nobody reads.
+/// The text of a system error without the "(os error N)" part.
 pub(crate) fn said(error: &io::Error) -> String {
     let text = error.to_string();
     text.split(" (os error ").next().unwrap_or_default().to_owned()
 }
 
-/// Names what an error is about.
+/// Adds context to an error.
 pub(crate) trait At<T> {
-    /// This path.
+    /// The path that the error is about.
     fn at(self, path: &Path) -> Result<T, Failure>;
 
-    /// No path, but what was tried: behind "cannot".
+    /// What was tried, where there is no path; it follows "cannot" in the message.
     fn trying(self, what: &str) -> Result<T, Failure>;
 }
 

@@ -1,12 +1,12 @@
-//! Doors to this crate's private readers, for fuzzing alone. Nothing that ships may go through them.
+//! Access to this crate's private parsers, for fuzzing only. Nothing that ships may use it.
 
 use crabbox_agent_protocol::{Frame, Frames, Request};
 
 use crate::rows::{of_bytes, paths};
 
-/// Reads `bytes` as what a client says, as a manifest and what an earlier sync left of one, as a record, git's index, and a note of a command.
+/// Parses `bytes` as client requests, as a manifest, as a manifest left by an earlier sync, as a record, as a git index, and as a command note.
 pub fn requests(bytes: &[u8]) {
-    // Only a reader that panics, waits or believes what cannot be is of interest.
+    // Results are ignored; fuzzing looks for panics, hangs and excessive allocation.
     let mut frames = Frames::new(bytes);
     while let Ok(Some(frame)) = frames.frame() {
         if let Frame::Message(tag, payload) = frame {

@@ -1,8 +1,8 @@
-//! git's index, so that what is clean on the client's side is clean here: git trusts the times that the index has of a file.
+//! Updates git's index so that a file which is clean on the client is clean here: git trusts the times that its index holds for a file.
 //!
-//! What the client's git took for unchanged gets the times of the file that came, and git does not look into it: the filter, or whatever else
-//! made the two alike there, need not exist here. Everything else has no times, and git compares it. The format is that of
-//! gitformat-index(5), versions 2 and 3; in another one, the guest's, the index is made anew.
+//! A file that the client's git considered unchanged gets the times of the file that arrived, so git does not look into it; the filter (or whatever
+//! else made the two equal on the client) need not exist here. All other entries get no times, and git compares them. The format is that of
+//! gitformat-index(5), versions 2 and 3; if the guest left another version, the index is rebuilt.
 
 mod entries;
 pub(crate) mod marks;
@@ -33,44 +33,44 @@ use signed::{Hash, Signed};
 /// Bits of an entry's flags.
 const VALID: u16 = 0x8000;
 const STAGE: u16 = 0x3000;
-/// Bits of its second flags.
+/// Bits of an entry's extended flags.
 const BIT_SKIPPED: u16 = 0x4000;
 const BIT_INTENDED: u16 = 0x2000;
 const GITLINK: u32 = 0o160_000;
 
-/// What is kept of a file's stat(2), in bytes.
+/// The length of the stat(2) data of an entry, in bytes.
 const STAT: usize = 40;
 
-/// What comes before the first entry, in bytes.
+/// The length of the header, in bytes.
 const HEAD: u64 = 12;
 
-/// Paths that git is asked about one by one; more are asked about all together.
+/// Up to this many paths are passed to git by name; with more, git is asked about all paths.
 const ASKED: usize = 1000;
 
-/// An index, in its file.
+/// An index file.
 #[derive(Debug)]
 struct Index {
     file: File,
     count: u32,
-    /// Where the entries end, and the checksum begins.
+    /// Where the entries end; `stop` is where the checksum begins.
     end: u64,
     stop: u64,
-    /// How long an object's name is: 20 bytes, or 32.
+    /// The length of an object id: 20 or 32 bytes.
     ids: usize,
-    /// Whether an entry has second flags.
+    /// Whether any entry has extended flags.
     is_extended: bool,
-    /// Of all that it says, but for the times: these change whenever git looks.
+    /// Digest of everything but the times, which change whenever git refreshes the index.
     digest: String,
 }
 
-/// What an entry is to say.
+/// New contents of an entry.
 struct Change {
     times: [u8; STAT],
     flags: u16,
     more: u16,
 }
 
-/// Why an index cannot be read to its end.
+/// Describes an error from reading an index.
 fn short(error: std::io::Error) -> Failure {
     if error.kind() == std::io::ErrorKind::UnexpectedEof {
         return Failure::Refused("git's index ends too early".to_owned());
@@ -87,7 +87,7 @@ impl Index {
         Self::read(File::open(path).at(path)?)
     }
 
-    /// Reads all of it, so that whatever goes on from it finds it whole.
+    /// Reads and checks the whole index, so that later reads can rely on it.
     fn read(file: File) -> Result<Self, Failure> {
         let length = file.metadata().map_err(short)?.len();
         let (ids, stop) = [20, 32]
@@ -134,7 +134,7 @@ impl Index {
         Entries::of(&self.file, (HEAD, self.stop), self.count, self.ids)
     }
 
-    /// Writes it to `new` with what `change` says of each entry in place of what it has; `extended` when any of that has second flags.
+    /// Writes the index to `new`, with each entry changed as `change` says; `extended` if any entry is to have extended flags.
     fn write(
         &self,
         new: &Replacing,
@@ -170,7 +170,7 @@ impl Index {
         }
     }
 
-    /// Where the extension is that knows the trees of directories; others are hints, and some hold places in the file.
+    /// Where the TREE extension (the trees of directories) is. The other extensions are dropped: they are hints, and some hold file offsets.
     fn trees(&self) -> Result<(u64, u64), Failure> {
         let (mut at, mut head) = (self.end, [0; 8]);
         while at + 8 <= self.stop {
@@ -186,7 +186,7 @@ impl Index {
     }
 }
 
-/// Where the checksum of an index begins, if it has one whose length is this.
+/// Where the checksum begins, if the file ends with a valid checksum of `ids` bytes.
 fn checks(file: &File, length: u64, ids: usize) -> std::io::Result<Option<u64>> {
     let Some(stop) = length.checked_sub(ids as u64) else {
         return Ok(None);
@@ -203,7 +203,7 @@ fn checks(file: &File, length: u64, ids: usize) -> std::io::Result<Option<u64>> 
     Ok((hash.end() == told).then_some(stop))
 }
 
-/// What the index keeps of a file's stat(2): the low 32 bits of each.
+/// The stat(2) data that the index keeps of a file: the low 32 bits of each field.
 #[expect(
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,
@@ -237,7 +237,7 @@ pub(crate) fn read_bytes(bytes: &[u8]) {
         return;
     };
     let mut file = File::from(file);
-    // Without the checksum nothing would be looked at.
+    // With a wrong checksum, nothing else would be read.
     let mut hash = Hash::new(20);
     hash.update(bytes);
     if file
@@ -255,15 +255,15 @@ pub(crate) fn read_bytes(bytes: &[u8]) {
     }
 }
 
-/// What a sync knows of its tree, for the index.
+/// What the index needs to know from a sync.
 pub(crate) trait Tree {
-    /// The paths that are something else than git's index has.
+    /// The paths whose content differs from git's index.
     fn unlike(&self) -> Arc<Names>;
     /// Whether this sync sends a path.
     fn sends(&mut self, path: &[u8]) -> Result<bool, Failure>;
-    /// Calls `take` with each path that this sync sends, until it says so.
+    /// Calls `take` with each path that this sync sends until it returns true; returns whether it did.
     fn any_sent(&mut self, take: &mut dyn FnMut(&[u8]) -> bool) -> Result<bool, Failure>;
-    /// What was seen at a path when everything was there; none when it is not of this tree.
+    /// What was seen at a path after everything had arrived; `None` if the path is not part of this tree.
     fn known(&mut self, path: &[u8]) -> Result<Option<Seen>, Failure>;
 }
 
@@ -272,16 +272,16 @@ pub(crate) trait Tree {
 pub(crate) struct Work {
     /// Paths that the last sync left without times.
     before: Names,
-    /// Those that this one is to leave so.
+    /// Paths that this sync is to leave without times.
     unlike: Arc<Names>,
-    /// The index was made anew, with these bits.
+    /// Set if the index was rebuilt, with the client's flags for its entries.
     pub(crate) anew: Option<Marks>,
-    /// There is no index of this commit: in another one nothing is to look unchanged.
+    /// The index of this commit could not be made; in another index, no file may look unchanged.
     pub(crate) is_failed: bool,
     has_some: bool,
 }
 
-/// Files that git would have to compare because they are not older than the index.
+/// Files that git would have to compare because they are not older than the index ("racily clean").
 #[derive(Debug, Default)]
 struct Late {
     names: Names,
@@ -307,17 +307,17 @@ impl Work {
         })
     }
 
-    /// Whether a path is to have the times of its file.
+    /// Whether a path is to get the times of its file.
     fn trusts(&self, tree: &mut dyn Tree, path: &[u8]) -> Result<bool, Failure> {
         Ok(!self.unlike.contains(path) && (self.before.contains(path) || tree.sends(path)?))
     }
 
-    /// Whether a path is to have none.
+    /// Whether a path is to lose its times.
     fn doubts(&self, tree: &mut dyn Tree, path: &[u8]) -> Result<bool, Failure> {
         Ok(self.unlike.contains(path) && !self.before.contains(path) && !tree.sends(path)?)
     }
 
-    /// Whether there is something to do in an index that is not as a sync left it.
+    /// Whether there is work to do, but the index is not as the last sync left it.
     pub(crate) fn is_lost(&self, place: &Place) -> Result<bool, Failure> {
         if !self.has_some {
             return Ok(false);
@@ -326,7 +326,7 @@ impl Work {
         Ok(Index::load().ok().map(|index| index.digest) != known)
     }
 
-    /// Does it, when the files are there. A failure harms nothing else, and is told.
+    /// Updates the index, once the files have arrived. A failure does not fail the sync; it is returned as text to report.
     pub(crate) fn finish(
         &self,
         place: &Place,
@@ -382,7 +382,7 @@ impl Work {
         };
         let written = seconds(file.metadata())?;
         let new = Replacing::begin(file)?;
-        // The new one will be no older than this.
+        // The new index will not be older than this.
         let since = seconds(new.file.metadata())?;
         let (mut dirs, mut late, mut modified) = (Dirs::default(), Vec::new(), Vec::new());
         index.write(&new, self.is_extended(index)?, |entry| {
@@ -402,7 +402,8 @@ impl Work {
                 }
                 (!self.unlike.contains(name), marks != 0)
             } else {
-                // What git would compare because it is not older than the index must not be trusted for being older than the new one.
+                // Git compares a file that is not older than the index. Such a file must not become trusted just because it is older than the new
+                // index.
                 let late = entry.modified() >= written;
                 (
                     self.trusts(tree, name)?,
@@ -439,14 +440,14 @@ impl Work {
             push(&mut still, name);
         }
         modified.retain(|at| *at >= written);
-        // git's order is that of their bytes, which is ours.
+        // The names are in order already: git sorts entries by bytes, as we do.
         Ok(Late {
             names: Names::of(still)?,
             modified,
         })
     }
 
-    /// Whether an entry has second flags, or is to have some.
+    /// Whether any entry has extended flags, or is to get some.
     fn is_extended(&self, index: &Index) -> Result<bool, Failure> {
         if let Some(marks) = self.anew.as_ref().filter(|marks| !marks.is_empty()) {
             let mut entries = index.entries();
@@ -460,7 +461,7 @@ impl Work {
     }
 }
 
-/// What the index keeps of a file, if it still is what this sync saw there; and when it was modified.
+/// The stat data of a file for the index, if the file is still as this sync saw it, and its modification time.
 fn times_if_known(dirs: &mut Dirs, name: &[u8], known: Option<Seen>, mode: u32) -> Option<([u8; STAT], u32)> {
     let known = known?;
     let stat = dirs.stat(name).ok()?;
@@ -472,14 +473,14 @@ fn times_if_known(dirs: &mut Dirs, name: &[u8], known: Option<Seen>, mode: u32) 
     Some((times, modified))
 }
 
-/// Makes the index younger than those of these files that git would find changed if it compared them. A file that changes in the second in which
-/// the index is written looks unchanged, so that second has to pass.
+/// Makes the index younger than those of these files that git finds changed when it compares them. A file modified in the second in which the index
+/// is written would look unchanged, so wait until that second has passed.
 fn outlive(late: &Late) -> Result<(), Failure> {
     if late.modified.is_empty() {
         return Ok(());
     }
     let mut args = vec!["--literal-pathspecs", "diff-files", "--name-only", "-z", "--"];
-    // A name that is no text cannot be asked for by itself.
+    // A name that is not UTF-8 cannot be passed as an argument; then ask about all paths.
     let names = late.names.iter().map(|name| std::str::from_utf8(name).ok());
     if late.modified.len() <= ASKED {
         args.extend(names.collect::<Option<Vec<_>>>().unwrap_or_default());
@@ -501,7 +502,7 @@ fn outlive(late: &Late) -> Result<(), Failure> {
         .at(Path::new(INDEX))
 }
 
-/// Makes a directory of the tree, where nothing else is in its place.
+/// Creates a directory of the tree, unless something else is in its place.
 fn make_directory(name: &[u8]) -> Result<(), Failure> {
     let mut dirs = Dirs::default();
     let cuts = name

@@ -1,4 +1,4 @@
-//! The agent as a program: see the library beside it.
+//! The agent's binary; the code is in the library of this crate.
 
 use std::process::ExitCode;
 

@@ -1,20 +1,21 @@
-//! Sets of names, as the bytes in which they came and a number for each: of hundreds of thousands, each by itself would cost more than its bytes.
+//! Sets of names, kept as the received bytes and one offset per name: for hundreds of thousands of names, separate allocations would cost more than
+//! the names themselves.
 //!
-//! A name is found by its bytes alone; it must never be found for one that it begins with.
+//! A name is found only by all of its bytes, never by a prefix.
 
 use crate::bytes::listed;
 use crate::failure::Failure;
 
-/// Names, ordered.
+/// A sorted set of names.
 #[derive(Debug, Default)]
 pub(crate) struct Names {
     data: Vec<u8>,
-    /// Where each begins, in the order of the names.
+    /// Where each name begins, sorted by name.
     starts: Vec<u32>,
 }
 
 impl Names {
-    /// Of a list, NUL after each.
+    /// From a NUL-terminated list.
     pub(crate) fn of(mut data: Vec<u8>) -> Result<Self, Failure> {
         if data.last().is_some_and(|byte| *byte != 0) {
             data.push(0);
@@ -31,7 +32,7 @@ impl Names {
         starts.shrink_to_fit();
         let mut names = Self { data, starts };
         let mut order = std::mem::take(&mut names.starts);
-        // They come in order from whoever has them so.
+        // Most senders have them sorted already.
         if !order.is_sorted_by(|a, b| names.name(*a) < names.name(*b)) {
             order.sort_unstable_by(|a, b| names.name(*a).cmp(names.name(*b)));
             order.dedup_by(|a, b| names.name(*a) == names.name(*b));
@@ -47,19 +48,19 @@ impl Names {
         listed(tail.unwrap_or_default()).next().unwrap_or_default()
     }
 
-    /// Whether this one is there.
+    /// Whether the set has this name.
     pub(crate) fn contains(&self, name: &[u8]) -> bool {
         self.place(name).is_some()
     }
 
-    /// Its place in their order.
+    /// The position of a name in sorted order.
     pub(crate) fn place(&self, name: &[u8]) -> Option<usize> {
         self.starts
             .binary_search_by(|start| self.name(*start).cmp(name))
             .ok()
     }
 
-    /// All of them, in order.
+    /// All names, in order.
     pub(crate) fn iter(&self) -> impl Iterator<Item = &[u8]> {
         self.starts.iter().map(|start| self.name(*start))
     }

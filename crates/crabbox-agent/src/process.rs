@@ -1,7 +1,7 @@
 //! Processes by their number and start time, read from `/proc`.
 //!
-//! A number alone names nobody for long: whoever is to be waited for or ended is known by both. A process that has ended is gone, whether somebody
-//! has reaped it or not: in a container whose first process does not, it stays for good.
+//! Pids are reused, so a process to wait for or to end is identified by both. A process that has ended counts as gone even if nobody has reaped it:
+//! in a container whose init does not reap, zombies stay forever.
 
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -10,7 +10,7 @@ use rustix::process::{Pid, Signal, kill_process_group};
 
 /// How long a group may take to end before it is killed.
 const GRACE: Duration = Duration::from_secs(2);
-/// And until it counts as one that cannot be ended.
+/// How long a group may take to end before we give up on it.
 const LIMIT: Duration = Duration::from_secs(4);
 
 /// What `/proc/PID/stat` says, see proc_pid_stat(5).
@@ -24,7 +24,7 @@ pub(crate) struct Stat {
 
 impl Stat {
     fn parse(text: &str) -> Option<Self> {
-        // The name stands in brackets, and may hold brackets.
+        // The command name is in parentheses and may itself contain parentheses.
         let mut words = text.rsplit_once(") ")?.1.split(' ');
         let state = words.next()?;
         let group = words.nth(1)?.parse().ok()?;
@@ -37,14 +37,14 @@ impl Stat {
         })
     }
 
-    /// Of a process that has not ended.
+    /// The stat of a process that has not ended.
     pub(crate) fn of(pid: u32) -> Option<Self> {
         let text = std::fs::read(format!("/proc/{pid}/stat")).ok()?;
         Self::parse(&String::from_utf8_lossy(&text)).filter(|stat| !stat.is_over)
     }
 }
 
-/// When a process began, in the words of ps(1), which the Go program compares; none where there is no ps.
+/// The start time of a process as ps(1) prints it, which is what the Go program compares; `None` if there is no ps.
 pub(crate) fn lstart(pid: u32) -> Option<String> {
     let said = Command::new("ps")
         .args(["-o", "lstart=", "-p", &pid.to_string()])
@@ -57,7 +57,7 @@ pub(crate) fn lstart(pid: u32) -> Option<String> {
     (!words.is_empty()).then(|| words.join(" "))
 }
 
-/// A process group that is on its way out.
+/// A process group that is being ended.
 #[derive(Debug)]
 pub(crate) struct Ending {
     group: u32,
@@ -67,14 +67,14 @@ pub(crate) struct Ending {
 }
 
 impl Ending {
-    /// Asks the group to end.
+    /// Sends SIGTERM to the group.
     pub(crate) fn begin(group: u32) -> Self {
         let pid = i32::try_from(group)
             .ok()
             .filter(|group| *group > 1)
             .and_then(Pid::from_raw);
         if let Some(pid) = pid {
-            // Who has gone already needs no signal.
+            // The group may have ended already.
             kill_process_group(pid, Signal::TERM).ok();
         }
         Self {
@@ -85,7 +85,8 @@ impl Ending {
         }
     }
 
-    /// Whether it is known to be gone; none while that is not decided. To be asked again every few hundredths of a second.
+    /// `Some(true)` once the group is gone, `Some(false)` if it could not be ended, `None` while that is undecided. To be called again every few
+    /// hundredths of a second.
     pub(crate) fn gone(&mut self) -> Option<bool> {
         let pid = self.pid?;
         if !is_alive(self.group) {
@@ -102,7 +103,7 @@ impl Ending {
     }
 }
 
-/// Ends a process group; whether it is known to be gone.
+/// Ends a process group; returns whether it is known to be gone.
 pub(crate) fn end_group(group: u32) -> bool {
     let mut ending = Ending::begin(group);
     if ending.pid.is_none() {
@@ -116,7 +117,7 @@ pub(crate) fn end_group(group: u32) -> bool {
     }
 }
 
-/// Whether a process of the group has not ended.
+/// Whether the group has a process that has not ended.
 fn is_alive(group: u32) -> bool {
     let Ok(processes) = std::fs::read_dir("/proc") else {
         return false;

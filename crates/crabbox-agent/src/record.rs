@@ -1,7 +1,7 @@
-//! The record of the last finished sync, in parts, so that an edit is written down by looking at its part only.
+//! The record of the last finished sync, split into parts so that an edit rewrites only the part it belongs to.
 //!
-//! `index`: a line with what it is a record of, then the deleted paths. `rows.K`: `<identity> <what was seen> <path>` of the files of some
-//! directories. A record that is not whole must never pass for one: then everything is compared anew.
+//! `index`: a header line, then the deleted paths. `rows.K`: `<identity> <what was seen> <path>` of the files of some directories. An incomplete
+//! record must never pass for a complete one; without a record, everything is compared again.
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -11,19 +11,19 @@ use crate::bytes::{BUFFER, Records, Replacing, discard, listed, open, parent, pu
 use crate::failure::{At as _, Failure};
 use crate::seen::{Dirs, Kind, Seen};
 
-/// How many parts a large tree has.
+/// The number of parts for a large tree.
 pub(crate) const PARTS: u32 = 8;
-/// Files below which parts would only be more files to write.
+/// With fewer files than this, more than one part would only mean more files to write.
 pub(crate) const SMALL: usize = 4000;
-/// More threads than this only wait for each other in the kernel.
+/// More threads than this only contend in the kernel.
 const THREADS: usize = 4;
 
-/// Where a tree is, and where what is known of it is.
+/// Where a tree is, and where the metadata of its syncs is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Place {
     /// `<workRoot>/<leaseID>`.
     pub(crate) lease: PathBuf,
-    /// The directory in it.
+    /// The name of the tree's directory in the lease.
     pub(crate) name: String,
     pub(crate) workdir: PathBuf,
     pub(crate) meta: PathBuf,
@@ -40,7 +40,7 @@ impl Place {
         }
     }
 
-    /// A file of what is known.
+    /// A metadata file.
     pub(crate) fn of(&self, leaf: impl AsRef<Path>) -> PathBuf {
         self.meta.join(leaf)
     }
@@ -49,7 +49,7 @@ impl Place {
         self.of(format!("rows.{part}"))
     }
 
-    /// Removes what an earlier version of this program knew besides, of which no one may believe that it is still true.
+    /// Removes metadata that only earlier versions of this program wrote, and which may be out of date.
     pub(crate) fn drop_older(&self) -> Result<(), Failure> {
         if !self.of("stamp").exists() {
             return Ok(());
@@ -69,20 +69,20 @@ pub(crate) fn part_of(path: &[u8], parts: u32) -> u32 {
     crc32fast::hash(parent(path)) % parts.max(1)
 }
 
-/// What a record is of.
+/// The header of a record.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Head {
-    /// Of the sync that it is of; empty when that did not bring everything.
+    /// Fingerprint of the recorded sync; empty if that sync did not bring everything.
     pub(crate) fingerprint: String,
     pub(crate) parts: u32,
     /// How many files there are.
     pub(crate) count: usize,
-    /// What was absent, NUL after each.
+    /// Paths that were to be absent, NUL after each.
     pub(crate) gone: Vec<u8>,
 }
 
 impl Head {
-    /// The one of `place`, if there is one that this version can read.
+    /// The header of the record of `place`, if this version can read it.
     pub(crate) fn load(place: &Place) -> Option<Self> {
         Self::parse(&read(&place.of("index")).ok()?)
     }
@@ -119,7 +119,7 @@ impl Head {
     }
 }
 
-/// One file of a record.
+/// A file of a record.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Known<'a> {
     pub(crate) identity: &'a [u8],
@@ -146,14 +146,14 @@ impl<'a> Known<'a> {
     }
 }
 
-/// A part on its way into its file.
+/// A part being written.
 #[derive(Debug)]
 pub(crate) struct Writing {
     to: PathBuf,
     new: Replacing,
-    /// What is not in the file yet.
+    /// Rows that are not in the file yet.
     waiting: Vec<u8>,
-    /// How many rows it has.
+    /// The number of rows.
     pub(crate) count: usize,
 }
 
@@ -183,7 +183,7 @@ impl Writing {
         Ok(())
     }
 
-    /// Puts it into its place.
+    /// Moves the finished file into place.
     pub(crate) fn end(mut self) -> Result<(), Failure> {
         self.flush()?;
         self.new.put(&self.to)
@@ -193,7 +193,7 @@ impl Writing {
 /// The longest row, in bytes: no path of Linux is longer than 4096.
 const ROW: usize = 8192;
 
-/// Gives the rows of a part to `take` until it says that it wants no more. The last one of a file that was cut would name another path.
+/// Passes the rows of a part to `take` until that returns false. The last row of a truncated file is dropped, since it could name another path.
 pub(crate) fn each_of(
     place: &Place,
     part: u32,
@@ -214,8 +214,7 @@ pub(crate) fn each_of(
     Ok(())
 }
 
-/// Gives every file of a record to `take`, also of one that a sync was about to replace: what it says of a file is true or is not, whatever
-/// became of the others.
+/// Passes every file of a record to `take`, even of a record that a sync was about to replace: each row is valid or not by itself.
 pub(crate) fn each(
     place: &Place,
     head: Option<&Head>,
@@ -227,12 +226,12 @@ pub(crate) fn each(
     Ok(())
 }
 
-/// There is no such part any more.
+/// Removes a part.
 pub(crate) fn discard_part(place: &Place, part: u32) -> Result<(), Failure> {
     discard(&place.part(part))
 }
 
-/// A part that is asked for single files: its bytes, and its rows in the order of their paths.
+/// A part loaded for lookups: its bytes, and where its rows start, ordered by path.
 #[derive(Debug)]
 pub(crate) struct Part {
     pub(crate) number: u32,
@@ -243,11 +242,11 @@ pub(crate) struct Part {
 impl Part {
     pub(crate) fn load(place: &Place, number: u32) -> Result<Self, Failure> {
         let mut data = read(&place.part(number))?;
-        // The last row of a file that was cut would name another path.
+        // The last row of a truncated file could name another path.
         data.truncate(data.iter().rposition(|byte| *byte == 0).unwrap_or(0));
         let (mut starts, mut at) = (Vec::new(), 0);
         for row in data.split(|byte| *byte == 0) {
-            // One that begins behind four gigabytes is not known, and so not believed.
+            // A row beyond 4 GiB is left out, so its file counts as unknown.
             if let (Some(_), Ok(start)) = (Known::parse(row), u32::try_from(at)) {
                 starts.push(start);
             }
@@ -279,7 +278,7 @@ impl Part {
     }
 }
 
-/// Reads these bytes as a head and as a part.
+/// Parses these bytes as a header and as a part.
 #[cfg(feature = "fuzzing")]
 pub(crate) fn read_bytes(bytes: &[u8]) {
     Head::parse(bytes);
@@ -289,7 +288,7 @@ pub(crate) fn read_bytes(bytes: &[u8]) {
     }
 }
 
-/// Whether every file of the record is as it was seen, and what was absent still is. The workdir is the current directory.
+/// Whether every file of the record is unchanged, and every path that was absent still is. The workdir must be the current directory.
 pub(crate) fn is_unchanged(place: &Place, head: &Head) -> bool {
     let mut dirs = Dirs::default();
     let back = |path: &[u8]| dirs.look(path).is_some_and(|now| now.kind != Kind::Other);
@@ -329,7 +328,7 @@ pub(crate) fn is_unchanged(place: &Place, head: &Head) -> bool {
     } else {
         std::thread::scope(|scope| {
             let started: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
-            // A thread of ours that panicked has ended the process.
+            // A panic aborts the agent; where it does not, the count of 0 makes the record not match.
             started.into_iter().map(|thread| thread.join().unwrap_or(0)).sum()
         })
     };
@@ -353,7 +352,7 @@ mod tests {
         std::fs::create_dir_all(&place.meta).unwrap();
         head.write(&place).unwrap();
         assert_eq!(Head::load(&place), Some(head));
-        // As the versions before this one wrote it, in Python.
+        // As earlier versions, written in Python, wrote it.
         let older = b"{\"version\": 3, \"fingerprint\": \"\", \"parts\": 1, \"count\": 0}\n";
         assert!(Head::parse(older).is_some());
         for bad in [
@@ -396,7 +395,7 @@ mod tests {
         };
         let mut new = Writing::begin(&place, 1).unwrap();
         new.put(&written).unwrap();
-        // Until it is whole the old one is there.
+        // Until the new part is complete, the old one stays in place.
         assert!(Part::load(&place, 1).unwrap().seen(b"a").is_some());
         new.end().unwrap();
         let part = Part::load(&place, 1).unwrap();

@@ -1,6 +1,6 @@
-//! Removing what stands in the tree: always through handles of directories that are not links.
+//! Removes files and directories of the tree, always through handles of directories that are not links.
 //!
-//! It must never follow a link out of the tree, whatever the tree becomes meanwhile.
+//! It must never follow a link out of the tree, even if the tree changes meanwhile.
 
 use std::io::ErrorKind;
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
@@ -20,12 +20,12 @@ const DIR: OFlags = OFlags::PATH
     .union(OFlags::NOFOLLOW)
     .union(OFlags::CLOEXEC);
 
-/// Opens a directory, and no link to one.
+/// Opens a directory, without following a link.
 fn open(within: impl std::os::fd::AsFd, leaf: &Path) -> Result<OwnedFd, Errno> {
     rustix::fs::openat(within, leaf, DIR, Mode::empty())
 }
 
-/// The name of an open directory, for calls that take none that is only a handle.
+/// A path for an open directory, for calls that do not accept `O_PATH` handles.
 fn name(handle: &OwnedFd) -> PathBuf {
     PathBuf::from(format!("/proc/self/fd/{}", handle.as_raw_fd()))
 }
@@ -34,7 +34,7 @@ fn set_mode(handle: &OwnedFd, mode: u32, shown: &Path) -> Result<(), Failure> {
     std::fs::set_permissions(name(handle), std::fs::Permissions::from_mode(mode)).at(shown)
 }
 
-/// Calls `act` in a directory that is made writable for it; `shown` is what is changed there, for messages.
+/// Calls `act` with the directory made writable for the duration; `shown` is the path for messages.
 fn changed_in(
     handle: &OwnedFd,
     shown: &Path,
@@ -49,7 +49,7 @@ fn changed_in(
     done.and(set_mode(handle, mode, shown))
 }
 
-/// Removes whatever `leaf` of an open directory is, with all that is in it.
+/// Removes `leaf` of an open directory, recursively.
 pub(crate) fn remove_tree(within: &OwnedFd, leaf: &Path) -> Result<(), Failure> {
     let stat = match rustix::fs::statat(within, leaf, AtFlags::SYMLINK_NOFOLLOW) {
         Ok(stat) => stat,
@@ -64,7 +64,7 @@ pub(crate) fn remove_tree(within: &OwnedFd, leaf: &Path) -> Result<(), Failure> 
         set_mode(&handle, 0o700, leaf)?;
     }
     let all = std::fs::read_dir(name(&handle)).at(leaf)?;
-    // All names first: a directory that is changed while it is read may leave some out.
+    // Read all names first: reading a directory while it changes may skip entries.
     let names: Vec<_> = all
         .map(|entry| entry.map(|entry| entry.file_name()))
         .collect::<Result<_, _>>()
@@ -76,7 +76,7 @@ pub(crate) fn remove_tree(within: &OwnedFd, leaf: &Path) -> Result<(), Failure> 
     rustix::fs::unlinkat(within, leaf, AtFlags::REMOVEDIR).at(leaf)
 }
 
-/// Handles of the workdir and of the directories above a path, as far as they are directories.
+/// Handles of the workdir and of the directories above a path, down to the first that is not a directory.
 fn way_to(parts: &[&[u8]]) -> Result<Vec<OwnedFd>, Failure> {
     let mut handles = vec![open(CWD, Path::new(".")).at(Path::new("."))?];
     for part in &parts[..parts.len() - 1] {
@@ -94,8 +94,8 @@ fn parts(name: &[u8]) -> Vec<&[u8]> {
     name.split(|byte| *byte == b'/').collect()
 }
 
-/// Removes a file that an earlier sync brought, and the directories that this, or a broken sync, left empty. A directory where the file was
-/// is the guest's own, and so is everything beyond a link.
+/// Removes a file that an earlier sync brought, and then the directories that are empty without it. A directory in place of the file belongs to the
+/// guest, and so does everything beyond a link.
 pub(crate) fn prune(name: &[u8]) -> Result<(), Failure> {
     let parts = parts(name);
     let mut handles = way_to(&parts)?;
@@ -118,14 +118,14 @@ pub(crate) fn prune(name: &[u8]) -> Result<(), Failure> {
             rustix::fs::unlinkat(within, leaf, AtFlags::REMOVEDIR).at(leaf)
         });
         if removed.is_err() {
-            // It is not empty.
+            // The directory is not empty.
             return Ok(());
         }
     }
     Ok(())
 }
 
-/// Removes whatever stands at `name`, which the manifest needs for something else.
+/// Removes whatever is at `name`, because the manifest needs the place for something else.
 fn clear(name: &[u8]) -> Result<(), Failure> {
     let parts = parts(name);
     let handles = way_to(&parts)?;
@@ -138,7 +138,7 @@ fn clear(name: &[u8]) -> Result<(), Failure> {
     })
 }
 
-/// Removes what stands where the manifest needs something of another kind: in the places of the rows with these numbers, and above them.
+/// Removes what is in the way of the manifest rows with these numbers: at their paths and above them, anything of another kind than needed.
 pub(crate) fn make_way(rows: &mut Rows, numbers: &[u32]) -> Result<(), Failure> {
     let (mut dirs, mut free) = (Dirs::default(), None);
     for number in numbers {
@@ -148,7 +148,7 @@ pub(crate) fn make_way(rows: &mut Rows, numbers: &[u32]) -> Result<(), Failure> 
             Ok(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::Directory => clear(row.path)?,
             Ok(_) => {}
             Err(errno) => {
-                // What is below one that is not there has nothing in its way.
+                // Below a directory that does not exist, nothing is in the way.
                 let above = dirs.none().filter(|none| is_below(none, row.path));
                 match above {
                     Some(none) if free.as_deref() == Some(none) => {}
@@ -157,7 +157,7 @@ pub(crate) fn make_way(rows: &mut Rows, numbers: &[u32]) -> Result<(), Failure> 
                         clear_above(&none)?;
                         free = Some(none);
                     }
-                    // What the guest has closed is opened before anything is put there.
+                    // A directory that the guest has made inaccessible is opened later, before anything is put there.
                     None if matches!(errno, Errno::NOENT | Errno::ACCESS) => {}
                     None => return Err(errno).at(path(row.path)),
                 }
@@ -167,7 +167,7 @@ pub(crate) fn make_way(rows: &mut Rows, numbers: &[u32]) -> Result<(), Failure> 
     Ok(())
 }
 
-/// Removes what stands in the place of a directory, whose own directory is one.
+/// Removes a non-directory that is in the place of a directory, if its own parent is a directory.
 fn clear_above(name: &[u8]) -> Result<(), Failure> {
     match path(name).symlink_metadata() {
         Ok(meta) if meta.is_dir() => Ok(()),

@@ -1,7 +1,7 @@
-//! The manifest as it came: what the tree is to be, a record each, and what is to be absent.
+//! The manifest as received: one record for each path the tree is to have, and the paths that are to be absent.
 //!
-//! `<identity> <kind> <mode> <size> <mtime> <path>` records in the order of their paths, the record `-`, then the deleted paths; NUL after each. It
-//! is kept in a file, of which a block at a time is looked into: it must never be held whole, because there may be hundreds of thousands.
+//! `<identity> <kind> <mode> <size> <mtime> <path>` records sorted by path, the record `-`, then the deleted paths; NUL after each. It is kept in a
+//! file and read a block at a time: it must never be held in memory whole, because there may be hundreds of thousands of records.
 
 use std::fs::File;
 use std::io::{BufRead, BufWriter, ErrorKind, Write as _};
@@ -12,7 +12,7 @@ use crate::bytes::{BUFFER, Replacing};
 use crate::failure::{At as _, Failure};
 use crate::seen::{Kind, Seen, Time, time};
 
-/// Records of a block.
+/// The number of records in a block.
 const BLOCK: usize = 128;
 
 /// The longest record, in bytes: no path of Linux is longer than 4096.
@@ -21,7 +21,7 @@ pub(crate) const RECORD: usize = 8192;
 /// One file or link that the tree is to have.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Row<'a> {
-    /// Stands for the content on the other side, hex; `0` when it does not.
+    /// Identifies the content on the client, in hex; `0` if it does not.
     pub(crate) identity: &'a [u8],
     pub(crate) kind: Kind,
     pub(crate) mode: u32,
@@ -50,15 +50,15 @@ impl<'a> Row<'a> {
         })
     }
 
-    /// The path of a record that was parsed before.
+    /// The path of a record that is known to be valid.
     fn path_of(record: &'a [u8]) -> &'a [u8] {
         record.splitn(6, |byte| *byte == b' ').nth(5).unwrap_or_default()
     }
 
-    /// Whether what is there now is what was to be sent.
+    /// Whether what is there now matches this row.
     pub(crate) fn is(&self, now: &Seen) -> bool {
         let same_mode = self.kind != Kind::File || self.mode & 0o777 == now.mode & 0o777;
-        // A file system that keeps whole seconds cuts the rest.
+        // A file system with whole seconds drops the fraction.
         let same_time = self.modified == now.modified
             || (now.modified.nanoseconds == 0 && self.modified.seconds == now.modified.seconds);
         self.kind == now.kind && self.size == now.size && same_mode && same_time
@@ -68,27 +68,27 @@ impl<'a> Row<'a> {
 /// Where a block begins.
 #[derive(Debug, Clone, Copy)]
 struct Start {
-    /// In the file.
+    /// The offset in the file.
     at: u64,
-    /// Of its first path in [`Rows::heads`].
+    /// The offset of its first path in [`Rows::heads`].
     head: u32,
 }
 
-/// All of it.
+/// The manifest.
 #[derive(Debug)]
 pub(crate) struct Rows {
     file: File,
-    /// Where it came, for messages.
+    /// The path of the file, for messages.
     shown: PathBuf,
     starts: Vec<Start>,
-    /// The first path of each block, one behind the other.
+    /// The first path of each block, concatenated.
     heads: Vec<u8>,
     /// Where the records end.
     end: u64,
     count: usize,
-    /// What is to be absent, NUL after each.
+    /// The paths that are to be absent, NUL after each.
     pub(crate) gone: Vec<u8>,
-    /// The block that was looked into last.
+    /// The block that was read last.
     block: Block,
 }
 
@@ -112,18 +112,18 @@ impl Block {
     }
 }
 
-/// A manifest on its way into its file.
+/// A manifest being received into its file.
 #[derive(Debug)]
 pub(crate) struct Coming {
     rows: Rows,
-    /// The beginning of the record that has not come whole.
+    /// The beginning of a record that is still incomplete.
     rest: Vec<u8>,
     last: Vec<u8>,
     is_gone: bool,
 }
 
 impl Coming {
-    /// Into an empty file, which is at `shown`.
+    /// Receives into an empty file; `shown` is its path for messages.
     pub(crate) fn into(file: File, shown: PathBuf) -> Self {
         Self {
             rows: Rows {
@@ -142,7 +142,7 @@ impl Coming {
         }
     }
 
-    /// Takes what comes next of it.
+    /// Takes the next chunk.
     pub(crate) fn take(&mut self, mut piece: &[u8]) -> Result<(), Failure> {
         let whole = piece;
         while let Some(cut) = piece.iter().position(|byte| *byte == 0) {
@@ -175,7 +175,7 @@ impl Coming {
             return Ok(());
         }
         let row = Row::parse(record).filter(|_| record.len() <= RECORD);
-        // Whatever is found in it is found by its order.
+        // Lookups rely on the order of the records.
         let row = row.filter(|row| rows.count == 0 || self.last.as_slice() < row.path);
         let row = row.ok_or_else(|| strange(record))?;
         if rows.count.is_multiple_of(BLOCK) {
@@ -194,7 +194,7 @@ impl Coming {
         Ok(())
     }
 
-    /// All of it has come.
+    /// Ends the manifest.
     pub(crate) fn end(self) -> Result<Rows, Failure> {
         if self.rest.is_empty() {
             Ok(self.rows)
@@ -217,7 +217,7 @@ impl Rows {
         self.count
     }
 
-    /// The one with this number, if there is one.
+    /// The row with this number, if there is one.
     pub(crate) fn get(&mut self, number: usize) -> Result<Option<Row<'_>>, Failure> {
         if number >= self.count {
             return Ok(None);
@@ -227,7 +227,7 @@ impl Rows {
         row.ok_or_else(unread).map(Some)
     }
 
-    /// The number of the record of a path.
+    /// The number of the row of a path.
     pub(crate) fn find(&mut self, path: &[u8]) -> Result<Option<usize>, Failure> {
         let before = self.first_behind(path);
         let Some(number) = before.checked_sub(1) else {
@@ -241,7 +241,7 @@ impl Rows {
         Ok(found.then_some(number * BLOCK + place))
     }
 
-    /// The first block all of which is behind a path.
+    /// The first block that begins after a path.
     fn first_behind(&self, path: &[u8]) -> usize {
         let head = |number: usize| {
             let at = |number: usize| self.starts.get(number).map(|start| place(start.head));
@@ -253,7 +253,7 @@ impl Rows {
         first(0..self.starts.len(), |number| head(number) > path)
     }
 
-    /// Has this block in [`Self::block`].
+    /// Loads a block into [`Self::block`].
     fn open(&mut self, number: usize) -> Result<(), Failure> {
         if self.block.number == Some(number) {
             return Ok(());
@@ -274,7 +274,7 @@ impl Rows {
         Ok(())
     }
 
-    /// Writes all of it, as it came.
+    /// Writes the whole manifest as it was received.
     pub(crate) fn copy(&self, to: &Replacing) -> Result<(), Failure> {
         let (mut at, mut chunk) = (0, vec![0; BUFFER]);
         loop {
@@ -288,7 +288,7 @@ impl Rows {
         }
     }
 
-    /// Writes the paths of its records, NUL after each.
+    /// Writes the paths of all rows, NUL after each.
     pub(crate) fn put_paths(&mut self, to: &File, shown: &Path) -> Result<(), Failure> {
         let mut out = BufWriter::with_capacity(BUFFER, to);
         for number in 0..self.len() {
@@ -300,14 +300,14 @@ impl Rows {
     }
 }
 
-/// A record of the manifest could not be read again.
+/// The error when a record cannot be read back from the file.
 pub(crate) fn unread() -> Failure {
     Failure::Refused(
         "the manifest cannot be read again: its file in the lease is not what was written".to_owned(),
     )
 }
 
-/// The first of these numbers of which this is so, where it is so of all behind one of which it is; the end where it is of none.
+/// Binary search: the first number for which `is_so` holds, which must then hold for all after it; the end of the range if there is none.
 fn first(numbers: std::ops::Range<usize>, is_so: impl Fn(usize) -> bool) -> usize {
     let (mut low, mut high) = (numbers.start, numbers.end);
     while low < high {
@@ -325,7 +325,7 @@ fn place(at: u32) -> usize {
     usize::try_from(at).unwrap_or(usize::MAX)
 }
 
-/// Gives the paths of a manifest that an earlier sync left to `take`, however much of it is whole; `shown` is where it is.
+/// Passes the paths of a manifest that an earlier sync left to `take`, as far as it is complete; `shown` is its path for messages.
 pub(crate) fn paths(
     from: impl BufRead,
     shown: &Path,
@@ -343,12 +343,12 @@ pub(crate) fn paths(
     Ok(())
 }
 
-/// Of bytes in memory.
+/// Reads a manifest from bytes in memory.
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) fn of_bytes(data: &[u8]) -> Result<Rows, Failure> {
     let file = rustix::fs::memfd_create("rows", rustix::fs::MemfdFlags::CLOEXEC).at(Path::new("rows"))?;
     let mut coming = Coming::into(file.into(), PathBuf::from("rows"));
-    // In pieces that end anywhere.
+    // In chunks that do not end with the records.
     for piece in data.chunks(7) {
         coming.take(piece)?;
     }
@@ -473,7 +473,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let at = dir.path().join("manifest");
         let said = |failure: Failure| failure.why();
-        // Each of them can do one thing only.
+        // Each of these files can only be written or only be read.
         let deaf = File::create(&at).unwrap();
         let mut coming = Coming::into(deaf, at.clone());
         coming.take(b"0 f 644 1 1 a\0").unwrap();
@@ -484,7 +484,7 @@ mod tests {
         assert_eq!(said(rows.copy(&new).unwrap_err()), why);
         let mut coming = Coming::into(File::open(&at).unwrap(), at.clone());
         assert_eq!(said(coming.take(b"0 f 644 1 1 a\0").unwrap_err()), why);
-        // One that somebody cut is no error of the system's.
+        // A truncated file causes no system error.
         let mut options = File::options();
         let file = options.read(true).write(true).open(&at).unwrap();
         let mut coming = Coming::into(file.try_clone().unwrap(), at);

@@ -1,7 +1,7 @@
-//! What is seen of a path: enough to know that it is the very file that a sync brought.
+//! The metadata of a path that shows whether it is still the very file that a sync brought.
 //!
-//! Kind, mode, size, both times and inode stand for the content, because nobody can change a file and keep its change time. What is beyond a
-//! link must never pass for a file of the tree.
+//! Kind, mode, size, both times and inode stand for the content, because a file cannot be changed without changing its ctime. Nothing beyond a link
+//! must ever pass for a file of the tree.
 
 use std::fs::Metadata;
 use std::io::Write as _;
@@ -20,7 +20,7 @@ const DIRECTORY: OFlags = OFlags::PATH
 
 const NANO: i128 = 1_000_000_000;
 
-/// A time of a file, in nanoseconds of the unix epoch when it is written down.
+/// A file time; written as nanoseconds since the unix epoch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Time {
     pub(crate) seconds: i64,
@@ -41,10 +41,10 @@ impl Time {
     }
 }
 
-/// Bytes of what was seen of a path, packed.
+/// The length of a packed [`Seen`], in bytes.
 pub(crate) const SIZE: usize = 48;
 
-/// What a path is.
+/// The type of a path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
     File,
@@ -71,7 +71,7 @@ impl Kind {
     }
 }
 
-/// What was seen.
+/// What was seen of a path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Seen {
     pub(crate) size: u64,
@@ -127,12 +127,12 @@ impl Seen {
         }
     }
 
-    /// Of what stands at `name`, seen from the workdir, without following a link in its last place.
+    /// Looks at `name`, relative to the workdir, without following a link in the last component.
     pub(crate) fn at(name: &[u8]) -> std::io::Result<Self> {
         path(name).symlink_metadata().map(|meta| Self::of(&meta))
     }
 
-    /// As the record has it: `<kind> <mode> <size> <mtime> <ctime> <inode>`.
+    /// Appends the form used in the record: `<kind> <mode> <size> <mtime> <ctime> <inode>`.
     pub(crate) fn put(&self, out: &mut Vec<u8>) {
         let Self {
             size, inode, mode, ..
@@ -148,7 +148,7 @@ impl Seen {
         .ok();
     }
 
-    /// In [`SIZE`] bytes, none of which is of what was not seen.
+    /// Packs into [`SIZE`] bytes; all zero for not seen.
     pub(crate) fn pack(seen: Option<&Self>) -> [u8; SIZE] {
         let mut bytes = [0; SIZE];
         if let Some(seen) = seen {
@@ -164,7 +164,7 @@ impl Seen {
         bytes
     }
 
-    /// Of such bytes.
+    /// The reverse of [`Self::pack`].
     pub(crate) fn unpack(bytes: &[u8]) -> Option<Self> {
         let long = |at: usize| bytes.get(at..at + 8)?.try_into().ok().map(u64::from_le_bytes);
         let short = |at: usize| bytes.get(at..at + 4)?.try_into().ok().map(u32::from_le_bytes);
@@ -203,35 +203,35 @@ impl Seen {
     }
 }
 
-/// A time of the manifest.
+/// Parses a time of the manifest.
 pub(crate) fn time(text: &[u8]) -> Option<Time> {
     Time::parse(text)
 }
 
-/// How many directories of a way are held open at most: a process may have about a thousand descriptors.
+/// How many directories along a path are held open at most: a process may have about a thousand descriptors.
 const HELD: usize = 64;
 
-/// Directories of the tree, all the way down from the workdir and not links: the one that was looked into last is held open with those above it,
-/// for neighbours come one after the other.
+/// Opens directories of the tree without following any link below the workdir. The last directory and those above it stay open, because neighbouring
+/// paths usually follow each other.
 #[derive(Debug, Default)]
 pub(crate) struct Dirs {
-    /// What paths are seen from; the current directory where there is none.
+    /// What paths are relative to; the current directory if `None`.
     root: Option<OwnedFd>,
-    /// The way down, each with the length of its path in `at`.
+    /// The open directories along `at`, each with the length of its path in `at`.
     way: Vec<(usize, OwnedFd)>,
     at: Vec<u8>,
-    /// The last one that is none, and why.
+    /// The last path that could not be entered, and why.
     none: Option<(Vec<u8>, Errno)>,
 }
 
-/// Whether a path is a directory's or below it.
+/// Whether a path is `dir` or below it.
 pub(crate) fn is_below(dir: &[u8], path: &[u8]) -> bool {
     path.strip_prefix(dir)
         .is_some_and(|rest| matches!(rest.first(), None | Some(b'/')))
 }
 
 impl Dirs {
-    /// With paths that are seen from `root`.
+    /// For paths relative to `root`.
     pub(crate) fn below(root: OwnedFd) -> Self {
         Self {
             root: Some(root),
@@ -239,14 +239,14 @@ impl Dirs {
         }
     }
 
-    /// Goes to `dir`.
+    /// Opens `dir`.
     pub(crate) fn enter(&mut self, dir: &[u8]) -> Result<BorrowedFd<'_>, Errno> {
         if let Some((none, errno)) = &self.none
             && is_below(none, dir)
         {
             return Err(*errno);
         }
-        // The workdir itself is above all of them: what is held stays for the next one.
+        // The root is above everything, so the open directories can stay for the next call.
         if dir.is_empty() {
             return Ok(self.root.as_ref().map_or(CWD, |root| root.as_fd()));
         }
@@ -270,7 +270,7 @@ impl Dirs {
             };
             match rustix::fs::openat(within, &dir[start..end], DIRECTORY, Mode::empty()) {
                 Ok(opened) => {
-                    // Of a deeper way those in the middle are opened again.
+                    // Beyond this depth, directories in the middle are reopened when needed.
                     self.way.truncate(HELD - 1);
                     self.way.push((end, opened));
                 }
@@ -287,23 +287,23 @@ impl Dirs {
             .ok_or(Errno::NOENT)
     }
 
-    /// The directory at or above the one that could not be entered last, which is none.
+    /// The path at or above the last failed one that could not be entered.
     pub(crate) fn none(&self) -> Option<&[u8]> {
         self.none.as_ref().map(|(none, _)| none.as_slice())
     }
 
-    /// Whether `dir`, seen from the workdir, is one.
+    /// Whether `dir` is a directory of the tree.
     pub(crate) fn own(&mut self, dir: &[u8]) -> bool {
         self.enter(dir).is_ok()
     }
 
-    /// What stands at `name` in a directory of the tree.
+    /// The stat of `name` in a directory of the tree.
     pub(crate) fn stat(&mut self, name: &[u8]) -> Result<Stat, Errno> {
         let within = self.enter(parent(name))?;
         rustix::fs::statat(within, leaf(name), AtFlags::SYMLINK_NOFOLLOW)
     }
 
-    /// The same, as a record has it.
+    /// The same as a [`Seen`]; `None` on any error.
     pub(crate) fn look(&mut self, name: &[u8]) -> Option<Seen> {
         self.stat(name).ok().map(|stat| Seen::of_stat(&stat))
     }
@@ -333,7 +333,7 @@ mod tests {
     #[test]
     fn a_directory_is_entered_only_where_it_and_all_above_it_are_directories() {
         let dir = tempfile::tempdir().unwrap();
-        // Deeper than what is held open.
+        // Deeper than the number of directories held open.
         let levels: Vec<String> = (0..HELD + 20).map(|level| format!("d{level}")).collect();
         let deep = levels.join("/");
         std::fs::create_dir_all(dir.path().join(&deep)).unwrap();
@@ -350,7 +350,7 @@ mod tests {
             assert_eq!(dirs.look(b"d0/file").unwrap().size, 2);
             assert!(dirs.own(middle.as_bytes()) && dirs.own(b"d0/other") && dirs.own(b""));
             assert!(dirs.way.len() <= HELD);
-            // The beginning of a name is another name.
+            // A prefix of a name is a different name.
             for none in ["d", "d0/file", "link", "link/other", "d0/o", "d0/absent/d"] {
                 assert!(!dirs.own(none.as_bytes()), "{none}");
                 assert!(dirs.look(format!("{none}/file").as_bytes()).is_none(), "{none}");

@@ -1,6 +1,6 @@
-//! What was seen of each path of a manifest, by its number there, in a file of its own that has no name.
+//! What was seen of each path of a manifest, by row number, in an unlinked temporary file.
 //!
-//! A number of which nothing was written was not seen; it must never have what was seen of another.
+//! A number that was never written counts as not seen; one number must never return what was seen of another.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
@@ -10,25 +10,25 @@ use crate::bytes::discard;
 use crate::failure::{At as _, Failure};
 use crate::seen::{SIZE, Seen};
 
-/// How many are written or read at once.
+/// How many entries are written or read at once.
 const BLOCK: usize = 256;
 
-/// What was seen.
+/// The file of entries.
 #[derive(Debug)]
 pub(crate) struct Sights {
     file: File,
-    /// Where it was made, for messages.
+    /// The path where the file was created, for messages.
     shown: PathBuf,
-    /// Those that are not in the file yet, one behind the other, and the number of the first.
+    /// Consecutive entries that are not in the file yet; `first` is the number of the first.
     new: Vec<u8>,
     first: usize,
-    /// Those that were read last, and the number of the first.
+    /// The entries that were read last; `from` is the number of the first.
     old: Vec<u8>,
     from: usize,
 }
 
 impl Sights {
-    /// None, in a file that is made at `path` and gets its room where that is.
+    /// Creates an empty file at `path`, which determines the file system, and unlinks it.
     pub(crate) fn new(path: &Path) -> Result<Self, Failure> {
         discard(path)?;
         let file = File::options()
@@ -52,7 +52,7 @@ impl Sights {
         }
     }
 
-    /// Writes down what was seen of `number`, or that nothing was.
+    /// Stores what was seen of `number`, or that nothing was.
     pub(crate) fn put(&mut self, number: usize, seen: Option<&Seen>) -> Result<(), Failure> {
         if number != self.first + self.new.len() / SIZE || self.new.len() >= BLOCK * SIZE {
             self.flush()?;
@@ -95,7 +95,7 @@ impl Sights {
                     }
                 }
             }
-            // What lies behind the end of the file was never written.
+            // Entries beyond the end of the file were never written.
             self.old[read..].fill(0);
         }
         let at = (number - self.from) * SIZE;
@@ -133,7 +133,7 @@ mod tests {
         for number in (0..3 * BLOCK).filter(|number| number % 5 != 0) {
             sights.put(number, Some(&seen(number as u64))).unwrap();
         }
-        // Again, before and behind what is held.
+        // Overwrite entries before and after the buffered block.
         sights.put(7, None).unwrap();
         sights.put(2 * BLOCK + 4, Some(&seen(9))).unwrap();
         for number in (0..4 * BLOCK).rev().chain(0..BLOCK) {

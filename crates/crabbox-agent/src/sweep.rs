@@ -1,19 +1,19 @@
-//! Agents of other versions go, some time after their last use.
+//! Removes agents of other versions that have not been used for some time.
 //!
-//! It must never remove anything but an agent, nor one that may be in use.
+//! It must never remove anything but an agent, nor an agent that may be in use.
 
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
-/// The directory in which clients put agents; only there is one swept.
+/// The directory in which clients put agents; no other directory is swept.
 const DIRECTORY: &str = ".cache/crabbox/agents";
-/// How long one may lie unused.
+/// How long an agent may lie unused before it is removed.
 const AGE: Duration = Duration::from_hours(30 * 24);
-/// How often its use is noted at most.
+/// The shortest time between two updates of our own last-use time.
 const FRESH: Duration = Duration::from_hours(24);
 
-/// Notes that this agent is in use, and removes those that are not any more. What cannot be done is done another time.
+/// Marks this agent as in use and removes those that no longer are. Errors are ignored: a later run tries again.
 pub(crate) fn sweep() {
     let Ok(own) = std::fs::read_link("/proc/self/exe") else {
         return;
@@ -24,7 +24,7 @@ pub(crate) fn sweep() {
     if !is_older(&own, FRESH) {
         return;
     }
-    // Only once a day the rest, too. A program that runs cannot be opened for writing, and its times can be set all the same.
+    // The rest runs once a day too. A running program cannot be opened for writing (ETXTBSY), but its times can be set.
     let now = rustix::fs::Timestamps {
         last_access: NOW,
         last_modification: NOW,
@@ -43,7 +43,7 @@ const NOW: rustix::fs::Timespec = rustix::fs::Timespec {
     tv_nsec: rustix::fs::UTIME_NOW,
 };
 
-/// Whether a file has the name of an agent, or of one that was being brought, and is this user's.
+/// Whether a file belongs to this user and is named like an agent or a partial upload of one.
 fn is_agent(path: &Path) -> bool {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let is_digest = name.len() == 64 && name.bytes().all(|byte| byte.is_ascii_hexdigit());

@@ -1,7 +1,7 @@
 //! One container's attachment to one network: ADD along the chain, DEL back along it, CHECK in between.
 //!
-//! An [`Attachment`] is saved by its owner before [`add`], and [`del`] works from it alone. A chain that fails half way is taken down
-//! again; a DEL must never stop at the first plugin that fails.
+//! An [`Attachment`] is saved by its owner before [`add`], and [`del`] works from it alone. A chain that fails half
+//! way is undone; a DEL must never stop at the first plugin that fails.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -29,11 +29,11 @@ pub struct Attachment {
     pub container_id: String,
     /// The file of its network namespace.
     pub netns: PathBuf,
-    /// The interface that it gets there.
+    /// The interface that it gets in the namespace.
     pub ifname: String,
     /// Where results are cached.
     pub cache_dir: PathBuf,
-    /// `CNI_ARGS`, which the specification has deprecated and some plugins still want.
+    /// `CNI_ARGS`, which the specification has deprecated, but some plugins still need.
     #[serde(default)]
     pub args: Vec<(String, String)>,
     /// Values for the plugins that name the key among their `capabilities`.
@@ -107,7 +107,7 @@ impl Attachment {
     }
 }
 
-/// Why a container could not be attached. What had been done by then was undone, or `undo` says what was not.
+/// Why a container could not be attached. The plugins that had run were undone, except for the failures in `undo`.
 #[derive(Debug, thiserror::Error)]
 pub enum AddError {
     /// A plugin of the chain failed.
@@ -123,18 +123,18 @@ pub enum AddError {
         #[source]
         source: Box<PluginError>,
     },
-    /// The chain ran and its last output does not have the form of a result.
+    /// The chain ran, but its last output is not a valid result.
     #[error("cannot read the result of the CNI network {network}{}", left(.undo))]
     Result {
         /// The network.
         network: String,
         /// What went wrong while the chain was undone.
         undo: Vec<PluginError>,
-        /// Where it is strange.
+        /// Where it is invalid.
         #[source]
         source: serde_json::Error,
     },
-    /// The chain ran and its result could not be cached.
+    /// The chain ran, but its result could not be cached.
     #[error("cannot write the CNI result cache {}{}", file.display(), left(.undo))]
     Cache {
         /// The file.
@@ -147,7 +147,7 @@ pub enum AddError {
     },
 }
 
-/// Why a container is not wholly detached. The plugins that are not named did their part.
+/// Why a container is not completely detached. Plugins that are not listed succeeded.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot detach {container} from the CNI network {network}: {}", listed(.failures))]
 pub struct DelError {
@@ -162,14 +162,14 @@ pub struct DelError {
 /// Why an attachment is not as ADD left it.
 #[derive(Debug, thiserror::Error)]
 pub enum CheckError {
-    /// A plugin says so.
+    /// A plugin reports it.
     #[error("the attachment of {container} to the CNI network {network} is not in order")]
     Plugin {
         /// The network.
         network: String,
         /// The container.
         container: String,
-        /// The plugin that found it.
+        /// The plugin that reported it.
         #[source]
         source: Box<PluginError>,
     },
@@ -182,7 +182,7 @@ pub enum CheckError {
 }
 
 fn listed(failures: &[PluginError]) -> String {
-    // In a list the chain of sources has no other way out.
+    // In a list of errors each chain of sources must be part of the text, because `source` can only return one.
     let all: Vec<String> = failures.iter().map(|failure| fault::chain(failure)).collect();
     all.join("; ")
 }
@@ -195,7 +195,7 @@ fn left(undo: &[PluginError]) -> String {
     }
 }
 
-/// Runs the chain and returns its result, which is cached. When a plugin fails, it and those before it are asked to undo.
+/// Runs the chain, caches its result, and returns it. If a plugin fails, it and those before it are undone.
 pub fn add(attachment: &Attachment) -> Result<CniResult, AddError> {
     let (network, container) = (attachment.conf.name.clone(), attachment.container_id.clone());
     let mut previous: Option<Value> = None;
@@ -204,7 +204,7 @@ pub fn add(attachment: &Attachment) -> Result<CniResult, AddError> {
         match call.run_for_result(attachment.place()) {
             Ok(result) => previous = Some(result),
             Err(source) => {
-                // A plugin that was never started has nothing to undo; one that failed half way may have.
+                // A plugin that was never started has nothing to undo; one that failed half way may have something.
                 let ran = if matches!(source, PluginError::Missing { .. }) {
                     index
                 } else {
@@ -236,13 +236,13 @@ pub fn add(attachment: &Attachment) -> Result<CniResult, AddError> {
     Ok(result)
 }
 
-/// Detaches: every plugin in reverse order, whatever the others do. A namespace, interface or address that is gone is fine, and so is
-/// doing it twice. The cached result goes when all of them succeeded.
+/// Detaches: runs every plugin in reverse order, even if some fail. Succeeds if a namespace, interface or address is
+/// gone already, and when called twice. The cached result is removed if all plugins succeeded.
 pub fn del(attachment: &Attachment) -> Result<(), DelError> {
     let previous = cache::load(attachment);
     let failures = backwards(attachment, attachment.conf.plugins.len(), previous.as_ref());
     if failures.is_empty() {
-        // A stale entry is harmless: it lies in the attachment's own directory and names a container that never comes back.
+        // A stale entry is harmless: it is in the attachment's own directory, and its container never comes back.
         cache::forget(attachment).ok();
         return Ok(());
     }
@@ -255,7 +255,7 @@ pub fn del(attachment: &Attachment) -> Result<(), DelError> {
 
 /// DEL of the first `count` plugins, last first.
 fn backwards(attachment: &Attachment, count: usize, previous: Option<&Value>) -> Vec<PluginError> {
-    // A plugin stumbles over a file that is no namespace, and is at ease with none at all.
+    // A plugin fails on a file that is not a namespace, but accepts an empty path.
     let netns = if netns::exists(&attachment.netns) {
         attachment.netns.as_path()
     } else {
@@ -274,7 +274,7 @@ fn backwards(attachment: &Attachment, count: usize, previous: Option<&Value>) ->
         .collect()
 }
 
-/// Asks every plugin whether the attachment still is as ADD left it.
+/// Asks every plugin whether the attachment is still as ADD left it.
 pub fn check(attachment: &Attachment) -> Result<Outcome, CheckError> {
     if attachment.conf.version < Version::V0_4_0 {
         return Ok(Outcome::TooOld);

@@ -1,4 +1,5 @@
-//! Standard base64: Go's JSON keeps bytes so, and libcni's cache file with it. It must never guess at a text that is not whole.
+//! Standard base64, in which Go's JSON stores bytes, and therefore libcni's cache file. It must never accept text
+//! that is incomplete.
 
 const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
 
@@ -24,7 +25,7 @@ pub(crate) fn encode(bytes: &[u8]) -> String {
     text
 }
 
-/// The bytes of a text with padding; `None` if it is not one.
+/// The bytes of a padded text; `None` if it is invalid.
 pub(crate) fn decode(text: &str) -> Option<Vec<u8>> {
     let letters = text.trim_end_matches('=');
     if !text.len().is_multiple_of(4) || text.len() - letters.len() > 2 {
@@ -37,7 +38,7 @@ pub(crate) fn decode(text: &str) -> Option<Vec<u8>> {
             let value = ALPHABET.iter().position(|known| known == letter)?;
             group = group << 6 | u32::try_from(value).ok()?;
         }
-        // n letters carry n - 1 bytes; the bits beyond them are zero.
+        // n letters carry n - 1 bytes; the remaining bits are zero.
         let [_, all @ ..] = (group << (6 * (4 - chunk.len()))).to_be_bytes();
         bytes.extend(&all[..chunk.len().checked_sub(1)?]);
     }

@@ -1,7 +1,7 @@
-//! Network configurations: found by name in a directory, checked once, kept as they were used.
+//! Network configurations: found by name in a directory, checked once, and kept in the form in which they were used.
 //!
-//! A broken file of some other network never hides the one that is wanted; it is named when the wanted one is not found.
-//! Nothing here may run a plugin.
+//! A broken file of another network must not hide the requested one; it is reported if the requested one is not
+//! found. Nothing here may run a plugin.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -62,12 +62,12 @@ impl fmt::Display for Version {
     }
 }
 
-/// One network: a name and the chain of plugins that makes it.
+/// One network: its name and its chain of plugins.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ConfList {
     /// The name of the network.
     pub name: String,
-    /// The version that its plugins are spoken to in.
+    /// The version of the specification that its plugins are called with.
     pub version: Version,
     /// Its author asks not to run CHECK.
     pub disable_check: bool,
@@ -100,7 +100,7 @@ impl ConfList {
     }
 }
 
-/// A network that a directory holds.
+/// A network in a directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Found {
     /// Its name.
@@ -109,12 +109,12 @@ pub struct Found {
     pub file: PathBuf,
 }
 
-/// A file of a directory that holds no readable network.
+/// A file in the directory that is not a readable network.
 #[derive(Debug)]
 pub struct Unreadable {
     /// The file.
     pub file: PathBuf,
-    /// What is wrong with it.
+    /// Why it is unreadable.
     pub why: std::io::Error,
 }
 
@@ -130,12 +130,12 @@ pub enum LoadError {
         #[source]
         source: std::io::Error,
     },
-    /// No file of the directory holds the network.
+    /// No file of the directory contains the network.
     #[error("there is no CNI network {name:?} in {}; {}", dir.display(), instead(.present, .unreadable))]
     NotFound {
         /// The directory.
         dir: PathBuf,
-        /// The network that was wanted.
+        /// The requested network.
         name: String,
         /// The networks that are there.
         present: Vec<Found>,
@@ -170,7 +170,7 @@ pub enum LoadError {
         name: String,
         /// Its file.
         file: PathBuf,
-        /// What it asks for; empty when it names none, which means 0.1.0.
+        /// The version that it asks for; empty if it names none, which means 0.1.0.
         version: String,
     },
 }
@@ -182,7 +182,7 @@ fn instead(present: &[Found], unreadable: &[Unreadable]) -> String {
     } else {
         let names: Vec<_> = present
             .iter()
-            // A name may hold anything; shown as it is it could repaint the terminal.
+            // Names are untrusted text; unescaped they could contain terminal sequences.
             .map(|found| format!("{} ({})", found.name.escape_debug(), shown(&found.file)))
             .collect();
         parts.push(format!("it holds {}", names.join(", ")));
@@ -200,8 +200,8 @@ fn shown(file: &Path) -> String {
     name.to_string_lossy().escape_debug().to_string()
 }
 
-/// Finds the network `name` in `conf_dir`: lists (`.conflist`) before single plugins (`.conf`, `.json`), each in lexical order of the
-/// file name, the first of that name wins, as libcni does.
+/// Finds the network `name` in `conf_dir`: lists (`.conflist`) before single plugins (`.conf`, `.json`), each in
+/// lexical order of file names; the first match wins, as in libcni.
 pub fn load(conf_dir: &Path, name: &str) -> Result<ConfList, LoadError> {
     let fail = |source| LoadError::Directory {
         dir: conf_dir.to_owned(),
@@ -248,7 +248,7 @@ fn read(file: &Path) -> std::io::Result<(String, Map<String, Value>)> {
     Ok((name.to_owned(), document))
 }
 
-/// A configuration as a cache entry carries it; `file` is where the entry is.
+/// Parses a configuration from a cache entry; `file` is the entry's path.
 pub(crate) fn parse(file: &Path, bytes: &[u8]) -> Option<ConfList> {
     let document: Map<String, Value> = serde_json::from_slice(bytes).ok()?;
     let name = document.get("name").and_then(Value::as_str)?.to_owned();
@@ -266,7 +266,7 @@ fn conf_list(name: String, file: PathBuf, document: Map<String, Value>) -> Resul
             .iter()
             .map(|plugin| plugin.as_object().cloned().unwrap_or_default())
             .collect(),
-        // A file with one plugin is a list of one.
+        // A file with a single plugin is a list of one.
         None if document.contains_key("type") => vec![document],
         _ => Vec::new(),
     };
@@ -293,7 +293,7 @@ fn conf_list(name: String, file: PathBuf, document: Map<String, Value>) -> Resul
     })
 }
 
-/// The highest version that both the file and this runtime speak.
+/// The highest version that both the file and this runtime support.
 fn version_of(name: &str, file: &Path, document: &Map<String, Value>) -> Result<Version, LoadError> {
     let single = document.get("cniVersion").and_then(Value::as_str);
     let several = document
@@ -314,7 +314,7 @@ fn version_of(name: &str, file: &Path, document: &Map<String, Value>) -> Result<
         })
 }
 
-/// libcni takes a boolean as text as well.
+/// libcni also accepts a boolean as text.
 fn is_true(value: Option<&Value>) -> bool {
     match value {
         Some(Value::Bool(value)) => *value,
@@ -323,7 +323,7 @@ fn is_true(value: Option<&Value>) -> bool {
     }
 }
 
-/// A type names a file in the plugin directory; with a slash it could name any program of the host.
+/// A type is the name of a file in the plugin directory; with a slash it could name any program on the host.
 fn is_plugin_type(value: Option<&Value>) -> bool {
     let name = value.and_then(Value::as_str).unwrap_or_default();
     !name.is_empty() && name != "." && name != ".." && !name.contains(['/', '\0'])

@@ -1,8 +1,9 @@
-//! The runtime side of the CNI specification, versions 0.3.0 to 1.1.0: finds a network configuration by name, runs its chain of plugins, reads their results.
+//! The runtime side of the CNI specification, versions 0.3.0 to 1.1.0: finds a network configuration by name, runs
+//! its chain of plugins, and reads their results.
 //!
-//! [`load`] reads a configuration once; everything after works from the [`Attachment`], which is meant to be saved before [`add`] so
-//! that [`del`] works when the configuration is long gone. This crate must never keep state of its own but the result cache that the
-//! specification asks for, and it knows nothing of crabbox.
+//! [`load`] reads a configuration once; everything after works from the [`Attachment`], which is meant to be saved
+//! before [`add`], so that [`del`] works even if the configuration is gone by then. This crate must keep no state of
+//! its own except the result cache that the specification asks for, and it knows nothing of crabbox.
 
 mod attachment;
 mod base64;

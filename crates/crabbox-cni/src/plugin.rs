@@ -1,7 +1,8 @@
 //! One run of one plugin: its environment, its configuration on standard input, its result or its error.
 //!
-//! A plugin is a program of the host that runs as we do, so it comes only from the directories that were given, gets a time limit,
-//! and is killed with all its children when it breaks it. Nothing here may decide in which order plugins run.
+//! A plugin is a program of the host that runs with our privileges, so it is taken only from the given directories,
+//! gets a time limit, and is killed with all its children when it exceeds it. Nothing here may decide in which order
+//! plugins run.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -15,21 +16,21 @@ use serde_json::{Map, Value, json};
 use crate::attachment::Attachment;
 use crate::conf::{ConfList, Version};
 
-/// How much of a plugin's output an error carries, in bytes.
+/// How much of a plugin's output an error contains, in bytes.
 const EXCERPT: usize = 1000;
 
-/// What a plugin is asked to do (`CNI_COMMAND`).
+/// The command for a plugin (`CNI_COMMAND`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verb {
     /// Attach.
     Add,
     /// Detach.
     Del,
-    /// Look whether it still is as ADD left it.
+    /// Check that the attachment is still as ADD left it.
     Check,
-    /// Say whether ADD could work.
+    /// Report whether ADD could work.
     Status,
-    /// Throw away what belongs to no valid attachment.
+    /// Remove everything that belongs to no valid attachment.
     Gc,
 }
 
@@ -45,7 +46,7 @@ impl fmt::Display for Verb {
     }
 }
 
-/// Why one plugin did not do its work.
+/// Why one plugin failed.
 #[derive(Debug, thiserror::Error)]
 pub enum PluginError {
     /// The program is in none of the directories.
@@ -56,25 +57,25 @@ pub enum PluginError {
         /// Where it was looked for.
         dirs: Vec<PathBuf>,
     },
-    /// The program could not be run, or broke its time limit.
+    /// The program could not be run, or exceeded its time limit.
     #[error("the CNI plugin {plugin} did not finish {verb}")]
     Run {
         /// The plugin.
         plugin: String,
-        /// What it was to do.
+        /// The command.
         verb: Verb,
-        /// What happened; carries its standard error.
+        /// What happened, including its standard error.
         #[source]
         source: CommandError,
     },
-    /// The plugin failed and said why, as the specification asks.
+    /// The plugin failed and reported why, as the specification asks.
     #[error("the CNI plugin {plugin} failed on {verb} with code {code}: {msg}{}{}", said(" (", .details, ")"), said("; it printed: ", .stderr, ""))]
     Reported {
         /// The plugin.
         plugin: String,
-        /// What it was to do.
+        /// The command.
         verb: Verb,
-        /// Its error code; below 100 the specification says what it means.
+        /// Its error code; the specification defines those below 100.
         code: i64,
         /// Its message.
         msg: String,
@@ -83,12 +84,12 @@ pub enum PluginError {
         /// The end of its standard error.
         stderr: String,
     },
-    /// The plugin failed and did not say why in the form of the specification.
+    /// The plugin failed without an error report in the form of the specification.
     #[error("the CNI plugin {plugin} failed on {verb} ({status}) without an error report{}{}", said("; it answered: ", .stdout, ""), said("; it printed: ", .stderr, ""))]
     Failed {
         /// The plugin.
         plugin: String,
-        /// What it was to do.
+        /// The command.
         verb: Verb,
         /// How it ended.
         status: ExitStatus,
@@ -97,18 +98,18 @@ pub enum PluginError {
         /// The end of its standard error.
         stderr: String,
     },
-    /// The plugin said that all went well and its output is no result.
+    /// The plugin reported success, but its output is not a result.
     #[error("the CNI plugin {plugin} answered {verb} with something that is no result: {stdout:?}{}", said("; it printed: ", .stderr, ""))]
     Result {
         /// The plugin.
         plugin: String,
-        /// What it was to do.
+        /// The command.
         verb: Verb,
         /// The start of its standard output.
         stdout: String,
         /// The end of its standard error.
         stderr: String,
-        /// Where it stops being one.
+        /// Where it is invalid.
         #[source]
         source: serde_json::Error,
     },
@@ -117,7 +118,7 @@ pub enum PluginError {
     Version {
         /// The plugin.
         plugin: String,
-        /// What it was to do.
+        /// The command.
         verb: Verb,
         /// The version of its reply.
         answered: String,
@@ -141,7 +142,7 @@ fn said(before: &str, text: &str, after: &str) -> String {
     }
 }
 
-/// Where plugins are and how long one may take.
+/// Where plugins are, and how long each may take.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Place<'a> {
     pub(crate) bin_dirs: &'a [PathBuf],
@@ -154,11 +155,11 @@ pub(crate) struct Call<'a> {
     pub(crate) verb: Verb,
     pub(crate) conf: &'a ConfList,
     pub(crate) plugin: &'a Map<String, Value>,
-    /// Keys to set on top of the plugin's configuration: `prevResult` and the like.
+    /// Keys to add to the plugin's configuration, such as `prevResult`.
     pub(crate) extra: Vec<(&'static str, Value)>,
-    /// None for STATUS and GC, which are about no container.
+    /// `None` for STATUS and GC, which concern no container.
     pub(crate) attachment: Option<&'a Attachment>,
-    /// Empty when the namespace is gone, which DEL allows.
+    /// Empty if the namespace is gone, which DEL allows.
     pub(crate) netns: &'a Path,
 }
 
@@ -181,7 +182,7 @@ impl Call<'_> {
             .to_owned()
     }
 
-    /// Runs the plugin and returns what it printed when it succeeded.
+    /// Runs the plugin; returns its output if it succeeded.
     pub(crate) fn run(&self, place: Place<'_>) -> Result<Captured, PluginError> {
         let (plugin, verb) = (self.name(), self.verb);
         let program = place
@@ -261,7 +262,8 @@ impl Call<'_> {
         Ok(Value::Object(object))
     }
 
-    /// The execution configuration: the plugin's own, with what the specification adds and without what it keeps to itself.
+    /// The execution configuration: the plugin's own, with the keys that the specification adds and without those it
+    /// reserves for the runtime.
     fn input(&self) -> Map<String, Value> {
         let mut input: Map<String, Value> = self
             .plugin

@@ -1,5 +1,6 @@
-//! Addresses that the plugin `host-local` gave: one file an address, whose content says who has it. The plugin does not sync them, so that a
-//! power cut leaves files without content, which no DEL ever finds again. Here they are made to stay as written; never changed.
+//! Addresses that the plugin `host-local` has assigned: one file per address, whose content names the holder. The
+//! plugin does not sync these files, so a power cut leaves them empty, and then no DEL ever finds them again. They
+//! are synced here, and never changed.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -12,18 +13,19 @@ use crate::result::CniResult;
 /// Where `host-local` keeps its files unless its `dataDir` says otherwise (its `backend/disk/backend.go`).
 const DATA_DIR: &str = "/var/lib/cni/networks";
 
-/// Syncs the files of the addresses in `result`. A file that is not there was made by another plugin, or elsewhere, and is left alone.
+/// Syncs the files of the addresses in `result`. If a file does not exist, the address was assigned by another plugin
+/// or stored elsewhere, and nothing is done.
 pub(crate) fn make_durable(conf: &ConfList, result: &CniResult) {
     for file in files(conf, result) {
         let dir = file.parent().map(File::open);
         for open in [Some(File::open(&file)), dir].into_iter().flatten().flatten() {
-            // Only a power cut within the next seconds would show that it failed, and there is nothing to do about it.
+            // Ignore errors: they matter only if the power fails within the next seconds, and nothing could be done.
             open.sync_all().ok();
         }
     }
 }
 
-/// The files of the addresses in `result`, where an address management of the chain is `host-local`.
+/// The files of the addresses in `result`, if the chain's address management is `host-local`.
 fn files(conf: &ConfList, result: &CniResult) -> Vec<PathBuf> {
     let managed = |plugin: &Map<String, Value>| {
         let ipam = plugin.get("ipam")?;

@@ -1,7 +1,7 @@
-//! What a chain of plugins returns for ADD: interfaces, addresses, routes, name servers.
+//! The result of ADD by a chain of plugins: interfaces, addresses, routes, name servers.
 //!
-//! One shape reads every version from 0.3.0 to 1.1.0, whose results differ only in fields that are left out. A result must never be
-//! handed to the next plugin from here: that takes the plugin's own text.
+//! One type reads every version from 0.3.0 to 1.1.0, whose results differ only in optional fields. The next plugin
+//! must never get a result that was serialised from here: it gets the previous plugin's own output.
 
 use std::net::IpAddr;
 
@@ -12,11 +12,11 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct CniResult {
-    /// The version that it is written in.
+    /// The version of its format.
     pub cni_version: String,
     /// The interfaces that were made, on the host and in the container.
     pub interfaces: Vec<Interface>,
-    /// The addresses that were given.
+    /// The addresses that were assigned.
     pub ips: Vec<IpConfig>,
     /// The routes that were set.
     pub routes: Vec<Route>,
@@ -36,7 +36,7 @@ pub struct Interface {
     /// Its MTU in bytes, from 1.1.0 on.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mtu: Option<u32>,
-    /// Empty on the host; in the container the path of the namespace, or whatever isolates it.
+    /// Empty on the host; in the container the path of the namespace, or of whatever isolates it.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub sandbox: String,
 }
@@ -44,7 +44,7 @@ pub struct Interface {
 /// One address of a result.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IpConfig {
-    /// The index of its interface in the result; absent or negative when it belongs to none.
+    /// The index of its interface in the result; absent or negative if it belongs to none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub interface: Option<i64>,
     /// The address with its prefix.
@@ -57,7 +57,7 @@ pub struct IpConfig {
 /// One route of a result.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Route {
-    /// Where it leads.
+    /// Its destination.
     pub dst: IpNet,
     /// Its next hop; absent means the gateway of the address.
     #[serde(default, skip_serializing_if = "Option::is_none")]

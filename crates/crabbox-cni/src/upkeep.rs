@@ -1,7 +1,8 @@
-//! What the specification has since 1.1.0: STATUS before an ADD, GC of what no attachment owns any more.
+//! Commands since version 1.1.0 of the specification: STATUS before an ADD, and GC of everything that no attachment
+//! owns any more.
 //!
-//! Both are about a network, not a container. GC deletes everything of the network that is not named, so it must never be called with
-//! a list that may be incomplete.
+//! Both concern a network, not a container. GC deletes everything of the network that is not listed, so it must never
+//! be called with a list that may be incomplete.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -12,18 +13,18 @@ use serde_json::{Value, json};
 use crate::conf::{ConfList, Version};
 use crate::plugin::{Call, Place, PluginError, Verb};
 
-/// What came of asking plugins for something that not every version knows.
+/// The outcome of a command that not every version has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
-    /// All of them were asked, and all is well.
+    /// All plugins were asked and succeeded.
     Done,
-    /// The configuration asks not to.
+    /// The configuration disables it.
     Disabled,
     /// The network's version is too old for it.
     TooOld,
 }
 
-/// One attachment that GC is to keep.
+/// An attachment that GC must keep.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct ValidAttachment {
     /// Its container.
@@ -33,7 +34,7 @@ pub struct ValidAttachment {
     pub ifname: String,
 }
 
-/// Asks every plugin of `conf` whether an ADD could work now; the first that says no is the error.
+/// Asks every plugin of `conf` whether an ADD could work now; returns the first failure.
 pub fn status(conf: &ConfList, bin_dirs: &[PathBuf], limit: Duration) -> Result<Outcome, PluginError> {
     if conf.version < Version::V1_1_0 {
         return Ok(Outcome::TooOld);
@@ -52,7 +53,8 @@ pub fn status(conf: &ConfList, bin_dirs: &[PathBuf], limit: Duration) -> Result<
     Ok(Outcome::Done)
 }
 
-/// Lets every plugin of `conf` throw away what belongs to none of `valid`. All of them are asked; the failures are the error.
+/// Makes every plugin of `conf` remove what belongs to none of `valid`. All plugins are run; the error lists their
+/// failures.
 pub fn gc(
     conf: &ConfList,
     bin_dirs: &[PathBuf],

@@ -1,4 +1,4 @@
-//! The chain of plugins with plugins of the test's own: shell scripts that note how they were called.
+//! Chains of plugins that are shell scripts of the test and record how they were called.
 
 #![cfg(test)]
 
@@ -19,7 +19,7 @@ struct Fixture {
     dir: tempfile::TempDir,
 }
 
-/// What a good plugin returns.
+/// The result of a working plugin.
 const RESULT: &str = r#"{"cniVersion":"1.0.0","interfaces":[{"name":"veth0","sandbox":"/ns"}],"ips":[{"interface":0,"address":"10.1.2.3/24"}]}"#;
 
 impl Fixture {
@@ -49,8 +49,8 @@ impl Fixture {
             inputs = self.dir.path().display(),
         );
         let file = self.path("bin").join(name);
-        // Written by a child: a descriptor of ours, open for writing, could be held by a fork of another test's thread when the script is
-        // to run ("text file busy").
+        // The file is written by a child process: if we wrote it, a fork by another test's thread could hold the
+        // writable descriptor when the script is run ("text file busy").
         Cmd::new("install")
             .args(["-m", "755", "/dev/stdin"])
             .arg(file)
@@ -59,7 +59,7 @@ impl Fixture {
             .unwrap();
     }
 
-    /// A plugin that does well.
+    /// A plugin that succeeds.
     fn good(&self, name: &str) {
         self.plugin(name, &format!("test $CNI_COMMAND = ADD && echo '{RESULT}'; true"));
     }
@@ -97,7 +97,7 @@ impl Fixture {
         std::fs::read_to_string(self.path("log")).unwrap_or_default()
     }
 
-    /// What a plugin was given for a command.
+    /// The configuration that a plugin received for a command.
     fn input(&self, plugin: &str, verb: &str) -> Value {
         serde_json::from_str(&std::fs::read_to_string(self.path(&format!("{plugin}-{verb}"))).unwrap())
             .unwrap()
@@ -301,7 +301,7 @@ fn a_hung_plugin_is_killed_with_its_children() {
     let child = std::fs::read_to_string(pid).unwrap();
     let stat = Path::new("/proc").join(child.trim()).join("stat");
     let gone = crabbox_host::clock::poll_until(Duration::from_secs(10), || {
-        // A killed child whose parent is gone too may be a zombie until init reaps it.
+        // A killed child whose parent is also gone may stay a zombie until init reaps it.
         std::fs::read_to_string(&stat).map_or(Some(()), |stat| stat.contains(") Z ").then_some(()))
     });
     assert!(gone.is_some(), "the child of the plugin lives on");

@@ -7,7 +7,7 @@ use crate::fault::{Fault, Kind};
 
 /// Memory of a VMM in addition to its guest's, in MiB; the limit of a lease's control group is the sum.
 pub const VMM_OVERHEAD_MIB: u64 = 128;
-/// Disk space that a lease writes at once, in MiB: kernel, private layer, keys, records and logs.
+/// Disk space that a lease writes immediately, in MiB: kernel, private layer, keys, records and logs.
 pub const LEASE_DISK_MIB: u64 = 256;
 
 /// The administrator's limits.
@@ -119,9 +119,9 @@ pub enum Refusal {
     Volume {
         /// The volume's name.
         name: String,
-        /// What it does not take yet of its size.
+        /// The part of its size that it does not occupy yet.
         growth_mib: u64,
-        /// Free space, without what other volumes may still take.
+        /// Free space, minus the space that other volumes may still occupy.
         free_mib: u64,
         /// `firecracker.reserveDiskMiB`.
         reserve_mib: u64,
@@ -132,7 +132,7 @@ pub enum Refusal {
          stay free"
     )]
     Disk {
-        /// What the lease writes at once.
+        /// Disk space that the lease writes immediately.
         needed_mib: u64,
         /// Free space.
         free_mib: u64,
@@ -141,17 +141,17 @@ pub enum Refusal {
     },
 }
 
-/// Who is refused.
+/// The requester that was refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Asker {
-    /// Somebody on the host itself.
+    /// A user of the host itself.
     Here,
-    /// An owner who comes over SSH: the host's configuration, its other leases and its disk are not theirs.
+    /// A remote owner over SSH, who has no access to the host's configuration, its other leases and its disk.
     Afar,
 }
 
 impl Asker {
-    /// What anybody can do who wants room.
+    /// What this requester can do to make room.
     pub fn can_stop(self) -> &'static str {
         match self {
             Self::Here => "stop a lease that `crabbox list` shows, or run `crabbox cleanup`",
@@ -163,7 +163,7 @@ impl Asker {
 }
 
 impl Refusal {
-    /// What `asker` can do about it.
+    /// Hints for `asker`.
     pub fn hints_for(&self, asker: Asker) -> Vec<String> {
         let stop = match asker {
             Asker::Afar if self.is_of_the_owner() => "stop a lease of yours that `crabbox list` shows",
@@ -216,7 +216,7 @@ impl Refusal {
         vec![stop.to_owned(), other]
     }
 
-    /// Whether the owner has had their share, however much room there is: no other lease that ends makes any.
+    /// Whether it is the owner's quota: then the end of other owners' leases does not help.
     pub fn is_of_the_owner(&self) -> bool {
         matches!(self, Self::OwnersLeases { .. } | Self::OwnersMemory { .. })
     }
@@ -242,7 +242,7 @@ impl Fault for Refusal {
     }
 }
 
-/// Admits one more lease of `owner`, who has `had`, or returns the reason against it.
+/// Admits one more lease of `owner`, who already uses `had`, or returns the reason against it.
 pub fn admit_owner(quota: &Quota, owner: &str, had: &Had, demand: &Demand) -> Result<(), Refusal> {
     let owner = || owner.to_owned();
     if quota.max_leases > 0 && had.leases >= quota.max_leases {
@@ -264,8 +264,8 @@ pub fn admit_owner(quota: &Quota, owner: &str, had: &Had, demand: &Demand) -> Re
     Ok(())
 }
 
-/// Admits a volume that may still grow by `growth_mib`, where `free_mib` are free and promised to no other volume. It is counted in full, unlike the disk of a lease: what is written to a volume stays
-/// when the lease goes, and a full host has nobody to stop then.
+/// Admits a volume that may still grow by `growth_mib`, if `free_mib` are free and not promised to another volume. Unlike the disk of a lease it is
+/// counted in full: data on a volume stays when its lease ends, so a full host would have nothing to stop.
 pub fn admit_volume(name: &str, growth_mib: u64, free_mib: u64, limits: &Limits) -> Result<(), Refusal> {
     let reserve_mib = limits.reserve_disk_mib;
     if growth_mib.saturating_add(reserve_mib) > free_mib {

@@ -1,6 +1,6 @@
 //! Claims: the small files that tie a lease to the repository that uses it, in the Go program's format.
 //!
-//! Other programs share a claim, so the store must preserve fields that are not ours.
+//! Claims are shared with other programs, so the store must preserve fields that are not ours.
 
 use serde::{Deserialize, Serialize};
 
@@ -70,7 +70,7 @@ pub struct Claim {
 }
 
 impl Claim {
-    /// A claim with all fields: its JSON names all the fields that belong to us.
+    /// A claim with all fields: its JSON contains the names of all fields that belong to us.
     pub fn full() -> Self {
         let text = || "x".to_owned();
         Self {

@@ -1,5 +1,4 @@
-//! The identity of a lease in another program that has it made here: its id, slug and name there, stored in the labels of
-//! the lease.
+//! The identity of a lease in another program that requested it: its id, slug and name there, stored in the labels of the lease.
 //!
 //! All three come from the other program, so each must be a valid label value. They must never be used as this program's own
 //! id, because the claims of both programs would then be the same file.
@@ -16,7 +15,7 @@ const LEASE: &str = "external_lease";
 const SLUG: &str = "external_slug";
 const NAME: &str = "external_name";
 
-/// Another program's identity of a lease of ours.
+/// Another program's identity of one of our leases.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "Words", into = "Words")]
 pub struct External {
@@ -58,7 +57,7 @@ impl External {
         })
     }
 
-    /// The identity in the labels of a lease; `None` if no other program has made it.
+    /// The identity in the labels of a lease; `None` if no other program requested it.
     pub fn of(labels: &Labels) -> Option<Self> {
         let label = |name: &str| labels.get(name).map(String::as_str);
         Self::new(label(LEASE)?, label(SLUG)?, label(NAME)?).ok()
@@ -75,23 +74,22 @@ impl External {
         }
     }
 
-    /// Its id there.
+    /// Its id in the other program.
     pub fn lease(&self) -> &LeaseId {
         &self.lease
     }
 
-    /// Its slug there.
+    /// Its slug in the other program.
     pub fn slug(&self) -> &str {
         &self.slug
     }
 
-    /// Its machine's name there.
+    /// Its machine's name in the other program.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// The slug of the lease here: the other program's id. So no slug is claimed by both programs, and no second lease is
-    /// made for the same id.
+    /// Our own slug of the lease: the other program's id. So no slug is claimed by both programs, and no second lease is made for the same id.
     pub fn slug_here(&self) -> String {
         normalise(self.lease.as_str())
     }

@@ -28,11 +28,11 @@ pub enum Step {
         /// Their directory.
         dir: String,
     },
-    /// A cache volume in the lease's hands. Its undo gives it back, and never removes it.
+    /// A cache volume attached to the lease. Its undo returns it to the store, and never removes it.
     Volume {
         /// Its directory in the store of volumes.
         dir: String,
-        /// The second name of its image, in the VMM's directory: a hard link.
+        /// The hard link to its image in the VMM's directory.
         link: String,
         /// The size of its file system in MiB.
         size_mib: u64,
@@ -180,7 +180,7 @@ pub enum Entry {
         /// Number of the step.
         seq: u32,
     },
-    /// A fact for later use (how a disk was made, which image was used).
+    /// A fact for later use (how a disk was created, which image was used).
     Note {
         /// Its name.
         name: String,
@@ -192,7 +192,7 @@ pub enum Entry {
 /// The version of the journal format that this program writes.
 pub const VERSION: u32 = 1;
 
-/// The note with the number of the scheduler's job that a lease is made for.
+/// The note with the number of the scheduler's job that a lease was created for.
 pub const JOB: &str = "job";
 
 /// A live step: it may have left something on the host.
@@ -202,7 +202,7 @@ pub struct Live {
     pub seq: u32,
     /// The step.
     pub step: Step,
-    /// Whether it is known to have happened; otherwise its writer died in between, or is still working on it.
+    /// Whether its effect is known to have happened; otherwise its writer died in between, or is still working on it.
     pub done: bool,
     /// The process that it started.
     pub process: Option<ProcessId>,
@@ -321,7 +321,7 @@ impl Journal {
             .any(|live| live.done && matches!(live.step, Step::Claim {}))
     }
 
-    /// The total size in MiB of the volumes in the lease's hands.
+    /// The total size in MiB of the volumes attached to the lease.
     pub fn volumes_mib(&self) -> u64 {
         let sizes = self.live.iter().map(|live| match live.step {
             Step::Volume { size_mib, .. } => size_mib,
@@ -330,7 +330,7 @@ impl Journal {
         sizes.fold(0, u64::saturating_add)
     }
 
-    /// Whether the volume with the directory `dir` may be in the lease's hands.
+    /// Whether the volume with the directory `dir` may be attached to the lease.
     pub fn has_volume(&self, dir: &str) -> bool {
         self.live
             .iter()
@@ -431,7 +431,7 @@ mod tests {
         for (entries, expected) in expect.iter().enumerate() {
             assert_eq!(&live_after(entries), expected, "after {entries} entries");
         }
-        // A torn write anywhere reads as the last whole line.
+        // A file truncated anywhere is read up to its last complete line.
         for cut in 0..text.len() {
             Journal::parse(&text[..cut]).unwrap();
         }

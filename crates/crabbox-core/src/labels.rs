@@ -12,7 +12,7 @@ use crate::state::LeaseState;
 pub(crate) const DEFAULT_IDLE: Duration = Duration::from_mins(30);
 /// Default time to live of a lease.
 pub(crate) const DEFAULT_TTL: Duration = Duration::from_mins(90);
-/// How long after its expiry cleanup leaves a lease alone whose state is running or provisioning.
+/// How long after its expiry cleanup spares a lease whose state is running or provisioning.
 const STALE_GRACE: i64 = 12 * 3600;
 
 /// The labels of one lease, sorted by name as the Go program writes them.
@@ -201,7 +201,7 @@ const JOB: &str = "job";
 /// The label with the scheduler's name of the host that a job's lease is on.
 const NODE: &str = "node";
 
-/// The scheduler's job that the lease belongs to, if it does. Such a lease ends with its job and gets no second supervisor.
+/// The scheduler's job that the lease belongs to, if any. Such a lease ends with its job and gets no second supervisor.
 pub fn job(labels: &Labels) -> Option<&str> {
     labels.get(JOB).map(String::as_str)
 }
@@ -211,7 +211,7 @@ pub fn node(labels: &Labels) -> Option<&str> {
     labels.get(NODE).map(String::as_str)
 }
 
-/// Makes the lease one of the scheduler's job `job` on the host `node`; both must be valid label values.
+/// Assigns the lease to the scheduler's job `job` on the host `node`, whose name is made a valid label value.
 pub fn set_job(labels: &mut Labels, job: u32, node: &str) {
     labels.insert(JOB.to_owned(), job.to_string());
     labels.insert(NODE.to_owned(), sanitise(node));
@@ -256,7 +256,7 @@ pub fn expired(labels: &Labels, now: i64) -> Verdict {
         | LeaseState::Ready
         | LeaseState::Active => Skip(format!("state={state}")),
         LeaseState::Failed | LeaseState::Released | LeaseState::Expired => Remove(format!("state={state}")),
-        // The table names no other word, not even `stopped`: such a lease goes by its time alone.
+        // The Go program's table has no other state, not even `stopped`: such a lease is judged by its time alone.
         LeaseState::Pooled
         | LeaseState::Stopped
         | LeaseState::StoppedWithCode

@@ -1,15 +1,15 @@
 //! The network modes of a lease, and the choice for `auto`.
 //!
-//! One type is used from the settings to the record, so that doctor and a lease cannot choose differently. It must never
-//! look at the host: facts about it are arguments.
+//! The same type is used from the settings to the record, so that doctor and a lease cannot choose differently. It must never inspect the host: facts
+//! about it are arguments.
 
 use serde::{Deserialize, Serialize};
 
-/// A network mode. Requests, labels and output have it in lower case.
+/// A network mode. It is in lower case in requests, labels and output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum NetworkMode {
-    /// From the CNI plugins of the host.
+    /// Through the CNI plugins of the host.
     Cni,
     /// Built-in NAT: a veth pair and address translation.
     Nat,

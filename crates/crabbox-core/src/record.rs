@@ -87,7 +87,7 @@ fn is_zero(pid: &u32) -> bool {
 }
 
 impl LeaseRecord {
-    /// A record with all optional fields: its JSON names all the fields that belong to us.
+    /// A record with all optional fields: its JSON contains the names of all fields that belong to us.
     pub fn full() -> Self {
         let text = || "x".to_owned();
         Self {

@@ -26,11 +26,11 @@ use std::fmt;
 /// The state of a lease. A new state causes compile errors at every decision that depends on it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum LeaseState {
-    /// It is being made.
+    /// It is being created.
     Provisioning,
     /// It is an unclaimed pool member.
     Pooled,
-    /// Made but not entered yet, as labelled by the Go program.
+    /// Created but not used yet, as labelled by the Go program.
     Leased,
     /// It can be used, and no command runs in it.
     Ready,
@@ -120,7 +120,7 @@ impl LeaseState {
         }
     }
 
-    /// Whether the machine may be entered. An unknown word does not forbid it, as in the Go program.
+    /// Whether the machine may be used. An unknown word does not forbid it, as in the Go program.
     pub fn is_usable(&self) -> bool {
         !self.is_terminal() && *self != Self::Provisioning
     }
@@ -143,7 +143,7 @@ impl From<&str> for LeaseState {
 
 impl fmt::Display for LeaseState {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Tables give a width.
+        // `pad`, because tables set a width.
         formatter.pad(self.as_str())
     }
 }

@@ -26,7 +26,7 @@ pub fn parse_nano(text: &str) -> Option<i128> {
     is_rfc3339(text).then(|| time.as_nanosecond())
 }
 
-/// Whether `text` is a time according to RFC 3339, which permits only a part of ISO 8601.
+/// Whether `text` is a time according to RFC 3339, which allows only a subset of ISO 8601.
 pub fn is_rfc3339(text: &str) -> bool {
     let shape = b"0000-00-00T00:00:00";
     let (head, tail) = text.as_bytes().split_at(shape.len().min(text.len()));

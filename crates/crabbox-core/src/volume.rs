@@ -1,21 +1,21 @@
-//! Cache volumes: drives that outlive their leases, as a configuration names them.
+//! Cache volumes: drives that outlive their leases, as named in a configuration.
 //!
-//! Only describes and checks them. A path that hides what a guest needs in order to be entered must never become a [`MountPath`].
+//! This module only describes and checks them. A path that would hide files that a guest needs for logins must never become a [`MountPath`].
 
 use serde::{Deserialize, Serialize};
 
-/// Size in GiB where none is configured.
+/// Default size in GiB.
 pub const DEFAULT_GIB: u32 = 10;
-/// Largest size in GiB; beyond it a configuration has a typing error.
+/// Largest size in GiB; a larger value is a typing error.
 pub const MAX_GIB: u32 = 1024;
-/// Most volumes of one lease: Firecracker has an interrupt for each device, and 24 of them, four of which a lease needs anyway.
+/// Maximum number of volumes of one lease: Firecracker has 24 interrupts, one per device, and a lease needs four anyway.
 pub const MOST: usize = 8;
 /// Longest name or key in bytes.
 pub const MAX_WORD: usize = 200;
 /// Longest path in bytes.
 pub const MAX_PATH: usize = 255;
 
-/// Directories of a guest in and below which nothing is mounted.
+/// Directories of a guest at and below which no volume may be mounted.
 const SYSTEM: [&str; 15] = [
     "/bin",
     "/boot",
@@ -34,7 +34,7 @@ const SYSTEM: [&str; 15] = [
     "/var/run",
 ];
 
-/// Directories that are full of what a guest needs: a volume may lie below them, but not in their place.
+/// Directories with files that a guest needs: a volume may be mounted below them, but not over them.
 const SHARED: [&str; 11] = [
     "/",
     "/home",
@@ -58,15 +58,15 @@ pub enum Invalid {
     Path,
     /// The path belongs to the system.
     System,
-    /// The size.
+    /// The size is out of range.
     Size,
-    /// It is not written `NAME=KEY:PATH` or `KEY:PATH`.
+    /// It does not have the form `NAME=KEY:PATH` or `KEY:PATH`.
     Spec,
     /// A volume of the same lease has the same key.
     SameKey,
-    /// A volume of the same lease has this path, one above it or one below it.
+    /// A volume of the same lease has this path, or one above or below it.
     SamePath,
-    /// There are too many of them.
+    /// There are too many volumes.
     TooMany,
 }
 
@@ -96,7 +96,7 @@ impl Invalid {
 pub struct MountPath(String);
 
 impl MountPath {
-    /// Checks `text`. What links in the guest make of it is the guest's own affair.
+    /// Checks `text`. Links inside the guest are not considered.
     pub fn parse(text: &str) -> Result<Self, Invalid> {
         let is_plain =
             |byte: u8| byte.is_ascii_graphic() && !matches!(byte, b',' | b':' | b'\\' | b'"' | b'\'');
@@ -122,7 +122,7 @@ impl MountPath {
         &self.0
     }
 
-    /// Whether one of the two lies in the other, or is it.
+    /// Whether the two paths are equal or one is inside the other.
     pub fn meets(&self, other: &str) -> bool {
         lies_in(&self.0, other) || lies_in(other, &self.0)
     }
@@ -151,15 +151,15 @@ fn lies_in(path: &str, dir: &str) -> bool {
 /// A volume that a lease is to have.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Volume {
-    /// What people call it; the key where nobody gave it a name.
+    /// Its display name; the key if it has none.
     pub name: String,
-    /// What identifies it: leases with the same key get the same volume.
+    /// Its identity: leases with the same key get the same volume.
     pub key: String,
-    /// Where the guest has it.
+    /// Its mount point in the guest.
     pub path: MountPath,
-    /// Its least size in GiB: one that is smaller is grown, one that is larger stays so.
+    /// Its minimum size in GiB: a smaller volume is grown, a larger one stays.
     pub size_gib: u32,
-    /// Whether there must be no lease without it.
+    /// Whether a lease must not be created without it.
     pub required: bool,
 }
 
@@ -209,7 +209,7 @@ impl Volume {
         }
     }
 
-    /// Its least size in MiB.
+    /// Its minimum size in MiB.
     pub fn size_mib(&self) -> u64 {
         u64::from(self.size_gib) * 1024
     }
@@ -221,7 +221,7 @@ fn is_word(text: &str) -> bool {
 }
 
 fn size(found: Option<i64>) -> Result<u32, Invalid> {
-    // As in the Go program, 0 is no wish.
+    // As in the Go program, 0 means "not set".
     let Some(found) = found.filter(|size| *size != 0) else {
         return Ok(DEFAULT_GIB);
     };
@@ -231,8 +231,8 @@ fn size(found: Option<i64>) -> Result<u32, Invalid> {
         .ok_or(Invalid::Size)
 }
 
-/// Whether one lease can have all of `volumes`: one drive must never be in a machine twice, nor one mount below another. Returns the number
-/// of the first that does not fit with those before it.
+/// Checks whether one lease can have all of `volumes`: no drive may be attached twice, and no mount may be below another. The error has the index of
+/// the first that conflicts with those before it.
 pub fn check_set(volumes: &[Volume]) -> Result<(), (usize, Invalid)> {
     for (at, volume) in volumes.iter().enumerate() {
         let before = volumes.get(..at).unwrap_or_default();
@@ -315,7 +315,7 @@ mod tests {
             ("pnpm", "app-lock1", DEFAULT_GIB, true)
         );
         assert_eq!(volume.spec(), "pnpm=app-lock1:/var/cache/crabbox/pnpm");
-        // A key may have colons, as it may in the Go program.
+        // A key may contain colons, as in the Go program.
         let bare = Volume::from_spec("app:lock1:/data", false).unwrap();
         assert_eq!(
             (bare.name.as_str(), bare.key.as_str()),

@@ -1,8 +1,8 @@
-//! Leases for another program: the external protocol of the Go program over the same use cases as this program's own commands.
+//! Leases for another program: the Go program's external protocol, over the same use cases as this program's own commands.
 //!
-//! One request is served, and its answer handed to `deliver`. Nobody's lease may be touched but those that were made through here, except
-//! that `cleanup` does for the whole host what the command of that name does, which ends only what is over or nobody's. A
-//! lease whose answer did not arrive must not stay: nobody would know of it.
+//! Serves one request and hands its answer to `deliver`. Only leases made through the adapter may be touched. The exception is
+//! `cleanup`, which does the same for the whole host as the command of that name and removes only leases that have ended and
+//! unowned leftovers. A lease whose answer was not delivered must not stay, because nobody would know about it.
 
 mod answer;
 pub mod config;
@@ -30,16 +30,17 @@ use crate::provider::error::LeaseError;
 use crate::provider::lease::Lease;
 use crate::provider::{Provider, registry};
 
-/// Hears what is done on the way, and takes the answer.
+/// Receives progress and the answer.
 pub trait Conversation {
-    /// Takes the answer; whether it arrived.
+    /// Delivers the answer. Returns whether it arrived.
     fn deliver(&self, answer: &Answer) -> bool;
 
-    /// A decision of `cleanup`, which is not carried out when `dry_run`.
+    /// A decision of `cleanup`; it is not carried out on a dry run.
     fn decided(&self, dry_run: bool, decision: &Decision);
 }
 
-/// Serves `request` with the provider of `entry`, whose repository is the request's. The answer to a failure is the caller's to give.
+/// Serves `request` with the provider of `entry`, which must have the repository of the request. The caller answers when this
+/// fails.
 pub fn serve(
     entry: &Entry<'_>,
     request: &Request,
@@ -53,7 +54,7 @@ pub fn serve(
         provider: provider.as_ref(),
         conversation,
     };
-    // What only looks, and what decides itself what becomes of leases, gives none a new supervisor before.
+    // `doctor` is read-only and `cleanup` decides the fate of leases itself, so neither restarts lost supervisors first.
     if !matches!(request.operation, Operation::Doctor | Operation::Cleanup { .. }) {
         adopt::orphans(entry.engine).ok();
     }
@@ -72,7 +73,7 @@ pub fn serve(
         }
         Operation::Cleanup { dry_run } => adapter.cleanup(*dry_run)?,
     };
-    // Nothing was made that would be lost with it.
+    // Whether it arrives does not matter here: no lease was made that could be lost.
     conversation.deliver(&answer);
     Ok(())
 }
@@ -105,7 +106,7 @@ impl Adapter<'_> {
         })
     }
 
-    /// Has a machine ready, once however often it is asked for.
+    /// Makes a lease. Idempotent: asking again for the same lease returns the existing one.
     fn acquire(&self, desired: &External, keep: bool) -> Result<(), AdapterError> {
         let id = || desired.lease().to_string();
         let inventory = self.look()?;
@@ -130,7 +131,7 @@ impl Adapter<'_> {
             set_up: false,
         })?;
         let lease = &acquired.lease;
-        // One that waited may be looked after by a supervisor that knows nothing of other programs.
+        // A lease from the pool may have a supervisor of an older version that does not note external names.
         if External::of(&lease.labels).as_ref() != Some(desired) {
             self.provider.give_back(lease)?;
             return Err(AdapterError::Unnoted { id: lease.id.clone() });
@@ -162,7 +163,7 @@ impl Adapter<'_> {
         };
         let Some(found) = found else {
             return match &wanted.known {
-                // What is gone is given back: the other program is to forget it.
+                // Report a missing lease as released, so that the other program forgets it.
                 Some(known) if wanted.release_only => Ok(Answer::lease(LeaseAnswer::named(
                     known,
                     "",
@@ -213,7 +214,7 @@ impl Adapter<'_> {
         ] {
             expect(id, field, expected, &[found])?;
         }
-        // The name stands for it where the other program was told none.
+        // The other program sends the name as `cloudId` if it never learnt our id.
         expect(id, "cloudId", &fences.cloud_id, &[&found.id, external.name()])?;
         self.provider.release(&found.id)?;
         Ok(Answer::done(None))
@@ -224,7 +225,7 @@ impl Adapter<'_> {
             self.conversation.decided(dry_run, decision);
         })?;
         if !dry_run {
-            // What is left lives; one that lost its supervisor gets a new one.
+            // The remaining leases are alive; restart lost supervisors.
             adopt::orphans(self.entry.engine).ok();
         }
         let count = |which: &dyn Fn(&Decision) -> bool| decisions.iter().filter(|one| which(one)).count();
@@ -247,7 +248,7 @@ fn not_found(text: &str) -> AdapterError {
     }
 }
 
-/// What is told of a lease in a list, readable or not.
+/// How a list describes a lease, readable or not.
 fn tell(found: &inventory::Entry, extent: Extent) -> LeaseAnswer {
     match &found.lease {
         Some(lease) => LeaseAnswer::new(&found.external, lease, extent),
@@ -255,7 +256,7 @@ fn tell(found: &inventory::Entry, extent: Extent) -> LeaseAnswer {
     }
 }
 
-/// The lease, if its machine may still be there.
+/// The lease, unless it has ended.
 fn usable(found: &inventory::Entry) -> Result<&Lease, AdapterError> {
     let lease = found
         .lease
@@ -270,7 +271,7 @@ fn usable(found: &inventory::Entry) -> Result<&Lease, AdapterError> {
     Ok(lease)
 }
 
-/// Refuses a lease that is called otherwise than the one who asks knows it.
+/// Refuses a lease whose slug or name differs from what the other program knows.
 fn same(found: &External, known: &External) -> Result<(), AdapterError> {
     let id = found.lease().as_str();
     expect(id, "slug", known.slug(), &[found.slug()])?;

@@ -1,11 +1,11 @@
-//! What tests of this crate begin with. It must never be used by anything else.
+//! The test fixture of this crate. Only tests may use it.
 
 use std::path::Path;
 
 use crabbox_machine::context::Engine;
 use crabbox_store::places::Places;
 
-/// An engine with all of its places below `root`, which starts no program.
+/// An engine with all of its places below `root`, which cannot start any program.
 pub(crate) fn engine(root: &Path) -> Engine {
     Engine {
         places: Places::below(root),

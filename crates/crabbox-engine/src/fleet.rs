@@ -1,7 +1,7 @@
-//! Leases on another machine's KVM: who is asked how, and who answers there.
+//! Leases on another machine's KVM: the client side and the serving side.
 //!
-//! One SSH connection a host carries everything, and `crabbox __serve` is the other end. Neither side may believe the other beyond what
-//! [`wire`] lets through.
+//! One SSH connection per host carries everything, with `crabbox __serve` at its other end. Neither side may trust the other beyond
+//! what [`wire`] lets through.
 
 pub mod address;
 pub mod client;

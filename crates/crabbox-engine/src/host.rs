@@ -1,4 +1,4 @@
-//! This host: what it has, what it lacks, and what makes it fit: doctor, set-up, images, the KVM probe.
+//! This host: what it has, what it lacks, and how it is prepared: doctor, set-up, images, the KVM probe.
 
 pub mod doctor;
 pub mod images;

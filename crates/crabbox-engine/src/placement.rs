@@ -1,7 +1,7 @@
-//! Where a lease is made when there are many hosts: a scheduler of others decides, and is spoken to here.
+//! Placing leases on many hosts: the interface to an external scheduler, which decides.
 //!
-//! A lease is a job of that scheduler. Nothing here may choose a host, keep a queue, or remember a job: what there is, the
-//! scheduler says.
+//! Each lease is a job of that scheduler. Nothing here may choose a host, keep a queue, or remember a job: the scheduler's answers
+//! are the only source.
 
 pub mod gateway;
 pub mod queue;
@@ -14,97 +14,97 @@ use crabbox_core::fault::{Fault, Kind};
 use crabbox_core::id::LeaseId;
 use crabbox_host::command::CommandError;
 
-/// What a job is submitted for.
+/// The parameters of a job.
 #[derive(Debug, Clone)]
 pub struct Wish<'a> {
     /// The lease.
     pub lease: &'a LeaseId,
-    /// Whose it is.
+    /// Its owner.
     pub owner: &'a str,
-    /// What the lease takes of its host, the VMM's own part included, in MiB.
+    /// The memory that the lease takes on its host, including the VMM's own, in MiB.
     pub memory_mib: u64,
     /// Processors.
     pub cpus: u32,
     /// Its disk, in GiB, rounded up.
     pub disk_gib: u64,
-    /// How long the job may last, in minutes: longer than the lease, whose supervisor ends it in time.
+    /// The job's time limit in minutes, longer than the lease: the supervisor ends the lease before that.
     pub minutes: u64,
-    /// Hosts that have refused it.
+    /// Hosts that have refused it and must be excluded.
     pub exclude: &'a [String],
-    /// What its one process runs, word by word; the word [`JOB`] stands for the job's number.
+    /// The command of its single process, by argument. The argument [`JOB`] is replaced by the job's number.
     pub command: &'a [String],
 }
 
-/// The word of a job's command in place of which its number is put.
+/// The argument of a job's command that is replaced by the job's number.
 pub const JOB: &str = "%JOB%";
 
-/// What has become of a job.
+/// The state of a job.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum JobState {
-    /// It waits.
+    /// It is waiting.
     Pending {
-        /// Why, in the scheduler's word.
+        /// The reason, in the scheduler's word.
         reason: String,
     },
-    /// It runs.
+    /// It is running.
     Running {
-        /// On this host.
+        /// The host.
         node: String,
     },
-    /// It is over.
+    /// It has ended.
     Over {
-        /// How, in the scheduler's word, as `COMPLETED` or `NODE_FAIL`.
+        /// The final state in the scheduler's word, such as `COMPLETED` or `NODE_FAIL`.
         how: String,
     },
     /// The scheduler does not know it any more.
     Unknown,
 }
 
-/// A host, as the scheduler has it.
+/// A host as the scheduler reports it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Node {
     /// Its name.
     pub name: String,
-    /// Its state, in the scheduler's word, with the mark of one that does not answer.
+    /// Its state in the scheduler's word, including the mark of a host that does not respond.
     pub state: String,
-    /// Memory that no job has, in MiB.
+    /// Memory that is not allocated to a job, in MiB.
     pub free_memory_mib: u64,
-    /// Processors that no job has.
+    /// Processors that are not allocated to a job.
     pub free_cpus: u64,
 }
 
 impl Node {
-    /// Whether it takes jobs at all.
+    /// Whether it accepts jobs at all.
     pub fn is_up(&self) -> bool {
         let state = self.state.to_ascii_lowercase();
         ["idle", "mixed", "allocated", "completing"].contains(&state.as_str())
     }
 }
 
-/// Why the scheduler did not do what it was asked.
+/// Why the scheduler failed.
 #[derive(Debug, thiserror::Error)]
 pub enum PlacementError {
     /// It does not answer.
     #[error("the scheduler does not answer")]
     Away(#[source] CommandError),
-    /// It will never run such a job.
+    /// It can never run such a job.
     #[error("no host of this fleet can have such a lease: {why}")]
     Never {
-        /// In its words.
+        /// The scheduler's reason.
         why: String,
     },
     /// It refuses the job.
     #[error("the scheduler refuses the lease: {why}")]
     Refused {
-        /// In its words.
+        /// The scheduler's reason.
         why: String,
     },
-    /// Its answer makes no sense here.
+    /// Its answer makes no sense.
     #[error("{program} answered {said:?}, which makes no sense here")]
     Nonsense {
-        /// Which program of it.
+        /// The scheduler's program.
         program: &'static str,
-        /// What it said.
+        /// Its output.
         said: String,
     },
 }
@@ -129,17 +129,17 @@ impl Fault for PlacementError {
 
 /// A scheduler.
 pub trait Placement: Debug {
-    /// Submits a job; returns its number.
+    /// Submits a job and returns its number.
     fn submit(&self, wish: &Wish<'_>) -> Result<u32, PlacementError>;
 
-    /// What has become of the job that was submitted for `lease`. One of this number for anything else is unknown: numbers come again
-    /// once a scheduler has lost its state, and nobody is told of another's job.
+    /// The state of the job that was submitted for `lease`. A job with this number but for another purpose is unknown: a scheduler
+    /// that lost its state reuses numbers, and we must not report another owner's job.
     fn state(&self, job: u32, lease: &LeaseId) -> Result<JobState, PlacementError>;
 
-    /// The place of a job among those that wait, where it is one of them.
+    /// The position of a job in the queue; `None` if it is not queued.
     fn rank(&self, job: u32) -> Result<Option<usize>, PlacementError>;
 
-    /// Ends that job, whether it waits or runs; one that is over already is no error.
+    /// Cancels that job, whether it is queued or running. Not an error if it has already ended.
     fn cancel(&self, job: u32, lease: &LeaseId) -> Result<(), PlacementError>;
 
     /// The hosts.

@@ -1,18 +1,18 @@
-//! A stage of a command on its way: told when it begins and when it ends, however it ends.
+//! A stage of a running command: reported when it begins and when it ends, whatever the outcome.
 
 use std::fmt;
 use std::time::{Duration, Instant};
 
-/// Hears of stages, from whichever thread. `a/b` is a part of `a`.
+/// Receives the stages, from any thread. `a/b` is a part of `a`.
 pub trait Stages: Sync {
-    /// A stage begins.
+    /// A stage has begun.
     fn began(&self, stage: &'static str);
 
-    /// It is over; with `ok` it did what it was there for.
+    /// A stage is over; `ok` says whether it succeeded.
     fn ended(&self, stage: &'static str, took: Duration, ok: bool);
 }
 
-/// A stage on its way. One that is dropped before it is done has failed.
+/// A stage in progress. Dropping it before it was ended counts as a failure.
 pub struct Stage<'a> {
     heard: &'a dyn Stages,
     name: &'static str,
@@ -29,7 +29,7 @@ impl fmt::Debug for Stage<'_> {
 }
 
 impl<'a> Stage<'a> {
-    /// Tells that it begins.
+    /// Begins a stage and reports it.
     pub fn begin(heard: &'a dyn Stages, name: &'static str) -> Self {
         heard.began(name);
         Self {
@@ -45,7 +45,7 @@ impl<'a> Stage<'a> {
         self.name
     }
 
-    /// It ends, and did what it was there for if `ok`.
+    /// Ends the stage; `ok` says whether it succeeded.
     pub fn end(mut self, ok: bool) {
         self.ok = ok;
     }

@@ -1,7 +1,8 @@
 //! The conversation with one Firecracker: a request, its response, the next request, over one connection.
 //!
-//! The caller opens the stream and sets its deadlines. After anything but a response the place in the stream is unknown, so
-//! the client refuses to go on: it must never take the response to one request for that of another.
+//! The caller opens the stream and sets its deadlines. If a request ends without a response, the position in the
+//! stream is unknown, so the client refuses to continue: it must never take the response to one request for that of
+//! another.
 
 use std::fmt;
 use std::io::{ErrorKind, Read, Write};
@@ -16,7 +17,7 @@ use crate::version::{NeedsNewer, Version};
 
 pub use crate::response::Response;
 
-/// How much of a refusal that is not Firecracker's JSON goes into a message, in bytes.
+/// How much of a refusal that is not Firecracker's JSON is included in a message, in bytes.
 const FAULT_TEXT_LIMIT: usize = 400;
 
 /// Why a request did not succeed.
@@ -31,19 +32,19 @@ pub enum ClientError {
         #[source]
         source: std::io::Error,
     },
-    /// Firecracker closed the connection without a full response, as a rule because it ended; its log says why.
+    /// Firecracker closed the connection without a complete response, usually because it ended; its log says why.
     #[error("Firecracker closed the connection before it answered {endpoint}")]
     Closed {
         /// The request.
         endpoint: Endpoint,
     },
-    /// No full response came before the stream's deadline.
+    /// No complete response came before the stream's deadline.
     #[error("Firecracker did not answer {endpoint} in time")]
     TimedOut {
         /// The request.
         endpoint: Endpoint,
     },
-    /// What came is not a response of Firecracker's API.
+    /// The bytes are not a response of Firecracker's API.
     #[error("the answer to {endpoint} makes no sense: {problem}")]
     MalformedResponse {
         /// The request.
@@ -51,7 +52,7 @@ pub enum ClientError {
         /// What is wrong with it.
         problem: &'static str,
     },
-    /// The response is JSON of another form than the endpoint's.
+    /// The response is JSON, but not of the endpoint's form.
     #[error("the answer to {endpoint} does not have the form that it should have")]
     UnexpectedBody {
         /// The request.
@@ -78,7 +79,7 @@ pub enum ClientError {
         /// Its message.
         message: String,
     },
-    /// An earlier request ended without a response, so this connection is of no more use.
+    /// An earlier request ended without a response, so this connection can no longer be used.
     #[error("cannot send {endpoint}: an earlier request on this connection was not answered")]
     Unusable {
         /// The request that was not sent.
@@ -89,7 +90,7 @@ pub enum ClientError {
     NeedsNewer(#[from] NeedsNewer),
 }
 
-/// One request and how it went, for a log.
+/// One request and its outcome, for a log.
 #[derive(Debug, Clone, Copy)]
 pub struct Exchange<'a> {
     /// The request.
@@ -100,7 +101,7 @@ pub struct Exchange<'a> {
     pub took: Duration,
 }
 
-/// Sees every exchange.
+/// Called for every exchange.
 type Observer = Box<dyn FnMut(Exchange<'_>) + Send>;
 
 /// A connection to one Firecracker.
@@ -134,14 +135,14 @@ impl<S> Client<S> {
         }
     }
 
-    /// Refuses requests that this version does not know, before they are sent.
+    /// Makes the client refuse requests that this version does not support, before they are sent.
     #[must_use]
     pub fn for_version(mut self, version: Version) -> Self {
         self.version = Some(version);
         self
     }
 
-    /// Shows every exchange to `observer`.
+    /// Reports every exchange to `observer`.
     #[must_use]
     pub fn with_observer(mut self, observer: impl FnMut(Exchange<'_>) + Send + 'static) -> Self {
         self.observer = Some(Box::new(observer));
@@ -155,7 +156,7 @@ impl<S> Client<S> {
 }
 
 impl<S: Read + Write> Client<S> {
-    /// Sends `request` and reads its response; a refusal is an error, after which the client may be used further.
+    /// Sends `request` and reads its response. A refusal is an error, after which the client can still be used.
     pub fn send(&mut self, request: &Request) -> Result<Response, ClientError> {
         let endpoint = &request.endpoint;
         if let Some(version) = self.version {
@@ -192,7 +193,7 @@ impl<S: Read + Write> Client<S> {
         })
     }
 
-    /// Who is at the other end, and in which state.
+    /// Information about the Firecracker at the other end, with its state.
     pub fn instance_info(&mut self) -> Result<InstanceInfo, ClientError> {
         self.fetch("/")
     }
@@ -223,7 +224,8 @@ impl<S: Read + Write> Client<S> {
             .and_then(|()| self.stream.flush());
         match sent {
             Ok(()) => {}
-            // It may have responded and closed before it had read everything (a body that is too long): look.
+            // Firecracker may have responded and closed the connection before reading everything (a body that is too
+            // long), so read on.
             Err(error) if error.kind() == ErrorKind::BrokenPipe => {}
             Err(error) if matches!(error.kind(), ErrorKind::TimedOut | ErrorKind::WouldBlock) => {
                 return Err(ReadFailure::TimedOut);
@@ -249,7 +251,7 @@ fn describe(failure: ReadFailure, endpoint: Endpoint) -> ClientError {
     }
 }
 
-/// The message of a refusal; when it is not Firecracker's JSON, the beginning of whatever it is.
+/// The message of a refusal; if it is not Firecracker's JSON, its beginning as text.
 fn fault_text(body: &[u8]) -> String {
     match serde_json::from_slice::<FaultMessage>(body) {
         Ok(fault) => fault.fault_message,

@@ -1,7 +1,8 @@
-//! How Firecracker and its jailer are called, and where the jailer puts things. Pure: vectors and paths, nothing is run.
+//! How Firecracker and its jailer are called, and where the jailer puts things. Pure: it computes arguments and
+//! paths, and runs nothing.
 //!
-//! The rules of the jailer noted here were read off version 1.12.1 by running it. A path given to Firecracker itself must
-//! stay relative to its working directory, which under the jailer is the jail.
+//! The jailer's rules in this file were found by running version 1.12.1. A path given to Firecracker itself must stay
+//! relative to its working directory, which under the jailer is the jail.
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;
@@ -19,7 +20,7 @@ pub struct VmId(String);
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{id:?} cannot be the id of a microVM: 1 to {ID_LIMIT} letters, digits and '-' are allowed")]
 pub struct InvalidVmId {
-    /// What was given.
+    /// The given value.
     pub id: String,
 }
 
@@ -94,7 +95,7 @@ impl VmmOptions {
     }
 }
 
-/// Firecracker without a jail.
+/// Launches Firecracker without a jail.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DirectLaunch {
     /// The program.
@@ -106,7 +107,7 @@ pub struct DirectLaunch {
 }
 
 impl DirectLaunch {
-    /// Program and arguments. The working directory is the caller's to choose.
+    /// Program and arguments. The caller chooses the working directory.
     pub fn argv(&self) -> Vec<OsString> {
         let mut argv = Argv::new(&self.binary);
         argv.option("--id", self.id.as_str());
@@ -115,8 +116,8 @@ impl DirectLaunch {
     }
 }
 
-/// Firecracker in a jail: the jailer makes it, drops its rights and becomes Firecracker (the pid stays, unless
-/// `new_pid_ns`).
+/// Launches Firecracker in a jail: the jailer makes it, drops its privileges and becomes Firecracker (with the same
+/// pid, unless `new_pid_ns` is set).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct JailLaunch {
     /// The jailer.
@@ -139,7 +140,7 @@ pub struct JailLaunch {
     pub options: VmmOptions,
 }
 
-/// What the jailer does about control groups (version 2).
+/// The jailer's settings for control groups (version 2).
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Cgroup {
     /// The parent, relative to the root of the cgroup file system. Without `values` the process itself goes there, so it
@@ -191,7 +192,7 @@ impl JailLaunch {
         }
         argv.switch("--new-pid-ns", self.new_pid_ns);
         argv.switch("--", true);
-        // The jailer itself gives `--id` to Firecracker; a second one would be refused.
+        // The jailer itself passes `--id` to Firecracker, which refuses a second one.
         self.options.add_to(&mut argv);
         argv.0
     }
@@ -209,7 +210,7 @@ pub struct JailLayout {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("the jailer takes only a program with 'firecracker' in its file name, not {}", exec_file.display())]
 pub struct InvalidExecFile {
-    /// What was given.
+    /// The given value.
     pub exec_file: PathBuf,
 }
 
@@ -234,7 +235,7 @@ impl JailLayout {
         }
     }
 
-    /// The directory that is this machine's alone: removing it removes the jail.
+    /// The directory that belongs to this machine alone: removing it removes the jail.
     pub fn home(&self) -> PathBuf {
         self.base
             .join(self.exec_file.file_name().unwrap_or_default())
@@ -254,7 +255,7 @@ impl JailLayout {
     }
 }
 
-/// An argument vector in the making.
+/// An argument vector that is being built.
 struct Argv(Vec<OsString>);
 
 impl Argv {

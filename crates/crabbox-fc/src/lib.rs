@@ -1,7 +1,8 @@
-//! Firecracker as a protocol: what its API takes and returns, what each version knows, and how it and its jailer are called.
+//! Firecracker as a protocol: its API's requests and responses, the features of each version, and how it and its
+//! jailer are called.
 //!
-//! Everything here is data or a conversation over a stream that the caller opened. This crate never opens a socket or a
-//! file and never starts a process, so all of it can be tested by feeding bytes.
+//! Everything here is data, or a conversation over a stream that the caller opened. This crate never opens a socket
+//! or a file and never starts a process, so all of it can be tested with bytes alone.
 
 pub mod client;
 pub mod launch;

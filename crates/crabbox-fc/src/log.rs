@@ -1,14 +1,14 @@
 //! Lines of Firecracker's log that explain why a machine did not boot or ended.
 //!
-//! Each pattern is a text that Firecracker 1.12.1 contains. An unknown line explains nothing, and no line may be taken for
-//! more than it says: what follows from a cause is for the caller to decide.
+//! Each pattern is a text that Firecracker 1.12.1 contains. An unknown line explains nothing. No line may be
+//! interpreted beyond its text: the caller decides what follows from a cause.
 
-/// What a line of the log says.
+/// The cause that a line of the log reports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LogCause {
-    /// KVM cannot be used at all: no device, no right, or the wrong version.
+    /// KVM cannot be used at all: no device, no permission, or the wrong version.
     KvmUnusable,
-    /// KVM gave up on the guest: hardware virtualization that is broken or nested badly, as a rule.
+    /// KVM gave up on the guest: usually broken or badly nested hardware virtualization.
     KvmInternalError,
     /// KVM could not enter the guest.
     KvmEntryFailed,
@@ -26,7 +26,7 @@ pub enum LogCause {
     GuestStopped,
 }
 
-/// A text and what it means; the first that is found in a line counts.
+/// Texts with their causes; the first one found in a line applies.
 const PATTERNS: [(&str, LogCause); 12] = [
     ("Error creating KVM object", LogCause::KvmUnusable),
     (
@@ -45,7 +45,7 @@ const PATTERNS: [(&str, LogCause); 12] = [
     ("Firecracker exiting successfully", LogCause::GuestStopped),
 ];
 
-/// What `line` says, if it is one of those that explain an end.
+/// The cause that `line` reports, if any.
 pub fn cause(line: &str) -> Option<LogCause> {
     PATTERNS
         .iter()
@@ -53,7 +53,7 @@ pub fn cause(line: &str) -> Option<LogCause> {
         .map(|(_, cause)| *cause)
 }
 
-/// The first line of `log` that explains an end, and what it says: what follows it is a consequence.
+/// The first line of `log` that reports a cause, with the cause: later lines are consequences.
 pub fn first_cause(log: &str) -> Option<(LogCause, &str)> {
     log.lines()
         .find_map(|line| cause(line).map(|cause| (cause, line)))
@@ -65,7 +65,7 @@ mod tests {
 
     #[test]
     fn the_first_explaining_line_of_a_real_log_counts() {
-        // Firecracker 1.12.1, started on a socket that was there.
+        // Firecracker 1.12.1, started with a socket path that already exists.
         let log = "2026-11-24T08:36:22.396988824 [ok:main] Running Firecracker v1.12.1\n\
             2026-11-24T08:36:22.397108883 [ok:main] RunWithApiError error: Failed to open the API socket at: /s. Check that \
             it is not already used.\n\

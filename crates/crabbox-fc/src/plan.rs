@@ -1,7 +1,8 @@
-//! What a cold boot sends, in which order.
+//! The requests of a cold boot, in order.
 //!
-//! A [`BootPlan`] is plain data and its requests can be printed without a Firecracker. The start is always the last
-//! request, and nothing may be sent after one that failed: a half-configured machine is thrown away, not repaired.
+//! A [`BootPlan`] is plain data, and its requests can be printed without a Firecracker. The start is always the last
+//! request, and nothing may be sent after a request that failed: a half-configured machine is discarded, not
+//! repaired.
 
 use std::io::{Read, Write};
 use std::time::{Duration, Instant};
@@ -12,7 +13,7 @@ use crate::types::{
     Action, Balloon, BootSource, Drive, Entropy, Logger, MachineConfig, Metrics, NetworkInterface, Vsock,
 };
 
-/// One machine, as it is to be booted.
+/// A machine to boot.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BootPlan {
     /// Its size.
@@ -25,7 +26,7 @@ pub struct BootPlan {
     pub network: Vec<NetworkInterface>,
     /// Its vsock device.
     pub vsock: Option<Vsock>,
-    /// Firecracker's log, where it is not given on the command line.
+    /// Firecracker's log, unless it is given on the command line.
     pub logger: Option<Logger>,
     /// Firecracker's metrics.
     pub metrics: Option<Metrics>,
@@ -51,7 +52,7 @@ impl BootPlan {
         }
     }
 
-    /// Every request in its order: the log first, so that it covers the others; the start last.
+    /// Every request in order: the log first, so that it covers the others; the start last.
     pub fn requests(&self) -> Vec<Request> {
         let mut requests = Vec::new();
         requests.extend(self.logger.as_ref().map(Request::logger));
@@ -68,10 +69,10 @@ impl BootPlan {
     }
 }
 
-/// How long the requests of a boot took. The guest runs from the end of the last one on.
+/// How long the requests of a boot took. The guest runs from the end of the last one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BootTimings {
-    /// Every request, in its order.
+    /// Every request, in order.
     pub requests: Vec<(Endpoint, Duration)>,
 }
 
@@ -81,7 +82,7 @@ impl BootTimings {
         self.requests.iter().map(|(_, took)| *took).sum()
     }
 
-    /// The start alone.
+    /// The last request, which starts the machine.
     pub fn start(&self) -> Duration {
         self.requests.last().map(|(_, took)| *took).unwrap_or_default()
     }

@@ -1,7 +1,7 @@
 //! One request to Firecracker: method, path and body, ready to be sent.
 //!
-//! Each endpoint has its constructor here, so that a path and the body that belongs to it are written down once. A request
-//! must never carry anything that the machine's version does not know without saying so in `needs`.
+//! Each endpoint has its constructor here, so that a path and the body that belongs to it are written in one place
+//! only. A request must never contain anything that older versions do not support without saying so in `needs`.
 
 use std::fmt;
 
@@ -13,19 +13,19 @@ use crate::types::{
 };
 use crate::version::Feature;
 
-/// The HTTP methods that the API has.
+/// The API's HTTP methods.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Method {
-    /// Reads.
+    /// Reads something.
     Get,
-    /// Sets up or acts.
+    /// Configures something, or performs an action.
     Put,
-    /// Changes what is there.
+    /// Changes something that exists.
     Patch,
 }
 
 impl Method {
-    /// As it stands in the request line.
+    /// Its name in the request line.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Get => "GET",
@@ -35,7 +35,7 @@ impl Method {
     }
 }
 
-/// A method and a path: what a message calls the request.
+/// A method and a path, which identify the request in a message.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Endpoint {
     /// The method.
@@ -57,11 +57,11 @@ pub struct Request {
     pub endpoint: Endpoint,
     /// Its JSON text; `None` for GET.
     pub body: Option<Vec<u8>>,
-    /// What the Firecracker at the other end must know.
+    /// The features that the Firecracker at the other end must support.
     pub needs: Vec<Feature>,
 }
 
-/// The wrapped bodies of two endpoints that take a single value.
+/// The bodies of two endpoints that take a single value.
 #[derive(Serialize)]
 struct ActionBody {
     action_type: Action,
@@ -73,7 +73,7 @@ struct StateBody {
 }
 
 impl Request {
-    /// A request that reads.
+    /// A GET request.
     pub fn get(path: &str) -> Self {
         let endpoint = Endpoint {
             method: Method::Get,
@@ -162,7 +162,7 @@ impl Request {
         Self::with_body(Method::Put, "/serial", serial).needing([Feature::Serial])
     }
 
-    /// Boots, or one of the other actions.
+    /// Boots the machine, or performs another action.
     pub fn action(action: Action) -> Self {
         Self::with_body(Method::Put, "/actions", &ActionBody { action_type: action })
     }
@@ -177,7 +177,7 @@ impl Request {
         Self::with_body(Method::Put, "/snapshot/create", snapshot)
     }
 
-    /// Brings a machine back.
+    /// Restores a machine.
     pub fn snapshot_load(snapshot: &SnapshotLoad) -> Self {
         Self::with_body(Method::Put, "/snapshot/load", snapshot).needing(snapshot.needs())
     }

@@ -1,17 +1,17 @@
 //! Reading one HTTP response from a stream, exactly to its end.
 //!
-//! The other end is a process that a guest may have taken over: every length is bounded, a short read is never taken for
-//! the end of a message, and no bytes can make this panic.
+//! The other end is a process that a guest may have compromised: every length is bounded, a short read is never taken
+//! for the end of a message, and no input can cause a panic.
 
 use std::io::{ErrorKind, Read};
 
-/// The longest head that is read, in bytes; Firecracker's are below 200.
+/// The longest head that is read, in bytes; Firecracker's are shorter than 200.
 pub(crate) const HEAD_LIMIT: usize = 16 * 1024;
 
-/// The longest body that is read, in bytes; the longest there is, `GET /vm/config`, is a few KiB.
+/// The longest body that is read, in bytes; the longest real one, of `GET /vm/config`, is a few KiB.
 pub(crate) const BODY_LIMIT: usize = 1024 * 1024;
 
-/// Headers that are looked at; Firecracker sends five.
+/// Maximum number of headers; Firecracker sends five.
 const HEADER_COUNT: usize = 32;
 
 /// One response.
@@ -26,9 +26,9 @@ pub struct Response {
 /// Why no response could be read.
 #[derive(Debug)]
 pub(crate) enum ReadFailure {
-    /// The stream ended first.
+    /// The stream ended before the response was complete.
     Closed,
-    /// The stream's deadline came first.
+    /// The stream's deadline passed.
     TimedOut,
     /// The bytes are not an HTTP response that Firecracker would send.
     Malformed(&'static str),
@@ -45,7 +45,7 @@ struct Head {
     body: usize,
 }
 
-/// Reads the response that begins in `buffer` and goes on in `stream`. Bytes behind it stay in `buffer`.
+/// Reads the response that begins in `buffer` and continues in `stream`. Bytes after it stay in `buffer`.
 pub(crate) fn read(stream: &mut impl Read, buffer: &mut Vec<u8>) -> Result<Response, ReadFailure> {
     let head = loop {
         if let Some(head) = parse_head(buffer)? {
@@ -71,7 +71,7 @@ pub(crate) fn read(stream: &mut impl Read, buffer: &mut Vec<u8>) -> Result<Respo
     })
 }
 
-/// Adds what one read gives. At the end of the stream that is a failure, since it is called only inside a message.
+/// Adds the bytes of one read. The end of the stream is a failure, because this is called only inside a message.
 fn fill(stream: &mut impl Read, buffer: &mut Vec<u8>) -> Result<(), ReadFailure> {
     let mut block = [0; 4096];
     loop {
@@ -91,7 +91,7 @@ fn fill(stream: &mut impl Read, buffer: &mut Vec<u8>) -> Result<(), ReadFailure>
     }
 }
 
-/// The head, or `None` if it is not complete yet.
+/// The head; `None` if it is not complete yet.
 fn parse_head(bytes: &[u8]) -> Result<Option<Head>, ReadFailure> {
     let mut headers = [httparse::EMPTY_HEADER; HEADER_COUNT];
     let mut parsed = httparse::Response::new(&mut headers);
@@ -110,7 +110,7 @@ fn parse_head(bytes: &[u8]) -> Result<Option<Head>, ReadFailure> {
     Ok(Some(Head { status, length, body }))
 }
 
-/// How many bytes follow the head. Firecracker sends no length with 204 and one with everything else.
+/// The number of bytes after the head. Firecracker sends no length with 204, and one with everything else.
 fn body_length(status: u16, headers: &[httparse::Header<'_>]) -> Result<usize, ReadFailure> {
     let mut found = None;
     for header in headers {
@@ -124,7 +124,7 @@ fn body_length(status: u16, headers: &[httparse::Header<'_>]) -> Result<usize, R
         if digits.is_empty() || !digits.iter().all(u8::is_ascii_digit) {
             return Err(ReadFailure::Malformed("its content length is no number"));
         }
-        // Only digits, so the one way to fail is a number that is too large for any body.
+        // There are only digits, so parsing fails only for a number that is too large for any body.
         let length = std::str::from_utf8(digits)
             .ok()
             .and_then(|text| text.parse().ok())

@@ -1,7 +1,7 @@
 //! The bodies of Firecracker's API, named as its specification names them.
 //!
-//! Firecracker refuses unknown fields, so an absent option is left out and never sent as null. Responses, on the other hand,
-//! must be read with fields that we do not know yet. All paths are as the VMM sees them: relative to its own directory.
+//! Firecracker refuses unknown fields, so an absent option is left out and never sent as null. Responses, however,
+//! may have fields that we do not know yet. All paths are as the VMM sees them: relative to its own directory.
 
 use serde::{Deserialize, Serialize};
 
@@ -27,7 +27,7 @@ pub struct MachineConfig {
     /// Whether the guest sees pairs of CPUs as threads of one core.
     #[serde(default)]
     pub smt: bool,
-    /// Whether written pages are noted, for snapshots that hold only a difference.
+    /// Whether written pages are recorded, for snapshots that contain only the changes.
     #[serde(default)]
     pub track_dirty_pages: bool,
     /// Size of the pages that back the guest's memory; Firecracker's default is [`HugePages::None`].
@@ -35,7 +35,7 @@ pub struct MachineConfig {
     pub huge_pages: Option<HugePages>,
 }
 
-/// What backs the guest's memory.
+/// The pages that back the guest's memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum HugePages {
     /// The host's ordinary pages.
@@ -75,23 +75,23 @@ pub struct Logger {
     pub show_log_origin: Option<bool>,
 }
 
-/// How much Firecracker logs.
+/// Firecracker's log levels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum LogLevel {
     /// Nothing.
     Off,
-    /// What failed.
+    /// Errors.
     Error,
-    /// What may matter.
+    /// Also warnings.
     Warning,
-    /// Every request, too.
+    /// Also every request.
     Info,
     /// Everything.
     Debug,
 }
 
 impl LogLevel {
-    /// As the API and the command line spell it.
+    /// Its name in the API and on the command line.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Off => "Off",
@@ -128,10 +128,10 @@ pub enum Action {
     SendCtrlAltDel,
 }
 
-/// `PATCH /vm`: stops or continues the virtual CPUs.
+/// `PATCH /vm`: pauses or resumes the virtual CPUs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum VmState {
-    /// The virtual CPUs stand still.
+    /// The virtual CPUs are paused.
     Paused,
     /// The virtual CPUs run.
     Resumed,
@@ -142,7 +142,7 @@ pub enum VmState {
 pub struct InstanceInfo {
     /// The id given with `--id`.
     pub id: String,
-    /// Where the machine is in its life.
+    /// The state of the machine.
     pub state: InstanceState,
     /// The version of this Firecracker.
     pub vmm_version: String,
@@ -150,7 +150,7 @@ pub struct InstanceInfo {
     pub app_name: String,
 }
 
-/// Where a machine is in its life.
+/// The state of a machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum InstanceState {
     /// Not booted, or its start failed.
@@ -158,7 +158,7 @@ pub enum InstanceState {
     NotStarted,
     /// Its virtual CPUs run.
     Running,
-    /// Its virtual CPUs stand still.
+    /// Its virtual CPUs are paused.
     Paused,
     /// A state that this program does not know.
     #[serde(other)]

@@ -1,12 +1,12 @@
-//! Which version of Firecracker knows what.
+//! The features of each version of Firecracker.
 //!
-//! A request that needs a newer Firecracker is refused here, before the socket, with both versions in the message. The
-//! table must never claim a feature for a version without a line of Firecracker's changelog behind it.
+//! A request that needs a newer Firecracker is refused here, before anything is sent, with both versions in the
+//! message. A feature must never be listed for a version unless Firecracker's changelog says so.
 
 use std::fmt;
 use std::str::FromStr;
 
-/// A released version of Firecracker; a development build counts as the release it leads to.
+/// A released version of Firecracker; a development build counts as the release that it leads to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Version {
     /// The first number.
@@ -17,11 +17,11 @@ pub struct Version {
     pub patch: u16,
 }
 
-/// The text has no version in it.
+/// The text contains no version.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("no Firecracker version in {text:?}")]
 pub struct NoVersion {
-    /// What was read, cut to its first line.
+    /// The first line of the text.
     pub text: String,
 }
 
@@ -31,12 +31,12 @@ impl Version {
         Self { major, minor, patch }
     }
 
-    /// Whether this version knows `feature`.
+    /// Whether this version supports `feature`.
     pub fn knows(self, feature: Feature) -> bool {
         self >= feature.since()
     }
 
-    /// Refuses when this version does not know `feature`.
+    /// Fails if this version does not support `feature`.
     pub fn require(self, feature: Feature) -> Result<(), NeedsNewer> {
         if self.knows(feature) {
             Ok(())
@@ -55,8 +55,8 @@ impl fmt::Display for Version {
 impl FromStr for Version {
     type Err = NoVersion;
 
-    /// Reads `1.12.1` as the API gives it, and the first line of `firecracker --version` or `jailer --version`
-    /// (`Firecracker v1.12.1`); what stands behind the numbers (`-dev`) is ignored.
+    /// Parses `1.12.1` as returned by the API, or the first line of `firecracker --version` or `jailer --version`
+    /// (`Firecracker v1.12.1`); a suffix (`-dev`) is ignored.
     fn from_str(text: &str) -> Result<Self, NoVersion> {
         let line = text.trim_start().lines().next().unwrap_or_default();
         let word = line.split_whitespace().next_back().unwrap_or_default();
@@ -83,20 +83,20 @@ fn parse_numbers(word: &str) -> Option<Version> {
     plain.then_some(Version::new(number(major)?, number(minor)?, number(patch)?))
 }
 
-/// Something that not every Firecracker can do.
+/// A feature that not every Firecracker has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Feature {
     /// `network_overrides` when a snapshot is loaded: another tap for the same guest interface.
     NetworkOverrides,
-    /// `track_dirty_pages` when a snapshot is loaded; before it the same wish was `enable_diff_snapshots`.
+    /// `track_dirty_pages` when a snapshot is loaded; older versions call it `enable_diff_snapshots`.
     TrackDirtyPagesOnLoad,
     /// The command line switch `--enable-pci`.
     Pci,
-    /// The endpoint `/serial`: the console into a file.
+    /// The endpoint `/serial`: writes the console to a file.
     Serial,
     /// Persistent memory devices, the endpoint `/pmem`.
     Pmem,
-    /// Memory that is added to a running guest.
+    /// Adding memory to a running guest.
     MemoryHotplug,
     /// VMClock reports to the guest that it was restored.
     VmClock,
@@ -104,7 +104,7 @@ pub enum Feature {
     VsockOverride,
     /// `clock_realtime` when a snapshot is loaded: the guest's clock is set forward.
     ClockRealtime,
-    /// Devices that are added to a running guest.
+    /// Adding devices to a running guest.
     DeviceHotplug,
     /// `huge_pages` when a snapshot is loaded.
     HugePagesOnLoad,
@@ -126,7 +126,7 @@ impl Feature {
         Self::HugePagesOnLoad,
     ];
 
-    /// The first version that has it, after Firecracker's changelog.
+    /// The first version that has it, according to Firecracker's changelog.
     pub const fn since(self) -> Version {
         match self {
             Self::NetworkOverrides => Version::new(1, 12, 0),
@@ -138,7 +138,7 @@ impl Feature {
         }
     }
 
-    /// What it is called in a message.
+    /// Its name in a message.
     pub const fn name(self) -> &'static str {
         match self {
             Self::NetworkOverrides => "network overrides on snapshot load",
@@ -156,11 +156,11 @@ impl Feature {
     }
 }
 
-/// The Firecracker at hand is too old for what is asked of it.
+/// The installed Firecracker is too old for a requested feature.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("{} needs Firecracker >= {}.{}, found {found}", feature.name(), feature.since().major, feature.since().minor)]
 pub struct NeedsNewer {
-    /// What was asked.
+    /// The requested feature.
     pub feature: Feature,
     /// The version that is installed.
     pub found: Version,

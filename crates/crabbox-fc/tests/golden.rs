@@ -1,5 +1,6 @@
-//! Every body that this crate sends, against the responses of a real Firecracker 1.12.1 (recorded by `examples/record.rs`; its
-//! head comment has the command). A changed body fails here until it has been shown to a real one again.
+//! Every body that this crate sends, with the response of a real Firecracker 1.12.1 (recorded by
+//! `examples/record.rs`; its head comment has the command). If a body changes, this fails until it has been recorded
+//! again.
 
 use std::io::{Read, Write};
 
@@ -19,7 +20,7 @@ struct Exchange {
 /// The version that was recorded.
 const RECORDED: Version = Version::new(1, 12, 1);
 
-/// Refusals that come only after the body was understood.
+/// Refusals that come only after Firecracker has parsed the body.
 const UNDERSTOOD: [&str; 2] = [
     "The requested operation is not supported before starting the microVM.",
     "Load snapshot error: Loading a microVM snapshot not allowed after configuring boot-specific resources.",
@@ -32,7 +33,7 @@ fn trace() -> Vec<Exchange> {
         .collect()
 }
 
-/// A stream that has the recorded response to give.
+/// A stream that returns the recorded response.
 struct Recorded(std::io::Cursor<Vec<u8>>);
 
 impl Read for Recorded {
@@ -57,7 +58,7 @@ fn replay(exchange: &Exchange) -> Client<Recorded> {
     )))
 }
 
-/// The words of the refusal that was recorded, `None` if it was accepted.
+/// The message of the recorded refusal; `None` if the request was accepted.
 fn refusal(request: &Request, exchange: &Exchange) -> Result<Option<String>, ClientError> {
     match replay(exchange).send(request) {
         Ok(_) => Ok(None),

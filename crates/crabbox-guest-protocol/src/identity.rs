@@ -1,4 +1,4 @@
-//! The handshake of a guest that is frozen before it knows who it is, and becomes somebody each time it is thawed.
+//! The handshake of a guest that is frozen before it has an identity, and gets one each time it is thawed.
 //!
 //! ```text
 //! guest:  park <version>                      everything that every lease has alike is done
@@ -17,23 +17,23 @@
 
 /// The version of the handshake.
 pub const VERSION: &str = "1";
-/// The guest has done all that every lease has alike.
+/// The guest has completed everything common to all leases.
 pub const PARK: &str = "park";
 /// The host's reply, with the template's token.
 pub const HOLD: &str = "hold";
 /// The guest has the token and waits.
 pub const PARKED: &str = "parked";
-/// The guest woke, and says which template it comes from.
+/// The guest woke, and names its template.
 pub const HELLO: &str = "hello";
-/// The host says who it is from now on: a nonce and the time.
+/// The host gives the guest its identity: a nonce and the time.
 pub const BECOME: &str = "become";
 /// A file of the seed.
 pub const FILE: &str = "file";
-/// There are no more of them.
+/// No more files follow.
 pub const END: &str = "end";
-/// What tells this machine from its sisters.
+/// The values by which this machine differs from other clones of its template.
 pub const IDENTITY: &str = "identity";
-/// The guest will not go on.
+/// The guest refuses to continue.
 pub const REFUSED: &str = "refused";
 /// The longest line of either side, in bytes.
 pub const LINE_LIMIT: usize = 512;

@@ -1,6 +1,6 @@
 //! The guest's report of its boot: one `stage <name> <uptime>` line for each stage, then `ready <uptime>`, in decimal seconds.
 
-/// The word in front of a stage.
+/// The first word of a stage's line.
 pub const STAGE: &str = "stage";
-/// The word in front of the last line.
+/// The first word of the last line.
 pub const READY: &str = "ready";

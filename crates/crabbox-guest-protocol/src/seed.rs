@@ -2,7 +2,7 @@
 
 /// The directory, seen from the root of the initramfs.
 pub const DIRECTORY: &str = "crabbox-seed";
-/// Every file that a seed may have but its mark.
+/// All files that a seed may have, except its mark [`TEMPLATE`].
 pub const FILES: [&str; 12] = [
     HOSTNAME,
     INSTANCE_ID,
@@ -17,13 +17,13 @@ pub const FILES: [&str; 12] = [
     ENTROPY,
     VOLUMES,
 ];
-/// Marks a seed without an identity: the guest goes as far as every lease has it alike, then parks ([`crate::identity`]).
+/// Marks a seed without an identity: the guest does what is common to all leases, then parks ([`crate::identity`]).
 pub const TEMPLATE: &str = "template";
 /// The host name, one line.
 pub const HOSTNAME: &str = "hostname";
 /// The lease, one line.
 pub const INSTANCE_ID: &str = "instance-id";
-/// The user to make and to log in as, one line.
+/// The user to create and to log in as, one line.
 pub const USER: &str = "user";
 /// The user's `authorized_keys`.
 pub const AUTHORIZED_KEYS: &str = "authorized_keys";
@@ -41,8 +41,8 @@ pub const WORK_ROOT: &str = "work_root";
 pub const TIME: &str = "time";
 /// Random bytes for the guest's generator.
 pub const ENTROPY: &str = "entropy";
-/// Drives that outlive their leases, `<device> <mount point>` a line, mounted before the SSH server answers. A guest that has done so
-/// reports the stage [`VOLUMES`], and a stage [`NOT_MOUNTED`] for each that it could not mount; an older one knows nothing of them.
+/// Drives that outlive their leases, one `<device> <mount point>` per line, mounted before the SSH server answers. A guest that supports them reports
+/// the stage [`VOLUMES`], and a stage [`NOT_MOUNTED`] for each that it could not mount; an older guest ignores the file.
 pub const VOLUMES: &str = "volumes";
-/// The name of a stage for a volume that is not mounted, in front of its number among the lines of [`VOLUMES`], which count from 0.
+/// The stage name of a volume that is not mounted, before its line number in [`VOLUMES`], counted from 0.
 pub const NOT_MOUNTED: &str = "no-volume-";

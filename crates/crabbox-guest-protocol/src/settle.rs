@@ -1,4 +1,4 @@
-//! Before the end of a machine with volumes: the host has the guest write out what it holds, and nothing changes any more.
+//! The end of a machine with volumes: on the host's request the guest writes them out and freezes them.
 //!
 //! ```text
 //! host:   settle                              on a connection that it opens

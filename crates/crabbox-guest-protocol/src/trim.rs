@@ -1,10 +1,10 @@
-//! Blocks given back: the guest names parts of its disk, `<offset> <length>` a line in bytes, and ends the batch.
+//! Trimming: the guest names free parts of its disk in bytes, one `<offset> <length>` per line, and ends the batch.
 
-/// The word before the length of the disk: the first line, from the host.
+/// The first line, from the host: this word, then the length of the disk.
 pub const GO: &str = "go";
-/// The word before the bytes that the host took back so far: its line after each batch.
+/// The host's line after each batch: this word, then the total bytes taken back so far.
 pub const DONE: &str = "done";
-/// The line of a host that did not get through a batch in time.
+/// The host's line if it did not complete a batch in time.
 pub const LATE: &str = "late\n";
 /// The line that ends a batch.
 pub const END: &str = "end\n";

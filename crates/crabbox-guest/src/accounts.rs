@@ -1,7 +1,6 @@
-//! `/etc/passwd`, `/etc/group` and `/etc/shadow` as text: find the lease user, or add it.
+//! `/etc/passwd`, `/etc/group` and `/etc/shadow` as text: finds the lease user, or adds it.
 //!
-//! Pure functions from text to text. They must never change a line of somebody else; a line that they cannot read is
-//! kept as it is.
+//! Pure functions on text. They must never change another user's line; a line that they cannot parse is kept as it is.
 
 use std::collections::BTreeSet;
 
@@ -45,8 +44,7 @@ pub(crate) fn find(passwd: &str, name: &str) -> Option<Account> {
     })
 }
 
-/// Adds `name` with a group of its own, the next free id, a home under `/home` and no password. `None` when every id
-/// for people is taken.
+/// Adds `name` with its own group, the next free id, a home under `/home` and no password. `None` if all ids for people are taken.
 pub(crate) fn add(databases: &mut Databases, name: &str, shell: &str) -> Option<Account> {
     let group = databases.group.lines().find_map(|line| group_id(line, name));
     let ids = |text: &str| {
@@ -70,12 +68,12 @@ pub(crate) fn add(databases: &mut Databases, name: &str, shell: &str) -> Option<
     if group.is_none() {
         append(&mut databases.group, &format!("{name}:x:{gid}:"));
     }
-    // A star is no password and yet no lock: sshd without PAM refuses accounts whose field begins with `!`.
+    // `*` sets no password without locking the account: sshd without PAM refuses accounts whose field begins with `!`.
     append(&mut databases.shadow, &format!("{name}:*:19000:0:99999:7:::"));
     Some(account)
 }
 
-/// `/etc/shadow` with the lock of `name` taken off, so that a key may enter where PAM is off; `None` when there is none.
+/// `/etc/shadow` with the account `name` unlocked, so that it can log in with a key where PAM is off; `None` if it is not locked.
 pub(crate) fn unlock(shadow: &str, name: &str) -> Option<String> {
     let locked = |line: &&str| {
         line.split_once(':')

@@ -5,7 +5,7 @@ use std::time::Duration;
 use rustix::thread::NanosleepRelativeResult;
 use rustix::time::{ClockId, Timespec, clock_gettime, clock_settime};
 
-/// Time since the kernel started, a little after the machine did.
+/// Time since the kernel started.
 pub(crate) fn uptime() -> Duration {
     let now = clock_gettime(ClockId::Monotonic);
     let seconds = u64::try_from(now.tv_sec).unwrap_or(0);
@@ -49,14 +49,14 @@ pub(crate) fn set_nanoseconds(time: i128) -> std::io::Result<()> {
     .map_err(Into::into)
 }
 
-/// Sleeps for `pause`, cut to 50 ms.
+/// Sleeps for `pause`, at most 50 ms.
 fn nap(pause: Duration) {
     let pause = pause.min(Duration::from_millis(50));
     let request = Timespec {
         tv_sec: 0,
         tv_nsec: i64::from(pause.subsec_nanos()),
     };
-    // Cut short by a signal: the caller looks again and comes back.
+    // Interrupted by a signal: the caller polls again anyway.
     if let NanosleepRelativeResult::Err(_) = rustix::thread::nanosleep(&request) {}
 }
 

@@ -1,4 +1,4 @@
-//! The serial console and the list of stages passed: what the host reads when a boot fails, and where its time went.
+//! The serial console and the record of completed stages: the host reads them to see why a boot failed or where its time went.
 //!
 //! It must never print anything from the seed but the host name: the host keeps this output in a file.
 
@@ -15,16 +15,16 @@ use crate::clock;
 #[derive(Debug)]
 pub(crate) struct Console {
     device: Option<File>,
-    /// Lines of an earlier process of this boot.
+    /// Stage lines from an earlier process of this boot.
     before: String,
     stages: Vec<(String, Duration)>,
     current: Option<&'static str>,
-    /// The uptime that its times count from: the machine's start, or when it was thawed.
+    /// The uptime from which times count: zero, or when the machine was thawed.
     start: Duration,
 }
 
 impl Console {
-    /// The console, if the kernel has one; without one the boot goes on in silence.
+    /// The console, if the kernel has one; without one the boot goes on without output.
     pub(crate) fn open() -> Self {
         Self {
             device: open_device(),
@@ -35,7 +35,7 @@ impl Console {
         }
     }
 
-    /// Forgets the stages so far and counts from now on: the machine was frozen meanwhile, for nobody knows how long.
+    /// Clears the stages and restarts the clock: the machine was frozen for an unknown time.
     pub(crate) fn restart(&mut self) {
         self.before.clear();
         self.stages.clear();
@@ -48,7 +48,7 @@ impl Console {
         seconds(clock::uptime().saturating_sub(self.start))
     }
 
-    /// Opens the device again, once `/dev` has it.
+    /// Opens the device again, once `/dev` exists.
     pub(crate) fn reopen(&mut self) {
         self.device = open_device().or_else(|| self.device.take());
     }
@@ -63,13 +63,13 @@ impl Console {
         }
     }
 
-    /// Ends the stage that was going on, if any, and begins `stage`.
+    /// Ends the current stage, if any, and begins `stage`.
     pub(crate) fn begin(&mut self, stage: &'static str) {
         self.end();
         self.current = Some(stage);
     }
 
-    /// Ends the stage that is going on: records it and prints its name and the uptime.
+    /// Ends the current stage: records it and prints its name and the uptime.
     pub(crate) fn end(&mut self) {
         if let Some(stage) = self.current.take() {
             let at = clock::uptime().saturating_sub(self.start);
@@ -78,24 +78,24 @@ impl Console {
         }
     }
 
-    /// Records that `what`, which is reported as a stage, has come to pass.
+    /// Records the event `what`, reported as a stage.
     pub(crate) fn note(&mut self, what: String) {
         self.end();
         let at = clock::uptime().saturating_sub(self.start);
         self.stages.push((what, at));
     }
 
-    /// The stage that is going on, for a failure.
+    /// The current stage, for a failure message.
     pub(crate) fn current(&self) -> &'static str {
         self.current.unwrap_or("start")
     }
 
-    /// Goes on with the stages that [`Console::stages`] gave in another process.
+    /// Continues the stages that another process obtained from [`Console::stages`].
     pub(crate) fn resume(&mut self, stages: &str) {
         stages.clone_into(&mut self.before);
     }
 
-    /// The stages so far, a line each.
+    /// The stages so far, one per line.
     pub(crate) fn stages(&self) -> String {
         let mut text = self.before.clone();
         for (stage, at) in &self.stages {
@@ -104,14 +104,14 @@ impl Console {
         text
     }
 
-    /// The record as it is sent to the host: `stage` lines, then the `ready` line.
+    /// The record in the form sent to the host: `stage` lines, then the `ready` line.
     pub(crate) fn report(&self) -> String {
         let mut text = self.stages();
         writeln!(text, "{READY} {}", self.since_start()).ok();
         text
     }
 
-    /// Waits until everything printed has left the serial port: a reset right behind it would cut it off.
+    /// Waits until the serial port has sent everything: an immediate reset would cut it off.
     pub(crate) fn drain(&self) {
         if let Some(device) = &self.device {
             rustix::termios::tcdrain(device).ok();

@@ -1,4 +1,4 @@
-//! CRC-32C (Castagnoli), as ext4 uses it: the register goes in and comes out as it is, without a final inversion.
+//! CRC-32C (Castagnoli) as ext4 uses it: no inversion of the initial or the final register.
 
 /// The polynomial 0x1EDC6F41, bits reversed.
 const POLYNOMIAL: u32 = 0x82F6_3B78;
@@ -25,7 +25,7 @@ const fn table() -> [u32; 256] {
     table
 }
 
-/// The register after `bytes`, when it was `register` before them.
+/// Updates `register` with `bytes`.
 pub(crate) fn update(register: u32, bytes: &[u8]) -> u32 {
     bytes.iter().fold(register, |register, byte| {
         let low = register.to_le_bytes()[0];

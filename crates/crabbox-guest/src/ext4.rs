@@ -1,8 +1,8 @@
-//! Where an ext4 file system has no data, read from its own block bitmaps.
+//! Finds the free space of an ext4 file system from its block bitmaps.
 //!
-//! The format is that of the kernel's `Documentation/filesystems/ext4`. What is called free here is given away for good, so nothing
-//! may be called free on one claim alone: a group counts only when its descriptor, its bitmap and its count of free blocks agree,
-//! checksums included where there are any. The caller must see to it that nothing changes meanwhile (a frozen file system).
+//! The format is that of the kernel's `Documentation/filesystems/ext4`. Blocks reported as free lose their contents, so a single source is never
+//! enough: a group counts only if its descriptor, its bitmap and its count of free blocks agree, including checksums if present. The caller must
+//! ensure that nothing changes meanwhile (a frozen file system).
 
 use std::fs::File;
 use std::io;
@@ -15,42 +15,42 @@ const SUPERBLOCK: (u64, usize) = (1024, 1024);
 
 const MAGIC: u16 = 0xEF53;
 
-/// Incompatible features that do not change where data lies: file types in directories, extents, 64-bit block numbers, `flex_bg`, a
-/// checksum seed of its own. Any other one (`meta_bg`, an external journal, a journal to be replayed, ...) is refused.
+/// Incompatible features that do not change where data is: file types in directories, extents, 64-bit block numbers, `flex_bg`, a separate checksum
+/// seed. Any other one (`meta_bg`, an external journal, a journal to be replayed, ...) is refused.
 const KNOWN_INCOMPAT: u32 = 0x2 | 0x40 | INCOMPAT_64BIT | 0x200 | INCOMPAT_CSUM_SEED;
 const INCOMPAT_64BIT: u32 = 0x80;
 const INCOMPAT_CSUM_SEED: u32 = 0x2000;
 
-/// Features that a writer must know: `sparse_super`, `large_file`, `huge_file`, `gdt_csum`, `dir_nlink`, `extra_isize`,
-/// `metadata_csum`. Clusters of blocks (`bigalloc`) are not among them.
+/// Read-only-compatible features that do not matter here: `sparse_super`, `large_file`, `huge_file`, `gdt_csum`, `dir_nlink`, `extra_isize`,
+/// `metadata_csum`. Block clusters (`bigalloc`) are refused.
 const KNOWN_RO_COMPAT: u32 = 0x1 | 0x2 | 0x8 | 0x10 | 0x20 | 0x40 | RO_COMPAT_METADATA_CSUM;
 const RO_COMPAT_METADATA_CSUM: u32 = 0x400;
 
-/// Flag of a group whose bitmap was never written: no block of it was ever used since the file system was made.
+/// Flag of a group whose bitmap was never initialised: none of its blocks was ever used.
 const BLOCK_UNINIT: u16 = 0x2;
 
-/// Where a descriptor's own checksum lies.
+/// Where a descriptor's own checksum is.
 const DESCRIPTOR_CSUM: std::ops::Range<usize> = 0x1E..0x20;
 
-/// What the host punches in: its page size. An extent is cut to it at both ends.
+/// The host's page size: it punches holes in this unit, so extents are cut to it at both ends.
 pub(crate) const GRAIN: u64 = 4096;
 
-/// The most groups that are looked at; 128 MiB each, it is more than any lease's disk has.
+/// The maximum number of groups; at 128 MiB each, more than any lease's disk has.
 const GROUP_LIMIT: u64 = 1 << 20;
 
-/// A free part of the device, in bytes.
+/// A free range of the device, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Extent {
     pub(crate) offset: u64,
     pub(crate) length: u64,
 }
 
-/// Why a file system is not looked at.
+/// Why a file system is not examined.
 #[derive(Debug)]
 pub(crate) enum Refusal {
     /// The device could not be read.
     Read(io::Error),
-    /// It is none, or has features or numbers that this program does not know.
+    /// It is not ext4, or has unknown features or values.
     Format(&'static str),
 }
 
@@ -63,18 +63,18 @@ impl std::fmt::Display for Refusal {
     }
 }
 
-/// What a look at a group gave.
+/// The result of examining a group.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Group {
     /// Its free extents were added.
     Read,
     /// It was never used.
     Unused,
-    /// Its facts contradict each other: nothing was added.
+    /// Its metadata is inconsistent: nothing was added.
     Contradictory,
 }
 
-/// Numbers that lie at fixed places, little-endian. A place outside of the bytes reads as zero, which no check takes for good.
+/// Little-endian numbers at fixed offsets. An offset outside of the bytes reads as zero, which every check rejects.
 struct Fields<'a>(&'a [u8]);
 
 impl Fields<'_> {
@@ -88,14 +88,14 @@ impl Fields<'_> {
         bytes.map_or(0, |bytes| u32::from_le_bytes(*bytes))
     }
 
-    /// A number in two words; the high one counts only where there is one.
+    /// A number in two words; the high one only counts if `is_wide`.
     fn wide(&self, low: usize, high: usize, is_wide: bool) -> u64 {
         let high = if is_wide { self.word(high) } else { 0 };
         u64::from(high) << 32 | u64::from(self.word(low))
     }
 }
 
-/// The facts of a superblock that say where the bitmaps are.
+/// The values of a superblock that locate the bitmaps.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Layout {
     block_size: u64,
@@ -103,7 +103,7 @@ pub(crate) struct Layout {
     first_block: u64,
     group_blocks: u64,
     descriptor_size: usize,
-    /// What every metadata checksum starts from, where there are any.
+    /// The initial value of metadata checksums, if the file system has them.
     seed: Option<u32>,
 }
 
@@ -170,7 +170,7 @@ impl Layout {
         self.blocks * self.block_size
     }
 
-    /// Adds the free extents of group number `group` to `free`: those that still hold `least` bytes once they are cut to [`GRAIN`].
+    /// Adds the free extents of group number `group` to `free`: those with at least `least` bytes after being cut to [`GRAIN`].
     pub(crate) fn free(
         &self,
         disk: &File,
@@ -182,7 +182,7 @@ impl Layout {
             return Ok(Group::Contradictory);
         };
         let mut descriptor = vec![0; self.descriptor_size];
-        // The table follows the superblock's block; every group has one entry of the same size.
+        // The table follows the superblock's block; all entries have the same size.
         let table = (self.first_block + 1) * self.block_size;
         disk.read_exact_at(&mut descriptor, table + group * self.descriptor_size as u64)?;
         if !self.is_signed(number, &descriptor) {
@@ -199,7 +199,7 @@ impl Layout {
         }
         let mut bitmap = vec![0; usize::try_from(self.block_size).unwrap_or(0)];
         disk.read_exact_at(&mut bitmap, place * self.block_size)?;
-        // Behind its last block a bitmap has ones only; they are no part of the group.
+        // The bits after the group's last block are all ones; they do not belong to the group.
         let bits = usize::try_from(self.group_blocks).unwrap_or(0);
         bitmap.truncate(bits / 8);
         if self
@@ -223,7 +223,7 @@ impl Layout {
         Ok(Group::Read)
     }
 
-    /// Blocks `start` to `end` in bytes, cut to [`GRAIN`].
+    /// Blocks `start` to `end` as bytes, cut to [`GRAIN`].
     fn cut(&self, start: u64, end: u64, least: u64) -> Option<Extent> {
         let offset = (start * self.block_size).checked_next_multiple_of(GRAIN)?;
         let end = end * self.block_size / GRAIN * GRAIN;
@@ -231,7 +231,7 @@ impl Layout {
         (length > 0 && length >= least).then_some(Extent { offset, length })
     }
 
-    /// Whether a descriptor's checksum is right. Without checksums of metadata there is none that this program checks.
+    /// Whether a descriptor's checksum is right; always true without metadata checksums.
     fn is_signed(&self, group: u32, descriptor: &[u8]) -> bool {
         let Some(seed) = self.seed else { return true };
         let (before, after) = (
@@ -254,7 +254,7 @@ impl Fields<'_> {
     }
 }
 
-/// The runs of zeros among the first `bits` of a bitmap: where each starts, and its length.
+/// The runs of zeros among the first `bits` of a bitmap: start and length of each.
 fn free_runs(bitmap: &[u8], bits: usize) -> Vec<(usize, usize)> {
     let mut runs = Vec::new();
     let mut start = None;

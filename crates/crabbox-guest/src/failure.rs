@@ -1,41 +1,40 @@
-//! Why a boot step failed: one enum for the whole program, because every failure has the same end (a line on the
-//! console and a reset).
+//! Why a boot step failed: one enum for the whole program, because every failure ends the same way (a line on the console and a reset).
 
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// A boot step that could not be done.
+/// A failed boot step.
 #[derive(Debug)]
 pub(crate) enum Failure {
-    /// The kernel refused something about a path.
+    /// A system call on a path failed.
     Path {
         /// What was tried, as a verb.
         action: &'static str,
-        /// On what.
+        /// The path.
         path: PathBuf,
-        /// What the kernel said.
+        /// The error.
         source: io::Error,
     },
-    /// The kernel refused something about a network interface.
+    /// A system call on a network interface failed.
     Interface {
         /// What was tried, as a verb phrase.
         action: &'static str,
-        /// On which interface.
+        /// The interface.
         name: String,
-        /// What the kernel said.
+        /// The error.
         source: io::Error,
     },
-    /// A file has a content that this program cannot use.
+    /// A file has contents that this program cannot use.
     Content {
-        /// Which file.
+        /// The file.
         path: PathBuf,
         /// What is wrong with it.
         why: &'static str,
     },
     /// Something did not appear in time.
     Missing {
-        /// What was waited for.
+        /// The path that was waited for.
         what: PathBuf,
         /// For how long, in seconds.
         seconds: u64,

@@ -1,8 +1,8 @@
-//! Holding every write to the private layer for a moment, and letting them go on again whatever happens.
+//! Freezes the private layer for a moment, and makes sure that it thaws whatever happens.
 //!
-//! A frozen root file system stops the whole machine, so it may stay frozen for [`LIMIT`] at most: a thread of its own thaws it then.
-//! Both threads belong to one process, which for the root file system is process 1, that nobody can kill; neither may write to a file, read one that is not in memory, or wait for
-//! anybody without a limit while it is frozen.
+//! A frozen root file system stops the whole machine, so it stays frozen for [`LIMIT`] at most, when a separate thread thaws it. Both threads belong
+//! to one process, which for the root file system is process 1 and cannot be killed. While it is frozen, neither may write to a file, read one that
+//! is not in memory, or wait for anything without a time limit.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -13,14 +13,14 @@ use std::time::Duration;
 use crate::clock;
 use crate::sys;
 
-/// The longest that the file system stays frozen.
+/// The longest time that the file system stays frozen.
 pub(crate) const LIMIT: Duration = Duration::from_secs(40);
 
-/// How long after the freeze the host may still be asked for something. Between it and [`LIMIT`] lies more than the time that the host
-/// takes for what it was asked (five seconds, by its own clock): it never works on blocks that may be in use again.
+/// How long after the freeze the host may still be sent a request. The time from here to [`LIMIT`] exceeds what the host may take for a request (five
+/// seconds, by its own clock), so it never works on blocks that may be in use again.
 const ASK_LIMIT: Duration = Duration::from_secs(10);
 
-/// What is done to the file system.
+/// A change of the file system's state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Turn {
     Freeze,
@@ -31,9 +31,9 @@ type Switch = dyn Fn(Turn) -> io::Result<()> + Send + Sync;
 
 struct Shared {
     switch: Box<Switch>,
-    /// Since when it is frozen by us, as uptime.
+    /// When this process froze it, as uptime.
     since: Mutex<Option<Duration>>,
-    /// Told when that changes, or nobody can freeze it any more.
+    /// Notified when that changes, or when the [`Freezer`] is dropped.
     changed: Condvar,
     gone: AtomicBool,
 }
@@ -50,11 +50,11 @@ pub(crate) struct Freezer {
 }
 
 impl Freezer {
-    /// For the file system that `inside` is a descriptor in.
+    /// Freezes the file system in which `inside` is an open descriptor.
     pub(crate) fn new(inside: OwnedFd) -> io::Result<Self> {
         let switch = move |turn| match turn {
             Turn::Freeze => {
-                // Most of what is to be written is written before writers have to wait.
+                // Write out most of the data before writers have to wait.
                 rustix::fs::syncfs(&inside)?;
                 sys::freeze(&inside)
             }
@@ -63,7 +63,7 @@ impl Freezer {
         Self::with(switch, LIMIT)
     }
 
-    /// With another way to freeze and thaw, and another limit.
+    /// The same with other means to freeze and thaw, and another limit.
     pub(crate) fn with(
         switch: impl Fn(Turn) -> io::Result<()> + Send + Sync + 'static,
         limit: Duration,
@@ -81,7 +81,7 @@ impl Freezer {
         Ok(Self { shared })
     }
 
-    /// Freezes it until the returned value is dropped. Fails when somebody else has frozen it; then nobody is thawed.
+    /// Freezes it until the returned value is dropped. Fails if another process has frozen it; that freeze is left alone.
     pub(crate) fn freeze(&self) -> io::Result<Frozen<'_>> {
         (self.shared.switch)(Turn::Freeze)?;
         *self.shared.since() = Some(clock::uptime());
@@ -91,7 +91,7 @@ impl Freezer {
 }
 
 impl Drop for Freezer {
-    /// The thread ends, and with it the descriptor in the file system, which could not be unmounted before that.
+    /// Ends the thread, which holds a descriptor in the file system and so would prevent unmounting it.
     fn drop(&mut self) {
         let _since = self.shared.since();
         self.shared.gone.store(true, Ordering::Relaxed);
@@ -99,20 +99,20 @@ impl Drop for Freezer {
     }
 }
 
-/// A file system that is frozen, unless its time is over.
+/// A frozen file system, until its time limit.
 pub(crate) struct Frozen<'a> {
     shared: &'a Shared,
 }
 
 impl Frozen<'_> {
-    /// For how long it has been frozen; `None` when it is not any more.
+    /// How long it has been frozen; `None` if it has been thawed.
     pub(crate) fn age(&self) -> Option<Duration> {
         self.shared
             .since()
             .map(|since| clock::uptime().saturating_sub(since))
     }
 
-    /// Whether the host may be asked for something that only holds while it is frozen.
+    /// Whether the host may be sent a request that relies on the freeze.
     pub(crate) fn may_ask(&self) -> bool {
         self.age().is_some_and(|age| age < ASK_LIMIT)
     }
@@ -124,15 +124,15 @@ impl Drop for Frozen<'_> {
     }
 }
 
-/// Thaws what is frozen by us. The lock is held meanwhile, so that it happens once.
+/// Thaws the file system if this process froze it. The caller holds the lock, so that it happens only once.
 fn thaw(shared: &Shared, since: &mut Option<Duration>) {
     if since.take().is_some() {
-        // It fails when somebody else has thawed it, which is what we want.
+        // It fails if something else has thawed it, which is fine.
         (shared.switch)(Turn::Thaw).ok();
     }
 }
 
-/// Thaws what stays frozen for too long.
+/// Thaws a file system that stays frozen for too long.
 fn watch(shared: &Shared, limit: Duration) {
     let mut since = shared.since();
     while !shared.gone.load(Ordering::Relaxed) {
@@ -155,7 +155,7 @@ fn watch(shared: &Shared, limit: Duration) {
 mod tests {
     use super::*;
 
-    /// A file system that notes what is done to it, and refuses to be frozen twice.
+    /// A fake file system that records what is done to it, and refuses to be frozen twice.
     fn noted(limit: Duration) -> (Freezer, Arc<Mutex<Vec<Turn>>>) {
         let turns = Arc::new(Mutex::new(Vec::new()));
         let noted = Arc::clone(&turns);
@@ -194,7 +194,7 @@ mod tests {
         assert!(!frozen.may_ask());
         drop(frozen);
         assert_eq!(*turns.lock().unwrap(), [Turn::Freeze, Turn::Thaw]);
-        // The next one has its own time.
+        // The next freeze has its own time limit.
         drop(freezer.freeze().unwrap());
         assert_eq!(turns.lock().unwrap().len(), 4);
     }
@@ -204,7 +204,7 @@ mod tests {
         let (freezer, turns) = noted(Duration::from_mins(1));
         drop(freezer.freeze().unwrap());
         drop(freezer);
-        // What its thread holds, in the machine a descriptor, has a copy of it.
+        // In place of the descriptor, the thread holds a clone of `turns`.
         let alone = clock::poll_until(Duration::from_secs(20), Duration::from_millis(1), || {
             (Arc::strong_count(&turns) == 1).then_some(())
         });

@@ -1,8 +1,8 @@
-//! Handing process 1 over to an init of the image's own: over a root file system that is all the image's, or over ours.
+//! Hands process 1 over to the image's own init: over a root file system that is entirely the image's, or over crabbox's layers.
 //!
 //! ```text
 //! crabbox.init=/sbin/init   on the kernel's command line: nothing is set up here but modules and the root, /dev/vda, writable
-//! /usr/lib/crabbox/init     in the base: everything is set up as for a lease of ours, but the image's init starts sshd
+//! /usr/lib/crabbox/init     in the base: everything is set up as for an ordinary lease, but the image's init starts sshd
 //! ```
 //! In the second case a process of this program stays behind to report to the host when sshd listens. It must never stay longer.
 
@@ -27,10 +27,10 @@ pub(crate) const WAITER: &str = "crabbox-wait";
 /// How long the image's init may take until sshd listens.
 const LISTEN_WAIT: Duration = Duration::from_mins(5);
 
-/// How often it is looked.
+/// How often to check for it.
 const LISTEN_PAUSE: Duration = Duration::from_millis(20);
 
-/// The init of a root file system that is all the image's, when the host says so.
+/// The init of a root file system that is entirely the image's, if the host asks for it.
 pub(crate) fn asked() -> Option<String> {
     let line = std::fs::read_to_string("/proc/cmdline").unwrap_or_default();
     from_command_line(&line).map(str::to_owned)
@@ -42,7 +42,7 @@ fn from_command_line(line: &str) -> Option<&str> {
         .filter(|path| path.starts_with('/'))
 }
 
-/// The init that the image wants above the layers, if any; read once they are the root.
+/// The init that the image wants above the layers, if any; read after the switch of the root.
 pub(crate) fn wanted() -> Result<Option<String>, Failure> {
     match std::fs::read_to_string(INIT) {
         Ok(text) if text.trim().starts_with('/') => Ok(Some(text.trim().to_owned())),
@@ -55,7 +55,7 @@ pub(crate) fn wanted() -> Result<Option<String>, Failure> {
     }
 }
 
-/// Mounts the image's root and becomes its init; returns only when that fails.
+/// Mounts the image's root and executes its init; returns only if that fails.
 pub(crate) fn to_image(console: &mut Console, init: &str) -> Failure {
     console.begin("root");
     if let Err(failure) = root::switch_to_image() {
@@ -65,7 +65,7 @@ pub(crate) fn to_image(console: &mut Console, init: &str) -> Failure {
     become_init(console, init)
 }
 
-/// Leaves a process behind that reports to the host when sshd listens, and becomes `init`; returns only when that fails.
+/// Leaves a process behind that reports to the host when sshd listens, and executes `init`; returns only if that fails.
 #[expect(
     clippy::disallowed_methods,
     reason = "process 1 of a guest has no crabbox_host; the process is its own program"
@@ -85,7 +85,7 @@ pub(crate) fn with_waiter(console: &mut Console, init: &str) -> Failure {
 )]
 fn become_init(console: &mut Console, init: &str) -> Failure {
     console.say(&format!("handing over to {init}"));
-    // `exec` gives back the signals that this process blocks. The variables are those that the kernel gives to an init.
+    // `exec` restores the signals that this process blocks. The variables are those that the kernel passes to an init.
     let error = Command::new(init)
         .env_clear()
         .envs([("HOME", "/"), ("TERM", "linux")])
@@ -93,7 +93,7 @@ fn become_init(console: &mut Console, init: &str) -> Failure {
     Failure::path("become", Path::new(init))(error)
 }
 
-/// What the process that stayed behind does: waits for sshd, reports to the host what happened when, and ends.
+/// The process left behind: waits for sshd, reports the stages to the host, and ends.
 pub(crate) fn wait_and_tell(stages: &str) {
     let mut console = Console::open();
     let listening = clock::poll_until(LISTEN_WAIT, LISTEN_PAUSE, || sshd::is_listening().then_some(()));

@@ -1,7 +1,7 @@
-//! Who this instance is: host name, machine id, lease user, keys, and what the shutdown commands do.
+//! The identity of this instance: host name, machine id, lease user, keys, and the shutdown commands.
 //!
-//! Runs inside the new root. Files are replaced, never appended to or written through a link, so that nothing in the
-//! image decides where a key goes.
+//! Runs inside the new root. Files are replaced, never appended to or written through a symlink, so that nothing in the image decides where a key
+//! goes.
 
 use std::fs::File;
 use std::io::{self, Write as _};
@@ -17,7 +17,7 @@ use crate::root;
 use crate::seed::Seed;
 use crate::trim_command::{FSTRIM, TRIM};
 
-/// Names under which the image's users expect to end the machine.
+/// The commands with which users expect to end the machine.
 pub(crate) const POWER_COMMANDS: [&str; 4] = ["poweroff", "reboot", "halt", "shutdown"];
 
 /// Host name, machine id and resolver.
@@ -44,7 +44,7 @@ pub(crate) fn write_names(seed: &Seed) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Finds or makes the lease user, lets it become root, and gives it the lease's keys.
+/// Finds or creates the lease user, allows it to become root, and gives it the lease's keys.
 pub(crate) fn write_user(seed: &Seed) -> Result<Account, Failure> {
     let account = ensure_account(&seed.user)?;
     let home = Path::new(&account.home);
@@ -64,7 +64,7 @@ pub(crate) fn write_user(seed: &Seed) -> Result<Account, Failure> {
     Ok(account)
 }
 
-/// The host key that the client has pinned.
+/// Writes the host key that the client has pinned.
 pub(crate) fn write_host_key(seed: &Seed) -> Result<(), Failure> {
     write(Path::new(HOST_KEY), &seed.host_key, 0o600, None)?;
     let public = Path::new(HOST_KEY_PUBLIC);
@@ -74,9 +74,9 @@ pub(crate) fn write_host_key(seed: &Seed) -> Result<(), Failure> {
     }
 }
 
-/// Makes `poweroff` and its sisters reach process 1. The image's own ones talk to an init that is not here, so ours come
-/// first on `PATH`; where the image has none they take the usual place too. The same for `crabbox-trim` and `fstrim`, whose own one knows
-/// no way to the host, but without the usual place.
+/// Makes `poweroff` and the like reach process 1. The image's own ones talk to an init that does not run, so ours come first on `PATH`; where the
+/// image has none, they are also put into the usual place. The same for `crabbox-trim` and `fstrim` (the image's own cannot reach the host), but
+/// without the usual place.
 pub(crate) fn link_commands() -> Result<(), Failure> {
     for name in POWER_COMMANDS.into_iter().chain([TRIM, FSTRIM]) {
         let usual = Path::new("/usr/sbin").join(name);
@@ -126,17 +126,17 @@ fn ensure_account(name: &str) -> Result<Account, Failure> {
     Ok(account)
 }
 
-/// Replaces the content of a file that keeps its mode and owner (`/etc/shadow` belongs to a group).
+/// Replaces the contents of a file, keeping its mode and owner (`/etc/shadow` belongs to a group).
 fn rewrite(path: &Path, content: &[u8]) -> Result<(), Failure> {
     std::fs::write(path, content).map_err(Failure::path("write", path))
 }
 
-/// Writes a new file in place of whatever has its name.
+/// Writes a new file in place of whatever is at `path`.
 fn write(path: &Path, content: &[u8], mode: u32, owner: Option<(u32, u32)>) -> Result<(), Failure> {
     remove(path)?;
     let file = File::options().write(true).create_new(true).mode(mode).open(path);
     let mut file = file.map_err(Failure::path("create", path))?;
-    // The umask may have taken bits away.
+    // The umask may have removed bits.
     file.set_permissions(std::fs::Permissions::from_mode(mode))
         .map_err(Failure::path("set the mode of", path))?;
     if let Some((uid, gid)) = owner {
@@ -146,7 +146,7 @@ fn write(path: &Path, content: &[u8], mode: u32, owner: Option<(u32, u32)>) -> R
     file.write_all(content).map_err(Failure::path("write", path))
 }
 
-/// Removes a file; none is fine.
+/// Removes a file, if it exists.
 pub(crate) fn remove(path: &Path) -> Result<(), Failure> {
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Failure::path("replace", path)(error)),
@@ -165,7 +165,7 @@ fn make_dir(path: &Path, mode: u32, owner: Option<(u32, u32)>) -> Result<(), Fai
         .map_err(Failure::path("give away", path))
 }
 
-/// Copies the plain files of the skeleton; an image without one is fine.
+/// Copies the plain files of the skeleton, if the image has one.
 fn copy_skeleton(from: &Path, home: &Path, owner: Option<(u32, u32)>) -> Result<(), Failure> {
     let Ok(entries) = std::fs::read_dir(from) else {
         return Ok(());
@@ -190,7 +190,7 @@ fn hosts(name: &str) -> String {
     format!("127.0.0.1 localhost\n127.0.1.1 {names}\n::1 localhost ip6-localhost ip6-loopback\n")
 }
 
-/// A machine id that follows from the instance id: 128-bit FNV-1a. It need not be secret, only different and stable.
+/// A machine id derived from the instance id by 128-bit FNV-1a. It need not be secret, only unique and stable.
 fn machine_id(instance: &[u8]) -> String {
     const BASIS: u128 = 0x6c62_272e_07bb_0142_62b8_2175_6295_c58d;
     const PRIME: u128 = 0x0000_0000_0100_0000_0000_0000_0000_013b;
@@ -209,7 +209,7 @@ fn random_machine_id() -> Result<String, Failure> {
     Ok(as_machine_id(u128::from_be_bytes(bytes)))
 }
 
-/// As a UUID of version 4 without dashes, which is what `machine-id(5)` asks for.
+/// Formats the bits as a UUID of version 4 without dashes, as `machine-id(5)` requires.
 fn as_machine_id(bits: u128) -> String {
     let version = (bits & !(0xf << 76)) | (4 << 76);
     format!("{:032x}", (version & !(0b11 << 62)) | (0b10 << 62))

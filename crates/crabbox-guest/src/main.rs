@@ -1,9 +1,8 @@
-//! First process inside crabbox's own guest images: from the kernel's hand-over to an SSH server, then process 1.
+//! The first process inside crabbox's own guest images: from the kernel's start to an SSH server, then as process 1.
 //!
-//! It runs as `/init` of the initramfs and prints one line a stage on the console, so that a failed boot explains itself.
-//! It must never go on with half an instance: what fails is printed, and the machine is reset, which ends the VMM.
-//! Called as `poweroff`, `reboot`, `halt` or `shutdown` it asks process 1 to end the machine, as `crabbox-trim` or `fstrim` to give
-//! freed blocks back to the host.
+//! It runs as `/init` of the initramfs and prints one line per stage on the console, so that a failed boot can be diagnosed. It must never continue
+//! with an incomplete instance: a failure is printed, and the machine is reset, which ends the VMM. Called as `poweroff`, `reboot`, `halt` or
+//! `shutdown` it asks process 1 to end the machine; as `crabbox-trim` or `fstrim`, to return freed blocks to the host.
 
 #[cfg(not(target_os = "linux"))]
 compile_error!("crabbox-guest is the first process of a Linux guest");
@@ -46,13 +45,13 @@ use crate::console::Console;
 use crate::failure::Failure;
 use crate::seed::{Seed, Volume};
 
-/// Open files a process may ask for: a build of some size needs more than the kernel's 4096 (systemd's value).
+/// The limits of open files per process: a large build needs more than the kernel's 4096 (systemd's values).
 const FILE_LIMIT: Rlimit = Rlimit {
     current: Some(1024),
     maximum: Some(524_288),
 };
 
-/// Least time between two starts of sshd.
+/// Minimum time between two starts of sshd.
 const RESTART_PAUSE: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
@@ -63,7 +62,7 @@ fn main() -> ExitCode {
     let mut console = Console::open();
     match boot(&mut console) {
         Ok(booted) => {
-            // Without it the machine is whole; whoever asks for a trim gets no reply.
+            // The machine works without trims; clients that ask for one get no reply.
             if let Err(failure) = trim::start(booted.layer) {
                 console.say(&failure.to_string());
             }
@@ -77,7 +76,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// What another process of this program does; returns its exit code.
+/// Runs this program as a process other than process 1; returns its exit code.
 fn serve_command(mut words: std::env::ArgsOs) -> u8 {
     let name = words.next().unwrap_or_default();
     let name = name.to_string_lossy();
@@ -97,16 +96,17 @@ fn serve_command(mut words: std::env::ArgsOs) -> u8 {
     }
 }
 
-/// What process 1 has when the machine is up.
+/// The state of process 1 when the machine is up.
 struct Booted {
     server: Pid,
     /// The root of the private layer.
     layer: OwnedFd,
 }
 
-/// From the initramfs to a listening SSH server; a template waits on the way until it is frozen and thawed. With an init of the image's own, it returns only when that could not be started.
+/// Boots from the initramfs to a listening SSH server; a template waits on the way until it is frozen and thawed. With an init of the image's own, it
+/// returns only if that could not be started.
 fn boot(console: &mut Console) -> Result<Booted, Failure> {
-    // What passed before this program began.
+    // The time before this program began.
     console.begin("kernel");
     console.begin("mounts");
     root::mount_kernel_filesystems()?;
@@ -157,7 +157,7 @@ fn boot(console: &mut Console) -> Result<Booted, Failure> {
     Ok(booted)
 }
 
-/// Mounts what can be mounted of `volumes`. The host hears of the others, and knows whether the machine is of use without them.
+/// Mounts the `volumes` that can be mounted and reports the others to the host, which knows whether the machine is useful without them.
 fn mount_volumes(console: &mut Console, volumes: &[Volume], account: &Account) {
     let (mut mounted, mut others) = (Vec::new(), Vec::new());
     for (number, volume) in volumes.iter().enumerate() {
@@ -175,13 +175,13 @@ fn mount_volumes(console: &mut Console, volumes: &[Volume], account: &Account) {
     if mounted.is_empty() {
         return;
     }
-    // Without it the machine is whole; a host that asks before its end gets no answer, and the journals keep the volumes whole.
+    // The machine works without it: the host's request at the end goes unanswered, and the journals keep the volumes consistent.
     if let Err(failure) = settle::start(&mounted) {
         console.say(&failure.to_string());
     }
 }
 
-/// From a machine that could be anybody's to this lease's, with a listening SSH server.
+/// Turns the generic machine into this lease's, with a listening SSH server.
 fn become_instance(console: &mut Console, mut seed: Seed, layer: root::Layer) -> Result<Booted, Failure> {
     console.begin("identity");
     identity::write_names(&seed)?;
@@ -217,7 +217,7 @@ fn become_instance(console: &mut Console, mut seed: Seed, layer: root::Layer) ->
     Ok(Booted { server, layer })
 }
 
-/// Sets the clock when it stands before the host's: a guest clock may be ahead by a little, but never behind a certificate.
+/// Sets the clock if it is behind the host's: it may be slightly ahead, but never before the start of a certificate's validity.
 fn set_clock(seed: &Seed) -> Result<(), Failure> {
     let Some(time) = seed.time.filter(|time| *time > clock::unix_seconds()) else {
         return Ok(());
@@ -237,7 +237,7 @@ fn credit_entropy(seed: &Seed) -> Result<(), Failure> {
     sys::credit_entropy(&random, entropy).map_err(Failure::path("credit entropy to", path))
 }
 
-/// Reports to the host that the guest is ready. A host without vsock polls port 22 instead, so failing here is no failure.
+/// Reports to the host that the guest is ready. Failure is fine, because a host without vsock polls port 22 instead.
 fn tell_host(console: &mut Console) {
     let report = console.report();
     let told = sys::connect_host(READY_PORT)
@@ -251,7 +251,7 @@ fn tell_host(console: &mut Console) {
     }
 }
 
-/// Process 1 for the rest of the machine's life: reaps, restarts sshd, ends the machine when asked.
+/// Process 1 for the rest of the machine's life: reaps children, restarts sshd, ends the machine when asked.
 fn serve(console: &mut Console, server: Pid) -> ExitCode {
     let mut server = Some(server);
     let mut started = clock::uptime();

@@ -1,6 +1,6 @@
-//! Kernel modules of the initramfs, loaded in the order that the host worked out (`/modules/order`).
+//! Kernel modules of the initramfs, loaded in the order determined by the host (`/modules/order`).
 //!
-//! No dependency is resolved here, and no file outside `/modules` is ever loaded.
+//! No dependency is resolved here, and nothing outside `/modules` is ever loaded.
 
 use std::ffi::CStr;
 use std::fs::File;
@@ -10,12 +10,12 @@ use rustix::io::Errno;
 
 use crate::failure::Failure;
 
-/// More modules than any initrd of ours has; the file is ours, so more means that it is damaged.
+/// More modules than any of crabbox's initrds has; crabbox writes this file, so more means that it is damaged.
 const MODULE_LIMIT: usize = 64;
 
 const NO_PARAMETERS: &CStr = c"";
 
-/// Loads every module that `dir/order` names. One that is there already, in the kernel or loaded, is no error.
+/// Loads every module that `dir/order` names. A module that is already loaded or built in is fine.
 pub(crate) fn load(dir: &Path) -> Result<(), Failure> {
     let order = dir.join("order");
     let text = std::fs::read_to_string(&order).map_err(Failure::path("read", &order))?;

@@ -1,8 +1,6 @@
-//! The loopback interface and the one network interface, set up with ioctls: a child process would cost more than the
-//! whole rest of this module.
+//! The loopback interface and the one network interface, set up with ioctls: starting a child process would take longer than all of this module.
 //!
-//! IPv6 is switched off on the outer interface: the host's rules cover IPv4 only, and an address that nobody planned
-//! would go around them.
+//! IPv6 is switched off on the outer interface: the host's rules cover IPv4 only, and an autoconfigured address would bypass them.
 
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
@@ -37,7 +35,7 @@ pub(crate) fn bring_up(network: Option<&Network>) -> Result<(), Failure> {
     })
 }
 
-/// The interface with the seed's MAC address, or `eth0` when the seed names none.
+/// The interface with the seed's MAC address, or `eth0` if the seed names none.
 fn find(network: &Network) -> Result<String, Failure> {
     let devices = Path::new("/sys/class/net");
     let wanted = || match &network.mac {
@@ -59,7 +57,7 @@ fn find(network: &Network) -> Result<String, Failure> {
 fn disable_ipv6(name: &str) -> Result<(), Failure> {
     let switch = PathBuf::from(format!("/proc/sys/net/ipv6/conf/{name}/disable_ipv6"));
     match std::fs::write(&switch, "1") {
-        // A kernel without IPv6.
+        // The kernel has no IPv6.
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
         done => done.map_err(Failure::path("write", &switch)),
     }

@@ -1,8 +1,7 @@
-//! A guest that is frozen before it knows who it is: it parks, and becomes an instance each time it is thawed.
+//! A guest that is frozen before it has an identity: it parks, and becomes an instance each time it is thawed.
 //!
-//! Until the host says who it is nobody but process 1 is alive, and there is no key, no name and no user. It must never go on with
-//! the random numbers, the clock or the identity that its sisters have: what fails is told to the host and ends the machine, before
-//! an SSH server runs.
+//! Until the host sends an identity, only process 1 is alive, and there is no key, no name and no user. It must never continue with the random
+//! numbers, the clock or the identity that other clones share: a failure is reported to the host and ends the machine, before an SSH server runs.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
@@ -27,34 +26,34 @@ use crate::seed::{self, Seed};
 use crate::sshd;
 use crate::sys;
 
-/// Where the files of the new identity stand until they are read; in memory.
+/// The directory of the new identity's files until they are read; in memory.
 const FILES: &str = "/run/crabbox/seed";
 
-/// The largest of them, in bytes: what [`Seed::read`] takes.
+/// The largest of them in bytes, the limit of [`Seed::read`].
 const FILE_LIMIT: usize = 64 * 1024;
 
-/// The most of them. The seed has a dozen.
+/// The maximum number of them. The seed has a dozen.
 const MOST_FILES: usize = 32;
 
-/// How long the host may take for each thing that it says, and until it can be reached.
+/// How long the host may take for each message, and to become reachable.
 const HOST_LIMIT: Duration = Duration::from_mins(1);
 
-/// The fewest random bytes that a new identity comes with: the kernel's pool holds 256 bits.
+/// The minimum of random bytes in a new identity: the kernel's pool holds 256 bits.
 pub(crate) const LEAST_ENTROPY: usize = 32;
 
-/// Programs that each command in a lease starts, read once so that they are in every clone's memory.
+/// Programs that every command in a lease starts, read once so that they are in every clone's memory.
 const FIRST_READ: [&str; 3] = ["/bin/bash", "/bin/sh", "/usr/lib/openssh/sshd-session"];
 
 /// The host, which waits to hear that this instance is ready.
 pub(crate) struct Woken {
     host: UnixStream,
     nonce: String,
-    /// What the generator gave when it was new.
+    /// A draw from the generator directly after the reseed.
     drawn: String,
 }
 
 impl Woken {
-    /// Tells the host that the instance is ready, and by what it differs from its sisters.
+    /// Tells the host that the instance is ready, and the values by which it differs from other clones.
     pub(crate) fn ready(&mut self, console: &Console) -> Result<(), Failure> {
         let line = |path: &str| {
             let text = std::fs::read_to_string(path);
@@ -73,13 +72,13 @@ impl Woken {
         say(&mut self.host, &words)
     }
 
-    /// Tells the host why this instance is none.
+    /// Tells the host why this instance failed.
     pub(crate) fn refuse(&mut self, failure: &Failure) {
         refuse(&mut self.host, failure);
     }
 }
 
-/// Does what every lease has alike, waits to be frozen and thawed, and returns who it is then.
+/// Does what is common to all leases, waits to be frozen and thawed, and returns the identity it then gets.
 pub(crate) fn until_woken(console: &mut Console, mut template: Seed) -> Result<(Seed, Woken), Failure> {
     if handover::wanted()?.is_some() {
         return Err(Failure::Content {
@@ -90,13 +89,13 @@ pub(crate) fn until_woken(console: &mut Console, mut template: Seed) -> Result<(
     console.begin("warm-up");
     warm_up(&template)?;
     template.forget_secrets();
-    // Whatever the server left behind would be alive in every clone, before it has random numbers of its own.
+    // Anything left behind by the server would be alive in every clone, before it has its own random numbers.
     power::end_all()?;
     power::must_be_alone()?;
     console.begin("park");
     console.end();
     rustix::fs::sync();
-    // A write that the serial port still has when it is frozen would never end.
+    // Output still in the serial port at the freeze would never be sent.
     console.drain();
     let token = park(UnixStream::from(connect()?))?;
     console.restart();
@@ -116,9 +115,9 @@ pub(crate) fn until_woken(console: &mut Console, mut template: Seed) -> Result<(
     }
 }
 
-/// Has the SSH server once in memory, under a key that is thrown away, and nothing left of it.
+/// Runs the SSH server once so that it is in memory, under a throw-away key, and removes its traces.
 fn warm_up(template: &Seed) -> Result<(), Failure> {
-    // What booting read is not what a lease reads. A favour, without which all works.
+    // Drop the page cache of the boot, which a lease does not need. Optional.
     std::fs::write("/proc/sys/vm/drop_caches", "3").ok();
     identity::write_host_key(template)?;
     sshd::rehearse()?;
@@ -133,7 +132,7 @@ fn connect() -> Result<std::os::fd::OwnedFd, Failure> {
     sys::connect_host(IDENTITY_PORT).map_err(Failure::path("reach the host at", &place()))
 }
 
-/// Where the host is, for messages.
+/// The host's address, for messages.
 fn place() -> PathBuf {
     PathBuf::from(format!("vsock port {IDENTITY_PORT}"))
 }
@@ -142,7 +141,7 @@ fn nonsense(why: &'static str) -> Failure {
     Failure::Content { path: place(), why }
 }
 
-/// Waits on `host` until the connection ends, which it does when this machine was frozen; returns the template's token.
+/// Waits on `host` until the connection ends, which freezing and thawing this machine causes; returns the template's token.
 fn park(mut host: UnixStream) -> Result<String, Failure> {
     limited(&host)?;
     say(&mut host, &format!("{PARK} {VERSION}\n"))?;
@@ -170,7 +169,7 @@ fn park(mut host: UnixStream) -> Result<String, Failure> {
     }
 }
 
-/// Asks the host who this is; takes its random numbers and its time before anything else.
+/// Asks the host for an identity; applies its random numbers and its time before anything else.
 fn become_one(
     host: &mut UnixStream,
     token: &str,
@@ -188,13 +187,13 @@ fn become_one(
     seed::wipe(files)?;
     console.begin("random");
     reseed(seed.entropy.as_deref().unwrap_or_default())?;
-    // At once: where the reseed was left out nothing else has made these bytes differ yet, so the host sees it.
+    // Drawn immediately: if the reseed had been skipped, nothing else would have made these bytes differ yet, so the host notices.
     let drawn = draw()?;
     clock::set_nanoseconds(time).map_err(Failure::path("set", Path::new("the clock")))?;
     Ok((seed, nonce, drawn))
 }
 
-/// 16 random bytes as every program gets them, in hexadecimal digits.
+/// 16 random bytes as every program gets them, in hexadecimal.
 pub(crate) fn draw() -> Result<String, Failure> {
     let mut drawn = [0; 16];
     rustix::rand::getrandom(&mut drawn, rustix::rand::GetRandomFlags::empty())
@@ -202,7 +201,7 @@ pub(crate) fn draw() -> Result<String, Failure> {
     Ok(format!("{:032x}", u128::from_be_bytes(drawn)))
 }
 
-/// Credits random bytes of the host and has the kernel draw a new key from them at once.
+/// Credits random bytes from the host and makes the kernel draw a new key from them at once.
 pub(crate) fn reseed(entropy: &[u8]) -> Result<(), Failure> {
     if entropy.len() < LEAST_ENTROPY {
         return Err(nonsense("the host sent too few random bytes"));
@@ -216,7 +215,7 @@ pub(crate) fn reseed(entropy: &[u8]) -> Result<(), Failure> {
     sys::reseed(&random).map_err(Failure::path("reseed", path))
 }
 
-/// Takes the new identity into the directory `files`; returns its nonce and the host's clock in nanoseconds since 1970.
+/// Receives the new identity into the directory `files`; returns its nonce and the host's clock in nanoseconds since 1970.
 fn receive(host: &mut impl BufRead, files: &Path) -> Result<(String, i128), Failure> {
     let first = line(host)?;
     let words: Vec<&str> = first.split(' ').collect();
@@ -253,7 +252,7 @@ fn receive(host: &mut impl BufRead, files: &Path) -> Result<(String, i128), Fail
     Err(nonsense("the host has too many files"))
 }
 
-/// One line of the host, without its end.
+/// Reads one line from the host, without its end.
 fn line(host: &mut impl BufRead) -> Result<String, Failure> {
     let mut bytes = Vec::new();
     host.take(LINE_LIMIT as u64)
@@ -266,7 +265,7 @@ fn line(host: &mut impl BufRead) -> Result<String, Failure> {
         .ok_or(nonsense("the host said no whole line"))
 }
 
-/// Whether a token or nonce is one: letters and digits.
+/// Whether a token or nonce is valid: letters and digits.
 fn is_word(text: &str) -> bool {
     (16..=128).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_alphanumeric())
 }
@@ -284,7 +283,7 @@ fn say(host: &mut UnixStream, words: &str) -> Result<(), Failure> {
 
 fn refuse(host: &mut UnixStream, failure: &Failure) {
     let why: String = failure.to_string().chars().take(LINE_LIMIT / 4).collect();
-    // The machine ends in any case.
+    // Ignored: the machine ends anyway.
     say(host, &format!("{REFUSED} {}\n", why.replace('\n', " "))).ok();
 }
 

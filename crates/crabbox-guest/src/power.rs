@@ -1,5 +1,5 @@
-//! The end of the machine. With `reboot=k` a reset goes through the keyboard controller, which is what makes Firecracker
-//! exit; its guests have no power switch, so a power-off is a reset too.
+//! The end of the machine. With `reboot=k` a reset goes through the keyboard controller, which makes Firecracker exit; its guests have no power
+//! switch, so a power-off is a reset too.
 
 use std::path::Path;
 use std::time::Duration;
@@ -17,7 +17,7 @@ use crate::sys;
 const TERM_WAIT: Duration = Duration::from_secs(2);
 const KILL_WAIT: Duration = Duration::from_secs(2);
 
-/// What a signal asks process 1 to do; the numbers are those of the small inits that images know (busybox).
+/// Whether a signal asks process 1 to end the machine; the numbers are those of the small inits in common images (busybox).
 pub(crate) fn means_end(signal: libc::c_int) -> bool {
     matches!(
         signal,
@@ -36,7 +36,7 @@ pub(crate) fn end(console: &mut Console) -> ! {
     reset(console)
 }
 
-/// Ends every other process now; fails when one stays.
+/// Kills every other process; fails if one survives.
 pub(crate) fn end_all() -> Result<(), Failure> {
     sys::signal_all(libc::SIGKILL);
     if all_gone(KILL_WAIT) {
@@ -48,8 +48,8 @@ pub(crate) fn end_all() -> Result<(), Failure> {
     })
 }
 
-/// Fails where a program besides process 1 is alive: it would be in every clone of this machine, with the random numbers that it has
-/// drawn. The kernel's own threads are none, and what the kernel has just started by itself gets the time to end.
+/// Fails if a program besides process 1 is alive: it would be in every clone of this machine, with the random numbers that it has drawn. Kernel
+/// threads do not count, and helpers started by the kernel get time to end.
 pub(crate) fn must_be_alone() -> Result<(), Failure> {
     let processes = Path::new("/proc");
     clock::poll_until(KILL_WAIT, Duration::from_millis(2), || {
@@ -67,7 +67,7 @@ pub(crate) fn must_be_alone() -> Result<(), Failure> {
     })
 }
 
-/// The programs besides process 1, by number and name, of a directory like `/proc`.
+/// The programs besides process 1, by pid and name, from a directory like `/proc`.
 fn others(processes: &Path) -> std::io::Result<Vec<String>> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(processes)? {
@@ -76,7 +76,7 @@ fn others(processes: &Path) -> std::io::Result<Vec<String>> {
         let Some(number) = name.to_str().and_then(|name| name.parse::<u32>().ok()) else {
             continue;
         };
-        // One that has ended meanwhile has no file any more.
+        // Skip a process that has ended meanwhile.
         let Ok(stat) = std::fs::read_to_string(entry.path().join("stat")) else {
             continue;
         };
@@ -88,11 +88,11 @@ fn others(processes: &Path) -> std::io::Result<Vec<String>> {
     Ok(found)
 }
 
-/// Whether a line in the form of `/proc/PID/stat` (proc(5)) is a kernel thread's; one that is not understood is no such line.
+/// Whether a line in the form of `/proc/PID/stat` (proc(5)) is a kernel thread's; an unparsable one is not.
 fn is_kernel_thread(stat: &str) -> bool {
     /// `PF_KTHREAD` of `linux/sched.h`.
     const KTHREAD: u64 = 0x0020_0000;
-    // A name may have blanks and brackets in it; the flags are the ninth field, the seventh behind the name.
+    // A name may contain blanks and brackets; the flags are the ninth field, the seventh after the name.
     let flags = stat
         .rsplit_once(')')
         .and_then(|(_, rest)| rest.split_whitespace().nth(6))
@@ -100,10 +100,10 @@ fn is_kernel_thread(stat: &str) -> bool {
     flags.is_some_and(|flags| flags & KTHREAD != 0)
 }
 
-/// Writes everything out and resets the machine, processes or not.
+/// Writes everything out and resets the machine, even with processes running.
 pub(crate) fn reset(console: &mut Console) -> ! {
     rustix::fs::sync();
-    // Best effort: these are private to this machine and go with it. Volumes have been written out, and a journal does the rest.
+    // Best effort: these are private to this machine and end with it. Volumes have been written out, and their journals do the rest.
     for mounted in ["/tmp", "/"] {
         mount_remount(mounted, MountFlags::RDONLY, c"").ok();
     }
@@ -123,7 +123,7 @@ fn all_gone(limit: Duration) -> bool {
             match sys::reap() {
                 Ok(Some(_)) => {}
                 Ok(None) => return None,
-                // No children left; everybody else is a child of process 1 or of the kernel.
+                // No children left; every other process is a child of process 1 or of the kernel.
                 Err(_) => return Some(()),
             }
         }
@@ -131,7 +131,7 @@ fn all_gone(limit: Duration) -> bool {
     .is_some()
 }
 
-/// What the program does when it is called as `poweroff` and the like: asks process 1. Returns the exit code.
+/// Implements `poweroff` and the like by asking process 1. Returns the exit code.
 pub(crate) fn ask(name: &str) -> u8 {
     use std::io::Write as _;
     let complain = |text: String| {
@@ -182,7 +182,7 @@ mod tests {
         let mut found = others(processes.path()).unwrap();
         found.sort();
         assert_eq!(found, ["400 (ssh) S (d)", "401 (?)"]);
-        // This test is such a program.
+        // This test process is such a program.
         let own = format!("{} (", std::process::id());
         let real = others(Path::new("/proc")).unwrap();
         assert!(real.iter().any(|other| other.starts_with(&own)), "{real:?}");

@@ -1,5 +1,5 @@
-//! The probe of the host's KVM: with `crabbox.probe` on the kernel's command line this machine exists only to say that it
-//! got here. It must never touch a disk, a module or the network.
+//! The probe of the host's KVM: with `crabbox.probe` on the kernel's command line, the machine only reports that it booted. It must never touch a
+//! disk, a module or the network.
 
 use std::path::Path;
 
@@ -9,10 +9,10 @@ use crate::power;
 /// The argument on the kernel's command line.
 const WORD: &str = "crabbox.probe";
 
-/// What the host looks for on the console; `crabbox-engine` knows the same line.
+/// The line that the host looks for on the console; `crabbox-engine` has the same.
 const LINE: &str = "probe ok";
 
-/// Says the line and resets, when the command line asks for it. `/proc` must be mounted.
+/// Prints the line and resets, if the command line asks for it. `/proc` must be mounted.
 pub(crate) fn run_if_asked(console: &mut Console) {
     let line = std::fs::read_to_string(Path::new("/proc/cmdline")).unwrap_or_default();
     if is_asked(&line) {

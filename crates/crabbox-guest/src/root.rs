@@ -33,13 +33,13 @@ const BASE_DEVICE: &str = "/dev/vda";
 pub(crate) const LAYER_DEVICE: &str = "/dev/vdb";
 const NEW_ROOT: &str = "/newroot";
 
-/// Where [`switch`] leaves this program.
+/// Where [`switch`] puts this program.
 pub(crate) const PROGRAM: &str = "/run/crabbox/guest";
 
-/// How much of the base the kernel reads ahead, and where that is set.
+/// The read-ahead of the base device, and where to set it.
 ///
-/// The kernel's own 128 KiB are for disks that seek. Of the base every request is a memory copy on the host and a world switch that the
-/// guest waits for: sshd with its libraries took over a hundred of them, one after the other.
+/// The kernel's default of 128 KiB is meant for disks that seek. On the base, every request is a memory copy on the host and a world switch for which
+/// the guest waits: sshd and its libraries took over a hundred of them in sequence.
 const READ_AHEAD: (&str, &str) = ("/sys/block/vda/queue/read_ahead_kb", "2048");
 
 /// Directories of the private layer that are mounted beside the overlay, once the root is switched.
@@ -51,7 +51,7 @@ pub(crate) struct Layer {
 }
 
 impl Layer {
-    /// The layer's own root, when there is nothing left to mount; the switch has put it out of every other process's reach.
+    /// The layer's own root, once everything is mounted; the switch has put it out of reach of every other process.
     pub(crate) fn into_whole(self) -> OwnedFd {
         self.whole
     }
@@ -89,7 +89,7 @@ fn wait_for(devices: &[&'static str]) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Mounts base, layer and overlay; the new root is complete, and not yet ours.
+/// Mounts base, layer and overlay; the new root is then complete, but not yet `/`.
 pub(crate) fn assemble() -> Result<Layer, Failure> {
     for dir in ["/base", "/layer", NEW_ROOT] {
         create_dir(dir)?;
@@ -101,9 +101,9 @@ pub(crate) fn assemble() -> Result<Layer, Failure> {
         MountFlags::RDONLY | MountFlags::NOATIME,
         "",
     )?;
-    // A favour, without which all works.
+    // Optional.
     std::fs::write(READ_AHEAD.0, READ_AHEAD.1).ok();
-    // `noinit_itable`: no kernel thread that writes inode tables while the lease works.
+    // `noinit_itable`: no kernel thread writes inode tables while the lease works.
     mount_at(
         LAYER_DEVICE,
         "/layer",
@@ -131,7 +131,7 @@ pub(crate) fn assemble() -> Result<Layer, Failure> {
     })
 }
 
-/// Mounts the whole of an image that has an init of its own, writable, and makes it `/`; its init mounts the rest.
+/// Mounts the whole image that has its own init, writable, and makes it `/`; its init mounts the rest.
 pub(crate) fn switch_to_image() -> Result<(), Failure> {
     wait_for(&[BASE_DEVICE])?;
     create_dir(NEW_ROOT)?;
@@ -140,7 +140,7 @@ pub(crate) fn switch_to_image() -> Result<(), Failure> {
     enter_new_root()
 }
 
-/// Makes the new root `/`. What was the initramfs is out of reach afterwards.
+/// Makes the new root `/`. The initramfs is out of reach afterwards.
 pub(crate) fn switch() -> Result<(), Failure> {
     move_kernel_filesystems()?;
     let run = format!("{NEW_ROOT}/run");
@@ -208,7 +208,7 @@ pub(crate) fn mount_runtime_filesystems(layer: &Layer) -> Result<(), Failure> {
     attach(&layer.tmp, "/tmp")
 }
 
-/// Makes the work root, on the private layer unless the image already has something there, and gives it to its user.
+/// Creates the work root, on the private layer unless the image already has something there, and makes it its user's.
 pub(crate) fn mount_work_root(layer: &Layer, path: &Path, uid: u32, gid: u32) -> Result<(), Failure> {
     std::fs::create_dir_all(path).map_err(Failure::path("create", path))?;
     let mut entries = std::fs::read_dir(path).map_err(Failure::path("list", path))?;
@@ -219,8 +219,8 @@ pub(crate) fn mount_work_root(layer: &Layer, path: &Path, uid: u32, gid: u32) ->
     rustix::fs::chown(path, Some(uid), Some(gid)).map_err(Failure::path("give away", path))
 }
 
-/// Mounts `volume` once the root is switched, for `account`. It is a whole ext4 file system with a journal, of which the host has seen that it
-/// is not damaged; but an earlier machine may have given it what this kernel does not know.
+/// Mounts `volume` for `account`, after the switch of the root. It is a whole ext4 file system with a journal, which the host has checked for damage;
+/// but an earlier machine may have given it features unknown to this kernel.
 pub(crate) fn mount_volume(volume: &Volume, account: &Account) -> Result<(), Failure> {
     let Volume { device, path } = volume;
     clock::poll_until(DISK_WAIT, Duration::from_millis(1), || {
@@ -231,8 +231,8 @@ pub(crate) fn mount_volume(volume: &Volume, account: &Account) -> Result<(), Fai
         seconds: DISK_WAIT.as_secs(),
     })?;
     make_mount_point(path, account)?;
-    // As the layer: no kernel thread that writes inode tables while the lease works. And what it says itself about errors does not count, which
-    // could be that the machine ends.
+    // As for the layer, no kernel thread writes inode tables while the lease works. Override the error behaviour stored in the volume, which might be
+    // to panic.
     mount(
         device,
         path,
@@ -241,16 +241,16 @@ pub(crate) fn mount_volume(volume: &Volume, account: &Account) -> Result<(), Fai
         c"noinit_itable,errors=remount-ro",
     )
     .map_err(Failure::path("mount", device))?;
-    // Only the root of it: what is in it is whoever's it was.
+    // Only the root directory: its contents keep their owners.
     let (uid, gid) = (Uid::from_raw(account.uid), Gid::from_raw(account.gid));
     rustix::fs::chown(path, Some(uid), Some(gid)).map_err(|error| {
-        // One that is said not to be mounted is not.
+        // A volume reported as not mounted must not be mounted.
         unmount(path, UnmountFlags::DETACH).ok();
         Failure::path("give away", path)(error)
     })
 }
 
-/// Makes the directory `path`. What of it lies in the user's home and was not there is the user's, so that others can be made beside it.
+/// Creates the directory `path`. Missing directories inside the user's home become the user's, so that others can be created beside them.
 fn make_mount_point(path: &Path, account: &Account) -> Result<(), Failure> {
     let mut missing: Vec<&Path> = path.ancestors().take_while(|dir| !dir.exists()).collect();
     missing.reverse();
@@ -271,7 +271,7 @@ fn hardened() -> MountFlags {
 fn mount_at(source: &str, target: &str, kind: &str, flags: MountFlags, options: &str) -> Result<(), Failure> {
     let options = std::ffi::CString::new(options).unwrap_or_default();
     mount(source, target, kind, flags, options.as_c_str()).map_err(|error| {
-        // The device is what is broken when there is one, the mount point otherwise.
+        // Blame the device if there is one, the mount point otherwise.
         let blamed = if source.starts_with('/') { source } else { target };
         Failure::path("mount", Path::new(blamed))(error)
     })

@@ -1,7 +1,7 @@
 //! The seed: what the host passes to this instance about itself, as small files in the initramfs (`/crabbox-seed`).
 //!
-//! It is read once, completely, before anything is written, and wiped. Values that end up in a path, in `/etc/passwd`
-//! or in a host name are checked here; a seed that fails a check must never give half an instance.
+//! It is read once, completely, before anything is written, and wiped. Values that end up in a path, in `/etc/passwd` or in a host name are checked
+//! here; an invalid seed must never yield an incomplete instance.
 
 use std::fs::File;
 use std::io::{Read as _, Seek as _, Write as _};
@@ -12,7 +12,7 @@ use crabbox_guest_protocol::seed as names;
 
 use crate::failure::Failure;
 
-/// The largest seed file taken, in bytes; an `authorized_keys` of that size holds several hundred keys.
+/// The largest accepted seed file in bytes; an `authorized_keys` of that size holds several hundred keys.
 const FILE_LIMIT: u64 = 64 * 1024;
 
 /// Linux's longest user name (`LOGIN_NAME_MAX` is 256, but `useradd` and `utmp` stop at 32).
@@ -21,7 +21,7 @@ const USER_LIMIT: usize = 32;
 /// Linux's longest host name (`__NEW_UTS_LEN`), in bytes.
 const HOSTNAME_LIMIT: usize = 64;
 
-/// What the host said.
+/// The contents of the seed.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Seed {
     pub(crate) hostname: Option<String>,
@@ -56,11 +56,11 @@ pub(crate) struct Network {
     pub(crate) prefix: u8,
     /// Where the default route leads.
     pub(crate) gateway: Option<Ipv4Addr>,
-    /// MAC address of the interface meant, lower case; without it `eth0`.
+    /// MAC address of the interface, in lower case; without it `eth0` is used.
     pub(crate) mac: Option<String>,
 }
 
-/// Whether the seed in `dir` is that of a template, of which instances are made later.
+/// Whether the seed in `dir` is a template's, from which instances are made later.
 pub(crate) fn is_template(dir: &Path) -> bool {
     dir.join(names::TEMPLATE).exists()
 }
@@ -71,7 +71,7 @@ impl Seed {
         Self::read_as(dir, true)
     }
 
-    /// With a user and its keys, which a template does not have.
+    /// Reads it with a user and its keys, which a template does not have.
     fn read_as(dir: &Path, with_user: bool) -> Result<Self, Failure> {
         if !dir.is_dir() {
             let why = "there is no seed: the host must append one to the initrd";
@@ -150,12 +150,12 @@ impl Seed {
         })
     }
 
-    /// Reads the seed of a template: what every lease has alike, and a host key that is thrown away.
+    /// Reads the seed of a template: the parts common to all leases, and a throw-away host key.
     pub(crate) fn read_template(dir: &Path) -> Result<Self, Failure> {
         Self::read_as(dir, false)
     }
 
-    /// Overwrites what is secret, once it is written where it belongs: process 1 outlives a snapshot.
+    /// Overwrites the secrets after they were written to their places, because a snapshot includes the memory of process 1.
     pub(crate) fn forget_secrets(&mut self) {
         for secret in [Some(&mut self.host_key), self.entropy.as_mut()]
             .into_iter()
@@ -278,7 +278,7 @@ fn parse_network(bytes: &[u8]) -> Result<Network, &'static str> {
             "address" => address = Some(parse_cidr(value)?),
             "gateway" => gateway = Some(value.parse().map_err(|_| "gateway is not an IPv4 address")?),
             "mac" => mac = Some(parse_mac(value)?),
-            // A newer host may say more; what it must be able to rely on is in the contract.
+            // Ignore unknown keys: a newer host may send more, and anything it relies on is in the contract.
             _ => {}
         }
     }

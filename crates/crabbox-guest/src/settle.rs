@@ -1,8 +1,8 @@
-//! The last thing that a machine with volumes is asked: to write them out, and to change nothing in them until it ends.
+//! Settles a machine with volumes before its end: writes them out, and freezes them until the machine ends.
 //!
-//! A process of its own serves it, because an image may bring an init that takes the place of process 1. Only the host is listened to. A
-//! volume must never stay frozen when the host has gone away or takes too long: then the machine lives on. (Root in the guest can kill this
-//! process at that moment, and thaw the volume itself.)
+//! A separate process serves this, because an image's init may replace process 1. Only the host is listened to. A volume must never stay frozen if
+//! the host goes away or takes too long: then the machine lives on. (Root in the guest can kill this process at that moment, and thaw the volume
+//! itself.)
 
 use std::ffi::OsString;
 use std::io::{self, Read as _, Write as _};
@@ -24,13 +24,13 @@ use crate::root;
 use crate::seed::Volume;
 use crate::sys;
 
-/// The name under which this program serves the host's wish.
+/// The name under which this program serves the request.
 pub(crate) const SERVER: &str = "crabbox-settle";
 
-/// How long the host may take to say what it wants.
+/// How long the host may take to send its request.
 const SPEAK_LIMIT: Duration = Duration::from_secs(5);
 
-/// Starts the process that serves `volumes`, which are mounted.
+/// Starts the process that serves the mounted `volumes`.
 #[expect(
     clippy::disallowed_methods,
     reason = "process 1 of a guest has no crabbox_host; the process is its own program"
@@ -45,19 +45,19 @@ pub(crate) fn start(volumes: &[&Volume]) -> Result<(), Failure> {
         .map_err(Failure::path("start", program))
 }
 
-/// Serves the volumes mounted at `paths` for the rest of the machine's life, or until somebody in it ends this process.
+/// Serves the volumes mounted at `paths` for the rest of the machine's life, or until this process is killed.
 pub(crate) fn serve_paths(paths: impl Iterator<Item = OsString>) {
     let Ok(listener) = sys::listen_vsock(SETTLE_PORT) else {
         return;
     };
-    // Opened for each wish, and not before: an open directory would keep the user from unmounting a volume.
+    // Opened per request only: an open directory would keep the user from unmounting a volume.
     let paths: Vec<OsString> = paths.collect();
     loop {
         match sys::accept_vsock(&listener) {
             Ok((stream, true)) => serve(UnixStream::from(stream), || freezers(&paths)),
-            // The host's wishes are nobody else's.
+            // Only the host may send requests.
             Ok((_, false)) => {}
-            // No descriptor is free, or no memory: it passes.
+            // Out of descriptors or memory: retry later.
             Err(_) => {
                 clock::poll_until(Duration::from_secs(1), Duration::from_millis(50), || None::<()>);
             }
@@ -65,7 +65,7 @@ pub(crate) fn serve_paths(paths: impl Iterator<Item = OsString>) {
     }
 }
 
-/// One for each path: of those that cannot be opened, as one that its user has unmounted and removed, the others are no less worth.
+/// One per path. Opening may fail, for example for a volume that its user has unmounted and removed; the others are still settled.
 fn freezers(paths: &[OsString]) -> Vec<io::Result<Freezer>> {
     let open = |path: &OsString| -> io::Result<Freezer> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -88,21 +88,21 @@ fn serve(mut host: UnixStream, freezers: impl FnOnce() -> Vec<io::Result<Freezer
         Ok(freezer) => freezer.freeze().map_err(|error| error.to_string()),
         Err(error) => Err(error.to_string()),
     });
-    // All are tried, whatever becomes of one: what is written before a freeze stays written.
+    // Try all, even if one fails: data written out before a freeze stays written.
     let (frozen, refused): (Vec<_>, Vec<_>) = tried.partition(Result::is_ok);
     let refused = refused.into_iter().find_map(Result::err);
     let answer = match &refused {
         None => format!("{SETTLED} {}\n", frozen.len()),
         Some(error) => format!("{NO} {error}\n"),
     };
-    // Whoever hangs up, or says more, has changed their mind. Each file system thaws on its own after a time, whatever happens here.
+    // A host that hangs up or sends more has changed its mind. Each file system thaws by itself after its limit, whatever happens here.
     if host.write_all(answer.as_bytes()).is_ok() && refused.is_none() {
         host.set_read_timeout(Some(crate::freeze::LIMIT)).ok();
         read_line(&mut host);
     }
 }
 
-/// A line of at most [`LINE_LIMIT`] bytes, without its end; `None` when there is none in time.
+/// Reads a line of at most [`LINE_LIMIT`] bytes, without its end; `None` if there is none in time.
 fn read_line(stream: &mut UnixStream) -> Option<String> {
     let mut text = Vec::new();
     while text.last() != Some(&b'\n') {
@@ -136,7 +136,7 @@ mod tests {
         Freezer::with(switch, Duration::from_mins(1)).unwrap()
     }
 
-    /// What the host hears after `said`, and what was done by then.
+    /// The host's answer after sending `said`, and what had been done by then.
     fn ask(said: &str, refuses: bool) -> (String, Vec<Turn>, Turns) {
         let (ours, mut host) = UnixStream::pair().unwrap();
         let turns = Turns::default();

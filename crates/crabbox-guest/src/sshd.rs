@@ -1,8 +1,8 @@
-//! The SSH server: started at once, watched, started again when it dies.
+//! The SSH server: started immediately, watched, and restarted when it dies.
 //!
-//! Readiness comes from sshd itself where it speaks systemd's notification protocol (Debian's does, and OpenSSH from 9.8 on),
-//! and from the kernel's socket table otherwise: a connection would make sshd fork and exec for nothing, and reading that
-//! table often takes the one processor away from the server that is waited for.
+//! Readiness comes from sshd itself if it speaks systemd's notification protocol (Debian's does, and OpenSSH from 9.8 on), and from the kernel's
+//! socket table otherwise: a connection would make sshd fork and exec needlessly, and reading the table frequently takes the only processor away from
+//! the server.
 
 use std::fs::File;
 use std::io::{Read as _, Seek as _, SeekFrom};
@@ -21,16 +21,16 @@ use crate::sys;
 
 const LOG: &str = "/var/log/crabbox-sshd.log";
 
-/// How much of the log a failure shows, in bytes.
+/// How much of the log is shown with a failure, in bytes.
 const LOG_TAIL: u64 = 2000;
 
-/// Where the server says `READY=1` (`sd_notify(3)`).
+/// The socket to which the server sends `READY=1` (`sd_notify(3)`).
 const NOTIFY: &str = "/run/crabbox/notify";
 
-/// How long a notification is waited for before the socket table is looked at.
+/// How long to wait for a notification before checking the socket table.
 const NOTIFY_WAIT: Duration = Duration::from_millis(25);
 
-/// How long the server may take until it listens; a second on real hardware, more in emulation.
+/// How long the server may take to listen; a second on real hardware, more in emulation.
 const LISTEN_WAIT: Duration = Duration::from_mins(1);
 
 /// Starts the server in the foreground and returns its process id.
@@ -67,7 +67,7 @@ pub(crate) fn start() -> Result<Pid, Failure> {
             "PATH",
             "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
         )
-        // Without it the server says nothing, and the socket table is read instead.
+        // Without it the server sends nothing, and the socket table is used.
         .env("NOTIFY_SOCKET", NOTIFY)
         .stdin(Stdio::null())
         .stdout(Stdio::null())
@@ -113,7 +113,7 @@ pub(crate) fn wait_until_listening(server: Pid, notifications: &UnixDatagram) ->
         .map_err(|why| Failure::Sshd { why, log: log_tail() })
 }
 
-/// Has the server run until it listens, and ends it: what it reads is in memory then. Its log goes with it.
+/// Runs the server until it listens, then ends it, so that the files it reads are in memory. Removes its log.
 pub(crate) fn rehearse() -> Result<(), Failure> {
     let notifications = notifications()?;
     let server = start()?;
@@ -160,7 +160,7 @@ pub(crate) fn is_listening() -> bool {
         .any(|table| std::fs::read_to_string(table).is_ok_and(|text| has_listener(&text, 22)))
 }
 
-/// Whether a table in the form of `/proc/net/tcp` has a listening socket on `port`.
+/// Whether a table in the format of `/proc/net/tcp` has a listening socket on `port`.
 fn has_listener(table: &str, port: u16) -> bool {
     const LISTEN: &str = "0A";
     let suffix = format!(":{port:04X}");
@@ -198,7 +198,7 @@ mod tests {
         let port = listener.local_addr().unwrap().port();
         let table = || std::fs::read_to_string("/proc/net/tcp").unwrap();
         assert!(has_listener(&table(), port));
-        // Closing alone would leave it to a process that another test is just starting, which has a copy.
+        // Closing is not enough: a process that another test is just spawning may hold a copy.
         rustix::net::shutdown(&listener, rustix::net::Shutdown::Both).unwrap();
         assert!(!has_listener(&table(), port));
     }

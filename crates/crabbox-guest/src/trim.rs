@@ -1,4 +1,4 @@
-//! Giving blocks that this machine has freed back to the host, over vsock: Firecracker's block device has no discard.
+//! Returns freed blocks to the host over vsock, because Firecracker's block device has no discard.
 //!
 //! ```text
 //! crabbox-trim, fstrim --/run/crabbox/trim--> process 1:  freeze, read the bitmaps, name them to the host, wait for its reply, thaw
@@ -6,8 +6,8 @@
 //!    guest: <offset> <length> ... end            free parts of the disk in bytes, one a line
 //!    host:  done <bytes given back so far>       or `late` (ask again), or `refused <why>`
 //! ```
-//! A block may only be named to the host while the layer is frozen, and the layer may only be thawed when the host has replied or can
-//! no longer act on what was named ([`crate::freeze`]). What a client does or does not do has no part in either.
+//! A block may be named to the host only while the layer is frozen, and the layer may be thawed only after the host has replied or can no longer act
+//! on what was named ([`crate::freeze`]). Neither may depend on what a client does.
 
 use std::fmt::Write as _;
 use std::fs::File;
@@ -28,40 +28,40 @@ use crate::freeze::{Freezer, Frozen};
 use crate::root::LAYER_DEVICE;
 use crate::sys;
 
-/// Where a client asks for a trim; for root alone.
+/// The socket on which a client asks for a trim; only for root.
 pub(crate) const SOCKET: &str = "/run/crabbox/trim";
 
-/// The least that is given back in one piece, in bytes: smaller ones cost more than they bring.
+/// The smallest piece to return, in bytes: smaller ones cost more than they gain.
 const LEAST: u64 = 64 * 1024;
 
-/// After how long writers get their turn; between two groups of blocks, whose end is never far.
+/// How long writers wait before they get a turn. It takes effect between two groups of blocks, each of which is quick.
 const SLICE: Duration = Duration::from_secs(1);
 
-/// How long the host's reply is waited for.
+/// How long to wait for the host's reply.
 const REPLY_LIMIT: Duration = Duration::from_secs(30);
 
-/// How often a batch is sent to a host that was late.
+/// How often a batch is sent to a host that replies `late`.
 const TRIES: usize = 8;
 
 /// The longest reply that is read, in bytes.
 const REPLY_BYTES: usize = 256;
 
-/// Why a trim was broken off.
+/// Why a trim was aborted.
 #[derive(Debug)]
 enum TrimError {
     /// The host cannot be reached.
     NoHost(io::Error),
     /// The connection to the host broke.
     Host(io::Error),
-    /// The host says no.
+    /// The host refused.
     Refused(String),
-    /// The host said something that this program does not know.
+    /// The host's answer is not understood.
     Nonsense(String),
     /// The file system could not be frozen.
     Freeze(io::Error),
-    /// It cannot be read.
+    /// The file system cannot be read.
     Layer(Refusal),
-    /// The host says nothing.
+    /// The host did not answer.
     Silent,
     /// It took too long.
     Slow,
@@ -82,16 +82,16 @@ impl std::fmt::Display for TrimError {
     }
 }
 
-/// What a trim has done.
+/// The result of a trim.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 struct Done {
     /// Bytes that the host got back.
     bytes: u64,
-    /// Groups of blocks that were left alone because their facts contradict each other.
+    /// Groups of blocks that were skipped because their metadata is inconsistent.
     skipped: u64,
 }
 
-/// The host, which has said `go`.
+/// The host, after its `go`.
 struct Host {
     stream: UnixStream,
     /// Length of the disk in bytes, as the host knows it.
@@ -100,7 +100,7 @@ struct Host {
 
 impl Host {
     fn connect() -> Result<Self, TrimError> {
-        // For reading, writing and time limits every stream socket is the same to the kernel.
+        // To the kernel all stream sockets read, write and time out alike.
         let stream = UnixStream::from(sys::connect_host(TRIM_PORT).map_err(TrimError::NoHost)?);
         Self::greet(stream)
     }
@@ -115,7 +115,7 @@ impl Host {
         Ok(host)
     }
 
-    /// Gives parts back. Returns how many bytes the host got in all.
+    /// Returns `parts` to the host. Returns the total bytes that the host has taken back.
     fn give(&mut self, parts: &[Extent], frozen: &Frozen<'_>) -> Result<u64, TrimError> {
         let mut text = String::new();
         for Extent { offset, length } in parts {
@@ -135,10 +135,10 @@ impl Host {
         Err(TrimError::Slow)
     }
 
-    /// The number behind `word` in the host's next line; `None` when it says that it is late.
+    /// The number after `word` in the host's next line; `None` if the host is late.
     fn answer(&mut self, word: &str) -> Result<Option<u64>, TrimError> {
         let line = read_line(&mut self.stream, REPLY_BYTES).map_err(|error| match error.kind() {
-            // What a socket's time limit shows as.
+            // How a socket's timeout appears.
             io::ErrorKind::WouldBlock => TrimError::Silent,
             _ => TrimError::Host(error),
         })?;
@@ -153,7 +153,7 @@ impl Host {
     }
 }
 
-/// A line of at most `limit` bytes, without its end. The other side waits for a reply after each, so nothing is behind it.
+/// Reads a line of at most `limit` bytes, without its end. The other side waits for a reply after each line, so nothing follows it.
 fn read_line(stream: &mut UnixStream, limit: usize) -> io::Result<String> {
     let mut text = Vec::new();
     while text.last() != Some(&b'\n') {
@@ -167,7 +167,7 @@ fn read_line(stream: &mut UnixStream, limit: usize) -> io::Result<String> {
     Ok(String::from_utf8_lossy(&text).trim_end().to_owned())
 }
 
-/// Gives everything back that is free. Writers wait for [`SLICE`] or so, then get as much time, and so on.
+/// Returns everything that is free. Writers wait for about [`SLICE`], then get as much time, and so on.
 fn trim(freezer: &Freezer, disk: &File, mut host: Host) -> Result<Done, TrimError> {
     let (mut done, mut group) = (Done::default(), 0);
     loop {
@@ -182,7 +182,7 @@ fn trim(freezer: &Freezer, disk: &File, mut host: Host) -> Result<Done, TrimErro
     }
 }
 
-/// Goes on from `group`; returns whether there is more to do.
+/// Continues from `group`; returns whether there is more to do.
 fn slice(
     disk: &File,
     host: &mut Host,
@@ -213,7 +213,7 @@ fn slice(
     Ok(false)
 }
 
-/// Serves trims of the file system that `layer` is a directory of, one after the other, for the rest of the machine's life.
+/// Serves trims of the file system that contains the directory `layer`, one at a time, for the rest of the machine's life.
 pub(crate) fn start(layer: OwnedFd) -> Result<(), Failure> {
     let socket = Path::new(SOCKET);
     let listener = UnixListener::bind(socket).map_err(Failure::path("make the socket", socket))?;
@@ -231,19 +231,19 @@ pub(crate) fn start(layer: OwnedFd) -> Result<(), Failure> {
 fn serve(listener: &UnixListener, freezer: &Freezer) {
     loop {
         let Ok((mut client, _)) = listener.accept() else {
-            // No descriptor is free, or no memory: it passes.
+            // Out of descriptors or memory: retry later.
             clock::poll_until(Duration::from_secs(1), Duration::from_millis(50), || None::<()>);
             continue;
         };
         let outcome = File::open(LAYER_DEVICE)
             .map_err(|error| TrimError::Layer(Refusal::Read(error)))
             .and_then(|disk| trim(freezer, &disk, Host::connect()?));
-        // A client that has gone away gets no reply; nothing hangs on it.
+        // Ignored: the client may be gone, and does not matter.
         client.write_all(answer(outcome).as_bytes()).ok();
     }
 }
 
-/// The line that a client gets.
+/// The reply to a client.
 fn answer(outcome: Result<Done, TrimError>) -> String {
     match outcome {
         Ok(Done { bytes, skipped }) => format!("ok {bytes} {skipped}\n"),
@@ -251,7 +251,7 @@ fn answer(outcome: Result<Done, TrimError>) -> String {
     }
 }
 
-/// What a client gets: bytes given back and groups left alone, or why it did not work.
+/// Asks as a client: returns the bytes given back and the groups skipped, or why it failed.
 pub(crate) fn ask(socket: &Path) -> io::Result<Result<(u64, u64), String>> {
     let mut stream = UnixStream::connect(socket)?;
     let line = read_line(&mut stream, 1024)?;

@@ -1,6 +1,6 @@
-//! `crabbox-trim`, and the `fstrim` that comes before the image's own on `PATH`: they ask process 1 to give freed blocks back.
+//! `crabbox-trim`, and the `fstrim` that precedes the image's own on `PATH`: they ask process 1 to return freed blocks.
 //!
-//! `fstrim` does so for the file systems of the lease; what it is asked beyond that goes to the image's own.
+//! `fstrim` does so for the lease's file systems, and passes any other call on to the image's own.
 
 use std::ffi::{OsStr, OsString};
 use std::io::{self, Write as _};
@@ -14,10 +14,10 @@ use crate::trim;
 /// The name of the command.
 pub(crate) const TRIM: &str = "crabbox-trim";
 
-/// The name of the command that people know.
+/// The name of the usual command.
 pub(crate) const FSTRIM: &str = "fstrim";
 
-/// The image's own.
+/// The image's own `fstrim`.
 const IMAGES_FSTRIM: &str = "/usr/sbin/fstrim";
 
 const USAGE: &str = "\
@@ -26,7 +26,7 @@ Usage: crabbox-trim
 Gives disk blocks that this machine has freed back to its host. Writes wait for a moment meanwhile.
 ";
 
-/// A call of `fstrim` that is ours.
+/// A call of `fstrim` that is handled here.
 #[derive(Debug, PartialEq, Eq)]
 struct Call<'a> {
     verbose: bool,
@@ -34,7 +34,7 @@ struct Call<'a> {
     mount_points: Vec<&'a Path>,
 }
 
-/// Understands `fstrim [-v] -a|-A` and `fstrim [-v] DIR`; nothing else.
+/// Parses `fstrim [-v] -a|-A` and `fstrim [-v] DIR`; nothing else.
 fn parse(words: &[OsString]) -> Option<Call<'_>> {
     let mut call = Call {
         verbose: false,
@@ -62,7 +62,7 @@ fn parse(words: &[OsString]) -> Option<Call<'_>> {
     (call.mount_points.len() == usize::from(!call.all)).then_some(call)
 }
 
-/// Whether what is written below `path` lands on the private layer.
+/// Whether data written below `path` is stored on the private layer.
 fn is_on_layer(path: &Path) -> bool {
     let device = |path: &str| std::fs::metadata(path).ok();
     let Ok(facts) = std::fs::metadata(path) else {
@@ -109,7 +109,7 @@ fn fstrim(words: &[OsString]) -> u8 {
     }
 }
 
-/// Asks process 1; returns the bytes given back, or the exit code once the reason is printed.
+/// Asks process 1; returns the bytes given back, or prints the reason and returns the exit code.
 fn give_back(name: &str) -> Result<u64, u8> {
     let fail = |text: String| {
         complain(&format!("{name}: {text}\n"));
@@ -145,7 +145,7 @@ fn become_the_images(words: &[OsString]) -> u8 {
     1
 }
 
-/// As `fstrim` says it: in a unit that suits, and in bytes.
+/// The amount in `fstrim`'s format: in a suitable unit, and in bytes.
 fn amount(bytes: u64) -> String {
     let units = ["KiB", "MiB", "GiB", "TiB"];
     let mut scaled = (bytes, "B");

@@ -58,7 +58,7 @@ pub enum ArchiveError {
     Write {
         /// The member.
         path: Vec<u8>,
-        /// What the system said.
+        /// The system's error.
         #[source]
         source: io::Error,
     },
@@ -199,7 +199,7 @@ impl<R: Read> Reader<R> {
                 source,
             },
         };
-        // What is declared is held against the budget before a byte of it is written.
+        // Check the declared size against the budget before any byte is written.
         budget.allows(self.left).map_err(over)?;
         let whole = [Segment {
             offset: 0,
@@ -351,7 +351,7 @@ impl<R: Read> Reader<R> {
     }
 }
 
-/// Part of the present member's content; the archive's end in the middle of it is an error.
+/// Part of the current member's content; if the archive ends in the middle of it, that is an error.
 #[derive(Debug)]
 pub struct Content<'a, R> {
     reader: &'a mut Reader<R>,

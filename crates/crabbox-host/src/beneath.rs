@@ -51,11 +51,11 @@ pub enum BeneathError {
     /// A system call failed.
     #[error("cannot {attempt} {}", path.display())]
     Io {
-        /// What was tried, as a verb phrase that the path completes.
+        /// The attempted operation, as a verb phrase that the path completes.
         attempt: &'static str,
         /// On what.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         #[source]
         source: io::Error,
     },
@@ -86,7 +86,7 @@ impl BeneathError {
         matches!(self, Self::Io { source, .. } if source.kind() == io::ErrorKind::NotFound)
     }
 
-    /// Whether a listed entry is gone: it does not exist, or has been replaced by something else, or a part of its path has.
+    /// Whether a listed entry is gone: it does not exist, or it or a part of its path was replaced by something else.
     pub fn is_gone(&self) -> bool {
         match self {
             Self::Link { .. } | Self::InTheWay { .. } => true,
@@ -98,7 +98,7 @@ impl BeneathError {
     }
 }
 
-/// What the system said, for an error that names the path itself.
+/// The system's error, for an error message that names the path itself.
 impl From<BeneathError> for io::Error {
     fn from(error: BeneathError) -> Self {
         match error {
@@ -108,7 +108,7 @@ impl From<BeneathError> for io::Error {
     }
 }
 
-/// A name for what is no regular file.
+/// A name for an object that is not a regular file.
 pub(crate) fn describe(kind: FileType) -> &'static str {
     match kind {
         FileType::RegularFile => "a file",
@@ -290,7 +290,7 @@ impl Beneath {
         let mut names = Vec::new();
         for entry in Dir::read_from(&self.handle).map_err(failed)? {
             let entry = entry.map_err(failed)?;
-            // Only `.` and `..` are no such names.
+            // Only `.` and `..` are not valid entry names.
             names.extend(EntryPath::exact(entry.file_name().to_bytes()));
         }
         Ok(names)
@@ -356,7 +356,7 @@ impl Placing {
         let path = self.path();
         let failed = |errno| BeneathError::io("make executable", &path, errno);
         let mode = rustix::fs::fstat(&self.file).map_err(failed)?.st_mode & 0o777;
-        // Who may read it may run it.
+        // Executable for everyone who may read it.
         let mode = Mode::from_raw_mode(mode | (mode & 0o444) >> 2);
         rustix::fs::fchmod(&self.file, mode).map_err(failed)
     }
@@ -367,7 +367,7 @@ impl Placing {
         let temporary = self.temporary.take().ok_or_else(|| self.dir.unnamed())?;
         let named = self.name(&temporary, &path, existing);
         if named.is_err() {
-            // It goes with the error; that one says what happened.
+            // The temporary file is removed when this is dropped; the error is returned below.
             self.temporary = Some(temporary);
         }
         named?;
@@ -443,7 +443,7 @@ impl Write for Placing {
 impl Drop for Placing {
     fn drop(&mut self) {
         if let Some(temporary) = self.temporary.take() {
-            // Nobody is left to whom a failure could matter.
+            // A failure cannot be reported here.
             rustix::fs::unlinkat(&self.dir.handle, temporary.as_path(), AtFlags::empty()).ok();
         }
     }

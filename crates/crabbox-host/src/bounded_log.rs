@@ -20,7 +20,7 @@ pub enum LogError {
     Open {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         #[source]
         source: std::io::Error,
     },
@@ -47,7 +47,7 @@ impl BoundedLog {
             path: path.to_owned(),
             source,
         };
-        // Without blocking: a pipe in the log's place would hold us until somebody reads it.
+        // NONBLOCK: opening a pipe in the log's place must not block until it has a reader.
         let flags = OFlags::WRONLY
             | OFlags::APPEND
             | OFlags::CREATE
@@ -122,7 +122,7 @@ mod tests {
             assert_eq!(facts.permissions().mode() & 0o777, 0o600);
         }
         assert!(std::fs::read(&path).unwrap().ends_with(b"\nlast\n"));
-        // What is opened again goes on where it was.
+        // A log that is opened again continues where it was.
         BoundedLog::open(&path).unwrap().write(b"more\n");
         assert!(std::fs::read(&path).unwrap().ends_with(b"\nlast\nmore\n"));
     }
@@ -146,7 +146,7 @@ mod tests {
             let error = BoundedLog::open(path).unwrap_err();
             assert!(matches!(error, LogError::NotAFile { .. }), "{error:?}");
         }
-        // With a reader the pipe opens, and is none all the same.
+        // With a reader the pipe can be opened, but it is still refused because it is not a file.
         let _reader = rustix::fs::open(&pipe, OFlags::RDONLY | OFlags::NONBLOCK, Mode::empty()).unwrap();
         assert!(matches!(BoundedLog::open(&pipe), Err(LogError::NotAFile { .. })));
         assert_eq!(std::fs::read(&victim).unwrap(), b"whole\n");

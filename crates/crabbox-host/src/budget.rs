@@ -244,7 +244,7 @@ impl<W> Bounded<W> {
         Self { to, budget }
     }
 
-    /// What it writes to.
+    /// The inner writer.
     pub fn into_inner(self) -> W {
         self.to
     }
@@ -312,7 +312,7 @@ mod tests {
             "{error}"
         );
         assert!(file.metadata().unwrap().len() <= 1 << 20);
-        // Zeros cost nothing here, but an endless number of them would hold us.
+        // Zeros need no space, but an endless stream of them would never finish.
         assert!(
             fill(
                 &mut io::repeat(0),

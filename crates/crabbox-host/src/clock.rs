@@ -41,7 +41,7 @@ pub fn nap(pause: Duration) {
 pub fn is_readable(fd: BorrowedFd<'_>, pause: Duration) -> bool {
     let limit = Timespec::try_from(pause.min(Duration::from_millis(50))).ok();
     let mut fds = [PollFd::from_borrowed_fd(fd, PollFlags::IN)];
-    // One that is interrupted looks again.
+    // An interrupted poll counts as not readable; the caller checks again.
     poll(&mut fds, limit.as_ref()).is_ok_and(|count| count > 0)
 }
 

@@ -34,7 +34,7 @@ impl std::fmt::Display for CloneMethod {
 /// Why an image could not be copied or grown.
 #[derive(Debug, thiserror::Error)]
 pub enum CloneError {
-    /// The file system was full; the partial copy has been removed.
+    /// The file system is full; the partial copy has been removed.
     #[error("no room to copy {} to {}: it needs {}, and {} are free there",
         from.display(), to.display(), mib(*.needed_bytes), mib(*.free_bytes))]
     NoSpace {
@@ -60,7 +60,7 @@ pub enum CloneError {
         path: PathBuf,
         /// Its length now, in bytes.
         have_bytes: u64,
-        /// The length asked for, in bytes.
+        /// The requested length, in bytes.
         want_bytes: u64,
     },
     /// A file could not be opened, created, read or written.
@@ -113,16 +113,16 @@ pub fn clone_file(from: &Path, to: &Path) -> Result<CloneMethod, CloneError> {
     })
 }
 
-/// Opens the original; a pipe of its name does not hold us.
+/// Opens the original; a pipe of that name does not block.
 fn open(path: &Path) -> std::io::Result<File> {
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
     Ok(rustix::fs::open(path, flags, Mode::empty())?.into())
 }
 
-/// Removes a copy with its blocks. A process that another thread is starting may have it open as well, until it executes its
-/// program; emptied, it holds nothing there.
+/// Removes a copy and frees its blocks. A child that another thread is just forking also has the descriptor until its
+/// exec, so the copy is truncated first: then it occupies no space meanwhile.
 fn discard(partial: File, path: &Path) -> std::io::Result<()> {
-    // What cannot be emptied is still removed.
+    // Remove it even if it cannot be truncated.
     partial.set_len(0).ok();
     drop(partial);
     std::fs::remove_file(path)
@@ -131,8 +131,8 @@ fn discard(partial: File, path: &Path) -> std::io::Result<()> {
 fn fill(source: &File, target: &File, length: u64) -> Result<CloneMethod, Errno> {
     match ioctl_ficlone(target, source) {
         Ok(()) => return Ok(CloneMethod::Reflink),
-        // The file system cannot (OPNOTSUPP, NOTTY, NOSYS), not between these two (XDEV), not for this file (INVAL,
-        // PERM, TXTBSY): all of them leave copying open.
+        // The file system does not support it (OPNOTSUPP, NOTTY, NOSYS), or not between these two (XDEV), or not for
+        // this file (INVAL, PERM, TXTBSY): fall back to copying.
         Err(
             Errno::OPNOTSUPP
             | Errno::NOTTY
@@ -149,11 +149,11 @@ fn fill(source: &File, target: &File, length: u64) -> Result<CloneMethod, Errno>
     while position < length {
         let start = match seek(source, SeekFrom::Data(position)) {
             Ok(start) => start,
-            // No data behind this point: the rest is one hole, which the truncation made.
+            // No data after this offset: the rest is a hole, which `ftruncate` has made.
             Err(Errno::NXIO) => break,
             Err(error) => return Err(error),
         };
-        // The end of the file counts as a hole, and a file that grew meanwhile is cut at the length it had.
+        // The end of the file counts as a hole. If the file has grown meanwhile, copy only its original length.
         let end = seek(source, SeekFrom::Hole(start))?.min(length);
         copy_range(source, target, start, end)?;
         position = end;
@@ -165,13 +165,13 @@ fn fill(source: &File, target: &File, length: u64) -> Result<CloneMethod, Errno>
 fn copy_range(source: &File, target: &File, start: u64, end: u64) -> Result<(), Errno> {
     let (mut from, mut to) = (start, start);
     while from < end {
-        // Bounded, so that a signal is answered soon and 32-bit limits are never met.
+        // In bounded pieces, so that signals are handled soon and 32-bit limits are never reached.
         let want = usize::try_from((end - from).min(64 * 1024 * 1024)).unwrap_or(usize::MAX);
         match copy_file_range(source, Some(&mut from), target, Some(&mut to), want) {
-            // The source was cut short under us: what is missing reads as zeros, as in the source.
+            // The source was truncated meanwhile: the missing part reads as zeros in the copy.
             Ok(0) => return Ok(()),
             Ok(_) | Err(Errno::INTR) => {}
-            // Between some file systems the kernel will not: copy by hand.
+            // The kernel cannot copy between these file systems, so copy in user space.
             Err(Errno::XDEV | Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP | Errno::PERM) => {
                 return copy_by_hand(source, target, from, end);
             }

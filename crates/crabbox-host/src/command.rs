@@ -72,22 +72,22 @@ pub enum CommandError {
     /// The program is not installed, or not on `PATH`.
     #[error("{program}: command not found")]
     NotFound {
-        /// What was to be run.
+        /// The program.
         program: String,
     },
     /// The program exists but could not be started, or its streams failed.
     #[error("cannot run {program}")]
     Spawn {
-        /// What was to be run.
+        /// The program.
         program: String,
-        /// What the system said.
+        /// The system's error.
         #[source]
         source: std::io::Error,
     },
     /// The exit status was not 0.
     #[error("{program} {}{}", describe(*.status), tail_of(.stderr))]
     Failed {
-        /// What was run.
+        /// The program.
         program: String,
         /// Its arguments, for a log; not shown in the message.
         args: Vec<OsString>,
@@ -99,7 +99,7 @@ pub enum CommandError {
     /// The program exceeded its output limit and was killed.
     #[error("{program} wrote more than {limit} bytes")]
     TooMuchOutput {
-        /// What was run.
+        /// The program.
         program: String,
         /// The limit it broke, in bytes.
         limit: usize,
@@ -107,13 +107,13 @@ pub enum CommandError {
     /// The caller cancelled it, and it was killed.
     #[error("{program} was cancelled")]
     Cancelled {
-        /// What was run.
+        /// The program.
         program: String,
     },
     /// The program was still running at its time limit and was killed.
     #[error("{program} did not end within {limit:?}{}", tail_of(.stderr))]
     TimedOut {
-        /// What was run.
+        /// The program.
         program: String,
         /// The limit it broke.
         limit: Duration,
@@ -292,7 +292,8 @@ impl Cmd {
     pub fn to_std(&self) -> std::process::Command {
         let mut command = std::process::Command::new(&self.program);
         command.args(&self.args);
-        // One by one, not all and then some back: a standard command that has its `PATH` set starts programs the slower way.
+        // Remove variables one by one instead of clearing all and restoring some: the standard library spawns more
+        // slowly if `PATH` is set explicitly.
         for name in self.environment.withheld() {
             command.env_remove(name);
         }
@@ -320,7 +321,7 @@ impl Cmd {
     /// Starts the child as `command` describes it, with an error that names the program.
     pub fn spawn(&self, command: &mut std::process::Command) -> Result<Child, CommandError> {
         let child = command.spawn().map_err(|source| self.spawn_error(source));
-        // Never the arguments, input or environment: any of them may hold what a user keeps secret.
+        // Never log arguments, input or environment: any of them may contain secrets of the user.
         let pid = child.as_ref().ok().map(Child::id);
         tracing::trace!(program = %self.program.display(), pid, "started");
         child
@@ -331,7 +332,7 @@ impl Cmd {
         self.run_until(None)
     }
 
-    /// The same; as soon as `cancel` is readable the child is killed.
+    /// The same, but kills the child as soon as `cancel` is readable.
     pub fn run_until(&self, cancel: Option<BorrowedFd<'_>>) -> Result<Captured, CommandError> {
         let captured = self.capture_until(cancel)?;
         if captured.cut {
@@ -356,7 +357,7 @@ impl Cmd {
         self.capture_until(None)
     }
 
-    /// The same; as soon as `cancel` is readable the child is killed.
+    /// The same, but kills the child as soon as `cancel` is readable.
     pub fn capture_until(&self, cancel: Option<BorrowedFd<'_>>) -> Result<Captured, CommandError> {
         match cancel {
             Some(cancel) => self.capture_while(Some(&|| clock::is_readable(cancel, Duration::ZERO))),
@@ -364,7 +365,8 @@ impl Cmd {
         }
     }
 
-    /// The same; as soon as `cancelled`, which is asked every 10 ms, says so the child is killed, or not even started.
+    /// The same, but polls `cancelled` every 10 ms and kills the child, or does not even start it, once it returns
+    /// true.
     pub fn capture_unless(&self, cancelled: &dyn Fn() -> bool) -> Result<Captured, CommandError> {
         self.capture_while(Some(cancelled))
     }
@@ -390,7 +392,7 @@ impl Cmd {
         let cut = &AtomicBool::new(false);
         std::thread::scope(|scope| {
             if let Some((mut pipe, bytes)) = input {
-                // A child that ends without reading its input is judged by its status, not by our broken pipe.
+                // If a child ends without reading its input, its status decides, not our broken pipe.
                 scope.spawn(move || pipe.write_all(&bytes).ok());
             }
             let most = self.output;
@@ -455,9 +457,9 @@ impl Cmd {
             let late = limit.is_some_and(|limit| started.elapsed() >= limit);
             let cancelled = cancelled.is_some_and(|cancelled| cancelled());
             if late || cancelled || cut.load(Ordering::Relaxed) {
-                // It may have ended in between; either way it is reaped here.
+                // It may have ended meanwhile; either way it is reaped here.
                 if self.group {
-                    // The leader is not reaped yet, so its id still names this group and no other.
+                    // The leader has not been reaped, so its pid still identifies this process group.
                     rustix::process::kill_process_group(Pid::from_child(child), Signal::KILL).ok();
                 }
                 child.kill().ok();
@@ -502,7 +504,7 @@ fn drain(mut stream: impl Read) -> Vec<u8> {
 /// The first `most` bytes of `stream`. Further bytes are not read; `cut` reports that there were some.
 fn head(stream: impl Read, most: usize, cut: &AtomicBool) -> Vec<u8> {
     let mut kept = Vec::new();
-    // A stream that breaks off has ended, as for `drain`.
+    // A read error counts as the end of the stream, as in `drain`.
     stream.take(most as u64 + 1).read_to_end(&mut kept).ok();
     if kept.len() > most {
         kept.truncate(most);

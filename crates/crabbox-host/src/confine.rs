@@ -1,10 +1,10 @@
-//! Confinement of a child that parses one untrusted file, because a malicious file may take the parser over.
+//! Confinement of a child that parses one untrusted file, because a malicious file may compromise the parser.
 //!
-//! For root, the child gets a uid without an account, no capability, and a private root directory with only the system's
-//! programs and libraries, read-only, and that file; it has no network and cannot start a process. A child that changes its
-//! file, or reads a tree for it, has one capability: to open these regardless of their owner. For any other user there is
-//! only the ban on starting processes, and the limits. It must never start the child with less confinement than promised: if
-//! something cannot be set up, that is an error.
+//! As root, the child gets a uid without an account, no capability, and a private root directory with only the
+//! system's programs and libraries, read-only, and that file; it has no network and cannot start a process. A child
+//! that changes its file, or reads a tree for it, has one capability: to open these regardless of their owner. For
+//! any other user only starting processes is forbidden, and the limits apply. It must never start the child with less
+//! confinement than promised: if something cannot be set up, that is an error.
 
 use std::ffi::{CStr, CString};
 use std::io;
@@ -51,7 +51,7 @@ const STACK_LIMIT: u64 = 2 << 20;
 /// Maximum number of threads of a child with its own uid.
 const THREAD_LIMIT: u64 = 512;
 
-/// CPU time limit, in seconds; waiting is limited only by the caller. A program that changes a file reads all of a file
+/// CPU time limit, in seconds; the caller limits the waiting time. A program that changes a file reads a whole file
 /// system.
 const CPU_LIMIT: u64 = 120;
 const CPU_LIMIT_OF_CHANGES: u64 = 600;
@@ -70,7 +70,7 @@ pub struct Confinement {
     file: PathBuf,
     tree: Option<PathBuf>,
     right: Right,
-    /// For root: the plan of its root directory, and the empty directory on which that is mounted.
+    /// For root: the plan of its root directory, and the empty directory on which it is mounted.
     inside: Option<(Arc<Inside>, tempfile::TempDir)>,
 }
 
@@ -107,7 +107,8 @@ impl Confinement {
 
     fn new(file: PathBuf, tree: Option<PathBuf>, right: Right) -> Result<Self, FileError> {
         let inside = if rustix::process::geteuid().is_root() {
-            // Beside a file of ours, so that it goes with the lease or the build if we are killed; somebody's image may lie anywhere.
+            // Make it beside a file of ours, so that it is removed with the lease or the build if we are killed; a
+            // file that is only read may be anywhere.
             let place = match (right, file.parent()) {
                 (Right::Change(_), Some(parent)) => parent.to_owned(),
                 _ => std::env::temp_dir(),
@@ -228,7 +229,7 @@ impl Inside {
         )]
         // SAFETY: no file descriptor is shared or dropped by these flags.
         unsafe { unshare_unsafe(flags) }?;
-        // What is mounted from here on is seen by this process only.
+        // From here on, only this process sees what is mounted.
         mount_change(c"/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
         let bare = MountFlags::NOSUID | MountFlags::NODEV;
         let data = c"mode=0755,size=64k,nr_inodes=64";
@@ -256,7 +257,7 @@ impl Inside {
         mount_remount(self.root.as_c_str(), MountFlags::RDONLY | bare, c"")?;
         rustix::process::chroot(self.root.as_c_str())?;
         rustix::process::chdir(c"/")?;
-        // The groups before the rights to change them are gone; with the last uid all capabilities go.
+        // Drop the groups while we still may. Changing the last uid drops all capabilities.
         let (user, group) = (Uid::from_raw(self.id), Gid::from_raw(self.id));
         set_thread_groups(&[])?;
         set_thread_res_gid(group, group, group)?;

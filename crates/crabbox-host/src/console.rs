@@ -23,7 +23,7 @@ pub enum ConsoleError {
     Pipe {
         /// The pipe.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         #[source]
         source: std::io::Error,
     },
@@ -89,7 +89,7 @@ fn record(mut pipe: File, log: &mut BoundedLog, stop: &AtomicBool) {
     loop {
         let ending = stop.load(Ordering::Acquire);
         match pipe.read(&mut chunk) {
-            // The file may be gone with its lease or its disk full: the guest goes on either way.
+            // The log may be gone with its lease, or the disk full: the guest goes on either way.
             Ok(count) if count > 0 => log.write(&chunk[..count]),
             Err(error) if error.kind() == std::io::ErrorKind::WouldBlock && !ending => {
                 let wait = Timespec {
@@ -173,7 +173,8 @@ fn skip_sequence(introducer: Option<char>, chars: &mut std::str::Chars<'_>) {
                 }
             }
         }
-        // DCS, SOS, OSC, PM, APC, up to the string terminator; BEL ends an OSC for xterm. One without an end hides nothing.
+        // DCS, SOS, OSC, PM, APC: up to the string terminator; in xterm BEL also ends an OSC. An unterminated string
+        // is not skipped, so it hides nothing.
         Some('\u{90}' | '\u{98}' | '\u{9d}' | '\u{9e}' | '\u{9f}') => {
             let mut ahead = chars.clone();
             while let Some(c) = ahead.next() {
@@ -244,7 +245,7 @@ mod tests {
         std::fs::write(&secret, "secret\n").unwrap();
         let (link, pipe) = (dir.path().join("link.log"), dir.path().join("pipe.log"));
         std::os::unix::fs::symlink(&secret, &link).unwrap();
-        // The older half of a log that was turned over is looked at, too.
+        // The older half of a rotated log is checked, too.
         std::os::unix::fs::symlink(&secret, older(&pipe)).unwrap();
         let _ends = open_pipe(&pipe).unwrap();
         for path in [&link, &pipe, &dir.path().to_owned()] {
@@ -258,7 +259,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("vmm.log");
         let mut file = File::create(&path).unwrap();
-        // Without blocks on the disk, as a VMM in the wrong hands would make it.
+        // A sparse file, as a compromised VMM could make it.
         file.set_len(1 << 40).unwrap();
         file.seek(SeekFrom::End(0)).unwrap();
         file.write_all(b"\nlast\n").unwrap();

@@ -51,7 +51,7 @@ pub enum DownloadError {
         got: u64,
         /// Bytes announced by the server.
         expected: Option<u64>,
-        /// What the system said; none when the connection just ended.
+        /// The system's error; `None` if the connection just ended.
         #[source]
         source: Option<std::io::Error>,
     },
@@ -104,11 +104,11 @@ pub fn fetch(
             Ok(()) => break,
             Err(error) if error.is_passing() && idle_tries < TRIES => {
                 idle_tries = if part.length() > before { 0 } else { idle_tries + 1 };
-                // A server that is busy wants a moment; nothing else is waited for.
+                // Wait a moment, because a busy server may need it.
                 clock::poll_until(Duration::from_millis(200) * (idle_tries + 1), || None::<()>);
             }
             Err(error) => {
-                // A disk that is full must not stay so because of what was brought here in vain.
+                // If the disk is full, a useless partial download must not keep it full.
                 if matches!(error, DownloadError::File(_)) {
                     part.forget();
                 }
@@ -164,7 +164,7 @@ impl Part {
     }
 
     fn forget(&self) {
-        // Left behind they are taken up or overwritten by the next download of the same file.
+        // If they cannot be removed, the next download of the same file resumes or overwrites them.
         std::fs::remove_file(&self.data).ok();
         std::fs::remove_file(&self.tag).ok();
     }
@@ -189,7 +189,7 @@ fn agent(url: &str) -> ureq::Agent {
         .http_status_as_error(false)
         .timeout_connect(Some(ANSWER_LIMIT))
         .timeout_recv_response(Some(ANSWER_LIMIT));
-    // A proxy cannot reach this machine's own loopback.
+    // Use no proxy for loopback: a proxy cannot reach this machine's loopback.
     let host = url.split("://").nth(1).unwrap_or_default();
     if ["127.", "localhost", "[::1]"]
         .iter()
@@ -223,13 +223,13 @@ fn attempt(
     let length = header("content-length").and_then(|length| length.parse::<u64>().ok());
     let resume = match status {
         200 => false,
-        // Only what begins where the part ends can be joined to it.
+        // Only a range that begins at the end of the partial file can be appended to it.
         206 if mark.is_some()
             && header("content-range").is_some_and(|range| range.starts_with(&format!("bytes {here}-"))) =>
         {
             true
         }
-        // The part is no beginning of what the server has: the next request asks for everything.
+        // The partial file does not match the server's file: the next request asks for the whole.
         206 | 416 if mark.is_some() => {
             part.forget();
             return Err(DownloadError::Interrupted {

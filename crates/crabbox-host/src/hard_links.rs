@@ -21,7 +21,7 @@ pub fn work_in(dir: &Path) -> io::Result<bool> {
         Err(Errno::NOENT) => Ok(true),
         Err(Errno::PERM | Errno::OPNOTSUPP | Errno::NOSYS) => Ok(false),
         Err(errno) => Err(errno.into()),
-        // No kernel does that: the name was refused for good when the file was opened.
+        // No kernel does this: linking this file was excluded when it was opened.
         Ok(()) => {
             std::fs::remove_file(&to)?;
             Ok(true)

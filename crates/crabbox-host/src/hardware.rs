@@ -62,7 +62,7 @@ fn fact(text: &mut String, file: &Path) {
     writeln!(text, "{}={value}", file.display()).ok();
 }
 
-/// The facts of the first processor; all processors of a host are alike, otherwise it could not run KVM.
+/// The facts of the first processor. All processors of a host are alike, otherwise it could not run KVM.
 fn processor(cpuinfo: &str) -> String {
     let mut text = String::new();
     for line in cpuinfo.lines().take_while(|line| !line.trim().is_empty()) {

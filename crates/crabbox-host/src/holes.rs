@@ -1,8 +1,8 @@
 //! Punches holes into a lease's disk file, so that blocks freed by the guest return to the host's file system.
 //!
-//! The file is opened once and used only through its descriptor. The program that writes to it may have been taken over; so
-//! a path that is a link, a shared file or another user's file is refused, and nothing outside the file's length may be
-//! changed.
+//! The file is opened once and used only through its descriptor. The program that writes to it may be compromised, so
+//! a path that is a link, a shared file or another user's file is refused, and nothing beyond the file's length may
+//! be changed.
 
 use std::fs::File;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
@@ -60,7 +60,7 @@ pub struct Holes {
 impl Holes {
     /// Opens the disk at `path`, which must be a regular file with no other name that belongs to user `owner`.
     pub fn open(path: &Path, owner: u32) -> Result<Self, HoleError> {
-        // NONBLOCK: a pipe of that name must not hold us.
+        // NONBLOCK: opening a pipe of that name must not block.
         let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let file = rustix::fs::open(path, flags, Mode::empty()).map_err(|errno| match errno {
             Errno::LOOP => HoleError::NotPrivate {
@@ -258,7 +258,7 @@ mod tests {
     }
     #[test]
     fn a_file_system_that_keeps_files_whole_is_told_from_a_failure() {
-        // A file of the kernel's, which has no blocks to free.
+        // A procfs file, which has no blocks to free.
         let path = PathBuf::from("/proc/self/comm");
         let holes = Holes {
             file: File::options().read(true).write(true).open(&path).unwrap(),

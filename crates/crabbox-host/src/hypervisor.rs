@@ -9,7 +9,7 @@ use std::path::Path;
 pub enum Announced {
     /// None.
     Nobody,
-    /// By the hypervisor with this signature, twelve bytes of which those behind its name are zero.
+    /// The hypervisor with this signature: twelve bytes, padded with zeros.
     By([u8; 12]),
     /// This kind of processor does not report it.
     Unreadable,

@@ -1,8 +1,8 @@
 //! Checks `/dev/kvm`: that it opens, and its API version.
 //!
-//! No VM is created, because the first and the last one on a host switch virtualization on and off on all processors, which
-//! is more than a check should do. The result must never be taken for proof: a KVM that answers may still be unable to run a
-//! guest, and only a boot shows it.
+//! No VM is created, because creating the first and destroying the last VM on a host switches virtualization on and
+//! off on all processors, which is too much for a check. The result must never be taken for proof: KVM may answer and
+//! still be unable to run a guest, which only a boot shows.
 
 use std::fs::File;
 use std::io;
@@ -22,14 +22,14 @@ pub enum KvmError {
     Open {
         /// The device.
         path: std::path::PathBuf,
-        /// What the system said.
+        /// The system's error.
         #[source]
         source: io::Error,
     },
     /// It does not know the request, so it is not KVM.
     #[error("it does not answer as KVM does")]
     Refused {
-        /// What the system said.
+        /// The system's error.
         #[source]
         source: io::Error,
     },

@@ -18,7 +18,7 @@ mod redirect;
 pub use addresses::{Address, Route, own_addresses};
 pub use links::Link;
 
-/// A list that changed while it was read is read again, at most this often.
+/// A list that changes while it is read is read again, at most this many times.
 const DUMP_TRIES: usize = 5;
 
 /// Why the kernel's network configuration could not be read or changed.
@@ -27,7 +27,7 @@ pub enum NetlinkError {
     /// The netlink socket could not be opened.
     #[error("cannot open a netlink socket")]
     Open {
-        /// What the system said.
+        /// The system's error.
         #[source]
         source: io::Error,
     },
@@ -189,7 +189,7 @@ impl Netlink {
                 action: action.to_owned(),
                 source,
             })?;
-            // Messages are padded to four bytes; a length below the header's 16 would make no headway.
+            // Messages are padded to four bytes. A length below the header's 16 would make no progress.
             let length = usize::try_from(message.header.length)
                 .unwrap_or(usize::MAX)
                 .max(16);
@@ -208,7 +208,7 @@ mod tests {
     use super::*;
     use crate::netns;
 
-    /// Two fresh namespaces: `work` runs inside the first and gets the second.
+    /// Runs `work` in the first of two new namespaces and passes it the second.
     fn in_namespaces<T: Send>(work: impl FnOnce(&std::path::Path) -> T + Send) -> T {
         let dir = tempfile::tempdir().unwrap();
         let (one, two) = (dir.path().join("one"), dir.path().join("two"));

@@ -35,11 +35,11 @@ pub enum PrivateDirError {
     /// It could not be created or inspected.
     #[error("cannot {attempt} {}", path.display())]
     Io {
-        /// What was tried, as a verb phrase that the path completes.
+        /// The attempted operation, as a verb phrase that the path completes.
         attempt: &'static str,
         /// On what.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         #[source]
         source: std::io::Error,
     },
@@ -149,7 +149,7 @@ fn below_trusted_parents(path: &Path) -> Result<PathBuf, PrivateDirError> {
             path: path.to_owned(),
         });
     };
-    // Links are judged by where they lead: the real directories are what somebody could replace.
+    // Resolve links first: only the real directories can be replaced by others.
     let parent = std::fs::canonicalize(parent).map_err(|source| PrivateDirError::Io {
         attempt: "look at directory",
         path: parent.to_owned(),

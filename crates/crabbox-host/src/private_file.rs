@@ -30,7 +30,7 @@ pub enum PrivateFileError {
     /// It is a directory, a pipe or something else.
     #[error("{} is no regular file", path.display())]
     NoFile {
-        /// What it is called.
+        /// Its path.
         path: PathBuf,
     },
     /// Others may read or write it.
@@ -46,7 +46,7 @@ pub enum PrivateFileError {
     Foreign {
         /// The file.
         path: PathBuf,
-        /// Whose it is.
+        /// Its owner.
         owner: u32,
     },
     /// It cannot be read.
@@ -54,7 +54,7 @@ pub enum PrivateFileError {
     Read {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         #[source]
         source: io::Error,
     },
@@ -86,7 +86,7 @@ pub fn read(path: &Path) -> Result<Vec<u8>, PrivateFileError> {
         Err(Errno::LOOP) => return Err(PrivateFileError::Link { path: path_of() }),
         Err(errno) => return Err(failed(errno.into())),
     };
-    // Of the file that is open, not of the name.
+    // Check the open file, not the name.
     let found = file.metadata().map_err(failed)?;
     if !found.is_file() {
         return Err(PrivateFileError::NoFile { path: path_of() });
@@ -160,7 +160,7 @@ mod tests {
         make(&path, b"x").unwrap();
         symlink(&path, &link).unwrap();
         assert!(matches!(read(&link), Err(PrivateFileError::Link { .. })));
-        // One that leads nowhere is no reason to write where it leads.
+        // Nothing is written through a dangling link.
         let lost = dir.path().join("lost");
         symlink(dir.path().join("nowhere"), &lost).unwrap();
         assert!(!make(&lost, b"x").unwrap());

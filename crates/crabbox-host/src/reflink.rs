@@ -16,7 +16,7 @@ const BLOCK: [u8; 4096] = [1; 4096];
 /// Tests in `dir`. An error means that no file could be created there at all.
 pub fn works_in(dir: &Path) -> io::Result<bool> {
     let mut source = match unnamed(dir) {
-        // A file system that cannot make files without a name shares no blocks either: all that do, can.
+        // A file system without unnamed files cannot share blocks either: all those that share blocks support them.
         Err(Errno::OPNOTSUPP | Errno::ISDIR) => return Ok(false),
         other => other?,
     };

@@ -20,7 +20,7 @@ const ASKING: [Signal; 3] = [Signal::INT, Signal::TERM, Signal::HUP];
 pub struct SignalError {
     /// The number of the signal.
     pub signal: i32,
-    /// What the system said.
+    /// The system's error.
     #[source]
     pub source: std::io::Error,
 }
@@ -33,49 +33,49 @@ pub struct Interrupts {
     writer: UnixStream,
 }
 
-/// The watch that this process installed first, for waits so deep that nobody could hand it to each.
+/// The first [`Interrupts`] of this process, for waits to which it cannot be passed as an argument.
 static WATCH: OnceLock<(Arc<AtomicUsize>, OwnedFd)> = OnceLock::new();
 
-/// The watch of a program that watches only while it waits for something ([`watching`]).
+/// The state of [`watching`], in a program that catches signals only during certain waits.
 static GATE: OnceLock<Gate> = OnceLock::new();
 
 struct Gate {
-    /// Whether a signal ends the program at once: what is going on hears none.
+    /// Whether a signal ends the program at once, because no current wait handles it.
     is_shut: Arc<AtomicBool>,
-    /// How many waits that hear one are going on.
+    /// The number of current waits that handle a signal.
     waits: Mutex<usize>,
-    /// Whether the program has a watch of its own by now, which stays.
+    /// Whether the program has installed its own [`Interrupts`] since, which remain in effect.
     is_open: AtomicBool,
 }
 
-/// What a wait ends by, as this process stands when what it is part of begins. It is made once for all waits of one thing, so that a signal
-/// that falls between two of them is heeded by the second.
+/// What ends a wait: which requests to end, if any, a wait heeds. It is made once for all waits of one operation, so
+/// that a signal between two of them ends the second.
 #[derive(Debug, Clone, Copy)]
 pub struct Heed(Option<BorrowedFd<'static>>);
 
 impl Heed {
-    /// A wish to end that comes from now on. Who goes on after an earlier one knows of it and has something to put in order, and the next
-    /// signal ends the program; where nothing watches, the first one does.
+    /// Heeds requests to end from now on. If there was one before, this heeds none: the caller is already cleaning
+    /// up, and the next signal ends the program. Without a handler the first signal ends it.
     pub fn from_now_on() -> Self {
         Self(watched().filter(|_| !is_asked()))
     }
 
-    /// A wish to end, an earlier one too: for what is not worth beginning after one.
+    /// Heeds all requests to end, also an earlier one: for work that should not be started after one.
     pub fn ever() -> Self {
         Self(watched())
     }
 
-    /// No wish at all, for what must be heard to its end.
+    /// Heeds no request, for work that must be completed.
     pub fn never() -> Self {
         Self(None)
     }
 
-    /// Readable once the wish is there; `None` where none is heeded.
+    /// Readable once there is a request to end; `None` if none is heeded.
     pub fn fd(self) -> Option<BorrowedFd<'static>> {
         self.0
     }
 
-    /// Whether the wish is there.
+    /// Whether there is a request to end that this heeds.
     pub fn is_asked(self) -> bool {
         self.0.is_some() && is_asked()
     }
@@ -104,14 +104,14 @@ impl Interrupts {
         };
         let (pipe, writer) = UnixStream::pair().map_err(failed(Signal::INT))?;
         for signal in ASKING {
-            // Whoever started us with `nohup` wants no end at a hang-up.
+            // Under `nohup` a hang-up must not end the program.
             if signal == Signal::HUP && is_ignored(signal) {
                 continue;
             }
             let (number, failed) = (signal.as_raw(), failed(signal));
-            // The order counts: the handlers run in the order of registration, so the second signal finds the flag that
-            // the first one set, and only then does the default action run.
-            // A closed terminal may hang up twice (the kernel and the shell), and nobody is there to insist.
+            // The order matters: handlers run in the order of registration, so the second signal finds the flag that
+            // the first one set, and only then does the default action run. Not for SIGHUP: a closed terminal may
+            // send it twice (from the kernel and the shell), without any user who insists.
             if signal != Signal::HUP {
                 signal_hook::flag::register_conditional_default(number, Arc::clone(&asked))
                     .map_err(failed)?;
@@ -150,7 +150,8 @@ impl Interrupts {
 }
 
 impl Gate {
-    /// One that is shut. What it registers comes before the watch, so that a signal ends the program before it is noted.
+    /// A closed gate. Its handlers are registered before those of the watch, so that a signal ends the program before
+    /// it is recorded.
     fn install() -> Option<Self> {
         let is_shut = Arc::new(AtomicBool::new(true));
         for signal in ASKING.into_iter().filter(|signal| !is_ignored(*signal)) {
@@ -171,8 +172,9 @@ impl Gate {
     }
 }
 
-/// Has a program that dies of the first signal hear it instead while it does `act`, whose waits end by a [`Heed`] made there. A signal of whose
-/// coming the outcome does not say, by `is_told`, ends the program behind it as it would have before. Where the whole program watches, it goes on doing so.
+/// Runs `act` in a program that a first signal would otherwise kill, and makes the signal end those waits in `act`
+/// that use a [`Heed`]. If a signal arrived and the outcome does not report it (`is_told`), it ends the program
+/// afterwards, as it would have before. If the whole program handles signals already, this only runs `act`.
 pub fn watching<T>(act: impl FnOnce() -> T, is_told: impl FnOnce(&T) -> bool) -> T {
     static INSTALLED: OnceLock<Option<Interrupts>> = OnceLock::new();
     if GATE.get().is_none() && WATCH.get().is_some() {
@@ -214,7 +216,7 @@ impl Asker {
         self.first
             .compare_exchange(0, term, Ordering::SeqCst, Ordering::SeqCst)
             .ok();
-        // A pipe that has no room is readable already.
+        // If the pipe is full, it is readable already.
         (&self.writer).write_all(&[0]).ok();
     }
 }
@@ -241,7 +243,7 @@ mod tests {
     use std::os::unix::process::ExitStatusExt as _;
     use std::time::Duration;
 
-    /// Passed to a copy of this test program: it selects no test, and tells that copy that it may be killed.
+    /// An argument for a copy of this test program, which selects no test and permits the copy to be killed.
     const MAY_DIE: &str = "this-copy-may-die";
 
     fn readable(interrupts: &Interrupts) -> bool {
@@ -259,7 +261,7 @@ mod tests {
 
     fn raise(signal: Signal) {
         rustix::process::kill_process(rustix::process::getpid(), signal).unwrap();
-        // The signal may be handled by any thread; it is seen when the pipe is.
+        // Any thread may handle the signal; wait a little until it is visible in the pipe.
         crate::clock::nap(Duration::from_millis(20));
     }
 
@@ -282,7 +284,7 @@ mod tests {
     fn a_hang_up_asks_for_an_end_and_a_second_one_does_not_insist() {
         if !is_copy() {
             let name = "signals::tests::a_hang_up_asks_for_an_end_and_a_second_one_does_not_insist";
-            // Under nohup the signal is ignored from the start, which is somebody's wish and not what this is about.
+            // Under nohup SIGHUP is ignored from the start, which is not what is tested here.
             let copy = Cmd::new("env")
                 .arg("--default-signal=HUP")
                 .arg(std::env::current_exe().unwrap())
@@ -355,7 +357,7 @@ mod tests {
                 raise(Signal::INT);
                 assert_eq!(interrupts.caught(), Some(Signal::INT));
                 watching(|| (), |()| false);
-                // Its second one ends it.
+                // The program's second signal ends it.
                 raise(Signal::TERM);
             }
             Some(other) => panic!("{other}"),

@@ -57,7 +57,7 @@ pub enum SmallError {
     Io {
         /// The path.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         #[source]
         source: io::Error,
     },
@@ -81,7 +81,7 @@ pub fn read_small(dir: &Path, name: &Path, limit: u64) -> Result<Vec<u8>, SmallE
 pub(crate) fn read_small_at(dir: &Beneath, below: &EntryPath, limit: u64) -> Result<Vec<u8>, SmallError> {
     let path = dir.full(below);
     let failed = |error| refine(error, &path);
-    // Looked at before it is opened, since opening a device may already do something.
+    // Check the type before opening, because opening a device may already have effects.
     match dir.kind(below).map_err(failed)? {
         Some(FileType::RegularFile) => {}
         None => return Err(SmallError::Absent { path }),
@@ -95,7 +95,7 @@ pub(crate) fn read_small_at(dir: &Beneath, below: &EntryPath, limit: u64) -> Res
     let file = dir
         .open_file(below, OFlags::RDONLY, Mode::empty())
         .map_err(failed)?;
-    // And looked at again, since it may have been exchanged.
+    // Check again after opening, because it may have been replaced meanwhile.
     crate::beneath::regular(&file, &path).map_err(failed)?;
     let mut bytes = Vec::new();
     file.take(limit.saturating_add(1))
@@ -120,7 +120,7 @@ fn refine(error: BeneathError, path: &Path) -> SmallError {
             path,
             source: io::ErrorKind::AlreadyExists.into(),
         },
-        // A file on the way, where a directory should be: what is asked for is not there.
+        // A component of the path is a file instead of a directory: the requested file does not exist.
         BeneathError::Io { source, .. } if source.kind() == io::ErrorKind::NotADirectory => {
             SmallError::Absent { path }
         }
@@ -178,7 +178,7 @@ mod tests {
 
     #[test]
     fn an_endless_file_of_the_kernel_is_bounded() {
-        // Its length is 0 by stat(2), so only the bytes that come can be counted.
+        // Its length is 0 according to stat(2), so the limit must count the bytes that are read.
         let error = read_small(Path::new("/proc/self"), Path::new("maps"), 16).unwrap_err();
         assert!(matches!(error, SmallError::Large { limit: 16, .. }), "{error}");
     }

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 pub struct SocketTableError {
     /// The table.
     pub table: PathBuf,
-    /// What the system said.
+    /// The system's error.
     #[source]
     pub source: std::io::Error,
 }
@@ -28,7 +28,8 @@ pub struct UnixUse {
 /// The number of established TCP connections from this network namespace to `peer`.
 pub fn established_to(peer: SocketAddrV4) -> Result<usize, SocketTableError> {
     let mut count = count_tcp(&read("/proc/net/tcp")?, peer);
-    // A kernel without IPv6 has no such table. A program may reach an IPv4 address through an IPv6 socket.
+    // A kernel without IPv6 has no such table. Include IPv6, because a program may use an IPv6 socket for an IPv4
+    // address.
     match read("/proc/net/tcp6") {
         Ok(text) => count += count_tcp(&text, peer),
         Err(error) if error.source.kind() == std::io::ErrorKind::NotFound => {}
@@ -45,7 +46,7 @@ pub fn unix_use(path: &Path) -> Result<UnixUse, SocketTableError> {
 
 fn read(table: &str) -> Result<String, SocketTableError> {
     match std::fs::read(table) {
-        // A bound name may hold any bytes.
+        // The path of a bound socket may contain any bytes.
         Ok(bytes) => Ok(String::from_utf8_lossy(&bytes).into_owned()),
         Err(source) => Err(SocketTableError {
             table: table.into(),
@@ -121,7 +122,8 @@ mod tests {
         let mapped = (peer.ip().to_ipv6_mapped(), peer.port());
         let second = TcpStream::connect(mapped).ok();
         assert_eq!(established_to(peer).unwrap(), 1 + usize::from(second.is_some()));
-        // Closing alone would leave them to a process that another test is just starting, which has copies.
+        // Shut down, because closing is not enough: a process that another test is just starting may have copies of
+        // the descriptors.
         for stream in std::iter::once(first).chain(second) {
             stream.shutdown(std::net::Shutdown::Both).unwrap();
         }
@@ -153,7 +155,7 @@ mod tests {
             }
         );
         drop((client, server));
-        // A process that another test is just starting has copies of them until it becomes its program.
+        // A process that another test is just starting has copies of the descriptors until its exec.
         let gone = || (unix_use(&path).unwrap() == quiet).then_some(());
         clock::poll_until(Duration::from_secs(10), gone).unwrap();
         assert_eq!(unix_use(&dir.path().join("contro")).unwrap(), UnixUse::default());
@@ -167,7 +169,7 @@ mod tests {
              2: 057FA8C0:0016 0100007F:9999 01 00000000:00000000\n\
              3: 0100007F:0018 057FA8C0:0017 01 00000000:00000000\n";
         let peer = SocketAddrV4::new(Ipv4Addr::new(192, 168, 127, 5), 22);
-        // The table is in the machine's own byte order; the sample is from a little-endian one.
+        // The table uses the machine's byte order; the sample is from a little-endian machine.
         assert_eq!(
             count_tcp(table, peer),
             usize::from(cfg!(target_endian = "little"))

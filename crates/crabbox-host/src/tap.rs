@@ -31,7 +31,7 @@ pub enum TapError {
     Driver {
         /// The requested device.
         name: String,
-        /// What the system said.
+        /// The system's error.
         #[source]
         source: io::Error,
     },
@@ -46,18 +46,18 @@ pub enum TapError {
     Look {
         /// The device.
         name: String,
-        /// What happened.
+        /// The underlying error.
         #[source]
         source: NetlinkError,
     },
     /// The driver refused one of the steps.
     #[error("cannot {step} the tap device {name}")]
     Refused {
-        /// What was being done to it.
+        /// The step, as a verb.
         step: &'static str,
         /// The device.
         name: String,
-        /// What the system said.
+        /// The system's error.
         #[source]
         source: io::Error,
     },
@@ -73,8 +73,8 @@ pub fn create(name: &str, owner: Option<(u32, u32)>) -> Result<(), TapError> {
     }
     set(&device, name, "keep", libc::TUNSETPERSIST, 1)?;
     drop(device);
-    // A child that another thread forked holds a copy of every descriptor until it executes its program, ours with it, and whoever
-    // opens the tap meanwhile is told that it is busy.
+    // A child that another thread has forked holds copies of all descriptors until its exec, including this one;
+    // until then, opening the tap fails because it is busy.
     poll_until(RELEASE, || is_released(name).transpose()).unwrap_or_else(|| {
         Err(TapError::Held {
             name: name.to_owned(),

@@ -24,7 +24,7 @@ pub use fill::{Facts, Kind};
 /// How often a lookup is repeated because of a concurrent rename.
 const OPEN_ATTEMPTS: u32 = 10_000;
 
-/// As the guest of the tree resolves it: links are followed inside the tree.
+/// As the guest would resolve it: links are followed, but stay inside the tree.
 const AS_GUEST: ResolveFlags = ResolveFlags::IN_ROOT.union(ResolveFlags::NO_MAGICLINKS);
 
 /// Without any link in the path.

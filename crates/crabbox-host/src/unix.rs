@@ -28,7 +28,7 @@ pub enum SocketError {
     Directory {
         /// The directory.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         #[source]
         source: std::io::Error,
     },
@@ -37,7 +37,7 @@ pub enum SocketError {
     Connect {
         /// The socket.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         #[source]
         source: std::io::Error,
     },
@@ -46,7 +46,7 @@ pub enum SocketError {
     Bind {
         /// The socket.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         #[source]
         source: std::io::Error,
     },
@@ -61,7 +61,7 @@ pub enum SocketError {
 }
 
 impl SocketError {
-    /// Whether nobody listens there (yet): no such socket, or a leftover one.
+    /// Whether nothing listens there (yet): there is no such socket, or only a leftover one.
     pub fn is_absent(&self) -> bool {
         match self {
             Self::Directory { source, .. } | Self::Connect { source, .. } | Self::Bind { source, .. } => {
@@ -111,8 +111,8 @@ pub fn connect(path: &Path) -> Result<UnixStream, SocketError> {
     })
 }
 
-/// Connects to the socket at `path`, and waits at most `limit` for a listener that accepts nobody: once enough others wait, connecting does, too
-/// (unix(7), `SO_SNDTIMEO` in socket(7)).
+/// Connects to the socket at `path`, and waits at most `limit` if its queue of waiting clients is full (unix(7),
+/// `SO_SNDTIMEO` in socket(7)).
 pub fn connect_within(path: &Path, limit: Duration) -> Result<UnixStream, SocketError> {
     let short = shorten(path)?;
     let until = Instant::now().checked_add(limit);
@@ -159,7 +159,8 @@ pub fn connect_to_own(path: &Path) -> Result<UnixStream, SocketError> {
     Ok(stream)
 }
 
-/// Whether a process of this user connected `stream`, as recorded by the kernel at that time (`SO_PEERCRED`, unix(7)).
+/// Whether `stream` was connected by a process of this user, as recorded by the kernel at that time (`SO_PEERCRED`,
+/// unix(7)).
 pub fn is_own_peer(stream: &UnixStream) -> std::io::Result<bool> {
     Ok(peer_uid(stream)? == rustix::process::geteuid())
 }
@@ -312,7 +313,8 @@ mod tests {
         assert!(connect(&path).unwrap_err().is_absent(), "no directory");
         std::fs::create_dir(path.parent().unwrap()).unwrap();
         assert!(connect(&path).unwrap_err().is_absent(), "no socket");
-        // Closing alone would leave it to a process that another test is just starting, which has a copy.
+        // Shut down, because closing is not enough: a process that another test is just starting may have a copy of
+        // the descriptor.
         let listener = bind(&path).unwrap();
         rustix::net::shutdown(&listener, rustix::net::Shutdown::Both).unwrap();
         drop(listener);
@@ -327,7 +329,7 @@ mod tests {
         let limit = Duration::from_millis(50);
         assert!(connect_within(&path, limit).unwrap_err().is_absent());
         let listener = bind(&path).unwrap();
-        // A shorter queue than `bind` asks for.
+        // A shorter queue than `bind` requests.
         rustix::net::listen(&listener, 0).unwrap();
         let mut waiting = Vec::new();
         let refused = loop {
@@ -375,7 +377,7 @@ mod tests {
                 while drips && theirs.write_all(b".").is_ok() {
                     clock::nap(Duration::from_millis(5));
                 }
-                // A silent one stays connected until we hang up.
+                // Stay silent and connected until the other side hangs up.
                 theirs.read_to_end(&mut Vec::new()).ok();
             });
             let asked = Cell::new(0);

@@ -1,7 +1,7 @@
 //! Waits for changes in directories (inotify); it reports only that something changed, never what.
 //!
-//! The kernel drops events when there are too many, so an event must never be taken for complete information: the caller
-//! must look itself.
+//! The kernel drops events when there are too many, so an event must never be taken for complete information: the
+//! caller must check the directories itself.
 
 use std::collections::HashSet;
 use std::io;
@@ -69,7 +69,7 @@ impl Watch {
         ];
         match poll(&mut fds, limit.as_ref()) {
             Ok(_) => {}
-            // A signal may be the wish to end, which the next look at `cancel` tells.
+            // The signal may be a request to end; the caller checks `cancel` again.
             Err(Errno::INTR) => return Ok(Woken::Change),
             Err(error) => return Err(error.into()),
         }
@@ -89,7 +89,7 @@ impl Watch {
         let mut reader = inotify::Reader::new(self.events.as_fd(), &mut space);
         loop {
             match reader.next() {
-                // The directory is gone, and its number may be given to another one.
+                // The directory is gone, and its watch number may be reused.
                 Ok(event) if event.events().contains(inotify::ReadFlags::IGNORED) => {
                     self.known.remove(&event.wd());
                 }

@@ -68,7 +68,7 @@ fn lease_seed(dir: &Path) -> Result<LeaseSeed, Box<dyn Error>> {
         }),
         work_root: "/work/crabbox".to_owned(),
         unix_time: i64::try_from(since.as_secs())?,
-        // Not secret and not random: this is for a boot by hand only.
+        // Neither secret nor random: this is only for a boot by hand.
         entropy: [7; ENTROPY_BYTES],
         volumes: Vec::new(),
     })

@@ -128,7 +128,7 @@ impl<'a> Ext4<'a> {
 
     /// Those of `paths` that exist, of any kind.
     pub fn present<'p>(&self, paths: &[&'p str]) -> Result<Vec<&'p str>, DebugfsError> {
-        // `imap` says where an inode is, and nothing that the image chose.
+        // `imap` prints where an inode is, and nothing that the image controls.
         let questions: Vec<_> = paths.iter().map(|path| format!("imap {path}")).collect();
         let answers = self.ask(&questions)?;
         let found = |answer: &[u8]| answer.starts_with(b"Inode ");

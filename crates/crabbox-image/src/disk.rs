@@ -75,7 +75,7 @@ pub enum DiskError {
         /// Its last line.
         said: String,
     },
-    /// The checker could not do its work: that says nothing of the disk.
+    /// The check itself failed, which says nothing about the disk.
     #[error("cannot check {}: {how}", disk.display())]
     Unchecked {
         /// The disk.
@@ -119,7 +119,7 @@ pub fn make_layer(path: &Path, size_mib: u64) -> Result<(), DiskError> {
     format_in_memory(path, size_mib, &LAYER)
 }
 
-/// What mke2fs is told of a kind of file system.
+/// The mke2fs options for a kind of file system.
 struct Format {
     features: &'static str,
     label: &'static str,
@@ -139,7 +139,7 @@ fn format_in_memory(path: &Path, size_mib: u64, format: &Format) -> Result<(), D
         .map(std::fs::File::from)
         .map_err(|error| fail(error.into()))?;
     memory.set_len(size_mib.saturating_mul(1 << 20)).map_err(fail)?;
-    // By the name that another process sees it under.
+    // The name by which another process can open it.
     let name = format!("/proc/{}/fd/{}", std::process::id(), memory.as_raw_fd());
     let name = Path::new(&name);
     run_mke2fs(name, path, format)?;
@@ -209,7 +209,7 @@ fn grow(image: &Path, disk: &Path, want: u64, facts: &Superblock) -> Result<bool
         disk: disk.to_owned(),
         source,
     };
-    // The image is anybody's, and both programs parse all of it.
+    // The image is untrusted, and both programs parse all of it.
     let confinement = Arc::new(Confinement::to_change(disk, want)?);
     let confined = |program: &str| confined(program, &confinement).limit(E2FSPROGS_LIMIT);
     // resize2fs insists on a full check since the last mount, and this replays the journal too.
@@ -223,7 +223,7 @@ fn grow(image: &Path, disk: &Path, want: u64, facts: &Superblock) -> Result<bool
     if code & !3 != 0 {
         let said = checked.stdout_text() + &checked.stderr_text();
         let said = said.lines().last().unwrap_or_default();
-        // By its name where e2fsck ran.
+        // Replace the name that the file had for e2fsck.
         let said = said.replacen(
             &*confinement.name().to_string_lossy(),
             &image.to_string_lossy(),
@@ -246,18 +246,20 @@ fn grow(image: &Path, disk: &Path, want: u64, facts: &Superblock) -> Result<bool
 fn confined(program: &str, confinement: &Arc<Confinement>) -> Cmd {
     Cmd::new(program)
         .confined(Arc::clone(confinement))
-        // One that went on would change a disk that the next lease may have by then.
+        // If it outlived us, it could change a disk that belongs to the next lease by then.
         .dies_with_us()
-        // There is no list of mounts where they run, and no host mounts a guest's disk: libext2fs, check_mntent.
+        // There is no mount table in the confinement, and a guest's disk is never mounted on the host: libext2fs,
+        // check_mntent.
         .env("EXT2FS_NO_MTAB_OK", "1")
-        // It looks into /sys whether tables may stay unwritten, and every kernel that boots such a disk knows them: resize/main.c.
+        // resize2fs checks in /sys whether inode tables may stay unwritten; every kernel that boots such a disk
+        // supports that: resize/main.c.
         .env("RESIZE2FS_FORCE_LAZY_ITABLE_INIT", "1")
 }
 
 /// Removes the disk of an operation that fails.
 fn undo_unless_ok<T>(result: Result<T, DiskError>, disk: &Path) -> Result<T, DiskError> {
     if result.is_err() {
-        // The error that led here says more than a failure to remove would.
+        // The original error is more useful than a failure to remove.
         files::remove_tree(disk).ok();
     }
     result

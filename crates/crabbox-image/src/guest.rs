@@ -69,7 +69,7 @@ const MACHINE: [Argument; 11] = [
     speed("i8042.nopnp", "as above: no PnP"),
     speed("i8042.dumbkbd", "as above: no keyboard to talk to"),
     speed("8250.nr_uarts=1", "one serial port, not four"),
-    // systemd prints no status with it either.
+    // It also suppresses systemd's status messages.
     speed(
         "quiet",
         "every byte on the emulated serial port is an exit of the virtual machine: errors only",
@@ -179,7 +179,7 @@ mod tests {
         }
         // Firecracker's limit for the whole line, with what it adds itself, is 2048 bytes.
         assert!(args.len() < 1024 && args.is_ascii());
-        // What our image leaves out may be what somebody's image wants.
+        // A foreign image may need what our own image disables.
         let handover = handover_kernel_args();
         let has = |word: &str| handover.split(' ').any(|arg| arg == word);
         assert!(has("root=/dev/vda") && has("crabbox.init=/sbin/init") && has("reboot=k"));

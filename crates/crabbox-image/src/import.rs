@@ -158,7 +158,8 @@ pub fn import_ready(
     let base = staged.join(manifest::BASE);
     clone::clone_file(&recipe.rootfs, &base)?;
     progress.stage("checking the image");
-    // Its directory is ours alone, so that nobody but the confined program, which has no rights at all, gains from it.
+    // The directory above is accessible only to us, so only the confined program, which has no privileges, gains
+    // access.
     set_mode(&base, 0o444)?;
     let looking = Looking {
         recipe,
@@ -242,7 +243,7 @@ impl Looking<'_> {
             return Ok(None);
         }
         let path = || self.recipe.rootfs.clone();
-        // Where /lib is a link, debugfs follows it, inside the image.
+        // If /lib is a link, debugfs follows it inside the image.
         let place = format!("/lib/modules/{release}");
         let Some(modules) =
             Modules::find(&self.image, &place).map_err(|source| self.recipe.unreadable(source))?
@@ -297,7 +298,7 @@ struct Modules<'a> {
 }
 
 impl<'a> Modules<'a> {
-    /// Those in the directory `place`; `None` if it does not exist.
+    /// The modules in the directory `place`; `None` if it does not exist.
     fn find(image: &'a Ext4<'a>, place: &str) -> Result<Option<Self>, DebugfsError> {
         let top = image.list(&[Dir::Path(place.to_owned())])?;
         let Some(top) = top.into_iter().next().flatten() else {
@@ -314,7 +315,8 @@ impl<'a> Modules<'a> {
                 _ => drop(files.insert(PathBuf::from(&entry.name), entry)),
             }
         }
-        // One level of directories after the other. A directory that is met again is in itself, which only a damaged image has.
+        // Go through the directories level by level. A directory that appears twice contains itself, which only a
+        // damaged image can have.
         let mut met: BTreeSet<u32> = level.iter().map(|(_, inode)| *inode).collect();
         while !level.is_empty() {
             let dirs: Vec<Dir> = level.iter().map(|(_, inode)| Dir::Inode(*inode)).collect();

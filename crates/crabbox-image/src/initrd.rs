@@ -86,7 +86,7 @@ impl ModuleTree for Tree {
     fn files(&self) -> io::Result<Vec<PathBuf>> {
         let mut files = Vec::new();
         let mut left = vec![PathBuf::from("kernel")];
-        // Links are not followed: a tree with a link to a directory above it would never end.
+        // Links are not followed, because a link to a parent directory would cause an endless loop.
         while let Some(dir) = left.pop() {
             for name in self.names(&dir)? {
                 let path = dir.join(name);

@@ -124,7 +124,7 @@ pub fn superblock(path: &Path) -> Result<Superblock, InspectError> {
             log_block_size,
         });
     }
-    // INCOMPAT_64BIT: only then do the high halves count.
+    // The high halves are valid only with INCOMPAT_64BIT.
     let high = |offset| {
         if word(0x60) & 0x80 == 0 {
             0
@@ -186,7 +186,7 @@ fn recognise(head: &[u8]) -> Found {
     } else if at(1024, b"\xe2\xe1\xf5\xe0") {
         Found::OtherFileSystem("erofs")
     } else if at(0x36, b"FAT") || at(0x52, b"FAT32") {
-        // A FAT boot sector ends in 55 AA too, so it comes before the partition table.
+        // Check this before the partition table, because a FAT boot sector also ends in 55 AA.
         Found::OtherFileSystem("vfat")
     } else if at(510, b"\x55\xaa") && (0..4).any(|slot| head[446 + 16 * slot + 4] != 0) {
         Found::MbrDisk
@@ -261,7 +261,7 @@ mod tests {
             Found::GptDisk
         );
         assert_eq!(with(&[(510, b"\x55\xaa"), (466, b"\x83")]), Found::MbrDisk);
-        // The mark alone, without a partition, is any boot sector.
+        // The mark without a partition may be any boot sector.
         assert_eq!(with(&[(510, b"\x55\xaa")]), Found::Unknown);
     }
 

@@ -106,7 +106,7 @@ pub fn elf_from_bzimage(image: &[u8]) -> Result<Vec<u8>, KernelError> {
 pub fn check_elf(path: &Path) -> Result<(), KernelError> {
     let read = || {
         let mut start = Vec::new();
-        // Enough to recognise a bzImage, whose mark is behind the first sector.
+        // Enough to recognise a bzImage, whose magic number is after the first sector.
         crabbox_host::files::open_regular(path)?
             .take(1024)
             .read_to_end(&mut start)?;

@@ -3,7 +3,7 @@
 //! It is used instead of `modules.dep`, which does not exist yet in a package that was only unpacked. A damaged file gives
 //! `None` and must never cause a panic.
 
-/// The modules that have to be loaded before this one, or `None` when the bytes are not an ELF module.
+/// The modules that have to be loaded before this one; `None` if the bytes are not an ELF module.
 pub(crate) fn depends(module: &[u8]) -> Option<Vec<String>> {
     let info = section(module, b".modinfo")?;
     let entry = info

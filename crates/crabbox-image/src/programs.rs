@@ -32,7 +32,7 @@ pub enum Check {
 use Check::{Doctor, Import, Tree};
 
 const PROGRAMS: [Program; 10] = [
-    // Our first process starts it by this path alone.
+    // `crabbox-guest` starts it by this path only.
     program("sshd", &[SSHD], "openssh-server", &[Tree]),
     program(
         "sshd",

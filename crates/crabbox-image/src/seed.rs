@@ -1,4 +1,4 @@
-//! The seed of a guest: for our image a cpio archive behind the initrd, for a foreign image a NoCloud volume.
+//! The seed of a guest: for our image a cpio archive after the initrd, for a foreign image a NoCloud volume.
 //!
 //! Both are made in memory, fresh for each lease. They contain the lease's private host key: a caller that writes them to a
 //! file must give it mode 0600 and remove it with the lease.
@@ -58,7 +58,7 @@ pub struct LeaseSeed {
     pub volumes: Vec<String>,
 }
 
-/// The device name of the volume with this number, from 0, behind the two drives that every lease of ours has.
+/// The device name of volume number `index`, counted from 0, after the two drives that every lease of our image has.
 fn volume_device(index: usize) -> Option<String> {
     let letter = ('c'..='z').nth(index)?;
     Some(format!("/dev/vd{letter}"))

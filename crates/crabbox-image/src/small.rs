@@ -1,4 +1,4 @@
-//! A small file system for tests, which is filled completely at a moment that the test chooses.
+//! A small file system for tests, which can be filled up at a chosen moment.
 
 use std::cell::Cell;
 use std::fs::File;
@@ -15,7 +15,7 @@ pub(crate) struct Small {
 }
 
 impl Small {
-    /// One of `mib` MiB.
+    /// A file system of `mib` MiB.
     pub(crate) fn new(mib: u64) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let small = Self { dir };
@@ -48,7 +48,7 @@ impl Small {
     pub(crate) fn fill(&self) {
         let filler = File::create(self.filler()).unwrap();
         let mut length = 0;
-        // What was removed just before may come back a moment later.
+        // Recently freed space may become available with a delay, so repeat.
         for _ in 0..20 {
             let mut piece = files::free_bytes(&self.path()).unwrap();
             while piece >= 1024 {

@@ -35,7 +35,7 @@ pub enum Source {
         /// The image's name in its index; `None` if there is only one.
         tag: Option<String>,
     },
-    /// What `docker save` and `skopeo copy … docker-archive:FILE` write.
+    /// An archive as written by `docker save` and `skopeo copy … docker-archive:FILE`.
     Docker {
         /// The archive.
         path: PathBuf,

@@ -3,8 +3,8 @@
 //! ```text
 //! <store>/images/<digest>/{manifest.json, vmlinux, initrd.img, base.ext4}
 //! <store>/names/<name>        one line: the digest
-//! <store>/scratch-*/          a build or removal at work; swept by the next one
-//! <store>/lock                held while something is built, put or removed
+//! <store>/scratch-*/          a build or removal in progress; leftovers are removed by the next one
+//! <store>/lock                held while an image is built, added or removed
 //! ```
 //!
 //! An image appears complete or not at all and is never changed afterwards. A damaged image must never hide others, and a
@@ -274,7 +274,7 @@ fn read_image(dir: &Path, digest: &str, names: &[(String, String)]) -> Result<Im
     let path = dir.join(manifest::FILE);
     let text = std::fs::read(&path).map_err(|source| FileError::io("read", &path, source))?;
     let record: Manifest = serde_json::from_slice(&text).map_err(|source| {
-        // A newer format may well not parse as this one: its version is the better error.
+        // A newer format may not parse as this one; then its version is the better error.
         match serde_json::from_slice::<VersionOnly>(&text) {
             Ok(newer) if newer.version != manifest::VERSION => StoreError::Version {
                 path: path.clone(),

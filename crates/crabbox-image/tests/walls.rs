@@ -1,4 +1,4 @@
-//! The crate's own list of forbidden calls has all that the workspace's has: clippy reads one of them only.
+//! The crate's own list of forbidden calls must contain the workspace's list, because clippy reads only one of them.
 
 #![expect(clippy::disallowed_methods, reason = "the lists in the repository")]
 

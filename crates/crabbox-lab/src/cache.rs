@@ -1,8 +1,8 @@
-//! What takes long to make and changes seldom, kept for all clones of this user: images, and what they are made of.
+//! A cache, shared by all clones of this user, of things that are slow to make and seldom change: images and their inputs.
 //!
-//! An entry is a directory under the digest of its recipe. It is made under another name and renamed when it is whole, by one process at a
-//! time; before each use every file in it is held against the digests that were noted when it was made. It must never be written to after
-//! that, except for files that were not there then (a lock, say).
+//! An entry is a directory named by the digest of its recipe. One process at a time makes it under another name, and renames it when it is complete;
+//! before each use every file in it is checked against the digests recorded when it was made. It must never be written to after that, except for
+//! additional files (a lock, say).
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -20,21 +20,21 @@ use sha2::{Digest as _, Sha256};
 use crate::lab::images::remove_tree;
 use crate::workspace;
 
-/// The file with the digests of all others of an entry.
+/// The file with the digests of all other files of an entry.
 const DIGESTS: &str = "digests.json";
-/// How the directory of an unfinished entry begins.
+/// The name prefix of an unfinished entry.
 const BUILDING: &str = "building-";
-/// How the name of an entry's lock ends. Its time of change is when the entry was last used.
+/// The name suffix of an entry's lock, whose modification time is when the entry was last used.
 const LOCK: &str = ".lock";
-/// What nobody used for so long goes when something new comes.
+/// Entries unused for this long are removed when a new one is made.
 const UNUSED: Duration = Duration::from_hours(14 * 24);
-/// What a digest counts zeros by, in bytes.
+/// The unit, in bytes, in which a digest skips zeros.
 const BLOCK: u64 = 4096;
 /// [`BLOCK`] as a length in memory.
 const BLOCK_LEN: usize = 4096;
-/// How much a digest reads at a time; whole blocks.
+/// How much to read at a time for a digest; whole blocks.
 const READ: usize = 1 << 20;
-/// How long another process may take to make the same entry.
+/// How long to wait for another process to make the same entry.
 const PATIENCE: Duration = Duration::from_mins(30);
 
 /// The cache of one user.
@@ -46,18 +46,18 @@ pub struct Cache {
 /// One entry, as `cargo xtask cache` shows it.
 #[derive(Debug, Clone)]
 pub struct Entry {
-    /// What it is, and the digest of its recipe.
+    /// Its kind, and the digest of its recipe.
     pub name: String,
-    /// What it takes on disk, in bytes.
+    /// Its size on disk in bytes.
     pub bytes: u64,
-    /// When it was last used; `None` when that cannot be found out.
+    /// When it was last used; `None` if unknown.
     pub used: Option<SystemTime>,
-    /// Whether a process has it now, to make or to check it.
+    /// Whether a process is making or checking it now.
     pub held: bool,
 }
 
 impl Cache {
-    /// That of this user: `crabbox/lab` in the cache directory (XDG Base Directory Specification), or below `target/` where there is none.
+    /// The cache of this user: `crabbox/lab` in the cache directory (XDG Base Directory Specification), or below `target/` if there is none.
     pub fn of_user() -> Self {
         #[expect(
             clippy::disallowed_methods,
@@ -76,17 +76,17 @@ impl Cache {
         ))
     }
 
-    /// The one in `dir`.
+    /// The cache in `dir`.
     pub fn at(dir: PathBuf) -> Self {
         Self { dir }
     }
 
-    /// Where it is.
+    /// Its directory.
     pub fn dir(&self) -> &Path {
         &self.dir
     }
 
-    /// The entry `kind` for the recipe with the digest `key`. When it is not there or not as it was made, `make` fills an empty directory.
+    /// The entry `kind` for the recipe with the digest `key`. If it is missing or damaged, `make` fills an empty directory.
     pub fn entry(&self, kind: &str, key: &str, make: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
         let name = format!("{kind}-{key}");
         files::create_private_dir(&self.dir)?;
@@ -117,7 +117,7 @@ impl Cache {
         Ok(entry)
     }
 
-    /// Whether the entry is there; it may yet be made anew, should it not be as it was made.
+    /// Whether the entry exists; if it turns out to be damaged, it is still made again.
     pub(crate) fn has(&self, kind: &str, key: &str) -> bool {
         self.dir.join(format!("{kind}-{key}")).exists()
     }
@@ -137,7 +137,7 @@ impl Cache {
         Ok(entries)
     }
 
-    /// Removes the entry `name`; `false` when there is none, or a process has it. A lab that runs from it keeps the files that it has open.
+    /// Removes the entry `name`; `false` if it does not exist or a process holds it. A running lab keeps its open files.
     pub fn remove(&self, name: &str) -> Result<bool> {
         ensure!(
             !name.is_empty() && !name.contains('/') && !name.starts_with('.'),
@@ -150,7 +150,7 @@ impl Cache {
         let Some(_lock) = FileLock::try_acquire(&self.dir.join(format!("{name}{LOCK}")))? else {
             return Ok(false);
         };
-        // Under a name that nobody takes for an entry, should this be killed half-way.
+        // Rename it first, so that a removal that is killed half-way does not leave a broken entry.
         let building = self.dir.join(format!("{BUILDING}{name}"));
         remove_tree(&building)?;
         fs::rename(&entry, &building).with_context(|| format!("cannot remove {}", entry.display()))?;
@@ -175,7 +175,7 @@ impl Cache {
         Ok(names)
     }
 
-    /// Removes what nobody used for long, and what killed processes left half made.
+    /// Removes entries that have not been used for long, and unfinished ones of killed processes.
     fn forget_unused(&self) -> Result<()> {
         for entry in fs::read_dir(&self.dir).with_context(|| format!("cannot read {}", self.dir.display()))? {
             let entry = entry?;
@@ -184,7 +184,7 @@ impl Cache {
                 continue;
             };
             if let Some(_lock) = FileLock::try_acquire(&self.dir.join(format!("{name}{LOCK}")))? {
-                // A program of a killed build may still write, or have something mounted, for a moment: then the next one removes the rest.
+                // A killed build's child may still write or have something mounted for a moment; then the next call removes the rest.
                 remove_tree(&entry.path()).ok();
             }
         }
@@ -197,7 +197,7 @@ impl Cache {
     }
 }
 
-/// Fails when a file of `entry` is not as it was when the entry was made, or gone.
+/// Fails if a file of `entry` has changed since the entry was made, or is gone.
 fn verify(entry: &Path) -> Result<()> {
     let path = entry.join(DIGESTS);
     let text = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
@@ -212,7 +212,7 @@ fn verify(entry: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Each file and link below `dir`, by its path in it.
+/// The digest of each file and symlink below `dir`, by relative path.
 fn digests(dir: &Path) -> Result<BTreeMap<String, String>> {
     let mut found = BTreeMap::new();
     let mut todo = vec![dir.to_owned()];
@@ -233,10 +233,10 @@ fn digests(dir: &Path) -> Result<BTreeMap<String, String>> {
     Ok(found)
 }
 
-/// Mode, length and content of a file, or where a link leads. Holes are skipped, or a sparse disk would be read for seconds.
+/// Digest of a file's mode, length and contents, or of a symlink's target. Holes are skipped, since reading a sparse disk would take seconds.
 ///
-/// Where the holes are is no part of it: a file system fills and makes them on its own when it writes back (delayed allocation, unwritten
-/// extents), so only the blocks that are not zero count, each with its place.
+/// The position of holes does not matter: file systems fill and create holes by themselves on writeback (delayed allocation, unwritten extents). So
+/// only blocks that are not zero count, each with its position.
 fn digest_of(path: &Path) -> Result<String> {
     let context = || format!("cannot read {}", path.display());
     let meta = fs::symlink_metadata(path).with_context(context)?;
@@ -251,7 +251,7 @@ fn digest_of(path: &Path) -> Result<String> {
     let (mut at, mut buffer) = (0, vec![0; READ]);
     loop {
         at = match seek(&file, SeekFrom::Data(at)) {
-            // An extent may begin anywhere, so that blocks are counted from the start of the file.
+            // An extent may begin anywhere; align to blocks counted from the start of the file.
             Ok(data) => (data - data % BLOCK).max(at),
             // No data from here on.
             Err(rustix::io::Errno::NXIO) => break,
@@ -280,7 +280,7 @@ fn digest_of(path: &Path) -> Result<String> {
     ))
 }
 
-/// What `dir` takes on disk.
+/// The size of `dir` on disk.
 fn bytes_of(dir: &Path) -> Result<u64> {
     let (mut bytes, mut todo) = (0, vec![dir.to_owned()]);
     while let Some(next) = todo.pop() {

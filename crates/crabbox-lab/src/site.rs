@@ -1,8 +1,8 @@
-//! The KVM host that leases are made on: this machine where a boot proved its KVM, else the lab.
+//! The KVM host on which leases are made: this machine if a boot proved that its KVM works, else the lab.
 //!
-//! In the lab our program, Firecracker, the image and a CNI network are installed as a user would have them. On this
-//! machine nothing is installed and nothing of the user's is touched: home, state and caches are below `target/lab/local`.
-//! Either way a record `lab.json` says how to run a command there, which is all that the end-to-end tests know.
+//! In the lab our program, Firecracker, the image and a CNI network are installed as a user would do it. On this machine nothing is installed and the
+//! user's files are not touched: home, state and caches are below `target/lab/local`. Either way a record `lab.json` says how to run a command there,
+//! which is all that the end-to-end tests know.
 
 use std::fs;
 use std::io::{BufRead as _, BufReader};
@@ -22,39 +22,39 @@ use crate::payload::{self, Build, Images, Payload};
 use crate::stage::stage;
 use crate::workspace;
 
-/// Prepares the lab for leases; run as root in it, more than once if need be.
+/// Prepares the lab for leases; run as root in it, possibly more than once.
 const INSTALL: &str = include_str!("site/install.sh");
-/// Prints one line for each object that a lease could leave behind.
+/// Prints a line for each object that a lease could leave behind.
 pub const RESIDUE: &str = include_str!("site/residue.sh");
-/// The file below the labs' directory with the names of the hosts that the tests use, one a line.
+/// The file below the labs' directory with the names of the hosts that the tests use, one per line.
 const CURRENT: &str = "current";
 /// The name of this machine as a host of tests.
 pub const LOCAL: &str = "local";
-/// How long a guest on this machine's own KVM may be silent. Hardware takes a quarter of a second for the boot; whoever takes longer than
-/// this would make tests no faster than the lab does, so a lab is the right choice even if the guest would speak at last.
+/// How long a guest on this machine's own KVM may be silent. On hardware the boot takes a quarter of a second; with more than this limit the tests
+/// would be no faster than in a lab, so a lab is the right choice even if the guest would come up eventually.
 const BOOT_LIMIT: Duration = Duration::from_secs(5);
 /// How long one command may take.
 const LIMIT: Duration = Duration::from_mins(15);
-/// How long it may take to end once it was told to: a lease is given back meanwhile.
+/// How long it may take to end after being told to, since it may be giving a lease back.
 const GRACE: Duration = Duration::from_mins(2);
 
-/// A host that was made ready for the end-to-end tests.
+/// A host prepared for the end-to-end tests.
 #[derive(Debug, Clone)]
 pub struct Prepared {
     /// The name of the lab, or [`LOCAL`].
     pub name: String,
-    /// The directory with what is known of it.
+    /// The directory with its record.
     pub dir: PathBuf,
-    /// What stands before a command line to run it there, in a shell.
+    /// The words to put before a shell command line to run it there.
     pub argv: Vec<String>,
     /// `None` for this machine.
     lab: Option<Lab>,
-    /// Held as long as it is used.
+    /// The lock on its use.
     _used: Option<Arc<FileLock>>,
 }
 
 impl Prepared {
-    /// Those that are there, as the last [`choose`] or [`labs`] left them.
+    /// The existing hosts, as the last [`choose`] or [`labs`] left them.
     pub fn all() -> Vec<Self> {
         let names = fs::read_to_string(workspace::lab_dir().join(CURRENT)).unwrap_or_default();
         names.lines().filter_map(Self::find).collect()
@@ -83,12 +83,12 @@ impl Prepared {
         })
     }
 
-    /// Those that are there, each so that nobody takes it away as long as it is held; none that somebody has for a task of their own.
+    /// The existing hosts, each locked against removal while it is held; without those that another task has exclusively.
     pub fn all_used() -> Result<Vec<Self>> {
         let mut all = Vec::new();
         for name in Self::all().into_iter().map(|host| host.name) {
             if let Some(used) = lab::share(&name)? {
-                // Who had it before may have made it anew.
+                // Look it up again: its previous user may have rebuilt it.
                 all.extend(Self::find(&name).map(|host| Self {
                     _used: Some(Arc::new(used)),
                     ..host
@@ -98,12 +98,12 @@ impl Prepared {
         Ok(all)
     }
 
-    /// Whether it responds over a connection of its own within `patience`.
+    /// Whether it responds over a new connection within `patience`.
     pub fn answers(&self, patience: Duration) -> bool {
         self.lab.as_ref().is_none_or(|lab| lab.answers(patience))
     }
 
-    /// Resets it as a power cut would, and waits until it responds again.
+    /// Resets it like a power cut, and waits until it responds again.
     pub fn reset(&self) -> Result<()> {
         let lab = self
             .lab
@@ -112,19 +112,19 @@ impl Prepared {
         lab.reset(Options::default().limit)
     }
 
-    /// What the lab's emulator has computed so far, in milliseconds.
+    /// The processor time used by the lab's emulator, in milliseconds.
     pub fn processor_ms(&self) -> Option<f64> {
         emulated_ms(self.lab.as_ref()?.record().pid)
     }
 }
 
-/// What is known of this machine as a host of tests.
+/// The record of this machine as a host of tests.
 #[derive(Debug, Serialize, Deserialize)]
 struct Local {
     ssh_argv: Vec<String>,
 }
 
-/// What all threads of the emulator `pid` have computed so far, in milliseconds.
+/// The processor time used by all threads of the emulator `pid`, in milliseconds.
 fn emulated_ms(pid: u32) -> Option<f64> {
     let tasks = fs::read_dir(format!("/proc/{pid}/task")).ok()?;
     // `schedstat` (Documentation/scheduler/sched-stats.rst): the first number is nanoseconds on a processor.
@@ -143,11 +143,11 @@ pub struct Site {
     argv: Vec<String>,
     /// The process of the lab's emulator.
     emulator: Option<u32>,
-    /// As long as this is held nobody else takes the lab away.
+    /// While this is held, no other task can remove the lab.
     _alone: Option<Alone>,
 }
 
-/// Builds what is missing, chooses the site and prepares it: this machine where a boot proves its KVM, else the lab `name`.
+/// Builds missing parts, then chooses and prepares the site: this machine if a boot proved that its KVM works, else the lab `name`.
 pub fn choose(images: Images, build: Build, name: &str) -> Result<(Payload, Site)> {
     let (payload, kvm_works) = prepare(images, build)?;
     let site = if kvm_works {
@@ -158,7 +158,7 @@ pub fn choose(images: Images, build: Build, name: &str) -> Result<(Payload, Site
     Ok((payload, site))
 }
 
-/// The same for the end-to-end tests, which can use several labs side by side.
+/// The same for the end-to-end tests, which can use several labs in parallel.
 pub fn choose_for_tests(names: &[&str]) -> Result<()> {
     let (payload, kvm_works) = prepare(Images::All, Build::Tested)?;
     if kvm_works {
@@ -171,11 +171,11 @@ pub fn choose_for_tests(names: &[&str]) -> Result<()> {
     are_current(names)
 }
 
-/// Builds what is missing, and finds out whether this machine's KVM works. To install packages, to make an image and to wait for a guest keep
-/// one processor busy at most, so the program is compiled beside that; and the lab's own system is made beside the image where this is a
-/// virtual machine, whose KVM seldom works: waiting for the verdict first would take as long as making it does. The verdict is the program's.
+/// Builds missing parts, and finds out whether this machine's KVM works. Installing packages, making an image and waiting for a guest use at most one
+/// processor, so the program is compiled in parallel. If this is a virtual machine, whose KVM seldom works, the lab's system is also made in parallel
+/// with the image: waiting for the verdict first would take as long as making it. The verdict comes from the program.
 fn prepare(images: Images, build: Build) -> Result<(Payload, bool)> {
-    // Only root can install what is missing; anybody else is told before minutes of compiling.
+    // Only root can install missing packages; report it to others before minutes of compiling.
     if !rustix::process::geteuid().is_root() {
         packages::ensure_tools()?;
     }
@@ -206,21 +206,21 @@ fn prepare(images: Images, build: Build) -> Result<(Payload, bool)> {
     })
 }
 
-/// What a thread has come to.
+/// A thread's result.
 fn joined<T>(thread: ScopedJoinHandle<'_, Result<T>>) -> Result<T> {
     thread
         .join()
         .unwrap_or_else(|_| Err(anyhow::anyhow!("a thread that prepares leases panicked")))
 }
 
-/// Whether this machine is a virtual one, by what its processor says of itself.
+/// Whether this is a virtual machine, according to its processor flags.
 fn is_virtual() -> bool {
     let processors = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let mut flags = processors.lines().filter(|line| line.starts_with("flags"));
     flags.any(|line| line.split_ascii_whitespace().any(|flag| flag == "hypervisor"))
 }
 
-/// What the program's probe found (`crabbox __probe`).
+/// The result of the program's probe (`crabbox __probe`).
 #[derive(Debug, Deserialize)]
 struct Judged {
     works: bool,
@@ -228,7 +228,7 @@ struct Judged {
     remembered: bool,
 }
 
-/// Finds out by booting a tiny guest on this machine, and says why it is this machine or not.
+/// Finds out by booting a tiny guest on this machine, and reports the reason for the choice.
 fn kvm_works(payload: &Payload) -> Result<bool> {
     let image = payload.image()?;
     let judged: Judged = stage("asking this host's KVM to boot a guest", || {
@@ -264,12 +264,12 @@ fn kvm_works(payload: &Payload) -> Result<bool> {
 }
 
 impl Site {
-    /// What all threads of the lab's emulator have computed so far, in milliseconds; it does not grow when others keep this machine busy.
+    /// The processor time used by all threads of the lab's emulator, in milliseconds; unaffected by other load on this machine.
     pub fn processor_ms(&self) -> Option<f64> {
         emulated_ms(self.emulator?)
     }
 
-    /// Starts the lab `name` anew and installs `payload` in it: no test may see what an earlier one left.
+    /// Starts the lab `name` from scratch and installs `payload` in it: no test may see leftovers of an earlier one.
     pub fn lab(name: &str, payload: &Payload) -> Result<Self> {
         let alone = Alone::wait(name)?;
         alone.remove()?;
@@ -295,7 +295,7 @@ impl Site {
         Ok(site)
     }
 
-    /// This machine, with a home of its own.
+    /// This machine, with a home directory for the tests.
     fn here(payload: &Payload) -> Result<Self> {
         let dir = workspace::lab_dir().join(LOCAL);
         let home = dir.join("home");
@@ -308,7 +308,7 @@ impl Site {
             (payload.program("firecracker"), "firecracker"),
             (payload.program("jailer"), "jailer"),
         ] {
-            // A new inode each time: an old one may be running.
+            // Use a new inode each time, because the old program may be running.
             let (new, place) = (bin.join(format!(".{name}")), bin.join(name));
             fs::remove_file(&new).ok();
             Cmd::inheriting("cp").arg(&from).arg(&new).run()?;
@@ -352,7 +352,7 @@ impl Site {
         self.emulator.is_some()
     }
 
-    /// A shell script there as a command of ours.
+    /// A local command that runs a shell script there.
     fn cmd(&self, script: &str) -> Cmd {
         let quoted = format!("sh -c {}", quoted(script));
         let (program, args) = self
@@ -362,20 +362,21 @@ impl Site {
         Cmd::inheriting(program).args(args).arg(quoted).limit(LIMIT)
     }
 
-    /// Runs a shell script there in the home directory, whatever its exit code is.
+    /// Runs a shell script there in the home directory, even if it fails.
     pub fn run(&self, script: &str) -> Result<Captured> {
         Ok(self.cmd(&format!("cd && {script}")).capture()?)
     }
 
-    /// Runs a shell script there in the home directory, and hands every line to `heard` as it comes, of standard output and standard error as
-    /// they mix in a terminal. All that the script started is told to end when we do, so that an interrupt leaves no command behind.
+    /// Runs a shell script there in the home directory, and passes every line to `heard` as it comes, with standard output and standard error
+    /// interleaved as in a terminal. Everything that the script started is told to end when this process ends, so that an interrupt leaves no command
+    /// behind.
     pub fn listen(&self, script: &str, heard: impl FnMut(&str)) -> Result<ExitStatus> {
         self.listen_for(LIMIT, script, heard)
     }
 
-    /// The same within `limit`. `timeout` has a process group of its own, so that it can end all of it; an interrupt at a terminal goes to the
-    /// other group, ours. So it is told by the kernel that whoever started it has ended, and tells its child and then its group. Its child is
-    /// always the shell: a command that was told twice would end at once and not give its lease back.
+    /// The same within `limit`. `timeout` has its own process group, so that it can end all of it; an interrupt at a terminal goes to the other
+    /// group, ours. So the kernel signals `timeout` when its parent ends, and `timeout` signals its child and then its group. Its child is always the
+    /// shell: a command that was signalled twice would end at once and not give its lease back.
     fn listen_for(&self, limit: Duration, script: &str, mut heard: impl FnMut(&str)) -> Result<ExitStatus> {
         let within = format!(
             "exec setpriv --pdeathsig TERM timeout --kill-after {} {} sh -c {}",
@@ -413,7 +414,7 @@ impl Site {
         Ok(())
     }
 
-    /// What a lease could leave behind, as it stands now: one line an object, sorted.
+    /// The objects present that a lease could leave behind: one line per object, sorted.
     pub fn residue(&self) -> Result<Vec<String>> {
         let found = self.script(RESIDUE).context("cannot look for residue")?;
         let mut lines: Vec<String> = found.stdout_text().lines().map(str::to_owned).collect();
@@ -422,12 +423,12 @@ impl Site {
     }
 }
 
-/// One word of a shell's.
+/// Quotes `script` as one shell word.
 fn quoted(script: &str) -> String {
     format!("'{}'", script.replace('\'', r"'\''"))
 }
 
-/// Makes these the hosts of the end-to-end tests.
+/// Records these as the hosts of the end-to-end tests.
 fn are_current(names: &[&str]) -> Result<()> {
     fs::write(workspace::lab_dir().join(CURRENT), names.join("\n"))
         .context("cannot note which hosts the tests use")
@@ -451,7 +452,7 @@ mod tests {
     fn a_command_that_is_listened_to_is_told_when_we_end() {
         let dir = tempfile::tempdir().unwrap();
         let told = dir.path().join("told");
-        // A shell in the script, as a command is one that the script started; it writes no more to whoever has gone.
+        // A shell in the script, standing in for a command that the script started; it redirects its output because the reader goes away.
         let command = format!(
             "trap \"touch {}; exit 1\" TERM; echo ready; exec >/dev/null 2>&1; for i in $(seq 300); do sleep 0.1; done",
             told.display()
@@ -465,7 +466,7 @@ mod tests {
 
     #[test]
     fn a_shell_is_between_a_command_that_is_listened_to_and_what_tells_it_to_end() {
-        // bash becomes the last command of what it is given, where dash starts it.
+        // bash executes its last command without forking, where dash forks.
         let dir = tempfile::tempdir().unwrap();
         std::os::unix::fs::symlink("/bin/bash", dir.path().join("sh")).unwrap();
         let mut site = here();

@@ -1,20 +1,20 @@
-//! One calm line a stage on standard error, with its seconds. It never writes to standard output.
+//! One line per stage on standard error, with its seconds. It never writes to standard output.
 
 use std::io::{IsTerminal as _, Write as _};
 use std::time::Instant;
 
 use anyhow::{Context as _, Result};
 
-/// Goes back to the beginning of a terminal's line and empties it.
+/// Returns to the beginning of a terminal's line and clears it.
 const ANEW: &str = "\r\x1b[K";
 
-/// Does `work` and says how long it took; a failure names the stage. Several at once keep their lines apart.
+/// Does `work` and reports how long it took; a failure names the stage. Lines of concurrent stages do not mix.
 pub fn stage<T>(what: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
     let started = Instant::now();
     let anew = if std::io::stderr().is_terminal() { ANEW } else { "" };
     if !anew.is_empty() {
         eprint!("{anew}xtask: {what} ... ");
-        // The line is for a human's patience only.
+        // Ignored: the line only informs the user.
         std::io::stderr().flush().ok();
     }
     let result = work();

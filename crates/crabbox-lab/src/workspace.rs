@@ -1,10 +1,11 @@
-//! Where this workspace lies on disk. It never looks at the current directory: every task works from anywhere.
+//! The workspace's directories. It never looks at the current directory: every task works from anywhere.
 
 use std::path::{Path, PathBuf};
 
 use crabbox_host::command::Cmd;
 
-/// What cargo says of a package to the program of it that it runs (<https://doc.rust-lang.org/cargo/reference/environment-variables.html>).
+/// The variables about a package that cargo sets when it runs the package's program
+/// (<https://doc.rust-lang.org/cargo/reference/environment-variables.html>).
 const OF_PACKAGE: [&str; 17] = [
     "CARGO_MANIFEST_DIR",
     "CARGO_MANIFEST_LINKS",
@@ -28,24 +29,23 @@ const OF_PACKAGE: [&str; 17] = [
 /// The directory of the root `Cargo.toml`.
 pub fn root() -> &'static Path {
     let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
-    // This crate lies in `crates/`.
+    // This crate is in `crates/`.
     manifest.ancestors().nth(2).unwrap_or(manifest)
 }
 
-/// The directory of everything the lab keeps; below the default target directory even when cargo builds elsewhere, so
-/// that it is found again.
+/// The directory of everything that the lab keeps; below the default target directory even if cargo builds elsewhere, so that it is found again.
 pub(crate) fn lab_dir() -> PathBuf {
     root().join("target/lab")
 }
 
-/// The directory that our own builds go to, wherever the caller's cargo builds.
+/// The directory of our own builds, wherever the calling cargo builds.
 pub fn target_dir() -> PathBuf {
     root().join("target")
 }
 
-/// The cargo that built this, in the workspace, as if somebody called it who is no program of cargo's: a build script that asks for a
-/// variable about its package (`ring`'s does) would be run again because xtask's is another, and half the house compiled after it. Where it builds
-/// does not depend on who calls: the products are looked for in one place.
+/// The cargo that built this, in the workspace, with the environment of a call from outside of cargo: a build script that depends on a variable about
+/// its package (`ring`'s does) would run again because xtask's differs, and half of the workspace would be recompiled. The target directory does not
+/// depend on the caller either: the products are looked for in one place.
 pub fn cargo() -> Cmd {
     OF_PACKAGE
         .iter()
@@ -54,10 +54,10 @@ pub fn cargo() -> Cmd {
         .cwd(root())
 }
 
-/// What cargo built as `name` beside the program that runs, which may be a test: wherever that was.
+/// The path of the program `name` that cargo built beside the running program, which may be a test.
 pub fn built_beside(name: &str) -> std::io::Result<PathBuf> {
     let this = std::env::current_exe()?;
-    // Tests lie in `deps` below the programs.
+    // Tests are in `deps` below the programs.
     let dir = this.ancestors().skip(1).find(|dir| !dir.ends_with("deps"));
     Ok(dir.unwrap_or(&this).join(name))
 }

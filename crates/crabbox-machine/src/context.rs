@@ -18,9 +18,9 @@ pub struct Engine {
     pub exe: PathBuf,
     /// `PATH`, for programs named without a directory.
     pub path: OsString,
-    /// The user's runtime directory (`$XDG_RUNTIME_DIR`), if there is one; not looked at yet.
+    /// The user's runtime directory (`$XDG_RUNTIME_DIR`), if there is one; not checked yet.
     pub runtime: Option<PathBuf>,
-    /// The failpoint that is armed, empty for none; see [`crate::failpoint`].
+    /// The armed failpoint; empty if none is armed. See [`crate::failpoint`].
     pub failpoint: String,
 }
 

@@ -32,10 +32,10 @@ pub enum Verb {
         /// The filter as `CRABBOX_LOG` spells it.
         filter: String,
     },
-    /// Ends the lease, as SIGTERM does: once the supervisor gets the lease's lock it tears down what is then left.
+    /// Ends the lease, as SIGTERM does: once the supervisor gets the lease's lock, it tears down what is left.
     End,
-    /// Ends the lease unless somebody has taken it: it is a pool member, finished or in the making, and another lease
-    /// needs the room that it takes.
+    /// Ends the lease unless a client has taken it: it is a pool member, finished or in the making, and another lease
+    /// needs its room.
     GiveWay,
     /// Claims a lease of this pool: the first client to ask gets it, and the connection continues as that of a lease
     /// that is being made ([`crate::protocol`]).

@@ -8,7 +8,7 @@
 //!    {"message":"claimed"}         ───────────────>
 //!                                  <───────────────   {"event":"watching"}
 //!                 or instead       <───────────────   {"event":"frozen",..}: a template was made, and no lease
-//!                                  <───────────────   {"event":"pooled"}: a lease was made ahead, and waits for whoever takes it
+//!                                  <───────────────   {"event":"pooled"}: a lease was made ahead, and waits until a client takes it
 //!                 at any time      <───────────────   {"event":"failed",..}: it is the last
 //! ```
 //! The transport is the two pipes of a child process, or the control socket of a pool member that a client takes
@@ -131,7 +131,7 @@ pub fn read_request(input: &mut impl BufRead) -> Result<AcquireRequest, RequestE
     if line.last() != Some(&b'\n') {
         return Err(RequestError::Cut);
     }
-    // The version first: what else stands in a message of another one is not ours to judge.
+    // Check the version first: the rest of a message of another version must not be interpreted.
     let opening: Versioned = serde_json::from_slice(&line).map_err(RequestError::Malformed)?;
     match opening.version {
         Some(VERSION) => {}
@@ -163,27 +163,28 @@ pub enum Event {
     },
     /// A stage is over.
     Stage(Stage),
-    /// The lease is made without something that it could do without.
+    /// The lease is made without something that is not required.
     Warning {
-        /// What, and why.
+        /// What is missing, and why.
         text: String,
     },
-    /// The guest says that it is ready.
+    /// The guest reports that it is ready.
     Ready(Ready),
-    /// The parts of a template are in their directory, and the machine that they come from has been taken back: there is no lease.
+    /// The parts of a template are in their directory, and the machine that they come from was torn down: there is no
+    /// lease.
     Frozen {
-        /// What could not be taken back of that machine.
+        /// What could not be removed of that machine.
         leftovers: Vec<String>,
     },
-    /// The lease waits in its pool; who asked for it need not stay.
+    /// The lease waits in its pool; the client that asked for it need not stay.
     Pooled,
-    /// The lease is the command line's, its record says `ready`, and the supervisor watches it.
+    /// The lease belongs to the command line, its record says `ready`, and the supervisor watches it.
     Watching,
-    /// It did not work, and what was made has been taken back.
+    /// The lease could not be made, and was rolled back.
     Failed(Failure),
 }
 
-/// The name of the stage in which a lease gets its volumes: no time of its launch.
+/// The name of the stage in which a lease gets its volumes; it does not count towards the launch time.
 pub const VOLUMES: &str = "volumes";
 
 /// A stage of the acquisition and what it took.
@@ -222,11 +223,11 @@ pub struct Ready {
     pub key: PathBuf,
     /// The file in which its host key is pinned.
     pub known_hosts: PathBuf,
-    /// Where the shared SSH connection's socket belongs.
+    /// Path for the shared SSH connection's socket.
     pub control: PathBuf,
     /// Stages that the guest itself reported, with its uptime in milliseconds at their end.
     pub guest_stages: Vec<(String, u64)>,
-    /// Who the guest is, where it was nobody before.
+    /// The identity of the guest, if it was restored from a template and got its identity now.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub identity: Option<Identity>,
 }
@@ -244,15 +245,15 @@ pub struct Failure {
     pub hints: Vec<String>,
     /// The end of the guest's console, if it had one.
     pub console: Vec<String>,
-    /// Steps of the rollback that did not work.
+    /// Steps of the rollback that failed.
     pub leftovers: Vec<String>,
-    /// Whether the machine itself ended while it booted: a fresh one may well come up.
+    /// Whether the machine itself ended while it booted, so that another attempt may succeed.
     #[serde(default)]
     pub machine_ended: bool,
-    /// Whether it was to come of a template, and a boot may do better.
+    /// Whether a restore from a template failed, so that an ordinary boot may succeed.
     #[serde(default, skip_serializing_if = "is_false")]
     pub not_restored: bool,
-    /// Whether it is the template's own fault, and not for instance a full disk's.
+    /// Whether the template itself is the cause, and not for instance a full disk.
     #[serde(default, skip_serializing_if = "is_false")]
     pub blames_template: bool,
 }
@@ -263,7 +264,7 @@ fn is_false(value: &bool) -> bool {
 }
 
 impl Failure {
-    /// Puts an error into words.
+    /// Describes an error in words.
     pub fn of(error: &dyn Fault, console: Vec<String>, leftovers: Vec<String>) -> Self {
         Self {
             kind: error.kind(),

@@ -23,7 +23,7 @@ pub struct AcquireRequest {
     pub control_dir: PathBuf,
     /// The lease id, chosen by the caller so that the caller can clean up after a dead supervisor.
     pub lease_id: String,
-    /// The slug the user asked for, normalised.
+    /// The requested slug, normalised.
     pub slug: Option<String>,
     /// The identity that another program gives the lease, if another program has it made.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -62,7 +62,7 @@ pub struct AcquireRequest {
     pub start: Start,
     /// How it reaches the network.
     pub network: NetworkRequest,
-    /// The volumes that it is to have, in the order of their drives.
+    /// The requested volumes, in the order of their drives.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub volumes: Vec<Volume>,
     /// The pool that the lease belongs to, or would; `None` if pools are off.
@@ -87,7 +87,7 @@ pub struct AcquireRequest {
 const FREEZING_MIB: u64 = 256;
 
 impl AcquireRequest {
-    /// Who is told when there is no room.
+    /// Who requested the lease, for the hints when there is no room.
     pub(crate) fn asker(&self) -> Asker {
         match self.owner {
             Some(_) => Asker::Afar,
@@ -188,7 +188,7 @@ pub struct Jail {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum GuestSource {
-    /// An image of ours: a shared read-only base with a private layer above it.
+    /// One of our images: a shared read-only base with a private layer above it.
     Ours {
         /// Its directory in the image store.
         dir: PathBuf,

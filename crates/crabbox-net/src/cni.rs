@@ -211,7 +211,7 @@ pub fn attach_cni(attachment: &Attachment) -> Result<Outer, AttachCniError> {
         undo: undo(),
     };
     let outer = outer_of(attachment, &result, seen).map_err(unfit)?;
-    // A guest with an address of its own can send from any other: there the network's own rules count.
+    // A guest with an address of its own can use any source address, so only the network's own rules can restrict it.
     if outer.guest_tap.is_none() {
         let tag = tag_of(attachment).ok_or_else(|| {
             unfit(Misfit::NoTag {
@@ -236,7 +236,7 @@ fn tag_of(attachment: &Attachment) -> Option<&str> {
 /// Detaches the namespace from its network. Succeeds if the attachment is already gone.
 pub fn detach_cni(attachment: &Attachment) -> Result<(), DetachCniError> {
     crabbox_cni::del(attachment)?;
-    // A container of the Go program may have another name, and never has a table.
+    // A container of the Go program may have a name without a tag, and never has a table.
     tag_of(attachment).map_or(Ok(()), |tag| Ok(nat::open_host(tag)?))
 }
 
@@ -265,9 +265,9 @@ fn outer_of(attachment: &Attachment, result: &CniResult, seen: Seen) -> Result<O
     let ifname = &attachment.ifname;
     let ours = |interface: Option<&Interface>| match (interface, &guest_tap) {
         (Some(interface), Some(_)) => interface.sandbox == attachment.container_id,
-        // A host-side interface may carry an address of its own, the bridge's for one.
+        // An interface on the host may have an address of its own, for example a bridge.
         (Some(interface), None) => interface.name == *ifname && !interface.sandbox.is_empty(),
-        // An address that names no interface is the container's.
+        // An address that names no interface belongs to the container.
         (None, _) => true,
     };
     let found: Vec<_> = result
@@ -297,7 +297,7 @@ fn outer_of(attachment: &Attachment, result: &CniResult, seen: Seen) -> Result<O
         address: address.addr(),
         prefix: address.prefix_len(),
         gateway,
-        // What is no address is no name server that could be asked.
+        // Entries that are not IP addresses are left out.
         dns: result
             .dns
             .nameservers

@@ -83,7 +83,8 @@ pub struct Listeners {
 pub fn listen(netns: &Path, address: SocketAddr) -> Result<Listeners, DnsError> {
     netns::within(netns, || {
         let udp = UdpSocket::bind(address)?;
-        // Both are polled; a datagram with a bad checksum is announced and then not there.
+        // Never block on either socket: poll(2) also reports a datagram whose checksum turns out to be wrong, and
+        // then there is nothing to read.
         udp.set_nonblocking(true)?;
         let tcp = TcpListener::bind(address)?;
         tcp.set_nonblocking(true)?;
@@ -127,7 +128,7 @@ pub fn serve(listeners: &Listeners, resolvers: &Resolvers, stop: BorrowedFd<'_>)
         if !sources[0].revents().is_empty() {
             return Ok(());
         }
-        // An error on a socket concerns one guest's packet and is gone once it was read.
+        // An error on a socket concerns a single packet and is cleared by reading it.
         if !sources[1].revents().is_empty()
             && let Ok((length, guest)) = listeners.udp.recv_from(&mut buffer)
             && let Some(slot) = udp_slots.take()
@@ -136,7 +137,7 @@ pub fn serve(listeners: &Listeners, resolvers: &Resolvers, stop: BorrowedFd<'_>)
             let resolvers = Arc::clone(&resolvers);
             on_thread(slot, move || {
                 if let Some(answer) = upstream::answer(&question, &resolvers, upstream::over_udp) {
-                    // A guest that is gone needs no answer.
+                    // The guest may have gone away meanwhile.
                     socket.send_to(&answer, guest).ok();
                 }
             });
@@ -147,7 +148,8 @@ pub fn serve(listeners: &Listeners, resolvers: &Resolvers, stop: BorrowedFd<'_>)
         {
             let resolvers = Arc::clone(&resolvers);
             on_thread(slot, move || {
-                // The guest hangs up, or is silent for too long: either way the connection ends here.
+                // An error means that the guest hung up or was silent for too long; either way the connection ends
+                // here.
                 converse(stream, &resolvers).ok();
             });
         }
@@ -294,7 +296,8 @@ mod tests {
         let mut guest = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (mut stream, _) = listener.accept().unwrap();
         let dripping = std::thread::spawn(move || {
-            // It ends by itself: a reader that waited for each byte anew would then see the end of the stream.
+            // The writer ends by itself, so a reader that restarted its time limit with each byte would see the end
+            // of the stream.
             for byte in [0xff; 200] {
                 if guest.write_all(&[byte]).is_err() {
                     break;
@@ -303,7 +306,7 @@ mod tests {
             }
         });
         let error = read_framed(&mut stream, Instant::now() + Duration::from_millis(100)).unwrap_err();
-        // The socket's own limit shows as the one, no time left as the other.
+        // The kernel reports an expired socket timeout as the first, `left` an expired deadline as the second.
         let over = [io::ErrorKind::WouldBlock, io::ErrorKind::TimedOut];
         assert!(over.contains(&error.kind()), "{error:?}");
         drop(stream);

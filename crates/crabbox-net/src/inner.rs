@@ -136,7 +136,7 @@ pub fn make_tap(netns: &Path, tap: &str, owner: Option<(u32, u32)>) -> Result<()
 pub fn map_outer(inner: &Inner) -> Result<(), MapError> {
     check(inner)?;
     enter(&inner.netns, || {
-        // The rules stand before the first packet can pass.
+        // Load the rules before the first packet can pass.
         nft::apply("load the rules of the lease", &ruleset(inner)).map_err(|source| MapError::Filter {
             netns: inner.netns.clone(),
             source,
@@ -168,7 +168,7 @@ fn enter(netns: &Path, work: impl FnOnce() -> Result<(), MapError> + Send) -> Re
 
 /// The inner network, with our end's address.
 pub(crate) fn inner_net() -> Ipv4Net {
-    // The prefix is a constant below 33.
+    // The prefix length is a constant below 33, so this cannot fail.
     Ipv4Net::new(TAP_ADDRESS, INNER_PREFIX).unwrap_or_else(|_| Ipv4Net::from(TAP_ADDRESS))
 }
 
@@ -193,7 +193,7 @@ fn build_tap(netns: &Path, tap: &str, owner: Option<(u32, u32)>) -> Result<(), M
         source,
     })?;
     netlink.add_address(tap, inner_net()).map_err(link)?;
-    // The guest cannot pretend to be another sender, and cannot bend our routes.
+    // The guest must not forge source addresses or change our routes.
     settings(netns, &[&format!("ipv4/conf/{tap}/rp_filter")], "1")?;
     let redirects = [
         format!("ipv4/conf/{tap}/accept_redirects"),

@@ -2,9 +2,9 @@
 //!
 //! ```text
 //!   cbx<tag> 10.213.0.1/30, alias crabbox:<lease>   <- veth ->   veth0 10.213.0.2/30 in the namespace of the lease
-//!   table ip crabbox_<tag>: masquerade, nobody in but the host, nobody out to another lease or the host
-//!   table ip crabbox_host:  set forwarding = the interfaces whose forwarding we switched on; what comes in there and goes to no link
-//!                           of ours is dropped
+//!   table ip crabbox_<tag>: masquerade; only the host may connect to the guest; the guest may not reach other leases or the host
+//!   table ip crabbox_host:  set forwarding = the interfaces whose forwarding we enabled; packets that arrive there and are not for
+//!                           one of our links are dropped
 //! ```
 //! [`attach_nat`] and [`detach_nat`] change what leases share and so must run under the engine's allocation lock. A link
 //! without our label must never be deleted, whatever its name is. An `accept` in our table does not override a `drop` in
@@ -34,13 +34,13 @@ pub use blocks::{FilterChain, Filters, filters};
 pub use passage::{Hook, Passage, PassageError, passage};
 pub use subnet::{DEFAULT_RANGE, SubnetError, choose_subnet};
 
-/// Prefix of the label of every link of ours, followed by the lease.
+/// Prefix of the label of each of our links, followed by the lease.
 const LABEL: &str = "crabbox:";
 
-/// Prefix of the name of every link of ours, followed by the tag.
+/// Prefix of the name of each of our links, followed by the tag.
 const LINK: &str = "cbx";
 
-/// Prefix of the name of every table of ours on the host, followed by the tag.
+/// Prefix of the name of each of our tables on the host, followed by the tag.
 const TABLE: &str = "crabbox_";
 
 /// The default MTU of a veth, in bytes.
@@ -129,7 +129,7 @@ pub enum NatError {
         #[source]
         source: NetlinkError,
     },
-    /// A link of that name exists and is not ours.
+    /// A link of that name exists but is not ours.
     #[error("the link {link} is not the one of lease {lease} (its label is {label:?}); it is left alone")]
     NotOurs {
         /// The link.
@@ -173,7 +173,7 @@ pub fn attach_nat(spec: &NatSpec) -> Result<Outer, NatError> {
     let (host, lease) = spec.ends()?;
     let made = build(spec, host, lease);
     if made.is_err() {
-        // The first error is the one that matters; what could not be undone is found by its label.
+        // Report the first error; leftovers are found later by their label.
         detach_nat(spec).ok();
     }
     made
@@ -195,7 +195,8 @@ fn build(spec: &NatSpec, host: Ipv4Addr, lease: Ipv4Addr) -> Result<Outer, NatEr
         .min(VETH_MTU);
     let here = netns::current().map_err(|source| NatError::HostNamespace { source })?;
     inside(spec, |netlink| {
-        // Both ends are born in the namespace, which takes them along if we die now; on the host the link is labelled from the start.
+        // Create both ends in the namespace: if we die now, they disappear with it, and the host's end never exists
+        // without its label.
         netlink.add_veth(&name, &spec.ifname)?;
         netlink.set_alias(&name, &spec.label())?;
         netlink.set_mtu(&name, mtu)?;
@@ -244,11 +245,11 @@ fn inside(
 }
 
 fn net(address: Ipv4Addr, prefix: u8) -> Ipv4Net {
-    // The prefix was checked to be 30.
+    // The prefix length was checked to be 30, so this cannot fail.
     Ipv4Net::new(address, prefix).unwrap_or_else(|_| Ipv4Net::from(address))
 }
 
-/// Removes the link and the table, and forwarding with the last lease. Succeeds for what is already gone.
+/// Removes the link and the table; after the last lease also disables forwarding. Succeeds for what is already gone.
 pub fn detach_nat(spec: &NatSpec) -> Result<(), NatError> {
     spec.ends()?;
     remove(&spec.lease, &spec.tag)
@@ -330,7 +331,7 @@ fn named_links() -> Result<impl Iterator<Item = crabbox_host::netlink::Link>, Na
     Ok(links.into_iter().filter(|link| link.name.starts_with(LINK)))
 }
 
-/// Every link of ours on the host, of all state directories.
+/// All of our links on the host, of all state directories.
 pub fn owned_links() -> Result<Vec<OwnedLink>, NatError> {
     Ok(named_links()?
         .filter_map(|link| {
@@ -343,10 +344,10 @@ pub fn owned_links() -> Result<Vec<OwnedLink>, NatError> {
         .collect())
 }
 
-/// The tag of every table of ours on the host, except those of a forwarding test that is running ([`passage`](passage())):
+/// The tags of our tables on the host, except those of a forwarding test that is running ([`passage`](passage())):
 /// its links have no label and disappear with its process, and a table that outlives it counts as ours.
 pub fn owned_tables() -> Result<Vec<String>, NatError> {
-    // Before and after, so that one that begins or ends meanwhile is seen by either.
+    // Check before and after, so that a test that starts or ends meanwhile is noticed.
     let mut on_trial = unlabelled_tags()?;
     let mut tags = rules::tags()?;
     on_trial.extend(unlabelled_tags()?);

@@ -14,8 +14,8 @@ const PLACES: [&str; 4] = [
     "/usr/bin/nft",
 ];
 
-/// Time limit: a transaction takes milliseconds, but a kernel that loads its modules for the first time needs a second or
-/// two, and a minute is what a host may be behind with its work before that is what has to be told.
+/// Time limit. A transaction takes milliseconds, or a second or two while the kernel loads its modules for the first
+/// time; a minute allows for a heavily loaded host.
 const LIMIT: Duration = Duration::from_mins(1);
 
 /// Why a change of the packet filter failed. A change is all or nothing.

@@ -35,7 +35,7 @@ pub struct Outer {
     /// The MTU of the interface, in bytes.
     pub mtu: u32,
     /// Set if the chain ended in `tc-redirect-tap` or similar: the guest itself has `address`, on this tap. Then there is no
-    /// inner network, [`crate::map_inner`] has nothing to do, and no policy of ours applies.
+    /// inner network, [`crate::map_inner`] has nothing to do, and our policy does not apply.
     pub guest_tap: Option<TapPartner>,
 }
 

@@ -19,21 +19,21 @@ const SITE: [&str; 4] = ["10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.6
 /// globally reachable, multicast, and the addresses outside of those blocks at which clouds serve a machine's credentials.
 const SPECIAL: [&str; 12] = [
     "0.0.0.0/8",
-    // Alibaba Cloud's metadata, inside a range that `lan` opens.
+    // Alibaba Cloud's metadata service, inside a range that `lan` opens.
     "100.100.100.200/32",
     "127.0.0.0/8",
-    // Azure's metadata and wire server: a public address that only a machine in Azure reaches.
+    // Azure's metadata service and wire server: a public address that only machines in Azure can reach.
     "168.63.129.16/32",
     "169.254.0.0/16",
-    // IETF protocol assignments; Oracle's metadata, 192.0.0.192, among them.
+    // IETF protocol assignments; includes Oracle Cloud's metadata service, 192.0.0.192.
     "192.0.0.0/24",
     "192.0.2.0/24",
-    // The anycast of 6to4 relays, deprecated by RFC 7526.
+    // The anycast range of 6to4 relays, deprecated by RFC 7526.
     "192.88.99.0/24",
     "198.18.0.0/15",
     "198.51.100.0/24",
     "203.0.113.0/24",
-    // Multicast, reserved, and the limited broadcast.
+    // Multicast, reserved, and the limited broadcast address.
     "224.0.0.0/3",
 ];
 
@@ -46,7 +46,7 @@ const MOST_FLOWS: u32 = 4096;
 /// dozens.
 const NEW_FLOWS: &str = "300/second burst 2048 packets";
 
-/// DNS queries per second from a guest to the forwarder; each is a flow of the host's own.
+/// DNS queries per second from a guest to the forwarder; each of them is a flow of the host.
 const QUESTIONS: &str = "200/second burst 1000 packets";
 
 /// The chain in which every rule for a new outgoing flow ends, so that each flow is counted.
@@ -157,7 +157,7 @@ fn outgoing(inner: &Inner) -> String {
     let policy = &inner.policy;
     let mut rules = String::new();
     if !policy.allow.is_empty() {
-        // Interval sets may not overlap, so each network is a rule of its own.
+        // An interval set must not contain overlapping networks, so each network gets a rule of its own.
         for network in &policy.allow {
             line(&mut rules, &format!("ip daddr {network} {ADMIT}"));
         }
@@ -165,7 +165,7 @@ fn outgoing(inner: &Inner) -> String {
     for range in SPECIAL {
         line(&mut rules, &format!("ip daddr {range} drop"));
     }
-    // Refused, not dropped: a program in the guest learns at once that it may not, in place of a wait of minutes.
+    // Reject instead of drop: a program in the guest gets an error at once instead of waiting for minutes.
     let refuse = "reject with icmp type admin-prohibited";
     line(&mut rules, &format!("ip daddr @host {refuse}"));
     line(&mut rules, &format!("ip daddr {} {refuse}", inner.outer.subnet()));

@@ -50,7 +50,7 @@ pub fn capture(
     capture_until(target, script, stdin, limit, None)
 }
 
-/// The same, also stopped when `cancel` becomes readable: for whatever a user waits for.
+/// Like [`capture`], but also stops when `cancel` becomes readable; for calls that a user waits for.
 pub fn capture_until(
     target: &Target,
     script: &str,

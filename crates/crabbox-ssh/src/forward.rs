@@ -1,4 +1,4 @@
-//! Forwards of ports over a connection of their own, which stays until it is ended: the shared one ends when it is idle.
+//! Port forwards over a connection of their own, which stays open until it is ended; the shared connection ends when it is idle.
 //!
 //! It must never listen on anything but 127.0.0.1.
 
@@ -13,10 +13,10 @@ use crate::target::Target;
 /// How long the connection may take.
 const OPEN_LIMIT: Duration = Duration::from_mins(1);
 
-/// A port at which hardly anybody listens: tcpmux of 1988.
+/// A port on which practically nothing listens: tcpmux of 1988.
 const NOBODYS: u16 = 1;
 
-/// What ssh says of a channel that sshd does not allow.
+/// The message of ssh for a channel that sshd does not allow.
 const PROHIBITED: &str = "administratively prohibited";
 
 /// Why a forward could not be changed.
@@ -25,7 +25,7 @@ pub enum ForwardError {
     /// There is no connection.
     #[error(transparent)]
     Connect(#[from] ConnectError),
-    /// The other side forbids it.
+    /// The remote sshd forbids it.
     #[error(
         "the sshd of {destination} forbids to forward port {remote} (AllowTcpForwarding, DisableForwarding or PermitOpen in its configuration)"
     )]
@@ -35,14 +35,14 @@ pub enum ForwardError {
         /// The port.
         remote: u16,
     },
-    /// The connection did not do it.
+    /// The master did not do it.
     #[error(transparent)]
     Ask(#[from] MuxError),
 }
 
-/// Listens on `local` of 127.0.0.1 and leads to `remote` of the other side's loopback interface, over the connection at
-/// `control`, opened when it is not. Returns the pid of the ssh that listens, with which the forward ends, and where it leads: another
-/// address than `loopback` where the other side allows only that.
+/// Listens on port `local` of 127.0.0.1 and forwards to `remote` of the remote loopback interface, over the connection at `control`, which is opened
+/// if it is not. Returns the pid of the ssh that listens, with which the forward ends, and the remote address: another than `loopback` if the remote
+/// side allows only that.
 pub fn open(
     target: &Target,
     control: &Path,
@@ -63,8 +63,8 @@ pub fn open(
     Ok((pid, loopback))
 }
 
-/// Where the other side lets us connect to. The service itself is asked for only where a port at which nobody listens is forbidden too: one
-/// that takes a single connection must not lose it to us.
+/// The remote address that we may connect to. The service's own port is tried only if an unused port is forbidden too: a service that accepts a
+/// single connection must not lose it to us.
 fn allowed(
     target: &Target,
     control: &Path,
@@ -91,7 +91,7 @@ fn is_prohibited(control: &Path, loopback: Loopback, port: u16) -> Result<bool, 
     Ok(!reached && words.contains(PROHIBITED))
 }
 
-/// Why connections through the forwards at `control` were not made on the other side, each reason with how often, since the last look.
+/// Reasons why the remote side did not make connections through the forwards at `control`, each with its count, since the last call.
 pub fn refusals(control: &Path) -> Vec<(String, usize)> {
     let mut reasons: Vec<(String, usize)> = Vec::new();
     for reason in master::words(control).lines().filter_map(reason) {
@@ -103,13 +103,13 @@ pub fn refusals(control: &Path) -> Vec<(String, usize)> {
     reasons
 }
 
-/// Why a channel was refused, if a line of ssh tells that: `channel 3: open failed: connect failed: Connection refused` (channels.c of
-/// OpenSSH, which has had the words since 2.3).
+/// The reason for a refused channel, if this line of ssh has one: `channel 3: open failed: connect failed: Connection refused` (channels.c of
+/// OpenSSH, with this wording since 2.3).
 pub(crate) fn reason(line: &str) -> Option<&str> {
     Some(line.split_once(": open failed: ")?.1.trim())
 }
 
-/// Stops listening. A connection that is gone listens no more.
+/// Stops listening. If the connection is gone, nothing listens any more.
 pub fn close(control: &Path, local: u16, (loopback, remote): (Loopback, u16)) -> Result<(), ForwardError> {
     match Client::connect(control) {
         Ok(mut client) => Ok(client.end_forward(local, loopback.host(), remote)?),

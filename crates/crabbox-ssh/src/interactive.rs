@@ -21,8 +21,8 @@ pub fn command(target: &Target, tty: bool) -> Cmd {
         .environment(target.environment())
 }
 
-/// Runs an interactive session on our own standard streams and gives its exit code: the remote shell's, 255 when the
-/// connection failed, 128 plus the number when a signal ended `ssh`.
+/// Runs an interactive session on our own standard streams and returns its exit code: the remote shell's, 255 when the connection failed, 128 plus
+/// the number when a signal ended `ssh`.
 pub fn connect(target: &Target) -> Result<i32, CommandError> {
     let cmd = command(target, std::io::stdin().is_terminal());
     let failed = |source| CommandError::Spawn {

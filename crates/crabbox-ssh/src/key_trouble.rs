@@ -1,8 +1,7 @@
-//! Why a private key cannot be used: looked up once a server has refused a login, because ssh then says only `Permission
-//! denied`.
+//! Finds out why a private key cannot be used, after a server has refused a login, because ssh then says only `Permission denied`.
 //!
-//! OpenSSH itself judges the file, so what is said here is what ssh did. It must never ask for a passphrase, and never
-//! blame a key that an agent holds: that one was offered.
+//! OpenSSH itself checks the file, so the result matches what ssh did. It must never ask for a passphrase, and never blame a key that an agent holds,
+//! because that key was offered.
 
 use std::fs::File;
 use std::io::Read as _;
@@ -12,10 +11,9 @@ use std::time::Duration;
 use crabbox_host::command::Cmd;
 use crabbox_host::environment::Environment;
 
-/// A file on a stalled file system must not hold up the message about it.
+/// Time limit, so that a file on a stalled file system does not hold up the message.
 const LIMIT: Duration = Duration::from_secs(10);
-/// How public keys begin in OpenSSH's text form (RFC 4253 section 6.6, RFC 5656, PROTOCOL.u2f); a private key begins with
-/// a PEM header.
+/// The beginnings of public keys in OpenSSH's text form (RFC 4253 section 6.6, RFC 5656, PROTOCOL.u2f); a private key begins with a PEM header.
 const PUBLIC_PREFIXES: [&[u8]; 3] = [b"ssh-", b"ecdsa-sha2-", b"sk-"];
 
 /// Why ssh cannot log in with a key file.
@@ -33,7 +31,7 @@ pub enum KeyTrouble {
         /// What OpenSSH said, with the mode and the file.
         said: String,
     },
-    /// It has a passphrase, which nobody can be asked for.
+    /// It has a passphrase, which cannot be asked for.
     #[error(
         "{} is locked by a passphrase and no ssh-agent holds it; `ssh-add` it first, or give a key without one",
         path.display()
@@ -57,7 +55,7 @@ impl KeyTrouble {
             return None;
         }
         let path = key.to_owned();
-        // First, because public halves are usually open to others, and rightly so.
+        // Checked first, because public keys are usually readable by others, which is fine.
         if is_public_half(key) {
             return Some(Self::PublicHalf { path });
         }
@@ -79,7 +77,7 @@ impl KeyTrouble {
     }
 }
 
-/// `ssh-keygen` about a file; nothing when it cannot be run.
+/// Runs `ssh-keygen` on a file; `None` if it cannot be run.
 fn keygen<const N: usize>(args: [&str; N], key: &Path) -> Option<crabbox_host::command::Captured> {
     Cmd::new("ssh-keygen")
         .args(args)
@@ -96,7 +94,7 @@ fn is_public_half(key: &Path) -> bool {
     read.is_ok() && PUBLIC_PREFIXES.iter().any(|prefix| start.starts_with(prefix))
 }
 
-/// Whether an agent could sign for `key`, by the fingerprint that the file shows without its passphrase.
+/// Whether an ssh-agent holds `key`, judged by its fingerprint, which can be read without the passphrase.
 fn held_by_agent(key: &Path) -> bool {
     let Ok(listed) = Cmd::new("ssh-add")
         .arg("-l")

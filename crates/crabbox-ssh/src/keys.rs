@@ -53,14 +53,14 @@ pub enum KeyError {
         #[source]
         source: ssh_key::Error,
     },
-    /// A public key that came from elsewhere is not one.
+    /// A public key that came from elsewhere is not valid.
     #[error("not an OpenSSH public key")]
     Public {
         /// What the library said.
         #[source]
         source: ssh_key::Error,
     },
-    /// A host key to be pinned is not one.
+    /// A host key to be pinned is not valid.
     #[error("the host key for {host} is not an OpenSSH public key")]
     HostKey {
         /// The host.
@@ -69,7 +69,7 @@ pub enum KeyError {
         #[source]
         source: ssh_key::Error,
     },
-    /// A part of the path is a symbolic link, so somebody else could decide where the key ends up.
+    /// A part of the path is a symbolic link, so another user could decide where the key ends up.
     #[error("{} is a symbolic link, which is refused for private keys; replace it by a directory", path.display())]
     Symlink {
         /// The link.
@@ -101,8 +101,8 @@ pub fn generate(comment: &str) -> Result<KeyPair, KeyError> {
     pair_of(&key).map_err(failed)
 }
 
-/// The public key in `text`, written anew with `comment`: nothing of the text but the key itself is left, so that it cannot bring options or
-/// further lines into a file of authorised keys.
+/// The public key in `text`, re-encoded with `comment`: only the key itself is kept, so that the text cannot bring options or further lines into an
+/// `authorized_keys` file.
 pub fn public(text: &str, comment: &str) -> Result<String, KeyError> {
     let failed = |source| KeyError::Public { source };
     let mut key = PublicKey::from_openssh(text.trim()).map_err(failed)?;
@@ -142,7 +142,7 @@ pub fn load(dir: &Path) -> Result<Option<KeyPair>, KeyError> {
     key.map(Some).map_err(|source| KeyError::Parse { path, source })
 }
 
-/// The pair in `dir`; a fresh one is made and written when there is none. Modes and a missing public key are put right.
+/// The pair in `dir`; if there is none, a new one is made and written. Wrong modes and a missing public key are repaired.
 pub fn ensure(dir: &Path, comment: &str) -> Result<KeyPair, KeyError> {
     let Some(pair) = load(dir)? else {
         let pair = generate(comment)?;

@@ -1,6 +1,6 @@
-//! Which loopback address of the other side a port is served on: node, vite and others listen on `::1` alone.
+//! Finds the remote loopback address on which a port is served: node, vite and others listen on `::1` only.
 //!
-//! It only looks, and never connects: a service that takes one connection must not lose it to us.
+//! It only looks and never connects: a service that accepts a single connection must not lose it to us.
 
 use std::time::Duration;
 
@@ -11,10 +11,10 @@ use crate::exec::Stdin;
 use crate::master;
 use crate::target::Target;
 
-/// How long the look may take.
+/// How long the check may take.
 const LIMIT: Duration = Duration::from_secs(5);
 
-/// Where the other side's end of a forward connects to.
+/// Where the remote end of a forward connects to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub enum Loopback {
     /// `127.0.0.1`.
@@ -22,12 +22,12 @@ pub enum Loopback {
     V4,
     /// `::1`.
     V6,
-    /// By the name, whose addresses sshd tries one after the other: nobody listens yet, or nobody could look.
+    /// `localhost`, whose addresses sshd tries one after the other: used if nothing listens yet or we cannot tell.
     Name,
 }
 
 impl Loopback {
-    /// As ssh takes it in a forward.
+    /// The host as ssh accepts it in a forward.
     pub(crate) fn host(self) -> &'static str {
         match self {
             Self::V4 => "127.0.0.1",
@@ -36,8 +36,8 @@ impl Loopback {
         }
     }
 
-    /// Where `port` is served now; asked over the target's shared connection, or over one for this alone where it is not open: whoever
-    /// opens it has to close it, and a forward does not. Where nothing is shared it is not worth a login.
+    /// Where `port` is served now. Asks over the target's shared connection, or over a private one if that is not open: opening the shared one would
+    /// oblige us to close it, which a forward does not do. Without sharing it is not worth a login.
     pub(crate) fn of(target: &Target, port: u16) -> Self {
         let Some(control) = &target.control else {
             return Self::Name;
@@ -60,8 +60,8 @@ impl Loopback {
     }
 }
 
-/// Rows of proc(5)'s `net/tcp` and `net/tcp6` that listen (state 0A) on loopback or on every address. Without a name for loopback
-/// there is nothing but its usual address.
+/// Looks in proc(5)'s `net/tcp` and `net/tcp6` for rows that listen (state 0A) on loopback or on all addresses. If the lease does not know the name
+/// localhost, only the IPv4 address remains.
 fn script(port: u16) -> String {
     format!(
         "at() {{ grep -qs \"^ *[0-9]*: $2:{port:04X} 0*:0000 0A\" /proc/net/$1; }}\n\

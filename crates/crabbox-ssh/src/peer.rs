@@ -1,7 +1,7 @@
-//! A program on the other side that speaks a protocol of its own over its standard streams.
+//! A remote program that speaks its own protocol over its standard streams.
 //!
-//! It is one session of the shared connection; what is said is the caller's affair, and so is judging what comes back. A wait must never
-//! outlast the caller's deadline, and our own standard streams are never handed over.
+//! It is one session of the shared connection; the protocol and checking the replies are up to the caller. A wait must never outlast the caller's
+//! deadline, and our own standard streams are never handed to the master.
 
 use std::io::{self, PipeReader, PipeWriter, Read, Write as _};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -19,10 +19,10 @@ use crabbox_host::wait::{Ready, wait};
 /// How much of its standard error is kept, in bytes.
 const WORDS: u64 = 16 * 1024;
 
-/// How long the end of a session may take whose output has ended.
+/// How long to wait for the end of a session after its output has ended.
 const END_LIMIT: Duration = Duration::from_secs(5);
 
-/// A program that runs there. Dropping it closes its input, by which it knows that nobody is left.
+/// A running remote program. Dropping it closes its input, which tells it that the client has gone.
 #[derive(Debug)]
 pub struct Peer {
     session: Session,
@@ -33,8 +33,8 @@ pub struct Peer {
 }
 
 impl Peer {
-    /// Has the login shell of `target` run `command`, which every shell must read alike. Opens the connection when it is not open;
-    /// `cancel` ends that when it becomes readable.
+    /// Makes the login shell of `target` run `command`, which must mean the same in every shell. Opens the connection if it is not open, which ends
+    /// when `cancel` becomes readable.
     pub fn start(target: &Target, command: &str, cancel: Option<BorrowedFd<'_>>) -> Result<Self, ExecError> {
         let local = |source| ExecError::Local { source };
         let mut shared = Shared::open(target, None, cancel)?;
@@ -43,7 +43,7 @@ impl Peer {
         let (our_err, remote_err) = io::pipe().map_err(local)?;
         let fds = [remote_in.as_fd(), remote_out.as_fd(), remote_err.as_fd()];
         let session = shared.session(target, command, fds, None, cancel)?;
-        // Else a write that finds no room could not be given up.
+        // Non-blocking, so that a write to a full pipe can be given up.
         rustix::io::ioctl_fionbio(&input, true).map_err(|errno| local(errno.into()))?;
         Ok(Self {
             session,
@@ -54,7 +54,7 @@ impl Peer {
         })
     }
 
-    /// Writes all of `bytes` until `until`. One that does not read any more is no error here: its output says why.
+    /// Writes all of `bytes` by `until`. It is no error if the program does not read any more: its output says why.
     pub fn write(
         &mut self,
         mut bytes: &[u8],
@@ -81,7 +81,7 @@ impl Peer {
         Ok(())
     }
 
-    /// Closes its input: nothing more is asked.
+    /// Closes its input.
     pub fn hang_up(&mut self) {
         self.input = None;
     }
@@ -93,7 +93,7 @@ impl Peer {
         Ok((input, self.output.try_clone()?))
     }
 
-    /// Its exit code, where one comes, and the end of what it said on standard error. Called when its output has ended.
+    /// Its exit code, if one arrives, and what it wrote to standard error. To be called when its output has ended.
     pub fn end(&mut self) -> (Option<u8>, String) {
         self.hang_up();
         let until = Some(Instant::now() + END_LIMIT);
@@ -108,7 +108,7 @@ impl Peer {
                 }
             }
         }
-        // Its standard error ends with the session; one that stays open is not waited for.
+        // Standard error ends with the session; do not wait for it if the session stays open.
         let said = self
             .errors
             .take_if(|_| is_closed)
@@ -136,7 +136,7 @@ impl AsFd for Peer {
 fn hear(stream: PipeReader) -> Vec<u8> {
     let mut kept = Vec::new();
     let mut stream = stream.take(WORDS);
-    // What cannot be read has nothing to say.
+    // A read error just ends the text.
     stream.read_to_end(&mut kept).ok();
     io::copy(&mut stream.into_inner(), &mut io::sink()).ok();
     kept
@@ -172,7 +172,7 @@ mod tests {
         let sshd = Sshd::start();
         let mut peer = Peer::start(&target(&sshd), "sleep 60", None).unwrap();
         let until = Instant::now() + Duration::from_millis(300);
-        // More than the pipe, the channel's window and sshd hold together.
+        // More than the pipe, the channel window and sshd hold together.
         let error = peer.write(&vec![0; 16 << 20], None, until).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
     }

@@ -1,8 +1,8 @@
-//! Whether an SSH server answers on a port, noticed soon after it is true.
+//! Waits for an SSH server on a port, and notices it soon after it starts.
 //!
-//! While a machine boots, packets to it are lost, and the kernel sends a lost SYN again only after a second. So a new attempt
-//! starts every 100 ms while the older ones go on, and the first that connects counts; a distant host, whose answer takes
-//! longer than that, is reached all the same. It must never keep an attempt open once it has returned.
+//! While a machine boots, packets to it are lost, and the kernel resends a lost SYN only after a second. So a new attempt starts every 100 ms while
+//! the older ones go on, and the first that connects counts; a distant host, which takes longer to answer, is reached too. It must never keep an
+//! attempt open once it has returned.
 
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
@@ -17,7 +17,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, ipproto, sockopt};
 /// Time between the starts of two attempts.
 const INTERVAL: Duration = Duration::from_millis(100);
 
-/// Attempts that wait for an answer at the same time; the oldest one is given up for a new one.
+/// The most attempts pending at the same time; the oldest is dropped for a new one.
 const PENDING_LIMIT: usize = 20;
 
 /// How long a server that accepted the connection may take to greet. sshd greets before it does anything costly.
@@ -26,7 +26,7 @@ const BANNER_LIMIT: Duration = Duration::from_secs(10);
 /// Lines and bytes that may come before the greeting (RFC 4253, section 4.2, sets no limit; OpenSSH uses these).
 const BANNER_BYTES: u64 = 8 * 1024;
 
-/// First and longest pause after a refusal, which comes at once.
+/// First and longest pause after a refusal, which returns immediately.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(50));
 
 /// When the two steps were seen, counted from the start of the wait.
@@ -38,7 +38,7 @@ pub struct PortTimings {
     pub banner: Duration,
 }
 
-/// One look at the port that was not enough.
+/// Why one probe of the port failed.
 #[derive(Debug, thiserror::Error)]
 pub enum PortFailure {
     /// Nothing accepts connections there.
@@ -61,17 +61,17 @@ pub enum PortFailure {
     },
 }
 
-/// What the caller of [`wait_port`] wants after a failed look.
+/// What the caller of [`wait_port`] wants after a failed probe.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Next {
-    /// Look again.
+    /// Probe again.
     Again,
     /// Give up.
     Stop,
 }
 
-/// Looks at `address` until an SSH server greets there. After each failed look, and at least ten times a second, `failed`
-/// says whether to go on; the last failure is the error.
+/// Probes `address` until an SSH server greets there. After each failed probe, and at least ten times a second, `failed` decides whether to go on;
+/// the last failure is the error.
 pub(crate) fn wait_port(
     address: SocketAddr,
     mut failed: impl FnMut(&PortFailure) -> Next,
@@ -138,7 +138,7 @@ fn look(address: SocketAddr, pending: &mut Vec<OwnedFd>) -> io::Result<TcpStream
         let socket = pending.remove(index);
         match sockopt::socket_error(&socket)? {
             Ok(()) => {
-                // The others are of no use any more: closed here, not when the caller is done.
+                // Close the other attempts here, not when the caller is done.
                 pending.clear();
                 let stream = TcpStream::from(socket);
                 stream.set_nonblocking(false)?;
@@ -150,7 +150,7 @@ fn look(address: SocketAddr, pending: &mut Vec<OwnedFd>) -> io::Result<TcpStream
     Err(last)
 }
 
-/// Reads up to the line that begins with `SSH-` and says goodbye, which keeps the server's log clean.
+/// Reads up to the line that begins with `SSH-` and sends our own, which keeps the server's log clean.
 fn greeting(mut stream: TcpStream) -> io::Result<()> {
     stream.set_read_timeout(Some(BANNER_LIMIT))?;
     let mut lines = BufReader::new(stream.try_clone()?.take(BANNER_BYTES));
@@ -216,7 +216,7 @@ mod tests {
 
     #[test]
     fn the_caller_is_asked_often_and_can_stop_it() {
-        // Nothing answers here, nor refuses: a listener whose queue is full drops what comes.
+        // A listener with a full queue neither answers nor refuses: it drops what arrives.
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         rustix::net::listen(&listener, 0).unwrap();
         let address = listener.local_addr().unwrap();

@@ -1,7 +1,7 @@
-//! Quoting of words for a POSIX shell and for `rsync -e`.
+//! Quotes words for a POSIX shell and for `rsync -e`.
 //!
-//! A quoted word reads back as exactly the bytes that went in. Nothing here may ever try to be clever about
-//! words that look harmless to one shell and not to another.
+//! A quoted word reads back as exactly the same bytes. Nothing here may try to be clever about words that look harmless to one shell but not to
+//! another.
 
 use std::fmt::Write as _;
 
@@ -28,8 +28,8 @@ pub fn join<S: AsRef<str>>(words: impl IntoIterator<Item = S>) -> String {
         .join(" ")
 }
 
-/// `word` as one line whatever it holds, as bash, zsh, ksh and POSIX of 2024 read it: `$'a\\nb'`. Older shells do not know it, and nor do
-/// they show what a terminal does with the letter itself.
+/// `word` on one line in the `$'a\\nb'` form of bash, zsh, ksh and POSIX 2024. Older shells do not know it, but quoting the raw control characters
+/// would not show them on a terminal either.
 fn escaped(word: &str) -> String {
     let mut quoted = "$'".to_owned();
     for letter in word.chars() {
@@ -38,7 +38,7 @@ fn escaped(word: &str) -> String {
             '\t' => quoted.push_str("\\t"),
             '\r' => quoted.push_str("\\r"),
             '\'' | '\\' => quoted.extend(['\\', letter]),
-            // Three digits, so that a digit behind them is one of the word.
+            // Always three digits, so that a following digit is not taken for part of it.
             letter if letter.is_control() => {
                 let mut bytes = [0; 4];
                 for byte in letter.encode_utf8(&mut bytes).bytes() {
@@ -52,7 +52,7 @@ fn escaped(word: &str) -> String {
     quoted
 }
 
-/// `words` as a line for a person to read and to paste into a shell: a word stands bare where every shell reads it as it is.
+/// `words` as a line to read and to paste into a shell: a word is left unquoted if every shell reads it literally.
 pub fn line<S: AsRef<str>>(words: impl IntoIterator<Item = S>) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:,@%+=".contains(c);
     // zsh replaces `=ls` by the path of `ls`.
@@ -68,7 +68,7 @@ pub fn line<S: AsRef<str>>(words: impl IntoIterator<Item = S>) -> String {
         .join(" ")
 }
 
-/// `word` as `rsync -e` splits its argument: a quote inside single quotes is doubled, a backslash means itself.
+/// `word` quoted as `rsync -e` splits its argument: a quote inside single quotes is doubled, a backslash is literal.
 pub(crate) fn rsync_word(word: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_=./:,@+%".contains(c);
     if !word.is_empty() && word.chars().all(plain) {

@@ -1,18 +1,18 @@
-//! The line that a remote login shell gets, the script that follows it, and the mark by which its beginning is known.
+//! The line that a remote login shell gets, the script that follows it, and the mark that shows that the line runs.
 //!
-//! Every remote command of this program is such a line: the script itself travels over standard input. What start-up files print
-//! before the mark is passed over and bounded. A script that a broken line cut short must never be run, and no byte of a script
-//! may be sent before the mark has arrived, because whoever reads until then is not our shell.
+//! Every remote command of this program is such a line: the script itself travels over standard input. Output of start-up files before the mark is
+//! skipped, within a limit. A truncated script must never be run, and no byte of a script may be sent before the mark has arrived, because until then
+//! something else may be reading.
 
 use std::io;
 use std::time::Duration;
 
-/// Read by any POSIX shell. `$1` is the nonce; the script sees neither it nor the variables used here. `read` takes no byte
-/// beyond its line, so what follows the script is the command's own input. The shell stays as the parent of what it runs, so
-/// a signal that kills the command arrives as 128 plus its number.
+/// Runs in any POSIX shell. `$1` is the nonce; the script sees neither it nor the variables used here. `read` takes no byte beyond its line, so what
+/// follows the script is the command's own input. The shell stays as the parent of what it runs, so a signal that kills the command arrives as 128
+/// plus its number.
 ///
-/// csh takes no end of line inside quotes and expands `!` there, fish knows a backslash there, and all of sh, bash, dash, zsh,
-/// fish, csh and tcsh agree on the rest. The third character of a shell's first `IFS` is the end of a line.
+/// csh allows no newline inside quotes and expands `!` there, fish gives a backslash there a meaning, and sh, bash, dash, zsh, fish, csh and tcsh
+/// agree on the rest. The third character of a shell's initial `IFS` is the newline.
 const READER: &str = concat!(
     r#"cbx_n=${IFS#??}; cbx_s=; echo "$1=errors" >&2; echo "$1=begins"; "#,
     r#"while IFS= read -r cbx_l; do case $cbx_l in "$1+") cbx_s=;; "#,
@@ -23,13 +23,13 @@ const READER: &str = concat!(
 /// How long a session may take from its opening to the mark: generous for emulated machines and slow start-up files.
 pub const START_LIMIT: Duration = Duration::from_mins(1);
 
-/// Empty lines for start-up files that ask for one.
+/// How many empty lines to send to start-up files that ask for input.
 const SPARE_LINES: usize = 16;
 
-/// How much of what comes before the mark is kept, in bytes.
+/// How much of the output before the mark is kept, in bytes.
 const KEPT: usize = 8 * 1024;
 
-/// How much may come before the mark, in bytes.
+/// How much output is allowed before the mark, in bytes.
 const NOISE_LIMIT: usize = 1 << 20;
 
 /// How much of it a message repeats, in characters.
@@ -42,7 +42,7 @@ pub struct RemoteLine {
 }
 
 impl RemoteLine {
-    /// With a nonce of its own.
+    /// A line with a fresh nonce.
     pub fn new() -> io::Result<Self> {
         let number = u128::from_be_bytes(crabbox_host::random::bytes()?);
         Ok(Self {
@@ -50,14 +50,14 @@ impl RemoteLine {
         })
     }
 
-    /// The command for the login shell: one line that sh, bash, dash, zsh, fish, csh and tcsh read alike.
+    /// The command for the login shell: one line that means the same in sh, bash, dash, zsh, fish, csh and tcsh.
     pub fn text(&self) -> String {
         let nonce = &self.nonce;
         format!("exec sh -c '{READER}' crabbox-{nonce} {nonce}")
     }
 
-    /// What is sent when the mark does not come: lines for those who ask for one, then our line for a
-    /// shell that reads its commands from standard input. Our own shell passes over all of it.
+    /// Sent when the mark does not come: empty lines for start-up files that read one each, then our line for a shell that reads its commands from
+    /// standard input. Our own shell ignores all of it.
     pub(crate) fn rescue(&self) -> Vec<u8> {
         format!("{}{}\n", "\n".repeat(SPARE_LINES), self.text()).into_bytes()
     }
@@ -80,9 +80,9 @@ impl RemoteLine {
 
     /// A script that ends the process group which runs this line, and prints `gone`, `alive` or `none`.
     ///
-    /// sshd makes each session without a terminal the leader of a process group. Its number is found by the nonce in the
-    /// argument vector of the waiting shell, so nothing has to be written down for it on the usual path. (`[c]` keeps
-    /// `grep` from finding itself.) Zombies do not count: some containers have nobody to reap them.
+    /// sshd makes each session without a terminal the leader of a process group. Its number is found through the nonce in the argument vector of the
+    /// waiting shell, so nothing needs to be recorded in advance. (`[c]` keeps `grep` from finding itself.) Zombies do not count: in some containers
+    /// nothing reaps them.
     pub(crate) fn stop_script(&self) -> String {
         let nonce = &self.nonce;
         format!(
@@ -106,11 +106,11 @@ echo gone"#
     }
 }
 
-/// Passes over what comes before a mark.
+/// Skips the output before a mark.
 #[derive(Debug)]
 pub struct Start {
     mark: Vec<u8>,
-    /// The end of what came before it.
+    /// The end of the output before it.
     before: Vec<u8>,
     skipped: usize,
     begun: bool,
@@ -126,7 +126,7 @@ impl Start {
         }
     }
 
-    /// Takes what has arrived and gives the part of it that lies behind the mark.
+    /// Takes a chunk and returns the part of it after the mark.
     pub fn take<'a>(&mut self, chunk: &'a [u8]) -> &'a [u8] {
         if self.begun {
             return chunk;
@@ -157,17 +157,17 @@ impl Start {
         self.begun
     }
 
-    /// Whether so much came before it that it is not waited for any longer.
+    /// Whether more came before the mark than is allowed.
     pub fn is_flooded(&self) -> bool {
         !self.begun && self.skipped > NOISE_LIMIT
     }
 
-    /// Whether anything was passed over.
+    /// Whether anything was skipped.
     pub(crate) fn was_noisy(&self) -> bool {
         self.skipped > 0
     }
 
-    /// The end of what came before the mark, on one line, for a message.
+    /// The end of the output before the mark, on one line, for a message.
     pub fn printed(&self) -> String {
         let text = String::from_utf8_lossy(&self.before);
         let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
@@ -184,10 +184,10 @@ mod tests {
     use crabbox_host::command::{Captured, Cmd};
     use proptest::prelude::*;
 
-    /// Shells that sshd may find as a login shell. The last two differ from all others in what they take inside quotes.
+    /// Shells that may be login shells. The last two differ from the others in what they allow inside quotes.
     const SHELLS: [&[&str]; 5] = [&["sh"], &["bash"], &["dash"], &["busybox", "sh"], &["tcsh"]];
 
-    /// As sshd does it: the login shell gets the line after -c. Gives what comes behind the mark of each stream.
+    /// Runs a line as sshd does, with -c. Returns what follows the mark of each stream.
     fn run_in(shell: &[&str], line: &RemoteLine, input: Vec<u8>) -> (Option<i32>, Vec<u8>, Captured) {
         let home = tempfile::tempdir().unwrap();
         let seen = Cmd::new(shell[0])
@@ -249,7 +249,7 @@ mod tests {
         let inner = text.split('\'').nth(1).unwrap();
         assert_eq!(text.matches('\'').count(), 2);
         assert!(!inner.contains(['\n', '!', '\\']), "{inner}");
-        // The words of a csh are short.
+        // csh limits the length of a word.
         assert!(inner.len() < 1000, "{}", inner.len());
     }
 

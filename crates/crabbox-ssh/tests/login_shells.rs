@@ -1,4 +1,4 @@
-//! Hosts as they are: login shells of every kind, and start-up files that print, read or start something else.
+//! Real-world hosts: login shells of every kind, and start-up files that print, read or start something else.
 
 #![expect(
     clippy::unwrap_used,
@@ -15,15 +15,15 @@ use crabbox_ssh::target::Target;
 use crabbox_ssh::tunnel;
 use crabbox_testkit::sshd::Sshd;
 
-/// A server whose sessions begin with `shell` and `startup` in the file that it reads first.
+/// A server whose sessions start with `shell`, and with `startup` in the file that it reads first.
 struct Host {
     sshd: Sshd,
     target: Target,
 }
 
 impl Host {
-    /// `ForceCommand` stands for a login shell: sshd gives it to the real one with the line in a variable, and `shell -c` of it
-    /// is what sshd itself calls (session.c, `do_child`).
+    /// `ForceCommand` simulates a login shell: sshd passes it to the real one with the line in a variable, and sshd itself calls `shell -c` in the
+    /// same way (session.c, `do_child`).
     fn new(shell: &str, startup: (&str, &str)) -> Self {
         let sshd = Sshd::start_with(&format!("ForceCommand exec {shell} -c \"$SSH_ORIGINAL_COMMAND\""));
         let (file, text) = startup;
@@ -55,7 +55,7 @@ impl Drop for Host {
     }
 }
 
-/// A script with everything that a shell could take for its own, and what it prints of its input and of itself.
+/// A script with everything that a shell could interpret, which prints its input and fixed text.
 const SCRIPT: &str =
     "x='it is! \\ \"$HOME\" `id` %1 ^a^b {c,d} *'\nprintf '%s\\n' \"$x\"\ncat\necho no >&2\nexit 7";
 
@@ -87,7 +87,7 @@ fn what_startup_files_print_is_passed_over_on_both_streams() {
         "set -x; set -v",
         "alias sh=false exec=false echo=false; trap 'echo bye' EXIT; PATH=/nowhere:$PATH",
     ] {
-        // bash reads it, as a child of sshd does.
+        // bash reads .bashrc here, because it is a child of sshd.
         let host = Host::new("bash", (".bashrc", text));
         let seen = host.run("echo out; exit 3", b"").unwrap();
         assert_eq!(seen.status, RemoteStatus::Exited(3), "{text}: {seen:?}");

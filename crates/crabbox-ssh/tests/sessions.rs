@@ -127,7 +127,7 @@ fn a_taken_port_and_a_refused_login_are_told_apart() {
     assert!(matches!(error, TunnelError::Connect { .. }), "{error:?}");
 }
 
-/// Given to a copy of this test program, with the port of the server and its directory.
+/// An argument for a copy of this test program, followed by the port of the server and its directory.
 const HOLDER: &str = "holder-of-a-tunnel";
 
 #[test]
@@ -221,7 +221,7 @@ fn a_tunnel_follows_its_service_to_the_other_loopback_address() {
     master::open(&target, &control, Duration::from_secs(30), None).unwrap();
     let tunnel = tunnel::open(&target, None, port, None).unwrap();
     let at = tunnel.local_port();
-    // As a server does that is started again with other words.
+    // As with a server that is restarted with other arguments.
     drop(four);
     let six = TcpListener::bind((std::net::Ipv6Addr::LOCALHOST, port)).unwrap();
     std::thread::spawn(move || {

@@ -1,8 +1,9 @@
 //! Locks between crabbox processes on one state directory: one per lease, and a short one for allocations.
 //!
-//! All are `flock` locks on files that are never the data they guard. The order is allocation before lease before volume
-//! ([`crate::volumes`]) before the room for volumes before host network before claim before registry ([`crate::registry`] has the two locks of the
-//! host). Nobody may wait for an earlier one while holding a later one, so the holder of the registry lock never waits.
+//! All are `flock` locks on files that are never the data they guard. The order is: allocation, lease, volume
+//! ([`crate::volumes`]), room for volumes, host network, claim, registry ([`crate::registry`] has the two locks of
+//! the host). No process may wait for an earlier one while holding a later one, so the holder of the registry lock
+//! never waits.
 
 use std::time::Duration;
 
@@ -72,7 +73,7 @@ mod tests {
         ));
         std::thread::scope(|threads| {
             let waiting = threads.spawn(|| allocation_and_lease(&places, id, Duration::from_mins(1)));
-            // Whoever held it while it waits would have it for the whole minute.
+            // If the allocation lock were held during the wait, this would fail.
             for _ in 0..20 {
                 let other = FileLock::acquire_within(&places.allocation_lock(), Duration::from_secs(5));
                 drop(other.unwrap());

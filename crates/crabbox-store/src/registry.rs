@@ -2,8 +2,8 @@
 //!
 //! ```text
 //!   <registry>/leases/<id>.json   written before the lease's directory, removed after it
-//!   <registry>/registry.lock      held for the look at all entries and the one change that follows from it
-//!   <registry>/network.lock       what leases share of the host's network
+//!   <registry>/registry.lock      held while reading all entries and making the one change that follows from them
+//!   <registry>/network.lock       for changes of the host's network that leases share
 //! ```
 //! It must never wait for anything while its lock is held, or trust a directory that another user can change.
 
@@ -111,7 +111,7 @@ impl Registry {
     pub fn list(&self) -> Result<Listing, RegistryError> {
         let (listing, strange) = read(&self.entries)?;
         for name in strange {
-            // Who holds the lock is the only writer, so a half-written entry is a dead one's.
+            // Only the holder of the lock writes, so any other temporary file was left by a dead writer.
             if name.starts_with(TEMPORARY) {
                 self.remove_file(&name)?;
             }
@@ -208,7 +208,7 @@ fn home(places: &Places) -> Result<PrivateDir, RegistryError> {
 }
 
 fn is_there(path: &Path) -> bool {
-    // What cannot be looked at is not taken for missing: the use of it says why.
+    // If existence cannot be checked, assume that it exists: using it then reports the error.
     path.symlink_metadata()
         .map_or_else(|error| error.kind() != std::io::ErrorKind::NotFound, |_| true)
 }
@@ -230,7 +230,7 @@ fn read(entries: &PrivateDir) -> Result<(Listing, Vec<String>), RegistryError> {
         };
         match entry(entries, &lease) {
             Ok(holding) => listing.holdings.push(holding),
-            // Its lease was given back in this moment.
+            // The lease was torn down just now.
             Err(EntryError::File(SmallError::Absent { .. })) => {}
             Err(error) => listing.damaged.push((lease, error)),
         }
@@ -254,7 +254,7 @@ mod tests {
 
     fn places(root: &Path) -> Places {
         Places {
-            // As on a host without any: the directory above it is not there either.
+            // As on a host that has no registry yet: its parent directory is missing too.
             registry: root.join("var/registry"),
             ..Places::below(root)
         }
@@ -306,7 +306,7 @@ mod tests {
         let registry = Registry::lock(&places).unwrap();
         std::thread::scope(|threads| {
             let forgets = threads.spawn(|| forget(&places, &holding.lease));
-            // Long enough for a look without the lock, which would find nothing and be done.
+            // Long enough that a check without the lock would find no entry and finish.
             crabbox_host::clock::nap(std::time::Duration::from_millis(100));
             registry.put(&holding).unwrap();
             drop(registry);

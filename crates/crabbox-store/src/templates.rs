@@ -3,9 +3,9 @@
 //! ```text
 //! <state>/firecracker/templates/
 //!     secret             drawn once; part of every key, so that a directory from another host never matches
-//!     make.lock          held by whoever makes one
-//!     programs           digests of programs that keys have in them, as long as the files stay untouched
-//!     .making-<random>/  one that is not finished; without the lock it is nobody's
+//!     make.lock          held while a template is being made
+//!     programs           cached digests of programs that keys depend on, valid as long as their files are unchanged
+//!     .making-<random>/  an unfinished template; abandoned if the lock is free
 //!     <key>/             memory, vmstate, layer, manifest.json; and `checked`, `failures`
 //! ```
 //! A template appears under its key in one rename, complete or not at all. It must never be used unless every file matches
@@ -45,11 +45,11 @@ const LOCK: &str = "make.lock";
 const MANIFEST: &str = "manifest.json";
 /// The boot id of the host during which every byte was last verified.
 const CHECKED: &str = "checked";
-/// Has one byte for each failed restore.
+/// A file with one byte for each failed restore.
 const FAILURES: &str = "failures";
 const MAKING: &str = ".making-";
 const VERSION: u32 = 1;
-/// The longest accepted manifest, in bytes; ours have about one KiB.
+/// The longest accepted manifest, in bytes; a real one is about 1 KiB.
 const MANIFEST_LIMIT: u64 = 64 * 1024;
 /// The shortest run of zeros that becomes a hole, in bytes: shorter holes would cost more in extents than they save.
 const LEAST_HOLE: u64 = 64 * 1024;
@@ -82,7 +82,7 @@ pub enum TemplateError {
         /// The file.
         path: PathBuf,
     },
-    /// The maker was told to stop.
+    /// The maker was interrupted.
     #[error("interrupted while the template was sealed")]
     Stopped,
     /// Its manifest cannot be written.
@@ -246,7 +246,7 @@ impl Templates {
         let path = self.dir.join(SECRET);
         files::create_private_dir(&self.dir)?;
         let secret = hex(&random::bytes::<32>().map_err(TemplateError::Random)?);
-        // Whoever is first decides: a link to a finished file is made or not made.
+        // The first process wins: linking the finished file either succeeds or finds a secret.
         let drawn = self.dir.join(format!("secret.{}", &secret[..16]));
         files::write_atomic(&drawn, secret.as_bytes(), 0o600)?;
         let linked = std::fs::hard_link(&drawn, &path);
@@ -392,13 +392,14 @@ impl Templates {
         for name in [MEMORY, VMSTATE, LAYER] {
             let path = workplace.join(name);
             match Holes::open(&path, process::euid()).and_then(|holes| holes.punch_zeros(LEAST_HOLE, stop)) {
-                // It takes more room, and is none the worse for it.
+                // Without holes the part takes more space, but works just as well.
                 Ok(Some(_)) | Err(HoleError::Unsupported) => {}
                 Ok(None) => return Err(TemplateError::Stopped),
                 Err(error) => return Err(error.into()),
             }
             let fail = |source| FileError::io("seal", &path, source);
-            // Everybody's to read: a jailed VMM has a uid of its own. The directories above are root's alone.
+            // Readable for everybody, because a jailed VMM has its own uid. The directories above are accessible only
+            // to root.
             std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o444)).map_err(fail)?;
             let file = files::open_regular(&path).map_err(fail)?;
             file.sync_all().map_err(fail)?;
@@ -434,7 +435,7 @@ impl Templates {
         let fail = |errno: Errno| FileError::io("publish", &place, errno);
         let from = &sealed.dir;
         match renameat_with(CWD, from, CWD, &place, RenameFlags::EXCHANGE) {
-            // What was there lies where the new one lay.
+            // After the exchange the old template is at the new one's former path.
             Ok(()) => remove(from)?,
             Err(Errno::NOENT) => {
                 renameat_with(CWD, from, CWD, &place, RenameFlags::NOREPLACE).map_err(fail)?;
@@ -462,10 +463,10 @@ impl Templates {
     pub fn note_success(&self, key: &str) {
         let path = self.dir.join(key).join(FAILURES);
         if path.exists() {
-            // The next success tries again.
+            // If this fails, the next success tries again.
             std::fs::remove_file(&path).ok();
         }
-        // When it was last used; see `sweep`.
+        // The modification time records the last use; see `sweep`.
         if let Ok(file) = std::fs::File::open(self.dir.join(key).join(CHECKED)) {
             file.set_modified(SystemTime::now()).ok();
         }
@@ -512,7 +513,7 @@ impl Templates {
     }
 }
 
-/// Removes a template; it is renamed first, so that nobody sees a partial one.
+/// Removes a template. It is renamed first, so that no partial template is ever visible under its key.
 fn remove(dir: &Path) -> Result<(), TemplateError> {
     let fail = |source| FileError::io("remove", dir, source);
     let name = dir.file_name().unwrap_or_default().to_string_lossy().into_owned();

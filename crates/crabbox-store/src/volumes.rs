@@ -1,14 +1,14 @@
-//! Volumes on disk: the images that leases mount one after the other, and who has each of them.
+//! Volumes on disk: images that leases mount one after the other, and a record of which lease holds each.
 //!
 //! ```text
 //! <state>/firecracker/volumes/
-//!     <digest of the key>.lock   held while the volume changes hands
-//!     <digest of the key>/       about.json, image.ext4; and set-aside.ext4, an image that was damaged
-//! volumes.lock                   held while room is promised to one of them; it stays, as the lock of allocations does
+//!     <digest of the key>.lock   held while the volume changes its holder
+//!     <digest of the key>/       about.json, image.ext4; and set-aside.ext4, a damaged image
+//! volumes.lock                   held while space is promised to a volume; like the allocation lock it is never removed
 //! ```
-//! The name of a holder is a promise of the lease that its journal keeps: it is written after the journal's line, and removed before it. An
-//! image is only ever removed because its user says so; nothing here may look into one, cut one off, or put one in the place of
-//! another that it is no copy of.
+//! The holder in a record repeats what the lease's journal says: it is written after the journal's entry, and removed
+//! before it. An image is removed only at its user's request; nothing here may read its contents, shorten it, or
+//! replace it by anything but a copy of it.
 
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
@@ -28,7 +28,7 @@ use crate::places::Places;
 pub const IMAGE: &str = "image.ext4";
 /// An image that is not finished.
 pub const MAKING: &str = "making.ext4";
-/// An image that was damaged.
+/// A damaged image that was set aside.
 pub const SET_ASIDE: &str = "set-aside.ext4";
 
 const ABOUT: &str = "about.json";
@@ -36,38 +36,39 @@ const LOCK_SUFFIX: &str = "lock";
 const VERSION: u32 = 1;
 /// Digits of the digest in a name: 128 bits.
 const NAME_DIGITS: usize = 32;
-/// The longest record that is read, in bytes; ours have some hundred.
+/// The longest record that is read, in bytes; a real one has a few hundred.
 const ABOUT_LIMIT: u64 = 64 * 1024;
-/// How long another process may check or make the volume.
+/// How long to wait for another process that checks or makes the volume.
 const LOCK_LIMIT: Duration = Duration::from_mins(6);
 
-/// How long others may promise room to theirs, which is a matter of reading some records.
+/// How long to wait for other processes that promise space; each only reads some records.
 const ROOM_LIMIT: Duration = Duration::from_mins(1);
 
-/// What is recorded about a volume.
+/// The record of a volume.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct About {
     /// Format version, [`VERSION`].
     version: u32,
-    /// What its user calls it; the last lease's word.
+    /// Its name, as given by the last lease.
     pub name: String,
     /// Its key.
     pub key: String,
-    /// Size of its file system in MiB. It is written before the file system has it: one that is still smaller was interrupted while it grew.
+    /// Size of its file system in MiB. It is recorded before the file system is grown; a smaller file system means
+    /// that growing was interrupted.
     pub size_mib: u64,
-    /// When its present image was made, in seconds since 1970.
+    /// When its current image was made, in seconds since 1970.
     pub created_at: i64,
-    /// When a lease got it or gave it back last, in seconds since 1970.
+    /// When a lease last took it or gave it back, in seconds since 1970.
     pub used_at: i64,
-    /// The lease that has it.
+    /// The lease that holds it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub holder: Option<String>,
-    /// Why there is an image that was set aside.
+    /// When and why an image was set aside, if there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub set_aside: Option<SetAside>,
 }
 
-/// An image that could not be mended.
+/// A damaged image that could not be repaired.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SetAside {
     /// When, in seconds since 1970.
@@ -77,7 +78,7 @@ pub struct SetAside {
 }
 
 impl About {
-    /// About a volume that is to be made.
+    /// The record of a new volume.
     pub fn new(name: &str, key: &str, size_mib: u64, now: i64) -> Self {
         Self {
             version: VERSION,
@@ -98,13 +99,13 @@ pub enum VolumesError {
     /// A file could not be read or written.
     #[error(transparent)]
     File(#[from] FileError),
-    /// Somebody else has the volume's lock for too long.
+    /// Another process held the volume's lock for too long.
     #[error(transparent)]
     Lock(#[from] LockError),
-    /// Who waited for the lock gave up.
+    /// The waiting command gave up.
     #[error("the command that asked for it gave up")]
     Cancelled,
-    /// The record is damaged, or a newer program's.
+    /// The record is damaged, or was written by a newer version.
     #[error("the record {} cannot be read: {why}", path.display())]
     Record {
         /// The record.
@@ -112,7 +113,7 @@ pub enum VolumesError {
         /// Why.
         why: String,
     },
-    /// The image is not a file of ours alone.
+    /// The image is not a regular file that only we own.
     #[error("{} is not a regular file", path.display())]
     NotAFile {
         /// The image.
@@ -154,7 +155,7 @@ pub fn dir_of(places: &Places, key: &str) -> PathBuf {
     places.volumes().join(name)
 }
 
-/// Whether `dir` is where a volume of `places` lies.
+/// Whether `dir` is the path of a volume of `places`.
 pub fn is_dir_of_one(places: &Places, dir: &Path) -> bool {
     let is_name = |name: &str| {
         name.len() == NAME_DIGITS && name.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
@@ -166,7 +167,7 @@ pub fn is_dir_of_one(places: &Places, dir: &Path) -> bool {
             .is_some_and(is_name)
 }
 
-/// Whether there is anything of the volume in `dir`, if only its lock.
+/// Whether anything of the volume in `dir` exists, even if only its lock.
 pub fn is_begun(dir: &Path) -> bool {
     dir.exists() || dir.with_extension(LOCK_SUFFIX).exists()
 }
@@ -184,7 +185,7 @@ impl Locked {
         Self::take_unless(places, dir, &|| false)
     }
 
-    /// The same; gives up as soon as `cancelled` says so.
+    /// The same, but gives up once `cancelled` returns true.
     pub fn take_unless(
         places: &Places,
         dir: &Path,
@@ -210,7 +211,7 @@ impl Locked {
         })
     }
 
-    /// The same, without waiting; `None` if somebody else has the lock.
+    /// The same, without waiting; `None` if another process holds the lock.
     pub fn try_take(places: &Places, dir: &Path) -> Result<Option<Self>, VolumesError> {
         make_dir(&places.volumes())?;
         let lock = FileLock::try_acquire(&dir.with_extension(LOCK_SUFFIX))?;
@@ -230,12 +231,12 @@ impl Locked {
         self.dir.join(name)
     }
 
-    /// What is recorded; `None` if there is no such volume.
+    /// Its record; `None` if there is no such volume.
     pub fn about(&self) -> Result<Option<About>, VolumesError> {
         read(&self.dir)
     }
 
-    /// Records `about`, and makes the directory if it is missing.
+    /// Writes the record, and makes the directory if it is missing.
     pub fn save(&self, about: &About) -> Result<(), VolumesError> {
         make_dir(&self.dir)?;
         let text = serde_json::to_vec_pretty(about).map_err(|error| self.bad_record(&error))?;
@@ -259,7 +260,7 @@ impl Locked {
         exists(&self.join(SET_ASIDE))
     }
 
-    /// Bytes that the image takes on the disk; 0 without one.
+    /// Disk space of the image, in bytes; 0 without one.
     pub fn allocated(&self) -> u64 {
         allocated(&self.join(IMAGE))
     }
@@ -288,32 +289,32 @@ impl Locked {
         Ok(())
     }
 
-    /// Gives the finished image [`MAKING`] its name.
+    /// Renames the finished image [`MAKING`] to its final name.
     pub fn publish(&self) -> Result<(), VolumesError> {
         self.rename(MAKING, IMAGE)
     }
 
-    /// Has [`MAKING`], which is a complete copy of the image, take its place.
+    /// Replaces the image by [`MAKING`], a complete copy of it.
     pub fn replace(&self) -> Result<(), VolumesError> {
         let (from, to) = (self.join(MAKING), self.join(IMAGE));
         std::fs::rename(&from, &to).map_err(|error| FileError::io("rename", &from, error))?;
         Ok(files::sync_dir(&self.dir)?)
     }
 
-    /// Puts the image aside, unless there is one that was put aside before.
+    /// Sets the image aside, unless an earlier one is still set aside.
     pub fn set_aside(&self) -> Result<(), VolumesError> {
         self.rename(IMAGE, SET_ASIDE)
     }
 
     fn rename(&self, from: &str, to: &str) -> Result<(), VolumesError> {
         let (from, to) = (self.join(from), self.join(to));
-        // Whatever goes wrong, none takes the place of another: either may be all that there is of somebody's work.
+        // Never replace an existing file: either image may be the only copy of its user's work.
         rustix::fs::renameat_with(CWD, &from, CWD, &to, RenameFlags::NOREPLACE)
             .map_err(|error| FileError::io("rename", &from, error))?;
         Ok(files::sync_dir(&self.dir)?)
     }
 
-    /// Makes the image a file of ours alone again, whatever the VMM that had it made of owner and mode.
+    /// Makes us the only owner of the image again, whatever its VMM did to owner and mode.
     pub fn reclaim(&self) -> Result<(), VolumesError> {
         let us = rustix::process::geteuid();
         let file = self.open_image()?;
@@ -329,8 +330,8 @@ impl Locked {
         Ok(())
     }
 
-    /// Gives the image back what its VMM cut off its end, as a hole: the checker then sees what is missing. It is never made shorter: only
-    /// its own superblock knows whether something of it would go.
+    /// Restores the length of an image that its VMM has shortened, by a hole at the end, so that the checker sees
+    /// what is missing. An image is never shortened: only its superblock tells whether data would be lost.
     pub fn lengthen(&self, size_mib: u64) -> Result<(), VolumesError> {
         let file = self.open_image()?;
         let path = self.join(IMAGE);
@@ -355,7 +356,7 @@ impl Locked {
 
     fn open_image(&self) -> Result<std::fs::File, VolumesError> {
         let path = self.join(IMAGE);
-        // NONBLOCK: a pipe must not hold us until somebody reads.
+        // NONBLOCK: opening a pipe must not block.
         let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let file = rustix::fs::open(&path, flags, Mode::empty())
             .map(std::fs::File::from)
@@ -372,7 +373,7 @@ impl Locked {
 
     /// Removes the volume with all that is in it, and its lock.
     pub fn remove(self) -> Result<(), VolumesError> {
-        // The record goes last: until then the volume is listed, and can be removed again.
+        // Remove the record last: until then the volume is listed, and its removal can be repeated.
         files::remove_tree(&self.join(IMAGE))?;
         files::remove_tree(&self.join(SET_ASIDE))?;
         self.tidy()?;
@@ -381,7 +382,7 @@ impl Locked {
     }
 }
 
-/// Makes the directory `dir`, and has its name on the disk: what is said to be in it must not go with a power cut.
+/// Makes the directory `dir` and syncs its name, so that files recorded in it do not disappear in a power cut.
 fn make_dir(dir: &Path) -> Result<(), VolumesError> {
     let is_new = !dir.exists();
     files::create_private_dir(dir)?;
@@ -391,7 +392,7 @@ fn make_dir(dir: &Path) -> Result<(), VolumesError> {
     Ok(())
 }
 
-/// What is recorded about the volume in `dir` at this moment; `None` if there is no such volume.
+/// The record of the volume in `dir`, read without its lock; `None` if there is no such volume.
 pub fn read(dir: &Path) -> Result<Option<About>, VolumesError> {
     let path = dir.join(ABOUT);
     let bytes = match files::read_regular(&path, ABOUT_LIMIT) {
@@ -410,12 +411,12 @@ pub fn read(dir: &Path) -> Result<Option<About>, VolumesError> {
     Ok(Some(about))
 }
 
-/// What `st_blocks` counts: 512 bytes each, holes left out (stat(2)).
+/// Disk space in bytes: `st_blocks` counts units of 512 bytes, without holes (stat(2)).
 fn allocated(path: &Path) -> u64 {
     path.symlink_metadata().map_or(0, |facts| facts.blocks() * 512)
 }
 
-/// Whether there is such a file, or cannot be known not to be: what cannot be looked at is not taken for lost.
+/// Whether the file exists. If that cannot be checked, assume that it does, so that it is not taken for lost.
 fn exists(path: &Path) -> bool {
     !matches!(path.symlink_metadata(), Err(error) if error.kind() == std::io::ErrorKind::NotFound)
 }
@@ -424,7 +425,7 @@ fn length(path: &Path) -> u64 {
     path.symlink_metadata().map_or(0, |facts| facts.len())
 }
 
-/// The lock under which room on the disk is promised to one volume at a time. Its holder waits for no other lock.
+/// The lock under which disk space is promised to one volume at a time. Its holder waits for no other lock.
 pub fn room(places: &Places) -> Result<FileLock, LockError> {
     FileLock::acquire_within(&places.volumes_lock(), ROOM_LIMIT)
 }
@@ -434,17 +435,17 @@ pub fn room(places: &Places) -> Result<FileLock, LockError> {
 pub struct Listed {
     /// Its directory.
     pub dir: PathBuf,
-    /// What is recorded, or why that cannot be read.
+    /// Its record, or why it cannot be read.
     pub about: Result<About, VolumesError>,
-    /// Bytes that its image takes on the disk.
+    /// Disk space of its image, in bytes.
     pub allocated: u64,
     /// The length of its image in bytes.
     pub length: u64,
-    /// Bytes that an image which was set aside takes.
+    /// Disk space of an image that was set aside, in bytes.
     pub aside: u64,
 }
 
-/// All volumes, by name. One whose record cannot be read hides no other.
+/// All volumes, by name. A volume with an unreadable record does not hide the others.
 pub fn list(places: &Places) -> Result<Vec<Listed>, VolumesError> {
     let root = places.volumes();
     let entries = match std::fs::read_dir(&root) {
@@ -460,7 +461,7 @@ pub fn list(places: &Places) -> Result<Vec<Listed>, VolumesError> {
         }
         let about = match read(&dir) {
             Ok(Some(about)) => Ok(about),
-            // Being removed.
+            // The volume is just being made or removed.
             Ok(None) if !dir.join(IMAGE).exists() => continue,
             Ok(None) => Err(VolumesError::Record {
                 path: dir.join(ABOUT),
@@ -585,7 +586,7 @@ mod tests {
             volume.lengthen(1).unwrap();
             assert_eq!(image.metadata().unwrap().len(), then, "it is never cut");
         }
-        // A link in its place is not followed.
+        // A link in place of the image is not followed.
         let elsewhere = volume.join("elsewhere");
         std::fs::write(&elsewhere, "mine").unwrap();
         std::fs::remove_file(&image).unwrap();

@@ -1,7 +1,7 @@
-//! The way to the lease: how rsync reaches it.
+//! How rsync reaches the lease.
 //!
-//! Either SSH with the options of a [`Target`], or a shell on this machine that takes the very same words, so that tests
-//! can drive the real code by the thousand. It must never add an option of its own to a connection.
+//! Either SSH with the options of a [`Target`], or a shell on this machine that takes the very same arguments, so that tests can run the real code
+//! thousands of times. It must never add options of its own to a connection.
 
 use crabbox_host::environment::Environment;
 use crabbox_ssh::target::Target;
@@ -29,7 +29,7 @@ impl Channel {
         }
     }
 
-    /// This machine, through a shell that joins its words as a remote one would.
+    /// This machine, through a shell that joins its arguments as a remote one would.
     pub fn local() -> Self {
         Self {
             environment: Environment::Plain,
@@ -38,7 +38,7 @@ impl Channel {
         }
     }
 
-    /// What of the caller's environment the client gets, and a program that starts it.
+    /// Which part of the caller's environment the SSH client and rsync get.
     pub(crate) fn environment(&self) -> Environment {
         self.environment
     }

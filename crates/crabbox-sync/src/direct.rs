@@ -1,8 +1,7 @@
-//! Files whole, through the sync's own conversation: no second process on either side, and no comparison of contents.
+//! Sends whole files over the sync's own conversation: no second process on either side, and no comparison of contents.
 //!
-//! It pays where bytes cost little: into a machine on this host, and for a few small files anywhere. It must never follow a
-//! link in any place of a path, whatever the tree became since it was listed, and never send more of a file than it had when it
-//! was opened.
+//! This pays off where bytes are cheap: into a machine on this host, and for a few small files anywhere. It must never follow a link in any component
+//! of a path, even if the tree has changed since it was listed, and never send more of a file than its size when it was opened.
 
 use std::collections::HashSet;
 use std::io::Read as _;
@@ -19,7 +18,7 @@ use crate::entry::{Entry, Kind, show};
 use crate::events::{Progress, SyncEvents};
 use crate::rsync::Sent;
 
-/// How often progress is told.
+/// How often progress is reported.
 const TELL_EVERY: Duration = Duration::from_millis(100);
 
 /// Why files could not be sent.
@@ -40,28 +39,28 @@ pub enum DirectError {
         /// The path and the reason.
         why: String,
     },
-    /// The lease gave no answer.
+    /// The lease did not answer.
     #[error("no answer from the lease")]
     Call {
         /// How it failed.
         #[source]
         source: FarError,
     },
-    /// The lease gave another answer.
+    /// The lease gave an unexpected answer.
     #[error("the lease's side of the sync answered out of order: {answer}")]
     OutOfOrder {
-        /// Its beginning.
+        /// The beginning of the answer.
         answer: String,
     },
 }
 
-/// Where what is sent goes.
+/// The receiver of what is sent.
 pub(crate) trait To {
-    /// A message.
+    /// Sends a message.
     fn ask(&mut self, request: &Request) -> Result<(), FarError>;
-    /// A piece of a file.
+    /// Sends a chunk of a file.
     fn send(&mut self, piece: &[u8]) -> Result<(), FarError>;
-    /// Whether the far side has said something already: only when it takes no more.
+    /// Whether the agent has already answered, which it does early only if it takes no more.
     fn has_answer(&mut self) -> bool;
 }
 
@@ -79,14 +78,13 @@ impl To for Far {
     }
 }
 
-/// Entries that were sent, whose answer is not there yet: none where the far side has said something before all of them were, which is why it
-/// does not listen any more.
+/// Entries that were sent but not yet acknowledged. `None` if the agent answered before all were sent, because it does not read any more then.
 #[derive(Debug)]
 #[must_use = "whether they arrived is not known yet"]
 pub(crate) struct Streamed(Option<Sent>);
 
-/// Sends the entries, each with the number by which the far side knows it. `is_awaited` says whether it owes an answer to something else: then one
-/// that comes meanwhile is no reason to stop.
+/// Sends the entries, each with its number in the manifest. `is_awaited` says whether the agent still owes a reply to another request: then an early
+/// reply is no reason to stop.
 pub(crate) fn send<'e>(
     far: &mut Far,
     root: &Path,
@@ -102,7 +100,7 @@ pub(crate) fn send<'e>(
     stream.is_awaited = is_awaited;
     match stream.all(entries) {
         Err(Stop::Read { path, source }) => {
-            // The far side has half of a file, and waits for the rest.
+            // The agent has half of a file and waits for the rest.
             far.give_up();
             Err(DirectError::Read {
                 path: show(&path),
@@ -116,7 +114,7 @@ pub(crate) fn send<'e>(
 }
 
 impl Streamed {
-    /// Waits until they have arrived.
+    /// Waits until the entries have arrived.
     pub(crate) fn received(self, far: &mut Far) -> Result<Sent, DirectError> {
         match (far.reply(), self.0) {
             (Ok(Reply::Received {}), Some(sent)) => Ok(sent),
@@ -132,11 +130,11 @@ impl Streamed {
 /// Why the stream ended early.
 #[derive(Debug)]
 enum Stop {
-    /// A file here cannot be read.
+    /// A local file cannot be read.
     Read { path: Vec<u8>, source: std::io::Error },
-    /// Nobody listens any more.
+    /// The conversation has failed.
     Far(FarError),
-    /// The far side has said something.
+    /// The agent has answered early.
     Answered,
 }
 
@@ -146,16 +144,16 @@ impl From<FarError> for Stop {
     }
 }
 
-/// The files on their way.
+/// The stream of files.
 struct Stream<'a, T: To> {
     out: &'a mut T,
     root: Beneath,
-    /// Directories that the far side has been told of.
+    /// Directories that were already sent.
     dirs: HashSet<Vec<u8>>,
     block: Vec<u8>,
     progress: Progress,
     told: Instant,
-    /// Whether an answer that comes meanwhile is to something else.
+    /// Whether an early reply belongs to another request.
     is_awaited: bool,
     events: &'a dyn SyncEvents,
 }
@@ -180,7 +178,7 @@ impl<'a, T: To> Stream<'a, T> {
     fn all<'e>(&mut self, entries: impl Iterator<Item = (usize, &'e Entry)>) -> Result<Sent, Stop> {
         let mut sent = Sent::All;
         for (number, entry) in entries {
-            // The manifest has at most as many entries as a number of the protocol counts.
+            // A manifest has no more entries than the protocol can number.
             let number = u32::try_from(number).unwrap_or(u32::MAX);
             let there = match entry.kind {
                 Kind::File => self.file(number, entry)?,
@@ -193,7 +191,7 @@ impl<'a, T: To> Stream<'a, T> {
             if self.told.elapsed() >= TELL_EVERY {
                 self.told = Instant::now();
                 self.events.progress(self.progress);
-                // A full disk there is not filled with the rest.
+                // Stop if the agent has answered early, for example because its disk is full.
                 if !self.is_awaited && self.out.has_answer() {
                     return Err(Stop::Answered);
                 }
@@ -204,14 +202,14 @@ impl<'a, T: To> Stream<'a, T> {
         Ok(sent)
     }
 
-    /// False when it has vanished, or is no file any more.
+    /// Sends a file; false if it has vanished or is no longer a regular file.
     fn file(&mut self, number: u32, entry: &Entry) -> Result<bool, Stop> {
         let stop = |source: std::io::Error| Stop::Read {
             path: entry.path.clone(),
             source,
         };
         let path = below(&entry.path)?;
-        // A named pipe in the place of the file does not hold us up: `open_file` sees to that.
+        // `open_file` does not block on a named pipe in place of the file.
         let mut file = match self.root.open_file(&path, OFlags::RDONLY, Mode::empty()) {
             Ok(file) => file,
             Err(error) if error.is_gone() => return Ok(false),
@@ -238,7 +236,7 @@ impl<'a, T: To> Stream<'a, T> {
             left -= read as u64;
             self.progress.bytes += read as u64;
             let piece = &self.block[..read];
-            // A hole costs nothing on the way, and stays one.
+            // A hole costs no bandwidth, and stays a hole.
             if !is_first && piece.iter().all(|byte| *byte == 0) {
                 self.out.ask(&Request::Hole { bytes: read as u64 })?;
             } else {
@@ -272,7 +270,7 @@ impl<'a, T: To> Stream<'a, T> {
         Ok(true)
     }
 
-    /// The directories above `path` that the far side has not been told of, from the top.
+    /// Sends the directories above `path` that were not sent yet, from the top.
     fn way_to(&mut self, path: &[u8]) -> Result<(), Stop> {
         let Some(cut) = path.iter().rposition(|byte| *byte == b'/') else {
             return Ok(());
@@ -282,7 +280,7 @@ impl<'a, T: To> Stream<'a, T> {
             return Ok(());
         }
         self.way_to(dir)?;
-        // It was there a moment ago; whoever takes it away now gets a file of which the next sync knows better.
+        // It existed a moment ago; if it is removed now, the next sync corrects that.
         let stat = self.root.stat(&below(dir)?).ok().flatten();
         let mode = stat.map_or(0o755, |stat| stat.st_mode & 0o7777);
         self.out.ask(&Request::Directory {
@@ -295,12 +293,12 @@ impl<'a, T: To> Stream<'a, T> {
     }
 }
 
-/// The part of a time that is less than a second, in nanoseconds, whatever the type of the field is.
+/// The nanoseconds of a time, whatever the type of the field is.
 fn below_a_second(nanoseconds: impl TryInto<u32>) -> u32 {
     nanoseconds.try_into().unwrap_or(0)
 }
 
-/// A path of the manifest, which git or our own walk gave and which therefore is one below the root.
+/// A path of the manifest, which comes from git or our own walk and is therefore below the root.
 fn below(path: &[u8]) -> Result<EntryPath, Stop> {
     EntryPath::exact(path).map_err(|why: EntryPathError| Stop::Read {
         path: path.to_vec(),
@@ -331,7 +329,7 @@ mod tests {
     use crate::entry::Scan;
     use crate::events::Silent;
 
-    /// What is sent of `paths` when `swap` happens between the listing and the reading of the files.
+    /// What is sent for `paths` if `swap` runs between listing and reading the files.
     fn sent_after(paths: &[&str], swap: impl FnOnce(&Path)) -> (String, Sent) {
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path().join("root");
@@ -358,7 +356,7 @@ mod tests {
         (out.0, sent)
     }
 
-    /// What was sent, as text.
+    /// Collects what was sent, as text.
     #[derive(Default)]
     struct Kept(String);
 
@@ -387,7 +385,7 @@ mod tests {
         let paths = ["a/b/f", "a/b/l", "a/g"];
         let (whole, all) = sent_after(&paths, |_| {});
         assert_eq!((all, whole.matches("mine").count()), (Sent::All, 3), "{whole}");
-        // Out of the tree, and to what of it is not synced.
+        // Links out of the tree, and to files of it that are not synced.
         for (part, target) in [
             ("a", "../victim"),
             ("a", "ignored"),

@@ -1,7 +1,7 @@
 //! The directories of a working tree in which a change could change its manifest.
 //!
-//! Those of everything that is tracked, and untracked ones that are still empty; it must never look into what is ignored,
-//! which may be huge.
+//! These are the directories of all tracked files, and untracked ones that are still empty. It must never descend into ignored directories, which may
+//! be huge.
 
 use std::collections::{BTreeSet, HashSet};
 use std::ffi::OsStr;
@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use crate::filter::{Filter, Verdict};
 use crate::manifest::{Manifest, ManifestError, Scope, ask_git};
 
-/// The directories, absolute, the root among them.
+/// The directories as absolute paths, including the root.
 pub fn directories(manifest: &Manifest, scope: &Scope) -> Result<BTreeSet<PathBuf>, ManifestError> {
     let root = manifest.root.as_path();
     let filter = Filter::new(&scope.exclude, &crate::manifest::read_ignore_file(root)?, &[]);
@@ -47,7 +47,7 @@ pub fn directories(manifest: &Manifest, scope: &Scope) -> Result<BTreeSet<PathBu
         for path in listed.split(|byte| *byte == 0).filter(|path| !path.is_empty()) {
             let path = [&prefix, path].concat();
             let dir = path.strip_suffix(b"/");
-            // A new file beside what is tracked is in scope even where all of that is out of scope or not there.
+            // A new file beside tracked files is in scope even if all of those are out of scope or missing.
             search.add_above(dir.unwrap_or(&path), |above| {
                 filter.judge(above, false) != Verdict::Drop
             });
@@ -64,13 +64,13 @@ struct Search<'a> {
     filter: &'a Filter,
     /// Repositories that are left out of the manifest.
     nested: HashSet<&'a [u8]>,
-    /// The directory of the last path: neighbours come one after the other.
+    /// The directory of the last path, because neighbouring paths usually follow each other.
     last: Vec<u8>,
     found: BTreeSet<PathBuf>,
 }
 
 impl Search<'_> {
-    /// The directories above `path`, below the root, if they are `wanted`.
+    /// Adds the directories above `path`, below the root, that are `wanted`.
     fn add_above(&mut self, path: &[u8], wanted: impl Fn(&[u8]) -> bool) {
         let parent = |path: &[u8]| path.iter().rposition(|byte| *byte == b'/');
         let mut dir = parent(path).map_or(&[][..], |cut| &path[..cut]);
@@ -80,7 +80,7 @@ impl Search<'_> {
         self.last = dir.to_vec();
         while !dir.is_empty() {
             let full = self.root.join(OsStr::from_bytes(dir));
-            // With it are those above it.
+            // Then those above it were added too.
             if self.found.contains(&full) {
                 break;
             }

@@ -1,11 +1,11 @@
-//! What a sync tells its caller while it runs. It must never be needed for the sync to be right.
+//! Events of a running sync. A sync must never depend on them.
 
 /// How far a transfer is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Progress {
     /// Bytes of file content handled so far.
     pub bytes: u64,
-    /// Files sent so far, where rsync says.
+    /// Files sent so far, if rsync reports them.
     pub files: Option<u64>,
 }
 
@@ -18,26 +18,26 @@ pub enum Stage {
     Send {
         /// How many files and links.
         files: u64,
-        /// Their sizes added up; an upper limit, where rsync sends differences.
+        /// The sum of their sizes; an upper limit if rsync sends only differences.
         bytes: u64,
     },
     /// Bringing the repository in the lease up to date.
     Seed,
-    /// Writing down what arrived.
+    /// Recording what arrived.
     Finish,
 }
 
-/// Told what happens; called from more than one thread.
+/// Receives the events, from more than one thread.
 pub trait SyncEvents: Sync {
     /// A stage begins.
     fn stage(&self, _stage: Stage) {}
     /// The transfer moved on.
     fn progress(&self, _progress: Progress) {}
-    /// Something that the user should read; the sync goes on.
+    /// A message that the user should see; the sync goes on.
     fn warning(&self, _line: &str) {}
 }
 
-/// Hears nothing.
+/// Ignores all events.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Silent;
 

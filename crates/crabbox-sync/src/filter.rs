@@ -1,8 +1,8 @@
 //! Which paths of the repository are in scope: the ordered rules of built-ins, configuration, `.crabboxignore`,
 //! protected names, and the include list.
 //!
-//! A pure matcher over path bytes: it opens nothing and knows nothing of git. It must never let a rule bring a protected
-//! path back, nor let an ambiguous built-in (`dist`, `target` …) drop a file that the user has committed.
+//! A pure matcher over path bytes: it opens no files and does not use git. It must never let a rule bring a protected path back, nor let an ambiguous
+//! built-in (`dist`, `target` …) drop a file that the user has committed.
 
 use std::collections::HashMap;
 
@@ -10,7 +10,7 @@ use crate::glob;
 
 mod judge;
 
-/// Names that are left out unless a later rule brings them back (format of the Go program's list).
+/// Names that are excluded unless a later rule brings them back (in the format of the Go program's list).
 const BUILT_IN: [&str; 30] = [
     ".git",
     "._*",
@@ -56,7 +56,7 @@ const AMBIGUOUS: [&str; 8] = [
     "target",
 ];
 
-/// What crabbox itself keeps in a working tree: never synced, whatever a rule says, in any spelling of case.
+/// What crabbox itself keeps in a working tree: never synced, whatever the rules, and matched case-insensitively.
 const PROTECTED: [&str; 5] = [
     ".crabbox/env",
     ".crabbox/scripts",
@@ -65,7 +65,7 @@ const PROTECTED: [&str; 5] = [
     ".crabbox/runs",
 ];
 
-/// The patterns that are always there, as they are shown: built-ins, then what is never synced.
+/// The patterns that always apply, for display: built-ins, then the protected paths.
 pub fn built_in() -> impl Iterator<Item = &'static str> {
     BUILT_IN.into_iter().chain(PROTECTED)
 }
@@ -89,7 +89,7 @@ struct Rule {
     text: Vec<u8>,
 }
 
-/// One pattern, made ready to match.
+/// One pattern, prepared for matching.
 #[derive(Debug, Clone)]
 enum Pattern {
     /// No slash: any one component, by name or glob.
@@ -98,12 +98,12 @@ enum Pattern {
     Path(Vec<u8>),
 }
 
-/// What the filter says of one path.
+/// The filter's decision about a path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict<'a> {
     /// In scope.
     Keep,
-    /// In scope only because it is tracked: the built-in named here would have dropped it.
+    /// In scope only because it is tracked: otherwise this built-in rule would have dropped it.
     KeepTracked(&'a [u8]),
     /// Out of scope.
     Drop,
@@ -186,7 +186,7 @@ impl Filter {
         });
     }
 
-    /// Judges `path`, relative to the root, with `/` between components; `tracked` says that git tracks it as a regular file.
+    /// Judges `path`, relative to the root, with `/` between components; `tracked` means that git tracks it as a regular file.
     pub fn judge(&self, path: &[u8], tracked: bool) -> Verdict<'_> {
         if is_protected(path)
             || !(self.includes.is_empty() || self.includes.iter().any(|text| path_matches(text, path)))
@@ -208,7 +208,7 @@ impl Filter {
         self.verdict(&hits, tracked)
     }
 
-    /// What the matching rules say, the last rule first.
+    /// The verdict of the matching rules, given with the last rule first.
     fn verdict(&self, hits: &[usize], tracked: bool) -> Verdict<'_> {
         let mut spared = None;
         for rule in hits.iter().map(|at| &self.rules[*at]) {
@@ -258,7 +258,7 @@ fn is_protected(path: &[u8]) -> bool {
     })
 }
 
-/// A pattern without what only says "from the root" or "a directory".
+/// A pattern without the parts that only mean "from the root" or "a directory".
 fn rooted(mut text: &[u8]) -> &[u8] {
     while let Some(rest) = text.strip_prefix(b"./").or_else(|| text.strip_prefix(b"/")) {
         text = rest;

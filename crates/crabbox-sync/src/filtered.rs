@@ -1,8 +1,8 @@
-//! Files that a filter changes between the index and the working tree, right after they were written.
+//! Handles files that pass through a filter and were written shortly before git's index.
 //!
-//! git takes a file for unchanged by the times that its index has of it, but not when the file is as young as the index, to the
-//! second: then it compares, and our git compares without the filters, so that such a file looks changed to it alone. The times have
-//! nanoseconds, which tell. It must never call a file unchanged that git with its filters would find changed.
+//! git considers a file unchanged if its times match the index, but not if the file is as young as the index (in whole seconds): then it compares
+//! contents. Our git compares without the filters, so such a file wrongly looks changed. The nanoseconds of the times decide. It must never call a
+//! file unchanged that git with its filters would find changed.
 
 use std::collections::HashSet;
 use std::ffi::OsStr;
@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use crate::git::{Contents, Filters, git};
 
-/// Takes out of `unlike`, paths below the root, those that are as git last saw them.
+/// Removes from `unlike` (paths below the root) those that are as git last saw them.
 pub(crate) fn settle(root: &Path, filters: &Filters, unlike: &mut HashSet<Vec<u8>>) {
     if filters.is_empty() || unlike.is_empty() {
         return;
@@ -21,7 +21,7 @@ pub(crate) fn settle(root: &Path, filters: &Filters, unlike: &mut HashSet<Vec<u8
         return;
     };
     let written = (written.mtime(), written.mtime_nsec());
-    // Older ones git has believed already; younger ones have changed since, or may have.
+    // git has already accepted older files; younger ones have changed since, or may have.
     let young = |path: &[u8]| {
         let meta = root.join(OsStr::from_bytes(path)).symlink_metadata().ok()?;
         let changed = (meta.ctime(), meta.ctime_nsec());
@@ -43,7 +43,7 @@ pub(crate) fn settle(root: &Path, filters: &Filters, unlike: &mut HashSet<Vec<u8
         .args(["--literal-pathspecs", "ls-files", "--debug", "-z", "--"])
         .args(young.iter().map(|(path, _)| OsStr::from_bytes(path)))
         .capture();
-    // Too many for one command, for example: they stay what they look like.
+    // On failure, for example with too many paths for one command, they stay in `unlike`.
     let Ok(said) = asked else { return };
     let mut rest = said.stdout.as_slice();
     while let Some((path, times, behind)) = record(rest) {
@@ -68,7 +68,7 @@ fn index(root: &Path) -> Option<PathBuf> {
     asked.status.success().then(|| root.join(OsStr::from_bytes(path)))
 }
 
-/// What an index keeps of a file; numbers as it cuts them.
+/// What an index stores of a file; numbers as it truncates them.
 #[derive(Debug)]
 struct Times {
     changed: (i64, i64),
@@ -87,7 +87,7 @@ impl PartialEq for Times {
     }
 }
 
-/// The first record of what `ls-files --debug -z` prints: a path, a NUL, and five lines of numbers with their names.
+/// Parses the first record of `ls-files --debug -z`: a path, a NUL, and five lines of named numbers.
 fn record(bytes: &[u8]) -> Option<(&[u8], Times, &[u8])> {
     let end = bytes.iter().position(|byte| *byte == 0)?;
     let (path, mut rest) = (&bytes[..end], &bytes[end + 1..]);

@@ -1,10 +1,10 @@
-//! Doors to this crate's private readers, for fuzzing alone. Nothing that ships may go through them.
+//! Access to this crate's private parsers, for fuzzing only. Nothing that ships may use it.
 
 use crate::listing::{Index, Status};
 
-/// Reads `bytes` as what git lists there and here.
+/// Parses `bytes` as git's lists, and as the list of changes from a lease.
 pub fn replies(bytes: &[u8]) {
-    // Only a reader that panics is of interest.
+    // Results are ignored; fuzzing looks for panics.
     Index::parse(bytes).ok();
     Status::parse(bytes).ok();
     for record in bytes.split(|byte| *byte == 0) {

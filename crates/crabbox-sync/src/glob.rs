@@ -1,7 +1,7 @@
 //! Shell globs over bytes: `*`, `?`, `[…]`, `\x`, and `**` for any number of directories.
 //!
-//! `*` and `?` never cross a slash, as in Go's `path.Match`, whose patterns the configuration files hold. It must never
-//! take time that grows exponentially with the pattern.
+//! `*` and `?` never match a slash, as in Go's `path.Match`, whose syntax the configuration files use. Time must never grow exponentially with the
+//! pattern.
 
 /// Whether the whole of `name` matches `pattern`. A malformed pattern matches only itself.
 pub(crate) fn matches(pattern: &[u8], name: &[u8]) -> bool {
@@ -9,7 +9,7 @@ pub(crate) fn matches(pattern: &[u8], name: &[u8]) -> bool {
     if pattern.split(slash).any(|part| part == b"**") {
         return matches_across(pattern, name);
     }
-    // Component by component, without allocating: this is asked for every file.
+    // Component by component, without allocating, because this runs for every file.
     let (mut parts, mut names) = (pattern.split(slash), name.split(slash));
     loop {
         match (parts.next(), names.next()) {
@@ -45,7 +45,7 @@ fn matches_across(pattern: &[u8], name: &[u8]) -> bool {
     reach[names.len()]
 }
 
-/// Whether `text` holds anything that a glob would read as more than itself.
+/// Whether `text` contains glob characters.
 pub(crate) fn is_glob(text: &[u8]) -> bool {
     text.iter().any(|byte| matches!(byte, b'*' | b'?' | b'[' | b'\\'))
 }
@@ -89,9 +89,9 @@ fn one(pattern: &[u8], byte: u8) -> Option<usize> {
     }
 }
 
-/// What a bracket expression says of a byte.
+/// How a bracket expression matches a byte.
 enum Class {
-    /// It is not closed, so it is none.
+    /// It is not closed, so it is not a bracket expression.
     Open,
     Out,
     /// The byte is in it; it spans this many bytes of the pattern.

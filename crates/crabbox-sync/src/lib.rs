@@ -1,7 +1,7 @@
 //! Git manifest, fingerprint, guardrails, rsync.
 //!
-//! `repo` finds the tree, `manifest` says what of it the lease must have, `guardrail` whether that is too much,
-//! `transfer` makes the lease's workdir equal to it. This crate prints nothing and never changes the local tree.
+//! `repo` finds the tree, `manifest` lists what the lease must have of it, `guardrail` checks whether that is too much, and `transfer` makes the
+//! lease's workdir equal to it. This crate prints nothing and never changes the local tree.
 
 mod base;
 mod channel;

@@ -1,4 +1,4 @@
-//! What git prints: `ls-files -v --stage -z` and `status --porcelain=v2 -z`, taken apart.
+//! Parses the output of git: `ls-files -v --stage -z` and `status --porcelain=v2 -z`.
 //!
 //! Formats: git-ls-files(1), git-status(1) "Porcelain Format Version 2" with `-z`, where paths are never quoted.
 //! Pure parsing; it must never guess at a record it does not know.
@@ -8,7 +8,7 @@ use std::collections::HashSet;
 /// The mode git gives a submodule.
 const GITLINK: u32 = 0o160_000;
 
-/// The object of an empty file, in each object format. git knows it without having it.
+/// The object id of an empty file, in each object format. git knows it without storing it.
 const EMPTY: [&str; 2] = [
     "e69de29bb2d1d6434b8b29ae775ad8c2e48c5391",
     "473a0f4c3be8a93681a267e3b1e9a7dcda1185436fe141f7749120a303721813",
@@ -17,7 +17,7 @@ const EMPTY: [&str; 2] = [
 /// The tracked paths.
 #[derive(Debug, Default)]
 pub(crate) struct Index {
-    /// Each tracked path once, in git's order; submodules are not among them.
+    /// Each tracked path once, in git's order, without submodules.
     pub(crate) paths: Vec<Tracked>,
     /// Paths of submodules.
     pub(crate) gitlinks: Vec<Vec<u8>>,
@@ -31,14 +31,14 @@ pub(crate) struct Tracked {
     pub(crate) mode: u32,
     /// Whether git was told not to check it out (skip-worktree).
     pub(crate) hidden: bool,
-    /// Whether git was told to take it for unchanged (assume-unchanged).
+    /// Whether git assumes that it is unchanged (assume-unchanged).
     pub(crate) assumed: bool,
     /// Whether it is in the index of a submodule.
     pub(crate) below: bool,
 }
 
 impl Tracked {
-    /// What stands where the index has a submodule.
+    /// A file or link in place of a submodule of the index.
     pub(crate) fn in_place_of_submodule(path: &[u8]) -> Self {
         Self {
             path: path.to_vec(),
@@ -59,19 +59,19 @@ impl Tracked {
 pub(crate) struct Status {
     /// Tracked paths that differ from `HEAD` in the index or the working tree.
     pub(crate) changed: HashSet<Vec<u8>>,
-    /// Tracked paths of which the working tree has something else than the index.
+    /// Tracked paths whose file differs from the index.
     pub(crate) unlike: HashSet<Vec<u8>>,
     /// Untracked, not ignored files.
     pub(crate) untracked: Vec<Vec<u8>>,
     /// Untracked directories that are repositories of their own.
     pub(crate) nested: Vec<Vec<u8>>,
-    /// Paths that the index no longer has and `HEAD` still has.
+    /// Paths that are in `HEAD` but no longer in the index.
     pub(crate) staged_deletions: Vec<Vec<u8>>,
     /// How the index differs from `HEAD`.
     pub(crate) staged: Vec<Staged>,
 }
 
-/// One path whose index entry differs from `HEAD`; one that is not merged has several.
+/// One path whose index entry differs from `HEAD`; an unmerged path has several.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Staged {
     /// The path.
@@ -80,17 +80,17 @@ pub struct Staged {
     pub mode: String,
     /// Its object in the index, as hex.
     pub object: String,
-    /// What it is of a merge, from 1 to 3 (gitrevisions(7), `:<n>:<path>`); 0 when it is merged.
+    /// Its merge stage from 1 to 3 (gitrevisions(7), `:<n>:<path>`); 0 when merged.
     pub stage: u8,
-    /// Whether git was only told that it is to be added, without its content.
+    /// Whether it was added with intent-to-add only, without its content.
     pub intended: bool,
 }
 
-/// The mode that stands for no entry.
+/// The mode that means "no entry".
 const NO_MODE: &str = "000000";
 
 impl Staged {
-    /// A path that is to be added some day: git keeps it with the object of an empty file, whose name has `digits` digits.
+    /// A path added with intent-to-add: git stores it with the object id of an empty file, which has `digits` digits.
     fn intended(path: &[u8], mode: &[u8], digits: usize) -> Option<Self> {
         let object = EMPTY.into_iter().find(|object| object.len() == digits)?;
         Some(Self {
@@ -102,7 +102,7 @@ impl Staged {
         })
     }
 
-    /// The versions of a merge that there are, in place of whatever `HEAD` has.
+    /// The existing stages of an unmerged path, which replace the entry of `HEAD`.
     fn unmerged<'a>(path: &'a [u8], versions: [(&'a [u8], &'a [u8]); 3]) -> impl Iterator<Item = Self> + 'a {
         let one = |stage: u8, mode: &[u8], object: &[u8]| Self {
             path: path.to_vec(),
@@ -118,7 +118,7 @@ impl Staged {
         std::iter::once(none).chain(there.map(move |(stage, (mode, object))| one(stage, mode, object)))
     }
 
-    /// Whether it only takes away what `HEAD` has.
+    /// Whether it only removes the entry of `HEAD`.
     pub(crate) fn is_removal(&self) -> bool {
         self.mode == NO_MODE
     }
@@ -132,8 +132,8 @@ fn lossy(record: &[u8]) -> String {
     String::from_utf8_lossy(record).into_owned()
 }
 
-/// A path as the index may have it. git writes no other, but it reads one that somebody else wrote, and `../` of such an index
-/// would name files outside the tree, or those of the repository itself.
+/// Checks a path from the index. git writes only valid paths, but it reads an index that another program wrote, and `../` in such an index would name
+/// files outside the tree or in the repository itself.
 fn inside(path: &[u8]) -> Option<Vec<u8>> {
     let mut parts = path.split(|byte| *byte == b'/');
     parts
@@ -220,7 +220,7 @@ impl Status {
         self
     }
 
-    /// Takes in the status of a submodule. What is staged there is in an index of its own, and stays there.
+    /// Adds the status of a submodule, except for staged changes, which belong to the submodule's own index.
     pub(crate) fn add(&mut self, mut other: Self) {
         self.changed.extend(other.changed);
         self.unlike.extend(other.unlike);
@@ -357,7 +357,7 @@ mod tests {
             (staged.mode.as_str(), staged.object.as_str()),
             ("100755", EMPTY[0])
         );
-        // No object name has so few digits.
+        // No object id is this short.
         assert!(Status::parse(b"1 .A N... 000000 000000 100755 00 00 later\0").is_err());
     }
 

@@ -1,7 +1,7 @@
-//! The manifest: which files of the working tree the lease must have, which tracked paths are gone, and what is dirty.
+//! The manifest: which files of the working tree the lease must have, which tracked paths are gone, and which files are dirty.
 //!
-//! Git says what is tracked, ignored and changed (two processes, side by side, in each repository); one `lstat` a path says what is there.
-//! It must never write to the repository, follow a symbolic link out of it, or take a path for gone that git merely hides.
+//! git reports what is tracked, ignored and changed (two parallel processes in each repository); one `lstat` per path reports what exists. It must
+//! never write to the repository, follow a symbolic link out of it, or take a path for deleted that git merely hides.
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -24,7 +24,7 @@ mod submodules;
 
 pub(crate) use self::submodules::ask_git;
 
-/// The name of the file in the root that holds more exclude rules.
+/// The name of the file in the root with more exclude rules.
 pub(crate) const IGNORE_FILE: &str = ".crabboxignore";
 
 /// Longest ignore file in bytes; a hand-written one has a few KiB.
@@ -46,21 +46,21 @@ pub struct Manifest {
     pub root: PathBuf,
     /// The files and symbolic links in scope, sorted by path bytes, no path twice.
     pub entries: Vec<Entry>,
-    /// Tracked paths in scope that the working tree has no more, sorted.
+    /// Tracked paths in scope that are missing from the working tree, sorted.
     pub deleted: Vec<Vec<u8>>,
-    /// Tracked files that only their being tracked kept from a built-in exclude, with that rule.
+    /// Files that a built-in exclude would have dropped if they were not tracked, with that rule.
     pub protected_tracked: Vec<(Vec<u8>, Vec<u8>)>,
-    /// Submodules whose files are in it, sorted.
+    /// Submodules whose files are included, sorted.
     pub submodules: Vec<Vec<u8>>,
-    /// Submodules that are not checked out, so that there is nothing of them.
+    /// Submodules that are not checked out, so that they have no files.
     pub absent: Vec<Vec<u8>>,
-    /// Repositories that are no submodules, which are left out.
+    /// Nested repositories that are not submodules, which are left out.
     pub nested: Vec<Vec<u8>>,
     /// Staged changes against `HEAD`, for the repository in the guest.
     pub staged: Vec<listing::Staged>,
-    /// What else its index is to say, sorted.
+    /// Flags for entries of the index in the guest, sorted.
     pub marks: Vec<Mark>,
-    /// The settings that decide whether git finds a file unchanged, as a file of them.
+    /// The settings that decide whether git finds a file unchanged, as a configuration file.
     pub settings: Vec<u8>,
     /// The attributes that only this clone has.
     pub attributes: Vec<u8>,
@@ -68,7 +68,7 @@ pub struct Manifest {
     pub repo: Repo,
     /// SHA-256 over the identity of every entry and the deleted list, as hex: equal means nothing changed here.
     pub fingerprint: String,
-    /// How it differs from the manifest of an earlier look, if that is still known.
+    /// How it differs from the previous manifest, if that is still known.
     pub since: Option<Since>,
 }
 
@@ -77,7 +77,7 @@ pub struct Manifest {
 pub struct Since {
     /// That manifest's fingerprint.
     pub fingerprint: String,
-    /// Places in the entries of those that are new, have another identity, or had none to be trusted.
+    /// Indexes of entries that are new, have another identity, or had none that could be trusted.
     pub changed: Vec<usize>,
     /// Paths that were entries, sorted.
     pub removed: Vec<Vec<u8>>,
@@ -95,10 +95,10 @@ pub struct Volume {
 /// Why the list of files could not be made.
 #[derive(Debug, thiserror::Error)]
 pub enum ManifestError {
-    /// The ignore file is no small regular file.
+    /// The ignore file is not a small regular file.
     #[error(transparent)]
     IgnoreFile(#[from] SmallError),
-    /// No git repository here. The words are the Go program's.
+    /// There is no git repository. The wording is the Go program's.
     #[error(
         "{} is not a Git repository: crabbox builds its sync manifest from Git; run `git init` here to sync files, \
          or pass --no-sync to run without syncing local files", root.display()
@@ -125,7 +125,7 @@ pub enum ManifestError {
         /// The directory.
         root: PathBuf,
     },
-    /// The repository leads to another one.
+    /// The repository refers to another one.
     #[error("{} is not synced: {redirect}", root.display())]
     Redirected {
         /// The current directory.
@@ -133,12 +133,12 @@ pub enum ManifestError {
         /// How.
         redirect: Redirect,
     },
-    /// git refuses to work here or broke off. The words are the Go program's.
+    /// git refuses to work here or broke off. The wording is the Go program's.
     #[error("git ls-files in {} failed: {said}", root.display())]
     GitRefused {
         /// The root.
         root: PathBuf,
-        /// All that it said, its advice with it.
+        /// Its whole message, including advice.
         said: String,
     },
     /// The configuration of the repository cannot be made harmless.
@@ -165,7 +165,7 @@ pub enum ManifestError {
         /// The root.
         root: PathBuf,
     },
-    /// A submodule is there, and git cannot work in it.
+    /// A submodule is checked out but git cannot work in it.
     #[error(
         "the submodule {path} cannot be listed (`git submodule update --init` may mend it, sync.exclude leaves it out): {said}"
     )]
@@ -211,7 +211,7 @@ pub enum ManifestError {
         #[source]
         source: std::io::Error,
     },
-    /// Looking at a path failed.
+    /// A path could not be examined.
     #[error("cannot look at {path}")]
     Look {
         /// The path.
@@ -223,13 +223,13 @@ pub enum ManifestError {
 }
 
 impl Manifest {
-    /// Looks at the working tree of `repo` as it is now.
+    /// Builds the manifest of `repo` from its working tree.
     pub fn build(repo: &Repo, scope: &Scope) -> Result<Self, ManifestError> {
         repo.check_syncable()?;
         Ok(Self::ask_git(repo, scope)?.0)
     }
 
-    /// The same, from what is remembered of the last look where that is still so; and this look is remembered.
+    /// The same, but reuses the last manifest as far as it is still valid, and remembers this one.
     pub fn build_remembering(repo: &Repo, scope: &Scope, memory: &Memory) -> Result<Self, ManifestError> {
         repo.check_syncable()?;
         let root = repo.root.as_path();
@@ -253,7 +253,7 @@ impl Manifest {
             }
             (seen, _) => seen,
         };
-        // Before git looks: a configuration that changes meanwhile is another one at the next look.
+        // Read before git runs: a configuration that changes meanwhile will differ at the next call.
         let config = Configuration::read(root).ok();
         let (mut manifest, scan) = Self::ask_git(repo, scope)?;
         manifest.since = seen.map(|seen| seen.since(&manifest));
@@ -265,12 +265,12 @@ impl Manifest {
         let root = repo.root.as_path();
         let ignore_file = read_ignore_file(root)?;
         let filter = Filter::new(&scope.exclude, &ignore_file, &scope.include);
-        // Before the first look at a file: whatever is touched later than this is not trusted to stay as it was seen.
+        // Started before the first file is examined: files touched later than this are not trusted to stay as they were seen.
         let scan = Scan::start(root)?;
         let mut tree = submodules::ask(&scan, &filter, b"")?;
         let excluded = Filter::new(&scope.exclude, &ignore_file, &[]);
         let modules = submodules::add(&mut tree, &scan, &filter, &excluded)?;
-        // What is left out on purpose is not worth a word.
+        // Do not report what is excluded on purpose.
         tree.status
             .nested
             .retain(|path| excluded.judge(path, false) != Verdict::Drop);
@@ -286,8 +286,7 @@ impl Manifest {
         draft.fill(&index, looks, &status)?.finish(repo, modules, status)
     }
 
-    /// What the paths of each repository of the tree begin with: those of submodules, which end in a slash, the deeper before the
-    /// one around it; at last nothing, for the root.
+    /// The path prefix of each repository in the tree: submodules, ending in a slash, deeper ones first; then the empty prefix of the root.
     pub(crate) fn prefixes(&self) -> impl Iterator<Item = Vec<u8>> {
         let submodules = self.submodules.iter().rev();
         submodules
@@ -300,7 +299,7 @@ impl Manifest {
         volume(self.entries.iter())
     }
 
-    /// The files that differ from `HEAD`; one that is gone counts as a file without bytes, as in the Go program.
+    /// The files that differ from `HEAD`; a deleted file counts with zero bytes, as in the Go program.
     pub fn dirty(&self) -> Volume {
         let changed = volume(self.entries.iter().filter(|entry| entry.changed));
         Volume {
@@ -318,7 +317,7 @@ fn volume<'a>(entries: impl Iterator<Item = &'a Entry>) -> Volume {
 }
 
 pub(crate) fn read_ignore_file(root: &Path) -> Result<Vec<u8>, ManifestError> {
-    // Whoever wrote the repository wrote it, too: it may be a link to a device, or a pipe that nobody writes to.
+    // The file is as untrusted as the repository: it may be a link to a device, or a pipe that blocks.
     match read_small(root, Path::new(IGNORE_FILE), IGNORE_LIMIT) {
         Ok(bytes) => Ok(bytes),
         Err(SmallError::Absent { .. }) => Ok(Vec::new()),
@@ -326,7 +325,7 @@ pub(crate) fn read_ignore_file(root: &Path) -> Result<Vec<u8>, ManifestError> {
     }
 }
 
-/// A manifest in the making.
+/// A manifest being built.
 struct Draft {
     scan: Scan,
     filter: Filter,
@@ -355,12 +354,12 @@ impl Draft {
     }
 
     fn fill(mut self, index: &Index, looks: Vec<Look>, status: &Status) -> Result<Self, ManifestError> {
-        // By the places of the index, which git sorts by path: in scope or not, and whether it is there.
+        // For each index entry, which git sorts by path: `None` if out of scope, else whether the file exists.
         let mut there: Vec<Option<bool>> = Vec::with_capacity(looks.len());
         self.entries.reserve(looks.len());
         for (tracked, look) in index.paths.iter().zip(looks) {
             let Look::InScope { entry, spared } = look else {
-                // It does not come, which is no change of it.
+                // The file is not synced; mark it so that git does not take it for deleted.
                 self.mark(tracked, SKIPPED);
                 there.push(None);
                 continue;
@@ -371,10 +370,10 @@ impl Draft {
                 Some(mut entry) => {
                     entry.changed = status.changed.contains(&tracked.path);
                     entry.standing = match status.unlike.contains(&tracked.path) {
-                        // It is of another index.
+                        // It belongs to the index of a submodule.
                         _ if tracked.below => Standing::Untracked,
                         true => Standing::Unlike,
-                        // git may have looked before.
+                        // git may have examined it before this change.
                         false if self.scan.is_younger(&entry) => Standing::Unlike,
                         false => Standing::Same,
                     };
@@ -420,7 +419,7 @@ impl Draft {
         Ok(self)
     }
 
-    /// Notes what the index in the lease must say of a path, `more` included.
+    /// Records the flags that the index in the lease must have for a path, with `more` added.
     fn mark(&mut self, tracked: &Tracked, more: u8) {
         let bit = |set: bool, bit: u8| if set { bit } else { 0 };
         let flags = bit(tracked.assumed, ASSUMED) | bit(tracked.hidden, SKIPPED) | more;

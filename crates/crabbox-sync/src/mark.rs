@@ -1,23 +1,22 @@
-//! What git's index says of a path besides its object: the bits that `git update-index` sets, by which a path that is not what
-//! the index has still counts as unchanged.
+//! Flags of paths in git's index: the bits set by `git update-index`, which let a path that differs from the index count as unchanged.
 //!
-//! They travel with the seed, or else a tree that is clean here would not be clean there. Nothing here decides what is synced.
+//! They are sent with the seed, because otherwise a tree that is clean here would not be clean in the lease. They do not affect what is synced.
 
-/// git was told to take it for unchanged (`--assume-unchanged`).
+/// git assumes that it is unchanged (`--assume-unchanged`).
 pub(crate) const ASSUMED: u8 = 1;
-/// It is not to be looked at (`--skip-worktree`): so here, or because a rule of the user keeps it out of the lease.
+/// git does not examine it (`--skip-worktree`): either set here, or because an exclude rule keeps it out of the lease.
 pub(crate) const SKIPPED: u8 = 2;
-/// It is to be added, without its content so far (`git add --intent-to-add`).
+/// It is to be added, without its content yet (`git add --intent-to-add`).
 pub(crate) const INTENDED: u8 = 4;
-/// A submodule, whose directory is there even if nothing of it comes.
+/// A submodule, whose directory exists even if none of its files are synced.
 pub(crate) const HOLLOW: u8 = 8;
 
-/// A path of the index with bits.
+/// A path of the index with flags.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mark {
     /// The path.
     pub path: Vec<u8>,
-    /// The bits of this module, none of them zero.
+    /// The flags of this module; never zero.
     pub flags: u8,
 }
 

@@ -1,21 +1,21 @@
-//! The address of a remote as others may see it: a lease, a log, a message.
+//! The URL of a remote in a form that may be shown to others: in a lease, a log, a message.
 //!
-//! People put tokens into the addresses of their remotes, so git's answer becomes an [`OriginUrl`] where it is read and nothing else
-//! leaves that place. It must never hold a password, nor a user where that may be a token.
+//! Users put tokens into the URLs of their remotes, so git's answer is converted to an [`OriginUrl`] where it is read, and nothing else leaves that
+//! place. It must never contain a password, nor a user name that may be a token.
 
 use std::fmt;
 
-/// A remote's address without secrets.
+/// A remote's URL without secrets.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OriginUrl(String);
 
 impl OriginUrl {
-    /// Of a remote's address as git's configuration has it (git-fetch(1), GIT URLS): a URL, `[user@]host:path`, or a path. `None` when what
-    /// is secret in it cannot be told from the rest.
+    /// Parses a remote's address from git's configuration (git-fetch(1), GIT URLS): a URL, `[user@]host:path`, or a path. `None` if a secret in it
+    /// cannot be separated from the rest.
     pub fn of(address: &str) -> Option<Self> {
         match address.split_once("://") {
             Some((scheme, rest)) if is_scheme(scheme) => url(scheme, rest),
-            // A remote helper gets the rest as its own words: gitremote-helpers(7).
+            // A remote helper interprets the rest as it likes: gitremote-helpers(7).
             _ if address.contains("::") => None,
             _ => scp_like(address),
         }
@@ -34,7 +34,7 @@ impl fmt::Display for OriginUrl {
     }
 }
 
-/// Whether it is the scheme of a URL, with or without a remote helper before it (`helper::https`).
+/// Whether it is a URL scheme, with or without a remote helper before it (`helper::https`).
 fn is_scheme(text: &str) -> bool {
     let known = |part: &str| {
         !part.is_empty()
@@ -56,14 +56,14 @@ fn url(scheme: &str, rest: &str) -> Option<String> {
     };
     let after_brackets = host.rsplit_once(']').map_or(host, |(_, port)| port);
     let port = after_brackets.split_once(':').map(|(_, port)| port);
-    // A password may have any character in it, unquoted by mistake, and then this is not where it ends.
+    // A password may contain any character, unescaped by mistake; then it does not end at this `@`.
     let is_split = (user.is_some() || port.is_some()) && tail.contains('@');
     if is_split || !port.unwrap_or_default().bytes().all(|byte| byte.is_ascii_digit()) {
         return None;
     }
-    // A query or a fragment belongs to no repository, and may be a token.
+    // A query or fragment is not part of a repository's URL, and may be a token.
     let path = &tail[..tail.find(['?', '#']).unwrap_or(tail.len())];
-    // With ssh the user is an account. Everywhere else a user alone is how tokens are given.
+    // With ssh, the user is an account. With other schemes, a user alone is a usual form of a token.
     let account = user.filter(|user| scheme.ends_with("ssh") && !user.contains(':'));
     Some(match account {
         Some(account) => format!("{scheme}://{account}@{host}{path}"),
@@ -78,7 +78,7 @@ fn scp_like(address: &str) -> Option<String> {
         return None;
     }
     match head.rsplit_once('@') {
-        // git itself takes what is before the first colon for the host; whoever wrote this meant a password.
+        // git itself takes the part before the first colon as the host, but the user who wrote this meant a password.
         Some((user, _)) if user.contains(':') => Some(address[user.len() + 1..].to_owned()),
         _ => Some(address.to_owned()),
     }

@@ -1,7 +1,8 @@
-//! Whether the repository that git found is the one of the directory that it was found in.
+//! Checks that the repository that git found belongs to the directory where it was found.
 //!
-//! A repository's own files can name another one: `core.worktree` another working tree, a `.git` file or link and `commondir` another
-//! repository's objects, a link in `.git` another one's index or references. It must never let a tree that others wrote bring in a repository of the user that lies elsewhere.
+//! A repository's own files can refer to another repository: `core.worktree` to another working tree, a `.git` file or link and `commondir` to
+//! another repository's objects, a link in `.git` to another one's index or refs. It must never let an untrusted tree bring in a repository of the
+//! user from elsewhere.
 
 use std::ffi::OsStr;
 use std::fmt;
@@ -14,30 +15,30 @@ use rustix::fs::OFlags;
 
 use crate::git::{Contents, git};
 
-/// The longest `.git` file, in bytes: a word and a path (`PATH_MAX` of limits.h), which git bounds as well.
+/// The longest `.git` file, in bytes: a keyword and a path (`PATH_MAX` of limits.h); git limits it too.
 const LINK_LIMIT: u64 = 8 * 1024;
 
-/// How a repository leads away from where it was found.
+/// How a repository refers to another place.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Redirect {
-    /// Its working tree is not the one that it lies in, or does not hold the current directory.
+    /// Its working tree is not the one that contains it, or does not contain the current directory.
     WorkTree {
         /// The working tree that it names.
         named: PathBuf,
     },
-    /// Its `.git` leads to a repository that belongs to another working tree.
+    /// Its `.git` refers to a repository that belongs to another working tree.
     GitDir {
         /// The working tree.
         root: PathBuf,
-        /// Where its `.git` leads.
+        /// The target of its `.git`.
         led: PathBuf,
     },
-    /// Its `.git` takes objects and references from another repository, whose working tree this is not.
+    /// Its `.git` takes objects and refs from another repository that this is not a working tree of.
     CommonDir {
         /// The `.git` directory.
         dir: PathBuf,
     },
-    /// What says which commits and files it has is a link out of it.
+    /// A file that determines its commits and files is a link to outside.
     Linked {
         /// The link.
         path: PathBuf,
@@ -73,11 +74,11 @@ impl fmt::Display for Redirect {
     }
 }
 
-/// How the repository at `git_dir`, found from `cwd` and with the working tree `root`, leads away. All three are canonical, and the last
-/// two are what git says.
+/// How the repository at `git_dir`, found from `cwd` and with the working tree `root`, refers to another place, if it does. All three paths are
+/// canonical; the last two are git's answers.
 pub(crate) fn find(cwd: &Path, root: &Path, git_dir: &Path) -> Option<Redirect> {
     let link = root.join(".git");
-    // A repository further in may name a directory around it, and then the files there are its own.
+    // A deeper repository may name a directory above it as its working tree, and would then claim the files there.
     let is_of_root = link.canonicalize().is_ok_and(|found| found == git_dir)
         || leads_to(root, &link).is_some_and(|led| led == git_dir);
     if !cwd.starts_with(root) || !is_of_root {
@@ -86,7 +87,7 @@ pub(crate) fn find(cwd: &Path, root: &Path, git_dir: &Path) -> Option<Redirect> 
         });
     }
     if link.symlink_metadata().is_ok_and(|found| found.is_dir()) {
-        // The usual case. `commondir` there is git's only in the directory of a linked working tree.
+        // The usual case. Here `commondir` is not legitimate: git only uses it in the directory of a linked working tree.
         if link.join("commondir").symlink_metadata().is_ok() {
             return Some(Redirect::CommonDir { dir: link });
         }
@@ -98,7 +99,7 @@ pub(crate) fn find(cwd: &Path, root: &Path, git_dir: &Path) -> Option<Redirect> 
             led: git_dir.to_owned(),
         });
     }
-    // A linked working tree has an index and a HEAD of its own; what it leads back to is `<common>/worktrees/<name>`.
+    // A linked working tree has its own index and HEAD in `<common>/worktrees/<name>`.
     let common = if git_dir.join("commondir").symlink_metadata().is_ok() {
         git_dir.ancestors().nth(2).unwrap_or(git_dir)
     } else {
@@ -107,8 +108,8 @@ pub(crate) fn find(cwd: &Path, root: &Path, git_dir: &Path) -> Option<Redirect> 
     linked_out(git_dir, common)
 }
 
-/// What of HEAD, the index and the references is a link that leads out of both directories. Objects may be anybody's: they are shared
-/// with links and `alternates` in ordinary use, and say nothing of what is asked for.
+/// The first of HEAD, the index and the refs that is a link to outside of both directories. Objects may come from elsewhere: sharing them with links
+/// and `alternates` is normal, and does not determine which are used.
 fn linked_out(git_dir: &Path, common: &Path) -> Option<Redirect> {
     let dirs = [git_dir, common];
     let leads_out = |path: &Path| {
@@ -120,7 +121,7 @@ fn linked_out(git_dir: &Path, common: &Path) -> Option<Redirect> {
     let names = ["index", "packed-refs", "refs", "reftable"];
     let fixed = names.iter().flat_map(|name| dirs.map(|dir| dir.join(name)));
     let mut found = fixed.into_iter().find(|path| leads_out(path));
-    // From HEAD along the names that each name leads to, as git goes, which gives up sooner.
+    // Follow HEAD through symbolic refs as git does, but further than git would.
     let mut at = vec![git_dir.join("HEAD")];
     for _ in 0..SYMBOLIC_LIMIT {
         if found.is_some() {
@@ -143,16 +144,16 @@ fn linked_out(git_dir: &Path, common: &Path) -> Option<Redirect> {
     found.map(|path| Redirect::Linked { path })
 }
 
-/// How far symbolic references are followed; git itself follows five.
+/// How many symbolic refs are followed; git itself follows five.
 const SYMBOLIC_LIMIT: usize = 8;
 
-/// What a file of references says.
+/// The contents of a ref file.
 enum Symbolic {
-    /// The name of another one.
+    /// The name of another ref.
     Name(PathBuf),
-    /// Something that git may understand and we do not.
+    /// Something that git may understand but we do not.
     Strange,
-    /// An object, or there is no such file.
+    /// An object id, or no such file.
     Other,
 }
 
@@ -161,7 +162,7 @@ fn symbolic(path: &Path) -> Symbolic {
         return Symbolic::Other;
     };
     let name = if meta.is_symlink() {
-        // The old form of a symbolic reference (gitrepository-layout(5)): what it names need not be there.
+        // The old form of a symbolic ref (gitrepository-layout(5)): its target need not exist.
         path.read_link().unwrap_or_default()
     } else if meta.is_dir() {
         return Symbolic::Other;
@@ -184,7 +185,7 @@ fn symbolic(path: &Path) -> Symbolic {
     }
 }
 
-/// Where a `.git` that is no directory leads (gitrepository-layout(5)), canonical.
+/// The target of a `.git` that is not a directory (gitrepository-layout(5)), canonical.
 fn leads_to(root: &Path, link: &Path) -> Option<PathBuf> {
     let meta = link.symlink_metadata().ok()?;
     if meta.is_symlink() {
@@ -195,11 +196,11 @@ fn leads_to(root: &Path, link: &Path) -> Option<PathBuf> {
     root.join(OsStr::from_bytes(path)).canonicalize().ok()
 }
 
-/// Whether the repository at `led` is that of the working tree `root`: it says so, as of a linked one (`gitdir`, git-worktree(1)) or by
-/// `core.worktree`, which git sets in a submodule; or it names none and stands in none, as one of `git init --separate-git-dir`.
+/// Whether the repository at `led` belongs to the working tree `root`: it says so, with `gitdir` in a linked one (git-worktree(1)) or with
+/// `core.worktree`, which git sets in a submodule; or it names no working tree and is not inside one, as after `git init --separate-git-dir`.
 fn leads_back(led: &Path, link: &Path, root: &Path) -> bool {
-    // What it says of itself counts for nothing when its commits are another repository's: `commondir` is right only in
-    // `<common>/worktrees/<name>`, which is in that repository (gitrepository-layout(5)).
+    // Such a claim is worthless if its commits come from another repository: `commondir` is legitimate only in `<common>/worktrees/<name>`, which is
+    // inside that repository (gitrepository-layout(5)).
     if led.join("commondir").symlink_metadata().is_ok() {
         let common = small(&led.join("commondir")).and_then(|text| {
             led.join(OsStr::from_bytes(text.trim_ascii_end()))
@@ -228,13 +229,13 @@ fn leads_back(led: &Path, link: &Path, root: &Path) -> bool {
             ));
             named.canonicalize().is_ok_and(|named| named == root)
         }
-        // It is not set: git-config(1).
+        // Exit code 1: the setting is absent (git-config(1)).
         Some(1) => led.file_name() != Some(OsStr::new(".git")),
         _ => false,
     }
 }
 
-/// The content of a small regular file; none of anything else, which is not waited for either.
+/// The content of a small regular file; `None` for anything else, without blocking.
 fn small(path: &Path) -> Option<Vec<u8>> {
     let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let file = std::fs::OpenOptions::new()

@@ -1,7 +1,7 @@
-//! Which repository the caller stands in: its root, name, origin, commit and base branch.
+//! Finds the repository of the current directory: its root, name, origin, commit and base branch.
 //!
-//! Discovery itself never fails for want of a repository (`--no-sync` works anywhere); whether it can be synced is asked
-//! with [`Repo::check_syncable`], before a lease is paid for. It must never run a repository's own programs.
+//! Discovery itself does not fail without a repository (`--no-sync` works anywhere); whether it can be synced is checked with
+//! [`Repo::check_syncable`], before a lease is paid for. It must never run programs that a repository names.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt as _;
@@ -21,11 +21,11 @@ pub struct Repo {
     pub root: PathBuf,
     /// The repository part of the origin's URL, else the last component of the root. Never empty, one path component.
     pub name: String,
-    /// The address of the remote `origin`, without what is secret in it.
+    /// The URL of the remote `origin`, without secrets.
     pub origin: Option<OriginUrl>,
-    /// The commit `HEAD` stands on, as hex; none on an unborn branch.
+    /// The commit of `HEAD`, as hex; `None` on an unborn branch.
     pub head: Option<String>,
-    /// The branch `HEAD` names, short; none when detached.
+    /// The branch that `HEAD` names, short; `None` when detached.
     pub branch: Option<String>,
     /// The default branch of the remote `origin`, short (`main`), when git knows it.
     pub base_ref: Option<String>,
@@ -40,17 +40,17 @@ pub enum Vcs {
     Git,
     /// A bare git repository, or the inside of a `.git` directory: nothing to sync.
     Bare,
-    /// A Jujutsu workspace without a git repository beside it.
+    /// A Jujutsu workspace without a colocated git repository.
     JujutsuOnly,
     /// No repository.
     None,
-    /// Git found a repository that leads to another one, of which this directory is no part.
+    /// git found a repository that refers to another one, which this directory does not belong to.
     Redirected(Redirect),
-    /// Git found a repository and refused to work in it; all that it said.
+    /// git found a repository but refused to work in it; its whole message.
     Refused(String),
 }
 
-/// Why the repository could not be looked at.
+/// Why the repository could not be examined.
 #[derive(Debug, thiserror::Error)]
 pub enum RepoError {
     /// The current directory does not resolve.
@@ -95,7 +95,7 @@ impl Repo {
                     source,
                 })
         };
-        // Side by side: each is a process that mostly waits to be started.
+        // In parallel, because each process mostly waits to be started.
         let (origin, facts) = std::thread::scope(|threads| {
             let origin = threads.spawn(|| ask(&["config", "--get", "remote.origin.url"]));
             let facts = ask(&[&["rev-parse"], PLACES, Facts::ASKED].concat());
@@ -108,7 +108,7 @@ impl Repo {
             }
             return Ok(Self::with_git(root, origin?, facts));
         }
-        // Whatever is out of the ordinary, an unborn branch for example: one question after the other.
+        // Unusual cases, such as an unborn branch: ask one question at a time.
         let top = ask(&["rev-parse", "--show-toplevel"])?;
         if !top.status.success() {
             let vcs = classify(&cwd, &top.stderr_text());
@@ -122,7 +122,7 @@ impl Repo {
         let answer = |args: &[&str]| ask(args).map(|out| word(&out));
         let facts = Facts {
             head: answer(&["rev-parse", "--verify", "--quiet", "HEAD^{commit}"])?,
-            // Whole names, cut here: git's short ones grow when a tag has the same.
+            // Full names, shortened here: git's short names get longer if a tag has the same name.
             branch: answer(&["symbolic-ref", "--quiet", "HEAD"])?
                 .map(|name| cut(&name, &["refs/heads/", "refs/"]).to_owned()),
             base_ref: answer(&["symbolic-ref", "--quiet", "refs/remotes/origin/HEAD"])?
@@ -165,7 +165,7 @@ impl Repo {
         Self::without_git(root, Vcs::None)
     }
 
-    /// Whether a manifest can be built here at all; to be asked before a lease is acquired.
+    /// Checks whether a manifest can be built here at all; to be called before a lease is acquired.
     pub fn check_syncable(&self) -> Result<(), ManifestError> {
         let root = self.root.clone();
         match &self.vcs {
@@ -185,7 +185,7 @@ impl Repo {
     }
 }
 
-/// What holds `cwd` where that is not the repository at `git_dir` with its tree at `root`, although git has found that one.
+/// What `cwd` really belongs to, if that is not the repository at `git_dir` with the tree at `root` that git found.
 fn of_another(cwd: &Path, root: &Path, git_dir: &Path) -> Option<Vcs> {
     if jujutsu_below(cwd, Some(root)) {
         return Some(Vcs::JujutsuOnly);
@@ -193,8 +193,8 @@ fn of_another(cwd: &Path, root: &Path, git_dir: &Path) -> Option<Vcs> {
     redirect::find(cwd, root, git_dir).map(Vcs::Redirected)
 }
 
-/// The root of the working tree around `cwd`, else `cwd` itself: also where git refuses, and where its answer leads elsewhere.
-/// It is the root that [`Repo::discover`] finds, for less.
+/// The root of the working tree around `cwd`; `cwd` itself if there is none, if git refuses, or if its answer refers elsewhere. This is the root that
+/// [`Repo::discover`] finds, at less cost.
 pub fn root(cwd: &Path) -> PathBuf {
     let found = || {
         let canonical = cwd.canonicalize().ok()?;
@@ -210,10 +210,10 @@ pub fn root(cwd: &Path) -> PathBuf {
     found().unwrap_or_else(|| cwd.to_owned())
 }
 
-/// Asks rev-parse for the directory of the repository and the root of its working tree, a line each.
+/// Arguments of rev-parse for the directory of the repository and the root of its working tree, one line each.
 pub(crate) const PLACES: &[&str] = &["--absolute-git-dir", "--show-toplevel"];
 
-/// The two, unless one of them has the end of a line in its name.
+/// Parses the two paths; `None` if one of them contains a newline.
 pub(crate) fn places(lines: &[u8]) -> Option<(PathBuf, PathBuf)> {
     let mut lines = lines.split(|byte| *byte == b'\n');
     let mut line = || lines.next().map(|line| PathBuf::from(OsStr::from_bytes(line)));
@@ -227,19 +227,19 @@ fn cut<'a>(name: &'a str, prefixes: &[&str]) -> &'a str {
     rest.unwrap_or(name)
 }
 
-/// The one path that git printed.
+/// The single path that git printed.
 fn path(out: &Captured) -> PathBuf {
     PathBuf::from(OsStr::from_bytes(
         out.stdout.strip_suffix(b"\n").unwrap_or(&out.stdout),
     ))
 }
 
-/// What git says when it succeeds, if it says anything.
+/// git's output, if it succeeded and printed anything.
 fn word(out: &Captured) -> Option<String> {
     Some(out.stdout_text()).filter(|text| out.status.success() && !text.is_empty())
 }
 
-/// Where a repository stands.
+/// The state of a repository.
 #[derive(Debug, PartialEq, Eq)]
 struct Facts {
     head: Option<String>,
@@ -248,14 +248,13 @@ struct Facts {
 }
 
 impl Facts {
-    /// What rev-parse is asked for, behind the root. It answers with a line each; the last it may not know, and then it
-    /// repeats the word.
+    /// Further arguments of rev-parse. It prints a line for each; if it does not know the last one, it repeats the argument.
     const ASKED: &[&str] = &["HEAD^{commit}", "--symbolic-full-name", "HEAD", Self::BASE];
     const BASE: &str = "refs/remotes/origin/HEAD";
 
-    /// Root and facts of a repository with nothing odd about it.
+    /// Paths and facts of an ordinary repository.
     fn parse(said: &[u8]) -> Option<(PathBuf, PathBuf, Self)> {
-        // From behind: the paths may hold the ends of lines, and then they are asked for one by one.
+        // Parsed from the end: the paths may contain newlines, and then they are asked for separately.
         let mut lines = said.strip_suffix(b"\n")?.rsplitn(4, |byte| *byte == b'\n');
         let mut line = || lines.next();
         let (base, branch, head, paths) = (line()?, line()?, line()?, line()?);
@@ -295,7 +294,7 @@ fn classify(cwd: &Path, stderr: &str) -> Vcs {
     }
 }
 
-/// Whether the nearest workspace around `cwd`, below `stop`, is Jujutsu's alone.
+/// Whether a workspace around `cwd`, below `stop`, belongs to Jujutsu only.
 fn jujutsu_below(cwd: &Path, stop: Option<&Path>) -> bool {
     cwd.ancestors()
         .take_while(|dir| Some(*dir) != stop)
@@ -317,7 +316,7 @@ fn name_of_dir(dir: &Path) -> String {
         .unwrap_or_else(|| "repo".to_owned())
 }
 
-/// A name that may stand as one component of the remote path; 200 leaves room for suffixes below `NAME_MAX`.
+/// Whether a name can be a component of the remote path; 200 bytes leave room for suffixes below `NAME_MAX`.
 fn usable_name(name: &str) -> bool {
     !matches!(name, "" | "." | "..") && name.len() <= 200 && !name.contains(['/', '\0', '\n', '\r'])
 }

@@ -1,7 +1,7 @@
-//! One rsync of named files, with its progress.
+//! Runs one rsync of named files and reports its progress.
 //!
-//! It must never delete (that is the agent's, which knows what is ours), never follow links, and never skip a file that it
-//! was told to send because size and time look alike.
+//! It must never delete (the agent does that, because it knows which files came from us), never follow links, and never skip a file that it was asked
+//! to send because its size and time look equal.
 
 use std::io::{Read, Write as _};
 use std::process::{Child, Stdio};
@@ -14,7 +14,7 @@ use crabbox_host::process::die_with_us;
 use crate::channel::Channel;
 use crate::events::{Progress, SyncEvents};
 
-/// Variables that would change what rsync does.
+/// Environment variables that would change what rsync does.
 const REDIRECTS: [&str; 8] = [
     "RSYNC_RSH",
     "RSYNC_ICONV",
@@ -26,26 +26,26 @@ const REDIRECTS: [&str; 8] = [
     "RSYNC_SKIP_COMPRESS",
 ];
 
-/// Some files vanished while they were sent.
+/// The exit code when some files vanished during the transfer.
 const VANISHED: i32 = 24;
 
-/// How much of standard error is kept.
+/// How much of standard error is kept, in bytes.
 const STDERR_KEPT: usize = 16 * 1024;
 
-/// What to send and how.
+/// The parameters of a transfer.
 #[derive(Debug)]
 pub(crate) struct Transfer<'a> {
     /// The local root, absolute.
     pub(crate) root: &'a std::path::Path,
     /// The remote workdir, absolute.
     pub(crate) workdir: &'a str,
-    /// A directory on the same remote file system for files in the making.
+    /// A directory on the same remote file system for partial files.
     pub(crate) temp_dir: &'a str,
     /// Paths below the root, NUL after each.
     pub(crate) files: Vec<u8>,
-    /// Compress on the way.
+    /// Compress the data in transit.
     pub(crate) compress: bool,
-    /// Compare by checksum and leave equal files alone, instead of sending all.
+    /// Compare checksums and leave equal files alone, instead of sending all.
     pub(crate) checksum: bool,
     /// Kill it after this long.
     pub(crate) limit: Option<Duration>,
@@ -84,7 +84,7 @@ pub enum RsyncError {
     },
 }
 
-/// Whether all files were there to be sent.
+/// Whether all files still existed when they were sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Sent {
     All,
@@ -132,7 +132,7 @@ impl Transfer<'_> {
             .arg(format!("{}:{}/", channel.host(), self.workdir))
     }
 
-    /// Runs it to its end.
+    /// Runs rsync until it ends.
     pub(crate) fn run(self, channel: &Channel, events: &dyn SyncEvents) -> Result<Sent, RsyncError> {
         let cmd = self.command(channel);
         let mut command = cmd.to_std();
@@ -140,7 +140,7 @@ impl Transfer<'_> {
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
-        // Another client may enter the tree as soon as we are gone.
+        // rsync must end with us, because another client may enter the tree as soon as we are gone.
         die_with_us(&mut command);
         let mut child = cmd
             .spawn(&mut command)
@@ -149,7 +149,7 @@ impl Transfer<'_> {
         let files = self.files;
         let (status, stderr) = std::thread::scope(|scope| {
             if let Some(mut pipe) = stdin {
-                // If rsync ends early its exit code tells, not our broken pipe.
+                // If rsync ends early, its exit code shows why, so ignore the broken pipe.
                 scope.spawn(move || pipe.write_all(&files).ok());
             }
             let stderr = scope.spawn(|| stderr.map(keep_head).unwrap_or_default());
@@ -178,7 +178,7 @@ fn wait(child: &mut Child, limit: Option<Duration>) -> Result<std::process::Exit
             return Ok(status);
         }
         if started.elapsed() >= limit {
-            // It may have ended in between; either way it is reaped here.
+            // It may have ended already; either way it is reaped here.
             child.kill().ok();
             child.wait().ok();
             return Err(RsyncError::TimedOut { limit });
@@ -187,7 +187,7 @@ fn wait(child: &mut Child, limit: Option<Duration>) -> Result<std::process::Exit
     }
 }
 
-/// The first line that says what went wrong.
+/// The first line that describes an error.
 fn reason(stderr: &[u8]) -> String {
     let text = String::from_utf8_lossy(stderr);
     let lines = || text.lines().map(str::trim).filter(|line| !line.is_empty());

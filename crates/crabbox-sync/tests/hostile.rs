@@ -1,6 +1,6 @@
-//! Repositories that others wrote: nothing of theirs runs on this side, and no other repository of the user is brought along.
+//! Tests with untrusted repositories: none of their programs runs on this side, and no other repository of the user is synced.
 //!
-//! Each trap here fires with plain git, which every test asks first; a trap that cannot fire would prove nothing.
+//! Each test first checks that its trap fires with plain git; a trap that cannot fire would prove nothing.
 
 #![expect(
     clippy::unwrap_used,
@@ -20,7 +20,7 @@ use crabbox_sync::memory::Memory;
 use crabbox_sync::repo::{self, Repo, Vcs};
 use world::{World, run, settle};
 
-/// A program that leaves a file behind when it is started.
+/// A program that leaves a file behind when it is run.
 struct Trap(tempfile::TempDir);
 
 impl Trap {
@@ -37,19 +37,19 @@ impl Trap {
         self.0.path().join("trap").to_str().unwrap().to_owned()
     }
 
-    /// Whether it was started since the last question.
+    /// Whether it was run since the last call.
     fn fired(&self) -> bool {
         std::fs::remove_file(self.0.path().join("fired")).is_ok()
     }
 
-    /// `git` as a user would call it, to show that the trap is one.
+    /// Runs `git` as a user would, to show that the trap works.
     fn fires_with(&self, dir: &Path, words: &[&str]) {
         Cmd::new("git").arg("-C").arg(dir).args(words).capture().unwrap();
         assert!(self.fired(), "plain git {words:?} does not fire the trap");
     }
 }
 
-/// Everything that this side does with a repository before and after a sync, twice, the second time from memory.
+/// Does everything that this side does with a repository before and after a sync, twice, the second time from memory.
 fn all_of(world: &World) {
     for _ in 0..2 {
         world.sync();
@@ -184,7 +184,7 @@ fn a_bare_repository_in_the_tree_is_data_for_who_stands_in_it() {
     assert!(matches!(found.check_syncable(), Err(ManifestError::Bare { .. })));
     assert_eq!(repo::root(&inside), inside);
     assert!(!trap.fired());
-    // The tree around it is synced as ever.
+    // The surrounding tree is synced as usual.
     assert!(matches!(Repo::discover(&world.source()).unwrap().vcs, Vcs::Git));
 }
 
@@ -220,7 +220,7 @@ fn a_configuration_that_names_a_directory_around_it_is_refused() {
     let outer = victim();
     outer.local("git init -q --template= inner && git -C inner config core.worktree ../..");
     redirected(&outer.source().join("inner"));
-    // Also where the directory around it is no repository.
+    // Also if the directory around it is not a repository.
     let plain = tempfile::tempdir().unwrap();
     run(
         plain.path(),
@@ -258,7 +258,7 @@ fn a_git_file_or_link_to_another_repository_is_refused() {
 fn a_git_directory_with_links_into_another_repository_is_refused() {
     let victim = victim();
     let git_dir = victim.source().join(".git");
-    // Of a HEAD that is a link, git wants to see `refs/` first.
+    // If HEAD is a link, git requires its target to begin with `refs/`.
     let way = format!("refs/{}", "../".repeat(12));
     for (name, way) in [
         ("index", ""),
@@ -278,7 +278,7 @@ fn a_git_directory_with_links_into_another_repository_is_refused() {
         );
         redirected(dir.path());
     }
-    // However HEAD comes to the name of a link: git passes over blanks, follows names, and trims what is behind them.
+    // Whatever way HEAD leads to a link: git skips blanks, follows names, and trims what follows them.
     let theirs = git_dir.display();
     for head in [
         "printf 'ref:refs/heads/x\\n' > .git/HEAD".to_owned(),
@@ -297,7 +297,7 @@ fn a_git_directory_with_links_into_another_repository_is_refused() {
         );
         redirected(dir.path());
     }
-    // A HEAD that is a link is an old way to write a name, of a branch that need not be there yet.
+    // A HEAD that is a link is an old form of a symbolic ref, to a branch that need not exist yet.
     let old = tempfile::tempdir().unwrap();
     run(
         old.path(),
@@ -305,7 +305,7 @@ fn a_git_directory_with_links_into_another_repository_is_refused() {
     );
     let found = Repo::discover(old.path()).unwrap();
     assert!(matches!(found.vcs, Vcs::Git), "{found:?}");
-    // Inside a repository links are in use, and objects are shared.
+    // Links inside a repository are legitimate, and objects may be shared.
     let own = repository();
     own.local("rm -rf .git/rr && mv .git/refs .git/rr && ln -s rr .git/refs; git pack-refs --all");
     let found = Repo::discover(&own.source()).unwrap();
@@ -326,7 +326,7 @@ fn a_git_directory_with_links_into_another_repository_is_refused() {
 fn a_git_directory_that_leads_back_does_not_lead_on_to_another_repository() {
     let victim = victim();
     let git_dir = victim.source().join(".git");
-    // Each says that it is of this tree, in one of the two ways in which git says so.
+    // Each claims to belong to this tree, in one of the two ways that git uses.
     for back in [
         "echo \"$PWD/.git\" > g/gitdir",
         "git config --file g/config core.worktree \"$PWD\"",
@@ -379,8 +379,8 @@ fn a_path_of_the_index_stays_in_the_tree() {
     let world = World::new();
     world.local("echo secret > ../s; mkdir xx; echo x > xx/s; git add .");
     let repo = Repo::discover(&world.source()).unwrap();
-    // git does not write such a name, and reads it: it is put in the place of one of the same length, and the checksum
-    // (gitformat-index(5)) is left out, as `index.skipHash` has it.
+    // git does not write such a name but reads it: replace a name of the same length, and leave out the checksum (gitformat-index(5)) as with
+    // `index.skipHash`.
     let index = world.source().join(".git/index");
     let mut bytes = std::fs::read(&index).unwrap();
     let at = bytes.windows(4).position(|name| name == b"xx/s").unwrap();
@@ -467,7 +467,7 @@ fn what_is_remembered_of_a_tree_is_not_believed_when_a_filter_came() {
     assert!(!trap.fired());
 }
 
-/// Only one place of what ships starts git on this side; the same words anywhere else would bring every trap back.
+/// Only one place in the shipped code starts git on this side; a second one would bring every trap back.
 #[test]
 fn git_is_started_in_one_place() {
     let crates = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
@@ -482,10 +482,10 @@ fn git_is_started_in_one_place() {
         .map(|path| path.trim_start_matches(crates.to_str().unwrap()).to_owned())
         .filter(|path| path.contains("/src/"))
         .collect();
-    // The test kit makes repositories, and ships with nothing.
+    // The test kit creates repositories, and is not shipped.
     let allowed = [
         "/crabbox-sync/src/git.rs",
-        // Makes the tree of a proof, in a directory of its own, with a home and a configuration of its own.
+        // Creates the tree of a proof, in its own directory, with its own home and configuration.
         "/crabbox-engine/src/host/proof/fixture.rs",
         "/crabbox-testbase/src/compat.rs",
         "/crabbox-testkit/src/trees.rs",
@@ -498,7 +498,7 @@ fn git_is_started_in_one_place() {
     assert!(unexpected.is_empty(), "{unexpected:?}");
 }
 
-/// Whether every such call in the file stands behind its `#[cfg(test)]`.
+/// Whether every such call in the file comes after its `#[cfg(test)]`.
 fn only_in_tests(path: &Path) -> bool {
     let text = std::fs::read_to_string(path).unwrap();
     let before = text.split("#[cfg(test)]").next().unwrap_or_default();

@@ -1,4 +1,4 @@
-//! What is in a manifest, and what stops one from being made.
+//! Tests of what is in a manifest, and of what prevents one from being made.
 
 #![expect(
     clippy::unwrap_used,
@@ -58,7 +58,7 @@ fn tracked_and_untracked_files_in_scope_are_in_it_and_nothing_else() {
     assert_eq!(names(&build(&world, &scope).unwrap()), ["a"]);
 }
 
-/// `repo DIR` makes a repository with a commit of all that is in it.
+/// `repo DIR` creates a repository with a commit of all its files.
 const REPO: &str = "repo() { git init -q --template= $1; git -C $1 add -A; git -C $1 -c user.name=t -c user.email=t@t commit -q --allow-empty -m x; };
     link() { git -C $1 -c advice.addEmbeddedRepo=false add $2; }; ";
 
@@ -121,7 +121,7 @@ fn the_files_of_submodules_are_in_it_by_the_rules_of_each_and_those_of_other_rep
         ),
         "{error}"
     );
-    // One that is excluded is not even asked, and nothing is said of it.
+    // An excluded submodule is not examined, and not reported.
     let scope = Scope {
         exclude: ["/sub/", "/nested/", "/absent/"].map(str::to_owned).to_vec(),
         include: Vec::new(),
@@ -129,7 +129,7 @@ fn the_files_of_submodules_are_in_it_by_the_rules_of_each_and_those_of_other_rep
     let manifest = build(&world, &scope).unwrap();
     assert_eq!(names(&manifest), ["elsewhere", "stranger", "top.o"]);
     assert!(apart_lines(&manifest).is_empty(), "{:?}", apart_lines(&manifest));
-    // With a `.git` that is none git would tell of the repository around it.
+    // With an invalid `.git`, git would report on the surrounding repository.
     world.local("rm -rf sub/deep/.git; mkdir sub/deep/.git");
     let scope = Scope {
         exclude: Vec::new(),
@@ -160,11 +160,11 @@ fn a_submodule_is_synced_and_git_in_the_lease_finds_nothing_to_say_of_it() {
     settle();
     world.sync();
     assert!(world.sync().skipped);
-    // A directory in which a file could appear counts, in a submodule too.
+    // A directory in which a file could appear is included, also in a submodule.
     world.local("mkdir sub/hollow");
     let dirs = directories(&world.manifest(), &Scope::default()).unwrap();
     assert!(dirs.contains(&world.source().join("sub/hollow")), "{dirs:?}");
-    // Another commit of a submodule is another tree.
+    // With another commit of a submodule, the tree differs.
     world.local("git -C sub stash -qu");
     world.sync();
     world.guest("test $(cat sub/b) = 2; test -e sub/dir/a; test ! -e sub/new");

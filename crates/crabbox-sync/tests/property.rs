@@ -1,4 +1,5 @@
-//! Random repositories, random edits on both sides, a real sshd between them: after a sync the workdir equals the manifest, byte for byte.
+//! Property tests with random repositories, random edits on both sides, and a real sshd between them: after a sync the workdir equals the manifest,
+//! byte for byte.
 
 #![expect(
     clippy::unwrap_used,
@@ -23,7 +24,7 @@ use crabbox_testkit::trees::{NAMES, Step, guest_step, inside, step};
 use proptest::prelude::*;
 use world::{Shared, World, bytes_path, settle};
 
-/// What must be synced, worked out another way: git's own list, what is there, and the filter.
+/// The expected paths, computed in another way: from git's own lists, the disk, and the filter.
 fn expected(root: &Path, prefix: &[u8]) -> BTreeSet<Vec<u8>> {
     let repo = root.join(bytes_path(prefix));
     let list = |args: &[&str]| -> BTreeSet<Vec<u8>> {
@@ -34,7 +35,7 @@ fn expected(root: &Path, prefix: &[u8]) -> BTreeSet<Vec<u8>> {
             .collect()
     };
     let below = |path: &[u8]| [prefix, path].concat();
-    // What being tracked protects is a regular file, as the index has it: `100644 <id> <stage>\t<path>`.
+    // Being tracked protects only a regular file, according to the index: `100644 <id> <stage>\t<path>`.
     let staged = list(&["ls-files", "--stage", "-z"]);
     let of_mode = |mode: &[u8]| -> BTreeSet<Vec<u8>> {
         let lines = staged.iter().filter(|line| line.starts_with(mode));
@@ -45,7 +46,7 @@ fn expected(root: &Path, prefix: &[u8]) -> BTreeSet<Vec<u8>> {
     let regular = of_mode(b"100");
     let all = list(&["ls-files", "--cached", "--others", "--exclude-standard", "-z"]);
     let filter = Filter::new(&[], b"", &[]);
-    // A submodule has a list of its own.
+    // A submodule has its own list.
     let modules = of_mode(b"160").into_iter().filter(|path| {
         let dir = root.join(bytes_path(path));
         inside(root, &dir.join("x")) && dir.join(".git").exists() && filter.judge(path, true) != Verdict::Drop
@@ -63,14 +64,14 @@ fn expected(root: &Path, prefix: &[u8]) -> BTreeSet<Vec<u8>> {
         .collect()
 }
 
-/// How a case goes about it.
+/// The parameters of a case.
 #[derive(Debug, Clone, Copy)]
 struct Manner {
-    /// The last sync is tried again, and skipped.
+    /// The last sync is repeated, and skipped.
     skip: bool,
-    /// Before each sync, times grow old enough for memory to be believed on both sides.
+    /// Wait before each sync until times are old enough for memory to be trusted on both sides.
     settled: bool,
-    /// By rsync, which compares.
+    /// Use rsync with checksums.
     checksum: bool,
 }
 
@@ -146,7 +147,7 @@ fn check(
     }
 }
 
-/// One more run of the same property, so that the cases run side by side; each has a server of its own, and one connection to it.
+/// Defines one more run of the same property, so that runs are parallel; each has its own server and one connection to it.
 macro_rules! property {
     ($name:ident, $cases:expr, $rounds:expr, $seed:expr) => {
         #[test]
@@ -173,7 +174,7 @@ property!(the_workdir_equals_the_manifest_2, 160, 1..2, GitSeed::Off);
 property!(the_workdir_equals_the_manifest_3, 160, 1..2, GitSeed::Off);
 property!(with_a_repository_too, 40, 1..4, GitSeed::Shallow);
 
-/// Nothing is sent here, so that there is time for many small changes between looks that are old enough to be believed.
+/// Sends nothing, so that there is time for many small changes between calls that are old enough to be trusted.
 #[test]
 fn what_is_remembered_of_a_tree_is_what_git_says() {
     let config = ProptestConfig {
@@ -193,7 +194,7 @@ fn what_is_remembered_of_a_tree_is_what_git_says() {
                 step.apply(&world.source(), false);
             }
             settle();
-            // Holds the two against each other.
+            // This compares both.
             world.manifest();
         }
     });

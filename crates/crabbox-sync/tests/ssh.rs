@@ -1,4 +1,4 @@
-//! The same sync through a real sshd on loopback: quoting, shared connections, a line that dies.
+//! Tests of the same sync through a real sshd on loopback: quoting, shared connections, a connection that breaks.
 
 #![expect(
     clippy::unwrap_used,
@@ -64,7 +64,7 @@ fn without_a_shared_connection_it_works_too() {
     );
 }
 
-/// Cuts the line at a moment of the sync.
+/// Breaks the connection at a certain moment of the sync.
 struct Cutter<'a> {
     sshd: &'a Sshd,
     at: &'static str,
@@ -122,7 +122,7 @@ fn a_line_that_dies_in_the_middle_fails_and_the_next_sync_converges() {
             TransferError::Rsync { .. } => Some(true),
             _ => None,
         };
-        // Through rsync the files are on a line of their own, which opens after the cut of "send".
+        // With rsync, the files use a session of their own, which opens after the cut at "send".
         let expected = (at == "progress" || (at == "send" && !compress)).then_some(compress);
         assert_eq!(sending, expected, "{at}: {error:?}");
         world.local("rm -r d1; echo new > d2/f1");
@@ -153,7 +153,7 @@ fn a_line_that_dies_while_an_edit_is_sent_early_is_told_as_one_that_did() {
             .sync_as(&manifest, &Options::default(), &cutter)
             .unwrap_err();
         assert!(cutter.done.load(Ordering::SeqCst));
-        // That is what a run begins once more for.
+        // This is the case in which a run retries.
         assert!(error.lost_connection(), "{at}: {error:?}");
         for file in 1..=30 {
             let text = std::fs::read_to_string(world.workdir().join(format!("f{file}"))).unwrap();
@@ -178,7 +178,7 @@ fn a_machine_that_is_not_there_is_a_remote_error() {
     assert!(error.is_remote(), "{error:?}");
 }
 
-/// The files that a login shell reads first, and what a sync makes of it.
+/// Syncs with start-up files of several login shells.
 #[test]
 fn startup_files_and_login_shells_of_every_kind_are_no_part_of_the_conversation() {
     for (shell, file, text) in [
@@ -196,7 +196,7 @@ fn startup_files_and_login_shells_of_every_kind_are_no_part_of_the_conversation(
         std::fs::write(sshd.home().join(file), text).unwrap();
         let shared = Shared::new(&sshd);
         let mut world = World::over(&shared.0);
-        // What compares and what does not: the one that compares is rsync, whose protocol takes no other words.
+        // With and without checksums: with them it is rsync, whose protocol tolerates no other output.
         for checksum in [false, true] {
             world.checksum = checksum;
             world.local(&format!(

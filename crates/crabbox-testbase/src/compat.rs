@@ -1,7 +1,7 @@
-//! The compatibility contract as a table: what the Go program does, recorded as facts, held against what this program does.
+//! The compatibility contract as a table: the Go program's behaviour recorded as facts, and compared with this program's.
 //!
-//! A case is run in a home and a repository of its own, without network and without a lease. No text of the Go program is kept here
-//! beyond the lines that scripts read, and no case may say `differs` without a row of `docs/differences.md` that says why.
+//! A case runs in its own home and repository, without network and without a lease. No text of the Go program is kept here beyond the lines that
+//! scripts read, and a case may only say `differs` if a row of `docs/differences.md` explains it.
 
 #![expect(
     clippy::expect_used,
@@ -24,16 +24,16 @@ use serde_json::Value;
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Case {
-    /// What it is about, one of its kind.
+    /// Its unique name.
     pub name: String,
-    /// Where the facts about the Go program are from: a file of its text.
+    /// The source of the facts about the Go program: one of its files.
     pub from: String,
     /// The arguments.
     pub args: Vec<String>,
-    /// Files below the place (`home/...`, `repo/...`) with their text, of mode 0600.
+    /// Files below the test's directory (`home/...`, `repo/...`) with their contents, of mode 0600.
     #[serde(default)]
     pub files: BTreeMap<String, String>,
-    /// Variables.
+    /// Environment variables.
     #[serde(default)]
     pub env: BTreeMap<String, String>,
     /// Whether `repo` is a git repository in which the files are committed.
@@ -41,13 +41,13 @@ pub struct Case {
     pub git: bool,
     /// What the Go program does.
     pub go: Facts,
-    /// What this program does, where that is another thing on purpose.
+    /// What this program does, if it differs on purpose.
     pub ours: Option<Facts>,
-    /// The first cell of the row of `docs/differences.md` that it belongs to then.
+    /// The first cell of the row of `docs/differences.md` that explains the difference.
     pub differs: Option<String>,
 }
 
-/// What is known of an answer. What is not named is not held.
+/// The known facts about an answer. Anything not named is not checked.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Facts {
@@ -59,26 +59,26 @@ pub struct Facts {
     /// Standard error.
     #[serde(default)]
     pub err: Text,
-    /// Places in the document on standard output (RFC 6901), with their values.
+    /// JSON pointers into the document on standard output (RFC 6901), with their values.
     #[serde(default)]
     pub json: BTreeMap<String, Value>,
-    /// Places that the document has not.
+    /// JSON pointers that must not exist.
     #[serde(default)]
     pub absent: Vec<String>,
 }
 
-/// What is known of a stream; `{home}` and `{repo}` stand for the directories of the case.
+/// The known facts about a stream; `{home}` and `{repo}` stand for the directories of the case.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Text {
-    /// All of it.
+    /// The whole text.
     pub is: Option<String>,
-    /// How it begins.
+    /// Its prefix.
     pub begins: Option<String>,
-    /// What it contains.
+    /// Substrings.
     #[serde(default)]
     pub has: Vec<String>,
-    /// What it does not contain.
+    /// Absent substrings.
     #[serde(default)]
     pub lacks: Vec<String>,
 }
@@ -86,11 +86,11 @@ pub struct Text {
 /// A fact that does not hold.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mismatch {
-    /// What it is about: `exit code`, `stdout`, `stderr`, a place in the document, the case itself.
+    /// The subject: `exit code`, `stdout`, `stderr`, a JSON pointer, or the case itself.
     pub what: String,
     /// What was expected.
     pub expected: String,
-    /// What was seen.
+    /// The actual value.
     pub got: String,
 }
 
@@ -101,18 +101,18 @@ impl fmt::Display for Mismatch {
     }
 }
 
-/// What came of a case.
+/// The result of a case.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
     /// Both programs do the same.
     Same,
-    /// They differ, as the row says.
+    /// They differ, as the named row says.
     Differs(String),
-    /// The table is wrong, or this program.
+    /// The table is wrong, or this program is.
     Failed(Vec<Mismatch>),
 }
 
-/// What a program did.
+/// A program's answer.
 #[derive(Debug)]
 struct Answer {
     code: i32,
@@ -120,13 +120,13 @@ struct Answer {
     err: String,
 }
 
-/// Where the table is: every `*.json` here is a list of cases.
+/// The table's directory: every `*.json` in it is a list of cases.
 #[must_use]
 pub fn directory() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../crabbox/tests/compat")
 }
 
-/// Reads the table. A name that is there twice is an error, as is what no case has.
+/// Reads the table. A duplicate name is an error, and so is an unknown field.
 pub fn cases(directory: &Path) -> io::Result<Vec<Case>> {
     let mut files: Vec<PathBuf> = fs::read_dir(directory)?
         .map(|entry| entry.map(|entry| entry.path()))
@@ -189,7 +189,7 @@ pub fn judge(program: &Path, case: &Case, rows: &BTreeSet<String>) -> io::Result
     }
 }
 
-/// The table with its verdicts, its columns aligned; then what failed.
+/// The table with its verdicts in aligned columns, followed by the failures.
 #[must_use]
 pub fn table(judged: &[(Case, Verdict)]) -> String {
     let width = judged.iter().map(|(case, _)| case.name.chars().count()).max();
@@ -213,7 +213,7 @@ pub fn table(judged: &[(Case, Verdict)]) -> String {
     text
 }
 
-/// What does not hold of a case: its name, the command, each fact.
+/// The failure of a case: its name, the command, each mismatched fact.
 #[must_use]
 pub fn failure(case: &Case, mismatches: &[Mismatch]) -> String {
     let facts: String = mismatches
@@ -267,7 +267,7 @@ fn commit(repo: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// `text` with the directories of the case in it.
+/// `text` with the directories of the case filled in.
 fn placed(text: &str, root: &Path) -> String {
     let at = |name: &str| root.join(name).display().to_string();
     text.replace("{home}", &at("home")).replace("{repo}", &at("repo"))

@@ -1,7 +1,7 @@
-//! What the tests and the developers' tasks both use: an sshd on loopback, and the table of what the Go program does.
+//! Shared by tests and developers' tasks: an sshd on loopback, and the table of the Go program's behaviour.
 //!
-//! It stands apart from `crabbox-testkit` because whoever runs a task for the first time waits until all of this is compiled: nothing
-//! that is large, and nothing of the house above `host`, may be needed here.
+//! It is separate from `crabbox-testkit` because a first run of a task waits until all of this is compiled: it must not depend on anything large, nor
+//! on any crate above `crabbox-host`.
 
 pub mod compat;
 pub mod sshd;

@@ -1,8 +1,7 @@
 //! A real OpenSSH server on a loopback port, as the current user, for tests.
 //!
-//! It has its own keys, configuration and home directory in a temporary directory, and it takes all of its children with
-//! it when dropped. It must never read or change anything of the machine's own SSH set-up, and a test that needs it
-//! must fail, not pass, where it cannot start.
+//! It has its own keys, configuration and home directory in a temporary directory, and kills all of its children when dropped. It must never read or
+//! change the machine's own SSH setup, and a test that needs it must fail, not pass, if it cannot start.
 
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
@@ -12,7 +11,7 @@ use std::time::Duration;
 use crabbox_host::clock::poll_until;
 use crabbox_host::command::Cmd;
 
-/// Where Debian and its relatives install the server; it insists on being called by its full path.
+/// Where Debian and its derivatives install the server, which must be called by its full path.
 const SSHD: &str = "/usr/sbin/sshd";
 
 /// A running server. Dropping it ends the server and every session.
@@ -33,7 +32,7 @@ impl Sshd {
         Self::start_with("")
     }
 
-    /// Like [`Sshd::start`], with lines for `sshd_config` that win over the usual ones.
+    /// Like [`Sshd::start`], with `sshd_config` lines that override the usual ones.
     ///
     /// # Panics
     /// As [`Sshd::start`] does.
@@ -92,12 +91,12 @@ impl Sshd {
         text.trim_end().to_owned()
     }
 
-    /// The temporary directory, free for the test's own files too.
+    /// The temporary directory, which the test may use too.
     pub fn dir(&self) -> &Path {
         self.dir.path()
     }
 
-    /// `$HOME` of every session. (The working directory of a session is that of the password file.)
+    /// `$HOME` of every session. (The working directory of a session is the home in the password file.)
     pub fn home(&self) -> PathBuf {
         self.dir.path().join("home")
     }
@@ -126,7 +125,7 @@ impl Sshd {
             .count()
     }
 
-    /// Kills every connection and what runs in it, and leaves the server listening: to a client, the line is dead.
+    /// Kills every connection and its processes, and leaves the server listening: a client sees a broken connection.
     ///
     /// # Panics
     /// When `/proc` cannot be read.
@@ -142,8 +141,8 @@ impl Sshd {
     /// # Panics
     /// When `/proc` cannot be read.
     pub fn stop(&mut self) {
-        // The listener first, so that no new connection appears while the old ones are killed; its children are
-        // looked up before, because they lose their parent with it.
+        // Kill the listener first, so that no new connection appears while the old ones are killed. Its children are looked up before, because they
+        // lose their parent with it.
         let server = i32::try_from(self.child.id()).expect("a pid is an i32");
         let sessions = descendants(server);
         self.child.kill().ok();
@@ -168,7 +167,7 @@ fn make_key(path: &Path) {
         .expect("ssh-keygen of openssh-client");
 }
 
-/// Starts the server on a free port. Another process may take that port first; then the next one is tried.
+/// Starts the server on a free port. If another process takes that port first, the next one is tried.
 fn listen(dir: &Path, config: &str) -> (Child, u16) {
     for _ in 0..5 {
         let port = free_port();
@@ -192,7 +191,7 @@ fn listen(dir: &Path, config: &str) -> (Child, u16) {
 
 fn launch(dir: &Path, port: u16, config: &str) -> Child {
     let at = dir.display();
-    // The first value of a keyword counts, so the caller's lines come first.
+    // The first value of a keyword wins, so the caller's lines come first.
     let text = format!(
         "{config}\nPort {port}\nListenAddress 127.0.0.1\nHostKey {at}/host_key\n\
          AuthorizedKeysFile {at}/client_key.pub\nSetEnv HOME={at}/home\nUsePAM no\nStrictModes no\nPidFile none\n\
@@ -221,8 +220,8 @@ fn free_port() -> u16 {
     probe.local_addr().expect("its address").port()
 }
 
-/// All processes below `root`, children before grandchildren. `/proc/<pid>/stat` names the parent in its fourth field;
-/// the second one is in parentheses and may hold anything.
+/// All processes below `root`, children before grandchildren. The fourth field of `/proc/<pid>/stat` is the parent; the second one is in parentheses
+/// and may contain anything.
 fn descendants(root: i32) -> Vec<i32> {
     let parents: Vec<(i32, i32)> = std::fs::read_dir("/proc")
         .expect("a mounted /proc")

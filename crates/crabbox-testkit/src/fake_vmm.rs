@@ -1,7 +1,7 @@
-//! A stand-in for Firecracker: it takes the same command line, answers the same API and runs nothing.
+//! A stand-in for Firecracker: it takes the same command line and answers the same API, but runs nothing.
 //!
-//! It serves tests of what crabbox does around a VMM (crashes, faults, timeouts, leftovers), hundreds of times a minute. It
-//! must never be the ground for a claim about a microVM, and no figure of speed may come from it.
+//! It is for tests of crabbox's handling of a VMM (crashes, faults, timeouts, leftovers), hundreds of times a minute. It must never support a claim
+//! about a microVM or about speed.
 
 use std::ffi::OsString;
 use std::io::Write;
@@ -27,39 +27,39 @@ mod settle;
 pub use jail::jailer_main;
 use machine::Machine;
 
-/// The version that the fake says it is, and whose API it answers.
+/// The version that the fake claims, whose API it implements.
 pub const VERSION: &str = "1.12.1";
 
 /// The name of the file that holds the fake's [`Script`]: in its working directory, else beside the program.
 pub(crate) const SCRIPT_FILE: &str = "fake-vmm.json";
 
-/// What the fake is to do out of the ordinary. An endpoint is written as `PUT /actions`.
+/// Deviations from the normal behaviour. An endpoint is written as `PUT /actions`.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Script {
-    /// A file that gets one line for each request, `PUT /actions {"action_type":"InstanceStart"}`.
+    /// A file that gets a line per request, `PUT /actions {"action_type":"InstanceStart"}`.
     pub trace: Option<PathBuf>,
     /// This request, counted from 1, is refused with status 400.
     pub fail_request: Option<u32>,
     /// A request that is never answered.
     pub stall_on: Option<String>,
-    /// A request whose answer breaks off in the middle.
+    /// A request whose answer is cut off in the middle.
     pub close_on: Option<String>,
     /// A request at which the fake exits with code 1.
     pub exit_on: Option<String>,
     /// The fake exits with code 0 this many milliseconds after the start, as after a guest's reboot.
     pub exit_after_start_ms: Option<u64>,
-    /// Lines that the guest's console shows after the start.
+    /// Lines that appear on the guest's console after the start.
     pub console: Vec<String>,
     /// Whether the guest says `ready` on its vsock port after the start.
     pub ready: bool,
     /// Whether an sshd answers behind the lease's tap after the start, with the keys of the lease's seed. Needs root.
     pub sshd: bool,
-    /// The numbers of the volumes that the guest says it could not mount.
+    /// The numbers of the volumes that the guest reports as not mounted.
     pub not_mounted: Vec<usize>,
-    /// Whether the guest says that it has written out its volumes, when the host asks before the end; otherwise it hangs up.
+    /// Whether the guest confirms that it has written out its volumes, when the host asks before the end; otherwise it hangs up.
     pub settles: bool,
-    /// Whether machines that go on from what was frozen say all the same of themselves.
+    /// Whether machines restored from a snapshot all report the same identity.
     pub alike: bool,
 }
 
@@ -82,7 +82,7 @@ impl Script {
     }
 }
 
-/// The command line, as far as the fake looks at it.
+/// The part of the command line that the fake uses.
 #[derive(Debug, Default)]
 struct Options {
     api_sock: Option<PathBuf>,
@@ -91,7 +91,7 @@ struct Options {
     version: bool,
 }
 
-/// Options of the real one that take a value and change nothing here.
+/// Options of the real one that take a value and have no effect here.
 const IGNORED: [&str; 6] = [
     "--level",
     "--metrics-path",
@@ -101,7 +101,7 @@ const IGNORED: [&str; 6] = [
     "--http-api-max-payload-size",
 ];
 
-/// Reads the command line; the error is the word that the real one would not know either, or that lacks its value.
+/// Reads the command line; the error is the word that the real one would reject too, or that lacks its value.
 fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Options, String> {
     let mut options = Options::default();
     let mut args = args.into_iter();
@@ -129,7 +129,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             say(&format!(
                 "Arguments parsing error: Found argument '{word}' which wasn't expected"
             ));
-            // What the real one exits with.
+            // The exit code of the real one.
             return ExitCode::from(153);
         }
     };
@@ -146,10 +146,10 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     }
 }
 
-/// A line on standard output, which is the guest's console, too.
+/// Prints a line on standard output, which is also the guest's console.
 fn say(line: &str) {
     let mut out = std::io::stdout();
-    // A reader that has gone away is no concern of a VMM.
+    // A VMM does not care whether its output is still read.
     writeln!(out, "{line}").and_then(|()| out.flush()).ok();
 }
 
@@ -196,7 +196,7 @@ fn serve(options: &Options) -> std::io::Result<ExitCode> {
             std::thread::spawn(move || connections.talk(stream));
         }
     });
-    // The other threads hold the sending end for as long as the process lives.
+    // The other threads hold the sender for as long as the process lives.
     Ok(end.recv().unwrap_or(ExitCode::FAILURE))
 }
 
@@ -261,7 +261,7 @@ impl Connections {
         file.and_then(|mut file| file.write_all(line.as_bytes())).ok();
     }
 
-    /// What the guest would do: talk on its console, say that it is ready, and perhaps end.
+    /// Acts as the guest: prints on its console, reports that it is ready, and perhaps ends.
     fn run_guest(&self) {
         self.script.console.iter().for_each(|line| say(line));
         let machine = self.machine.lock().ok();
@@ -317,7 +317,7 @@ impl Connections {
 }
 
 impl Connections {
-    /// Takes connections of the host to a port of the guest, for as long as the machine lives.
+    /// Accepts the host's connections to a port of the guest, for as long as the machine lives.
     fn serve_host(&self, seed: &[u8]) {
         let machine = self.machine.lock().ok();
         let Some(listener) = machine.and_then(|machine| machine.vsock_listener()) else {
@@ -334,14 +334,14 @@ impl Connections {
         });
     }
 
-    /// What a guest does that is to be frozen.
+    /// Acts as a guest that is about to be frozen.
     fn park(&self, vsock: &Path) {
         match frozen::park(vsock) {
             Ok((token, connection)) => {
                 if let Ok(mut machine) = self.machine.lock() {
                     machine.token = Some(token);
                 }
-                // As long as the machine lives.
+                // Keep it open for as long as the machine lives.
                 std::mem::forget(connection);
             }
             Err(error) => say(&format!("fake guest: {error}")),
@@ -349,7 +349,7 @@ impl Connections {
     }
 }
 
-/// An error with what the system said, as the real one prints it.
+/// An error with its cause, as the real one prints it.
 fn with_cause(error: &dyn std::error::Error) -> String {
     match error.source() {
         Some(cause) => format!("{error}: {cause}"),

@@ -1,11 +1,11 @@
-//! Damaged texts for property tests of what reads untrusted bytes: good samples with a few edits, as a fuzzer makes them.
+//! Damaged texts for property tests of parsers of untrusted bytes: good samples with a few edits, as a fuzzer makes them.
 //!
 //! A random text rarely gets past the first token of a parser. These mostly do.
 
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
 
-/// What parsers trip over: other types, extreme numbers, nesting, unfinished and foreign tokens.
+/// Tokens that trip up parsers: other types, extreme numbers, nesting, unfinished and foreign tokens.
 const TOKENS: [&[u8]; 34] = [
     b"null",
     b"true",
@@ -43,14 +43,14 @@ const TOKENS: [&[u8]; 34] = [
     b"\xf0\x9f\xa6\x80",
 ];
 
-/// One edit; places count from the beginning and wrap around the length.
+/// One edit; positions count from the beginning and wrap around the length.
 #[derive(Debug, Clone)]
 enum Edit {
     Put(Index, Vec<u8>),
     Cut(Index, usize),
     Again(Index, usize),
     End(Index),
-    /// The number at or behind the place becomes another one.
+    /// Replaces the number at or after the position.
     Number(Index, &'static [u8]),
 }
 

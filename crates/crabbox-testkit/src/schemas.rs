@@ -1,6 +1,6 @@
-//! JSON documents held against the schemas in `docs/schemas`, as every black-box and end-to-end test does with what it sees.
+//! Validates JSON documents against the schemas in `docs/schemas`, as every black-box and end-to-end test does.
 //!
-//! Readers must put up with fields that a schema does not name; nothing here may, for a field that no schema names is a mistake.
+//! Readers must ignore fields that a schema does not name; these tests must not, because such a field is a mistake.
 
 #![expect(
     clippy::unwrap_used,
@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-/// Commands whose document has a name of its own.
+/// Commands whose document is named differently.
 const NAMES: [(&str, &str); 8] = [
     ("pool-list", "list"),
     ("inspect", "status"),
@@ -30,7 +30,7 @@ const GROUPS: [&str; 8] = [
     "bench", "cache", "claims", "config", "image", "machine", "pool", "setup",
 ];
 
-/// The name of the schema that the document in `line` must follow, which the command `words` with `--json` printed.
+/// The name of the schema for the document in `line`, printed by the command `words` with `--json`.
 #[must_use]
 pub fn of(words: &[&str], line: &str) -> String {
     let mut name = words[0].to_owned();
@@ -57,7 +57,7 @@ pub fn of(words: &[&str], line: &str) -> String {
         .map_or(name, |(_, schema)| (*schema).to_owned())
 }
 
-/// What is wrong with `document`, held against the schema `name`.
+/// The violations of the schema `name` in `document`.
 #[must_use]
 pub fn problems(name: &str, document: &Value) -> Vec<String> {
     let path = directory().join(format!("{name}.json"));
@@ -77,7 +77,7 @@ pub fn directory() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/schemas")
 }
 
-/// Readers must put up with fields that they do not know; these tests must not: what the schema does not name is a mistake.
+/// Forbids fields that the schema does not name: readers must ignore them, but here they are a mistake.
 fn close(schema: &mut Value) {
     match schema {
         Value::Object(map) => {

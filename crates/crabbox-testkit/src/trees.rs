@@ -1,7 +1,7 @@
-//! Working trees as nobody would keep them: generated steps of a user and of a program in a lease, and what they make of a tree.
+//! Unusual working trees: generated steps of a user and of a program in a lease, and the trees they result in.
 //!
-//! The property tests of the sync draw hundreds of them, and the end-to-end tests take a few that are the same on every run. A step
-//! must never touch anything outside the tree that it is applied to.
+//! The property tests of the sync draw hundreds of them, and the end-to-end tests use a few fixed ones. A step must never touch anything outside of
+//! the tree that it is applied to.
 
 #![expect(
     clippy::unwrap_used,
@@ -20,7 +20,7 @@ use proptest::sample::select;
 use proptest::strategy::ValueTree as _;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 
-/// Names that meet each other often, and names that break things.
+/// Names that often collide, and names that break things.
 pub const NAMES: [&[u8]; 26] = [
     b"a",
     b"b",
@@ -55,23 +55,23 @@ pub const NAMES: [&[u8]; 26] = [
 pub enum Step {
     /// A small file, with the directories on the way to it.
     Write(PathBuf, u8),
-    /// Another content of the same size, the old modification time.
+    /// Changes the contents but neither size nor modification time.
     Forge(PathBuf, u8),
     /// A symbolic link with this target.
     Link(PathBuf, PathBuf),
-    /// Neither file nor directory any more.
+    /// Removes the file or directory.
     Remove(PathBuf),
-    /// Moved, over what was there.
+    /// Moves it, replacing the target.
     Rename(PathBuf, PathBuf),
-    /// Other permission bits.
+    /// Changes the permission bits.
     Mode(PathBuf, u32),
-    /// Into the index.
+    /// Adds it to the index.
     Add(PathBuf),
-    /// Out of the index, and still there.
+    /// Removes it from the index only.
     Unstage(PathBuf),
-    /// A commit of the index.
+    /// Commits the index.
     Commit,
-    /// The directory becomes a repository, with a commit of what is in it, and a submodule if git takes it for one.
+    /// Makes the directory a repository, with a commit of its contents, and a submodule if git accepts it as one.
     Module(PathBuf),
 }
 
@@ -102,7 +102,7 @@ pub fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// What a program in the lease may do: everything but git, and what it makes anew bears its mark.
+/// A step of a program in the lease: anything but git; new files are marked with `guest` in their path.
 pub fn guest_step() -> impl Strategy<Value = Step> {
     let marked = path().prop_map(|path| path.join("guest"));
     prop_oneof![
@@ -115,8 +115,8 @@ pub fn guest_step() -> impl Strategy<Value = Step> {
 }
 
 impl Step {
-    /// Does what can be done of it in `root`; a path that is not there, or is something else, is left alone. `guest`: it is done in a
-    /// lease, where links come in the place of something only.
+    /// Applies the step in `root` if possible; a path that is missing or of another type is left alone. With `guest`, it happens in a lease, where
+    /// symlinks only replace existing entries.
     pub fn apply(&self, root: &Path, guest: bool) {
         match self {
             Self::Write(path, byte) => {
@@ -208,7 +208,7 @@ fn make_module(root: &Path, path: &PathBuf) {
 }
 
 fn git(root: &Path, args: &[&str], path: Option<&PathBuf>) {
-    // Paths are meant literally; git may well refuse one that is not there or lies beyond a link.
+    // Paths are literal; git may refuse one that is missing or beyond a symlink.
     let cmd = Cmd::new("git")
         .arg("--literal-pathspecs")
         .args(args)
@@ -217,7 +217,7 @@ fn git(root: &Path, args: &[&str], path: Option<&PathBuf>) {
     path.into_iter().fold(cmd, Cmd::arg).capture().unwrap();
 }
 
-/// Whether the way to `path` leads through directories of the tree only, so that a step stays inside.
+/// Whether all parents of `path` are directories of the tree, so that a step stays inside.
 pub fn inside(root: &Path, path: &Path) -> bool {
     path.ancestors()
         .skip(1)
@@ -233,7 +233,7 @@ fn remove(path: &Path) {
     }
 }
 
-/// The steps that make tree number `number`: the same ones on every run and every machine.
+/// The steps of tree number `number`, identical on every run and every machine.
 #[must_use]
 pub fn fixed(number: u8) -> Vec<Step> {
     let mut runner = TestRunner::new_with_rng(

@@ -1,4 +1,4 @@
-//! The fuzzer's corpora (`fuzz/corpus`), read once more by the readers that they are for: what was found stays found.
+//! Reads the fuzzer's corpora (`fuzz/corpus`) with the parsers that they are for, as regression tests.
 
 use std::path::Path;
 

@@ -1,4 +1,4 @@
-//! The stand-in for Firecracker, spoken to by the client that speaks to the real one.
+//! Tests the stand-in for Firecracker with the client for the real one.
 
 use std::io::BufRead as _;
 use std::path::{Path, PathBuf};
@@ -14,7 +14,7 @@ use crabbox_host::unix::DeadlineStream;
 use crabbox_host::{clock, unix};
 use crabbox_testkit::fake_vmm::Script;
 
-/// A fake in a directory of its own; killed on drop.
+/// A fake in a temporary directory; killed on drop.
 struct Fake {
     child: Child,
     vm: PathBuf,
@@ -231,7 +231,7 @@ fn a_jailed_one_lies_where_the_layout_says_and_joins_the_namespace() {
     let exec_file = std::fs::canonicalize(env!("CARGO_BIN_EXE_fake-firecracker")).unwrap();
     let layout = JailLayout::new(&dir.path().join("jails"), &exec_file, "fake-2".parse().unwrap()).unwrap();
     prepare(&layout.root(), &Script::default());
-    // A namespace of the test's own, held by a process in it.
+    // A network namespace for the test, held by a process in it.
     let holder = Cmd::new("unshare").args(["--net", "sleep", "600"]);
     let mut holder = holder
         .spawn(holder.to_std().stdout(Stdio::null()).stderr(Stdio::null()))
@@ -309,7 +309,7 @@ fn it_accepts_and_refuses_as_the_real_one_was_recorded_to() {
             .as_deref()
             .is_some_and(|body| body.contains("InstanceStart"))
         {
-            // The real one looked into the kernel, which was a file of zeros; the fake does not.
+            // The real one rejected the kernel, a file of zeros; the fake does not look at it.
             break;
         }
         let (method, path) = recorded.endpoint.split_once(' ').unwrap();

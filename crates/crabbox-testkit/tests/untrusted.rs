@@ -1,5 +1,5 @@
-//! What reads bytes that others wrote, given damaged ones: it never panics, an error names the place, and what is believed is
-//! what it should be. `PROPTEST_CASES=100000 cargo test --release -p crabbox-testkit --test untrusted` looks for longer.
+//! Feeds damaged input to every parser of untrusted bytes: it never panics, an error names its position, and accepted values are valid.
+//! `PROPTEST_CASES=100000 cargo test --release -p crabbox-testkit --test untrusted` searches longer.
 
 #![expect(
     clippy::unwrap_used,
@@ -116,7 +116,7 @@ fn receipt_samples() -> Vec<Vec<u8>> {
     vec![run.file(&key, &signature), terminal.file(&key, &signature)]
 }
 
-/// Files of a proof that passed, and of one that saw nothing.
+/// Files of a proof that passed, and of one without observations.
 fn proof_samples() -> Vec<Vec<u8>> {
     let mut redactor = Redactor::new(["alice"]);
     redactor.own("cbx_0123456789ab");
@@ -257,7 +257,7 @@ proptest! {
                     let place = told.strip_prefix("parse config /w/repo/crabbox.yaml:").unwrap_or_default();
                     let mut numbers = place.split(':').map_while(|part| part.parse::<usize>().ok());
                     let (line, column) = (numbers.next(), numbers.next());
-                    // The end of a file that ends too soon is one line behind the last.
+                    // An unexpected end of file is reported one line after the last.
                     prop_assert!(line.is_some_and(|line| line >= 1 && line <= text.split('\n').count() + 1), "{told}");
                     prop_assert!(column.is_some_and(|column| column >= 1), "{told}");
                 }
@@ -363,7 +363,7 @@ proptest! {
             prop_assert!(told.contains("metadata.json") && !told.contains('\n'), "{told}");
         }
         for good in &listing.leases {
-            // Whatever the file says: the lease is the one of its directory, and lies there.
+            // Whatever the file says, the lease is that of its directory and is located there.
             prop_assert_eq!(&good.record.lease_id, ID);
             prop_assert_eq!(Path::new(&good.record.state_dir), &lease);
             let mut stored = leases::read(&LeaseDir::at(&lease)).unwrap();

@@ -1,8 +1,7 @@
-//! Copying files and directories into and out of a lease: `crabbox cp`.
+//! Copies files and directories into and out of a lease: `crabbox cp`.
 //!
-//! Both ways the files go through the lease's agent into a fresh directory beside the destination, and only all of them are put
-//! in place. What a guest sends is never trusted: nothing but files and directories is taken from it, and no name of it can lead
-//! out of that fresh directory.
+//! In both directions, the files go through the lease's agent into a fresh staging directory beside the destination, and are put in place only when
+//! complete. Data from a guest is never trusted: only files and directories are accepted, and no name can lead out of the staging directory.
 
 mod download;
 mod upload;
@@ -23,10 +22,10 @@ pub use upload::upload;
 
 use crate::owner::far_hints;
 
-/// What the copy is called where it is made, on either side.
+/// The name of the copy in the staging directory, on either side.
 const COPY: &str = "c";
 
-/// What of a lease is refused, and what can be copied in its place.
+/// Describes a link in a lease, which is refused unless links are followed.
 const LINK: &str = "a symbolic link";
 
 /// Why nothing was copied.
@@ -73,7 +72,7 @@ pub enum CopyError {
         /// The source as it was given.
         source_path: String,
     },
-    /// A home directory by the name of its user.
+    /// A home directory of a named user (`~user`).
     #[error(
         "{path:?} begins with the home directory of a user, which is not looked for; write the whole path, or ./ before a name with a tilde"
     )]
@@ -81,7 +80,7 @@ pub enum CopyError {
         /// The path as it was given.
         path: String,
     },
-    /// The lease sent what no copy may hold.
+    /// The lease sent something that a copy may not contain.
     #[error("the lease sent {name:?}, which is {what}; nothing was copied")]
     Refused {
         /// The name it sent.
@@ -98,10 +97,10 @@ pub enum CopyError {
         #[source]
         over: OverBudget,
     },
-    /// The copy has no place here, or could not be put there.
+    /// The copy has no valid local place, or could not be put there.
     #[error(transparent)]
     Place(#[from] PlaceError),
-    /// The other side could not do its part.
+    /// The lease could not do its part.
     #[error("cannot copy {attempt} {path:?} in the lease: {said}")]
     Remote {
         /// `to` or `from`.
@@ -114,17 +113,17 @@ pub enum CopyError {
     /// The connection could not be opened.
     #[error(transparent)]
     Exec(ExecError),
-    /// The lease could not be spoken to.
+    /// Talking to the lease failed.
     #[error("cannot speak to the lease")]
     Far(#[source] FarError),
-    /// The directory that the copy was made in stays.
+    /// The staging directory could not be removed.
     #[error("{} could not be removed: {why}{}", path.display(), outcome(error.as_deref()))]
     Leftover {
         /// The directory.
         path: PathBuf,
         /// Why.
         why: FileError,
-        /// Why nothing was copied; none when all of it was.
+        /// Why nothing was copied; `None` if the copy succeeded.
         error: Option<Box<CopyError>>,
     },
     /// The user interrupted.
@@ -132,7 +131,7 @@ pub enum CopyError {
     Interrupted,
 }
 
-/// What became of a copy whose directory stays.
+/// The result of a copy whose staging directory stays.
 fn outcome(error: Option<&CopyError>) -> String {
     error.map_or_else(
         || "; the copy is in its place".to_owned(),
@@ -171,7 +170,7 @@ impl Fault for CopyError {
     }
 }
 
-/// What the other side's part in a copy ended with.
+/// Converts an error of the remote side of a copy.
 fn failed(error: FarError, attempt: &'static str, path: &str) -> CopyError {
     let remote = |said| CopyError::Remote {
         attempt,
@@ -187,8 +186,8 @@ fn failed(error: FarError, attempt: &'static str, path: &str) -> CopyError {
     }
 }
 
-/// A path in the lease as its agent takes it: without slashes at its end, and one that is relative begins with `./`. A tilde at
-/// its beginning is the home directory there, as people expect of a path that they write.
+/// A path in the lease in the form that the agent expects: without trailing slashes, and starting with `./` if relative. A leading tilde is the lease
+/// user's home directory, as users expect.
 fn remote_path(path: &str) -> String {
     let trimmed = path.trim_end_matches('/');
     match trimmed {
@@ -199,7 +198,7 @@ fn remote_path(path: &str) -> String {
     }
 }
 
-/// The directory that a path of [`remote_path`] is in, and its name there.
+/// Splits a path of [`remote_path`] into its directory and name.
 fn split(path: &str) -> (&str, &str) {
     match path.rsplit_once('/') {
         Some(("", name)) => ("/", name),
@@ -208,7 +207,7 @@ fn split(path: &str) -> (&str, &str) {
     }
 }
 
-/// Refuses a path that a shell would read as another one than we do.
+/// Refuses a path that a shell would interpret differently.
 fn checked(path: &str) -> Result<&str, CopyError> {
     let first = path.split('/').next().unwrap_or_default();
     if first.starts_with('~') && first != "~" {

@@ -1,7 +1,7 @@
-//! Work in a machine that is entered by SSH: trees brought and fetched, commands, files, tunnels, results.
+//! Works in a machine over SSH: syncs and fetches trees, runs commands, copies files, opens tunnels, collects results.
 //!
-//! Everything here works over a [`Target`] and cares for nothing behind it: it must never know a provider, a lease's record,
-//! or how the machine came to be. It emits events and prints nothing.
+//! Everything here works over a [`Target`] and knows nothing else about the machine: no provider, no lease record, not how it was created. It emits
+//! events and prints nothing.
 
 #![cfg_attr(
     test,

@@ -1,6 +1,6 @@
-//! What the machine of a run has: `--preflight`.
+//! Reports the tools of a run's machine: `--preflight`.
 //!
-//! It only looks. A tool that is missing is told and must never fail the run.
+//! It only looks. A missing tool is reported, and must never fail the run.
 
 use std::os::fd::BorrowedFd;
 
@@ -14,7 +14,7 @@ use crate::owner::Owner;
 const TOOLS: [&str; 10] = [
     "git", "tar", "rsync", "make", "gcc", "python3", "node", "go", "cargo", "docker",
 ];
-/// What else can be asked for: what the Go program knows of a machine with Linux.
+/// Other tools that can be requested: those that the Go program knows on Linux.
 const MORE: [&str; 10] = [
     "apt",
     "bubblewrap",
@@ -27,13 +27,13 @@ const MORE: [&str; 10] = [
     "uv",
     "yarn",
 ];
-/// What it knows of a machine with Windows: asked for, and not there to be looked at.
+/// Tools that the Go program knows on Windows: accepted, but not looked for.
 const OF_WINDOWS: [&str; 5] = ["execution_policy", "longpaths", "powershell", "pwsh", "temp"];
-/// A tool that nobody can look for.
+/// An unknown tool name.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("unknown preflight tool {name:?}; known are default, none, {}", known().collect::<Vec<_>>().join(", "))]
 pub struct UnknownTool {
-    /// Its name as asked for.
+    /// The requested name.
     pub name: String,
 }
 
@@ -47,7 +47,7 @@ fn known() -> impl Iterator<Item = &'static str> {
     TOOLS.into_iter().chain(MORE).chain(OF_WINDOWS)
 }
 
-/// The tools that `asked` names: the usual ones for nothing and for `default`, none for `none`.
+/// The tools that `asked` names: the default ones if it is empty or for `default`, none for `none`.
 pub fn tools(asked: &[String]) -> Result<Vec<&'static str>, UnknownTool> {
     let mut tools: Vec<&'static str> = Vec::new();
     let mut add = |tool| {

@@ -1,4 +1,4 @@
-//! Entering a lease by SSH: whether it answers, and a session for a person.
+//! Opens sessions in a lease by SSH, and checks whether it answers.
 
 use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
@@ -25,7 +25,7 @@ impl Fault for SessionError {
     }
 }
 
-/// Opens the shared connection of `target`; how long that took, or `None` where it was open or there is none to share.
+/// Opens the shared connection of `target`; returns how long that took, or `None` if it was open or there is none to share.
 pub fn connect(target: &Target, cancel: BorrowedFd<'_>) -> Result<Option<Duration>, OwnerError> {
     if crate::sync::is_connected(target) || target.control.is_none() {
         return Ok(None);
@@ -37,7 +37,7 @@ pub fn connect(target: &Target, cancel: BorrowedFd<'_>) -> Result<Option<Duratio
     Ok(Some(began.elapsed()))
 }
 
-/// Whether the lease can be entered right now.
+/// Whether the lease accepts a command right now.
 pub fn answers(target: &Target) -> bool {
     capture::capture(target, "exit 0", Stdin::Null, Some(ANSWER_LIMIT)).is_ok_and(|answer| answer.success())
 }

@@ -1,6 +1,6 @@
-//! What is taken in from the other side while it comes: files, and the words of a command of ours.
+//! Stores data from the remote side as it arrives: files, and the messages of our own commands.
 //!
-//! It must never take more than there is room for here, nor keep more words than a message has use for.
+//! It must never accept more than there is room for, nor keep more text than a message can use.
 
 use std::fs::File;
 use std::io;
@@ -13,10 +13,10 @@ use crabbox_host::budget::{Bound, Budget, OverBudget};
 
 use crabbox_ssh::target::Target;
 
-/// How much of what the other side says is kept, in bytes.
+/// How much remote text is kept, in bytes.
 const WORDS_LIMIT: usize = 16 * 1024;
 
-/// How much of the files of `target` may land in the file system of `into`.
+/// How many bytes of files of `target` may be stored in the file system of `into`.
 pub(crate) fn budget(target: &Target, into: impl AsFd) -> io::Result<Budget> {
     let room = Budget::free_space(into)?;
     Ok(match target.capacity {
@@ -25,16 +25,16 @@ pub(crate) fn budget(target: &Target, into: impl AsFd) -> io::Result<Budget> {
     })
 }
 
-/// A file that is written in order, with holes where there are zeros, and takes no more than it may.
+/// Writes a file sequentially, with holes for zeros, and within its budget.
 #[derive(Debug)]
 pub(crate) struct Sparse {
-    /// What of it may be stored: that is the other side's disk at most.
+    /// The limit for its stored bytes: at most the size of the lease's disk.
     each: Budget,
     end: u64,
 }
 
 impl Sparse {
-    /// One of the files that `budget` is for, which has nothing yet.
+    /// An empty file within `budget`.
     pub(crate) fn of(budget: &Budget) -> Self {
         Self {
             each: budget.of_one_file(),
@@ -42,7 +42,7 @@ impl Sparse {
         }
     }
 
-    /// Takes the next bytes. Those of a hole count too for what there is room for: whoever sends them can send others.
+    /// Writes the next bytes. A hole also counts towards the free space, because the sender could as well send data.
     pub(crate) fn take(&mut self, file: &File, budget: &mut Budget, piece: &[u8]) -> io::Result<()> {
         budget.take(piece.len() as u64).map_err(too_large)?;
         if piece.iter().any(|byte| *byte != 0) {
@@ -53,22 +53,22 @@ impl Sparse {
         Ok(())
     }
 
-    /// Gives it its length.
+    /// Sets its final length.
     pub(crate) fn finish(&self, file: &File) -> io::Result<()> {
         file.set_len(self.end)
     }
 }
 
-/// A file that comes, on its way to its place.
+/// A file being received.
 pub(crate) struct Arriving {
     placing: Placing,
     sparse: Sparse,
     is_program: bool,
-    /// As messages show it.
+    /// Its name for messages.
     name: String,
 }
 
-/// Why a file that comes is not in its place.
+/// Why a received file could not be put in place.
 #[derive(Debug)]
 pub(crate) enum Unplaced {
     /// It is more than may be kept.
@@ -86,7 +86,7 @@ impl From<BeneathError> for Unplaced {
 }
 
 impl Arriving {
-    /// One that `budget` is for, which has nothing yet and will be at `placing`.
+    /// An empty file within `budget`, which will be moved to `placing`.
     pub(crate) fn new(placing: Placing, budget: &Budget, is_program: bool, name: String) -> Self {
         Self {
             placing,
@@ -96,13 +96,13 @@ impl Arriving {
         }
     }
 
-    /// Takes the next bytes.
+    /// Writes the next bytes.
     pub(crate) fn take(&mut self, budget: &mut Budget, piece: &[u8]) -> Result<(), Unplaced> {
         let taken = self.sparse.take(self.placing.file(), budget, piece);
         taken.map_err(|source| self.blame(source))
     }
 
-    /// Puts it in its place, where nothing may be.
+    /// Moves it to its place, where nothing may exist.
     pub(crate) fn end(mut self) -> Result<(), Unplaced> {
         let ended = self.sparse.finish(self.placing.file());
         ended.map_err(|source| self.blame(source))?;
@@ -113,7 +113,7 @@ impl Arriving {
         Ok(())
     }
 
-    /// Whose fault it is that a part of it is not here.
+    /// Distinguishes an exceeded budget from a local error.
     fn blame(&self, source: io::Error) -> Unplaced {
         match OverBudget::of(&source) {
             Some(over) => Unplaced::Over {
@@ -128,7 +128,7 @@ impl Arriving {
     }
 }
 
-/// Whether so many bytes may come.
+/// Checks that this many bytes may be received.
 pub(crate) fn expect(budget: &Budget, bytes: u64) -> io::Result<()> {
     budget.allows(bytes).map_err(too_large)
 }
@@ -137,12 +137,12 @@ fn too_large(over: OverBudget) -> io::Error {
     io::Error::new(io::ErrorKind::FileTooLarge, over)
 }
 
-/// The last words of the other side.
+/// The end of the remote text.
 #[derive(Debug, Default)]
 pub(crate) struct Words(Vec<u8>);
 
 impl Words {
-    /// All that is kept, as text without white space around it.
+    /// The kept text, without surrounding white space.
     pub(crate) fn text(&self) -> String {
         String::from_utf8_lossy(&self.0).trim().to_owned()
     }

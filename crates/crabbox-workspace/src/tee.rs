@@ -1,4 +1,4 @@
-//! The command's two streams: handed through as they come, or kept in files, with the last lines remembered.
+//! The command's two streams: passed through as they arrive, or written to files, remembering the last lines.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -14,24 +14,24 @@ use crate::transcript::Transcript;
 /// How many of the last lines of a stream are remembered.
 pub const TAIL_LINES: usize = 40;
 
-/// The longest remembered line, in bytes; what is beyond it is forgotten.
+/// The longest remembered line, in bytes; the rest of a line is dropped.
 const LINE_LIMIT: usize = 4096;
 
-/// How a line of the command begins that names the phase that begins with it.
+/// The prefix of an output line with which the command starts a new phase.
 const PHASE: &[u8] = b"CRABBOX_PHASE:";
 /// The most phases that are kept.
 const PHASES: usize = 100;
 /// The longest name of a phase, in bytes.
 const PHASE_NAME: usize = 80;
-/// The phase in which every command begins; the command itself need not tell of any.
+/// The phase in which every command begins, without announcing it.
 pub const FIRST_PHASE: &str = "user-command";
 
-/// The phases of a command: the one that it begins in, then those that it told of on either stream.
+/// The phases of a command: the initial one, then those that it announced on either stream.
 #[derive(Debug)]
 pub struct Phases(Mutex<Vec<(String, Instant)>>);
 
 impl Phases {
-    /// Those of a command that began at `began`.
+    /// The phases of a command that began at `began`.
     pub fn of_command(began: Instant) -> Self {
         Self(Mutex::new(vec![(FIRST_PHASE.to_owned(), began)]))
     }
@@ -51,7 +51,7 @@ impl Phases {
         }
     }
 
-    /// The phases of a command that ended at `end`, in their order, each with how long it took.
+    /// The phases of a command that ended at `end`, in order, each with its duration.
     pub fn ended(&self, end: Instant) -> Vec<(String, Duration)> {
         let Ok(phases) = self.0.lock() else {
             return Vec::new();
@@ -65,7 +65,7 @@ impl Phases {
     }
 }
 
-/// What a phase is called whose line says `told`: letters, digits and `._-` of it, with blanks as hyphens.
+/// The name of a phase announced as `told`: its letters, digits and `._-`, with blanks as hyphens.
 fn phase_name(told: &str) -> String {
     let told = told.trim();
     let mut end = told.len().min(PHASE_NAME);
@@ -89,7 +89,7 @@ impl std::fmt::Debug for To<'_> {
     }
 }
 
-/// A stream that passes on what it gets and remembers its last lines.
+/// A stream that forwards its data and remembers the last lines.
 pub struct Tee<'a> {
     to: To<'a>,
     phases: &'a Phases,
@@ -97,15 +97,15 @@ pub struct Tee<'a> {
     bytes: u64,
     lines: VecDeque<Vec<u8>>,
     open: Vec<u8>,
-    /// Bytes that went into a file.
+    /// Bytes written to a file.
     written: u64,
 }
 
 /// Where a stream goes.
 pub enum To<'a> {
-    /// To whoever reads our own stream.
+    /// To our own stream.
     Pass(&'a (dyn Fn(&[u8]) + Sync)),
-    /// Into a file, in place of the terminal.
+    /// Into a file, instead of the terminal.
     File(Bounded<File>),
 }
 
@@ -118,7 +118,7 @@ impl std::fmt::Debug for Tee<'_> {
 }
 
 impl<'a> Tee<'a> {
-    /// A stream to `to` that looks for phases on the way.
+    /// A stream to `to` that detects phases.
     pub fn new(to: To<'a>, phases: &'a Phases) -> Self {
         Self {
             to,
@@ -131,18 +131,18 @@ impl<'a> Tee<'a> {
         }
     }
 
-    /// The same, with a transcript that sees what it gets, if there is one.
+    /// The same, also feeding a transcript if there is one.
     pub fn with(mut self, transcript: Option<&'a Transcript>) -> Self {
         self.transcript = transcript;
         self
     }
 
-    /// How many bytes came.
+    /// How many bytes were received.
     pub fn bytes(&self) -> u64 {
         self.bytes
     }
 
-    /// How many bytes went into the file; `None` where there is none.
+    /// How many bytes were written to the file; `None` if there is none.
     pub fn captured(&self) -> Option<u64> {
         matches!(self.to, To::File(_)).then_some(self.written)
     }

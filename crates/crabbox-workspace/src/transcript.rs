@@ -1,20 +1,20 @@
-//! Both streams of a command as one text, in the order in which they came here: its digest, and its end.
+//! Both streams of a command as one text, in order of arrival: its digest, and its end.
 //!
-//! Its end is of what was shown; what went into files is in the digest alone. It must never keep all of it.
+//! The end contains only what was shown; output that went into files counts for the digest only. It must never keep the whole text.
 
 use std::sync::Mutex;
 
 use crabbox_host::console::harmless;
 use crabbox_host::digest::Running;
 
-/// The most of the end that is kept, in bytes.
+/// How much of the end is kept, in bytes.
 const KEPT: usize = 64 * 1024;
 /// How many lines of the end are shown.
 const LINES: usize = 12;
-/// The most that these may have, in bytes.
+/// The largest size of these lines, in bytes.
 const SHOWN: usize = 4000;
 
-/// What is known of the streams.
+/// The transcript of the streams.
 #[derive(Debug, Default)]
 pub struct Transcript(Mutex<Seen>);
 
@@ -25,7 +25,7 @@ struct Seen {
 }
 
 impl Transcript {
-    /// Goes on with bytes of either stream; `is_shown` says that they do not go into a file.
+    /// Adds bytes of either stream; `is_shown` means that they do not go into a file.
     pub fn see(&self, bytes: &[u8], is_shown: bool) {
         let Ok(mut seen) = self.0.lock() else { return };
         seen.digest.update(bytes);
@@ -38,14 +38,14 @@ impl Transcript {
         }
     }
 
-    /// The SHA-256 of all that came, in hexadecimal digits.
+    /// The SHA-256 of all output, in hexadecimal digits.
     pub fn sha256(&self) -> String {
         self.0
             .lock()
             .map_or_else(|_| String::new(), |seen| seen.digest.hex())
     }
 
-    /// The last lines that say something, without terminal sequences; empty where nothing was shown.
+    /// The last non-empty lines, without terminal sequences; empty if nothing was shown.
     pub fn end(&self) -> String {
         let Ok(seen) = self.0.lock() else {
             return String::new();

@@ -1,4 +1,4 @@
-//! A port of a lease on a port of this machine: `crabbox tunnel`.
+//! Forwards a port of this machine to a port of a lease: `crabbox tunnel`.
 //!
 //! Loopback at both ends. The tunnel ends with this process, however that ends.
 
@@ -10,7 +10,7 @@ use crabbox_ssh::tunnel::{self, TunnelEnd};
 
 use crabbox_ssh::target::Target;
 
-/// Why there is no tunnel, or none any more.
+/// Why there is no tunnel, or no longer one.
 #[derive(Debug, thiserror::Error)]
 pub enum TunnelError {
     /// It could not be opened.
@@ -48,8 +48,8 @@ impl Fault for TunnelError {
     }
 }
 
-/// Opens a tunnel from `local_port`, a free one for `None`, to `remote_port` of the lease; accepts connections when it returns.
-/// `None` when `cancel` became readable first.
+/// Opens a tunnel from `local_port` (a free one if `None`) to `remote_port` of the lease; it accepts connections when this returns. `None` if
+/// `cancel` became readable first.
 pub fn open(
     target: &Target,
     local_port: Option<u16>,
@@ -63,8 +63,8 @@ pub fn open(
     }
 }
 
-/// Holds the tunnel until `cancel` becomes readable; its end before that is an error. `told` gets the reason of each connection that
-/// the lease would not make.
+/// Holds the tunnel until `cancel` becomes readable; if it ends before that, that is an error. `told` is called with the reason for each connection
+/// that the lease refused.
 pub fn hold(
     tunnel: Tunnel,
     target: &Target,

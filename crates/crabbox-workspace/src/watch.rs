@@ -1,7 +1,7 @@
-//! Waiting until what a sync would bring has changed: `crabbox watch`.
+//! Waits until the result of a sync would change: `crabbox watch`.
 //!
-//! Events only wake it; whether the tree differs is always looked up. It must never miss a change because there was no event
-//! for it: where the system has no watches left, it looks every few seconds.
+//! Events only wake it; whether the tree differs is always checked. It must never miss a change for lack of an event: if the system has no watches
+//! left, it checks every few seconds.
 
 use std::collections::BTreeSet;
 use std::os::fd::BorrowedFd;
@@ -16,7 +16,7 @@ use crabbox_sync::manifest::Manifest;
 
 use crate::sync::{self, Repo, SyncError};
 
-/// How often to look where the system has no watches left.
+/// How often to check if the system has no watches left.
 const BLIND: Duration = Duration::from_secs(2);
 
 /// Why it cannot be watched.
@@ -45,18 +45,18 @@ impl Fault for WatchError {
     }
 }
 
-/// How a wait came to its end.
+/// How a wait ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Change {
-    /// The tree is another one.
+    /// The tree has changed.
     Changed,
-    /// It stayed as it was for the whole time.
+    /// It stayed unchanged for the whole time.
     Idle,
-    /// The user does not want to wait any more.
+    /// The user interrupted.
     Cancelled,
 }
 
-/// A tree under watch.
+/// A watched tree.
 #[derive(Debug)]
 pub struct Watched<'a> {
     repo: &'a Repo,
@@ -68,7 +68,7 @@ pub struct Watched<'a> {
 }
 
 impl<'a> Watched<'a> {
-    /// Watches from now on.
+    /// Starts watching.
     pub fn new(repo: &'a Repo, settings: &'a SyncSettings) -> Result<Self, WatchError> {
         let watch = Watch::new().map_err(|source| WatchError::Events {
             root: repo.root.clone(),
@@ -85,7 +85,7 @@ impl<'a> Watched<'a> {
         Ok(watched)
     }
 
-    /// Waits for a tree that differs from the one seen last and has been left alone for `debounce`; at most `limit` in all.
+    /// Waits until the tree differs from the last one and was left alone for `debounce`; at most `limit` in total.
     pub fn wait(
         &mut self,
         debounce: Duration,
@@ -93,7 +93,7 @@ impl<'a> Watched<'a> {
         cancel: BorrowedFd<'_>,
     ) -> Result<Change, WatchError> {
         let end = Instant::now() + limit;
-        // Whatever happened since the last look woke nobody.
+        // Check first: changes since the last call caused no wakeup.
         let mut look = true;
         loop {
             if look {
@@ -135,7 +135,7 @@ impl<'a> Watched<'a> {
             })
     }
 
-    /// The tree in one word. Looks again when a directory was new: what happened in it before it was watched woke nobody.
+    /// A digest of the tree. Lists it again if a directory was new, because changes there before it was watched caused no event.
     fn look(&mut self) -> Result<String, WatchError> {
         loop {
             let scope = sync::scope(self.settings);
@@ -147,7 +147,7 @@ impl<'a> Watched<'a> {
         }
     }
 
-    /// Whether a directory is watched now that was not before.
+    /// Watches these directories; returns whether any was not watched before.
     fn watch_all(&mut self, dirs: &BTreeSet<PathBuf>) -> Result<bool, WatchError> {
         let mut any = false;
         for dir in dirs {
@@ -169,7 +169,7 @@ impl<'a> Watched<'a> {
     }
 }
 
-/// What the manifest's own fingerprint cannot be used for: it is like no other while a file was touched a moment ago.
+/// A digest of the manifest. Its own fingerprint cannot be used, because that is unique while any file was touched a moment ago.
 fn word(manifest: &Manifest) -> String {
     let mut text = Vec::new();
     for entry in &manifest.entries {
@@ -225,7 +225,7 @@ mod tests {
         assert_eq!(wait(short), Change::Idle, "nobody would sync that");
         fs::create_dir_all(root.join("new/deep")).unwrap();
         assert_eq!(wait(short), Change::Idle, "still no file");
-        // In a directory that was empty when it was seen.
+        // In a directory that was empty when it was listed.
         fs::write(root.join("new/deep/file"), "x").unwrap();
         assert_eq!(wait(long), Change::Changed);
         fs::write(root.join("new/deep/file"), "xy").unwrap();

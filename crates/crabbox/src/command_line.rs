@@ -1,7 +1,7 @@
-//! A command line of this program: as a user would type it, or to be pasted into a shell.
+//! A `crabbox` command line, shown for the user to paste into a shell.
 //!
-//! Whatever is printed for the user to run comes from here, so that it is quoted, names the provider, and repeats the
-//! configuration flags that the user gave. It must never name a flag that its command does not have.
+//! Every command line printed for the user comes from here, so that it is quoted, names the provider, and repeats the configuration flags that the
+//! user gave. It must never contain a flag that its command does not have.
 
 use std::ffi::OsString;
 
@@ -22,15 +22,14 @@ impl CommandLine {
         Self(vec![command.into()])
     }
 
-    /// `command` for a lease of `provider`. Flags of the configuration that were `given` are repeated, for they may be all that
-    /// leads to it.
+    /// `command` for a lease of `provider`. The `given` configuration flags are repeated, because the lease may be unreachable without them.
     pub(crate) fn for_lease(command: &str, provider: &str, given: &[FlagValue]) -> Self {
         Self::new(command)
             .option("provider", provider)
             .repeated(given, args::LEASE_GROUPS)
     }
 
-    /// What gives `lease` back.
+    /// The command line that gives `lease` back.
     pub(crate) fn stop(lease: &Lease, given: &[FlagValue]) -> Self {
         let given: Vec<FlagValue> = given
             .iter()
@@ -64,7 +63,7 @@ impl CommandLine {
             let key = value.key.key();
             match key.flag {
                 Some(flag) if value.key != Name::ProviderName && groups.contains(&flag.group) => {
-                    // The value of a switch never stands by itself.
+                    // A boolean's value must be attached with `=`.
                     if key.kind == Kind::Bool {
                         value
                             .values
@@ -79,7 +78,7 @@ impl CommandLine {
         })
     }
 
-    /// A flag with its value.
+    /// A flag with its value, as one word.
     pub(crate) fn flag(mut self, name: &str, value: &str) -> Self {
         self.0.push(format!("--{name}={value}").into());
         self
@@ -118,13 +117,13 @@ impl CommandLine {
         self
     }
 
-    /// What is no flag of a command that has no dashes before it: a lease's name.
+    /// A positional argument, such as a lease's name.
     pub(crate) fn word(mut self, word: &str) -> Self {
         self.0.push(word.into());
         self
     }
 
-    /// What stands behind the two dashes.
+    /// The words after `--`.
     pub(crate) fn rest(mut self, words: impl IntoIterator<Item = OsString>) -> Self {
         self.0.push("--".into());
         self.0.extend(words);
@@ -140,7 +139,7 @@ impl CommandLine {
 
 #[cfg(test)]
 impl CommandLine {
-    /// What this program reads in it.
+    /// Parses the line as this program's own arguments.
     pub(crate) fn parse(&self) -> Result<args::Command, crate::goflags::Stop> {
         let argv: Vec<OsString> = std::iter::once("crabbox".into())
             .chain(self.0.iter().cloned())

@@ -1,4 +1,4 @@
-//! What every command is given.
+//! The context passed to every command.
 
 use std::path::PathBuf;
 
@@ -19,17 +19,17 @@ pub(crate) struct Ctx<'a> {
 }
 
 impl Ctx<'_> {
-    /// The root of the repository that we stand in, for which leases are claimed; where there is none, where we stand.
+    /// The root of the current repository, for which leases are claimed; outside of a repository, the current directory.
     pub(crate) fn root(&self) -> Result<PathBuf, EnvError> {
         Ok(sync::root(self.env.cwd()?))
     }
 
-    /// The same with all that a sync needs to know of it.
+    /// The same with everything that a sync needs.
     pub(crate) fn repo(&self) -> Result<Repo, CommandError> {
         Ok(sync::look(self.env.cwd()?)?)
     }
 
-    /// The configuration of all layers with these flags on top; warnings are printed.
+    /// The configuration from all layers with these flags on top; prints the warnings.
     pub(crate) fn settings(&self, flags: &[FlagValue]) -> Result<Resolution, SettingsError> {
         let loaded = self.load(flags)?;
         match loaded.faults.into_iter().next() {
@@ -38,8 +38,8 @@ impl Ctx<'_> {
         }
     }
 
-    /// The same for what is done with leases that are there, which is none of a repository's business: what cannot be read of its files
-    /// is told and left out. Nobody must be kept from giving a machine back by a line that somebody else wrote.
+    /// The same for commands on existing leases. The repository does not matter to those: its unreadable files are reported and left out, because a
+    /// broken line of configuration must not keep anyone from giving a machine back.
     pub(crate) fn settings_on_leases(&self, flags: &[FlagValue]) -> Result<Resolution, SettingsError> {
         let loaded = self.load(flags)?;
         for fault in &loaded.faults {

@@ -1,6 +1,6 @@
-//! The environment of the process as a value: the one place that reads it.
+//! The environment of the process as a value: the only place that reads it.
 //!
-//! Everything else takes this value, so that a test can hand in any environment and no module depends on a hidden one.
+//! Everything else takes this value, so that a test can supply any environment and no module depends on a hidden one.
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
@@ -10,10 +10,10 @@ use std::path::{Path, PathBuf};
 use crabbox_core::fault::{Fault, Kind};
 use crabbox_machine::context::Places;
 
-/// Names another directory for the registry of leases, which must be absolute.
+/// Names another directory for the registry of leases; must be absolute.
 const REGISTRY: &str = "CRABBOX_REGISTRY_DIR";
 
-/// Root's registry: entries outlive a boot as the leases' directories do (file-hierarchy(7)).
+/// Root's registry: entries survive a reboot, as the leases' directories do (file-hierarchy(7)).
 const ROOTS_REGISTRY: &str = "/var/lib/crabbox/registry";
 
 /// All variables, and the current directory.
@@ -23,7 +23,7 @@ pub(crate) struct Env {
     cwd: Result<PathBuf, io::ErrorKind>,
 }
 
-/// Why the places of configuration and state cannot be told.
+/// Why the directories of configuration and state cannot be determined.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum EnvError {
     /// There is no home.
@@ -79,7 +79,7 @@ impl Env {
         }
     }
 
-    /// What a program has that is given no variable but where its home is.
+    /// The environment of a program that has no variable but `HOME`.
     pub(crate) fn at_home(home: &Path) -> Self {
         Self {
             variables: BTreeMap::from([("HOME".into(), home.into())]),
@@ -87,7 +87,7 @@ impl Env {
         }
     }
 
-    /// The same for a program that stands in `dir`.
+    /// The same with the current directory `dir`.
     pub(crate) fn standing_in(self, dir: &Path) -> Self {
         Self {
             cwd: Ok(dir.to_owned()),
@@ -120,7 +120,7 @@ impl Env {
             .filter_map(|(name, value)| Some((name.to_str()?, value.to_str()?)))
     }
 
-    /// The names of variables whose values are no valid UTF-8.
+    /// The names of variables whose values are not valid UTF-8.
     pub(crate) fn not_text(&self) -> impl Iterator<Item = &str> {
         self.variables
             .iter()
@@ -143,8 +143,7 @@ impl Env {
         self.os("PATH").unwrap_or_default()
     }
 
-    /// Where configuration, state and caches are kept; without `XDG_STATE_HOME` the state lies below the configuration, as the Go
-    /// program has it.
+    /// The directories of configuration, state and caches; without `XDG_STATE_HOME` the state is below the configuration, as in the Go program.
     pub(crate) fn places(&self) -> Result<Places, EnvError> {
         let config = self
             .base("XDG_CONFIG_HOME", ".config")?
@@ -166,8 +165,8 @@ impl Env {
         })
     }
 
-    /// Where leases of all state directories are entered: one place for the host. Others than root cannot write there, and have one for
-    /// themselves. No configuration says it, so that no repository can.
+    /// Where leases of all state directories are registered: one place for the host. Users other than root cannot write there and have their own. No
+    /// configuration sets it, so no repository can.
     fn registry(&self, config: &Path, root: bool) -> Result<PathBuf, EnvError> {
         Ok(self.xdg(REGISTRY)?.unwrap_or_else(|| {
             if root {
@@ -196,7 +195,7 @@ impl Env {
         }
     }
 
-    /// Whether text may be coloured, as far as the environment has a say.
+    /// Whether the environment allows coloured text.
     pub(crate) fn allows_colour(&self) -> bool {
         self.os("NO_COLOR").is_none() && self.text("TERM") != Some("dumb")
     }

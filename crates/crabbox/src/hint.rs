@@ -1,7 +1,7 @@
-//! Command lines in hints: each is completed with the configuration flags that the user gave, so that it can be pasted.
+//! Command lines in hints: completed with the configuration flags that the user gave, so that they can be pasted.
 //!
-//! An error names a command between backquotes, or is nothing but a command. It must name only commands and flags that exist, which
-//! a test here holds all texts of this program to.
+//! A hint has a command between backquotes, or is nothing but a command. It must name only commands and flags that exist; a test here checks all
+//! texts of this program for that.
 
 use clap::Command;
 use crabbox_core::config::FlagValue;
@@ -10,10 +10,10 @@ use crabbox_workspace::quote;
 
 /// How a command line of this program begins.
 const PROGRAM: &str = "crabbox ";
-/// Commands that are about one provider, whichever was chosen.
+/// Commands that concern one provider, whichever was chosen.
 const OF_ONE_PROVIDER: [&str; 2] = ["setup ", "image "];
 
-/// `text` with its command lines completed by those `given` flags that they take and do not have.
+/// `text` with its command lines completed by those `given` flags that they accept and do not have yet.
 pub(crate) fn complete(text: &str, given: &[FlagValue]) -> String {
     if given.is_empty() || !text.contains(PROGRAM) {
         return text.to_owned();
@@ -36,7 +36,7 @@ fn completed(line: &str, root: &Command, given: &[FlagValue]) -> String {
     let Some(rest) = line.strip_prefix(PROGRAM) else {
         return line.to_owned();
     };
-    // Flags end at the first word that is none, so they go right behind the names of the command.
+    // Flags must precede the first positional, so insert them right after the command's names.
     let (mut command, mut at) = (root, PROGRAM.len());
     for word in rest.split(' ') {
         let Some(next) = command.find_subcommand(word) else {

@@ -1,7 +1,7 @@
 //! Lease a throw-away Firecracker microVM, sync the working tree, run, give it back.
 //!
-//! The binary only chooses words: it parses arguments, gathers settings, calls the engine and prints what came of it. It must
-//! never decide what happens to a lease.
+//! The binary only handles arguments and wording: it parses arguments, gathers settings, calls the engine and prints the outcome. It must never
+//! decide what happens to a lease.
 
 mod args;
 mod command_line;
@@ -21,7 +21,7 @@ use std::process::ExitCode;
 fn main() -> ExitCode {
     crabbox_host::process::note_inherited();
     let env = env::Env::from_process();
-    // For as long as the process lives: whatever a thread logs goes through it.
+    // Leaked, so that it lives as long as the process: logging from any thread goes through it.
     let printer: &'static ui::Printer = Box::leak(Box::new(ui::Printer::standard(&env)));
     let argv: Vec<_> = std::env::args_os().collect();
     let outcome = commands::main(&argv, env, printer);

@@ -1,10 +1,10 @@
-//! Leases that are nobody's are in nobody's way: what ends for somebody's lease, and what does not.
+//! Unclaimed pool members give way: which of them end for a requested lease, and which do not.
 
 use crabbox_e2e::{Host, OURS, assert_nothing_left};
 
 use super::{fill, go_on, held, members, quiet};
 
-/// Settings under which one lease is as many as there may be.
+/// Settings that allow only one lease.
 const ONE: [&str; 2] = [
     "CRABBOX_FIRECRACKER_MAX_LEASES=1",
     "CRABBOX_FIRECRACKER_UID_COUNT=1",
@@ -28,7 +28,7 @@ fn those_that_wait_make_room_the_oldest_first_before_somebody_is_refused() {
             ))
             .exits(0);
         assert_eq!(members(&host), waits[1..], "{limit}: {lease:?}");
-        // Nobody's lease makes room for one that is to wait.
+        // A pool member does not give way to another pool member.
         let refused = host.sh(&format!(
             "CRABBOX_FIRECRACKER_{limit} crabbox pool fill {OURS} --firecracker-pool 2"
         ));
@@ -66,10 +66,10 @@ fn none_ends_for_a_lease_that_is_refused_all_the_same() {
     drop(host.crabbox(&format!("warmup {OURS} --slug mine")).exits(0));
     let waits = fill(&host, 2);
     for (limit, more, why) in [
-        // What is somebody's takes up all that there may be.
+        // Claimed leases use up the limit.
         (ONE[0], "", "(lease_limit)"),
         (ONE[1], "", "all 1 uids"),
-        // More memory than all machines together could give.
+        // More memory than all members together could free.
         ("A=b", "--firecracker-memory-mib 16777216", "insufficient_memory"),
     ] {
         let refused = host.sh(&format!("{limit} crabbox warmup {OURS} {more} --slug one"));
@@ -89,7 +89,7 @@ fn no_more_end_once_whoever_wanted_the_room_is_interrupted() {
     let host = Host::pretend_ours();
     let before = host.settled();
     let waits = fill(&host, 3);
-    // All three would have to go; its supervisor stands still while it ends the first.
+    // All three would have to go; the supervisor is stopped while it ends the first.
     held(&host, ONE[0], "undo-vmm:begun", &format!("{OURS} --slug one"));
     drop(host.sh("pkill -INT -x -f 'crabbox warmup .*'").exits(0));
     let code = go_on(&host);
@@ -104,7 +104,7 @@ fn one_that_is_being_made_gives_way() {
     let host = Host::pretend_ours();
     let before = host.settled();
     for limit in ONE {
-        // Its guest never gets ready: it would be made for the whole time of a launch.
+        // Its guest never gets ready, so making it would take the whole launch timeout.
         host.script(r#"{"sshd": true}"#);
         drop(
             host.sh(&format!(

@@ -1,13 +1,13 @@
-//! What becomes of a template in the making when the disk fills up, or when its maker dies at the worst moment.
+//! Making a template when the disk fills up, or when the process making it dies at the worst moment.
 
 use crabbox_e2e::{Host, OURS, assert_nothing_left};
 
 use super::{TEMPLATES, leased};
 
-/// What is said of a disk without room, by the system or by who asks for it first.
+/// The messages about a full disk, from the system or from our own check.
 const FULL: &[&str] = &["No space left", "0 MiB are free"];
 const STATE: &str = "/srv/.config/crabbox/state";
-/// A host whose leases and templates have a small file system of their own.
+/// A host whose leases and templates are on a small file system.
 #[track_caller]
 fn small() -> Host {
     let host = Host::pretend();
@@ -17,7 +17,7 @@ fn small() -> Host {
         ))
         .exits(0),
     );
-    // It may be filled to the last block.
+    // Allow it to be filled to the last block.
     drop(
         host.sh(
             "umask 077; printf 'firecracker:\\n  reserveDiskMiB: 0\\n' > /srv/.config/crabbox/config.yaml",
@@ -28,8 +28,8 @@ fn small() -> Host {
     host
 }
 
-/// Makes a template, and has all but so many MiB of the disk filled while its maker stands still at `point`; returns what it said, and that
-/// it failed. The disk is as it was then.
+/// Makes a template, and fills the disk except for so many MiB while its maker is stopped at `point`; returns its output after checking that it
+/// failed. Frees the disk again.
 #[track_caller]
 fn crowded(host: &Host, point: &str, free_mib: u32) -> String {
     drop(
@@ -65,7 +65,7 @@ fn a_disk_that_fills_up_costs_the_template_and_nothing_else() {
         ("supervisor:jail:begun", 0, FULL),
         ("supervisor:mount:done", 0, FULL),
         ("supervisor:vmm:begun", 0, FULL),
-        // There is room for what the fake writes, and none for the memory of a machine.
+        // There is room for what the fake writes, but not for a machine's memory.
         (
             "supervisor:vmm:done",
             100,

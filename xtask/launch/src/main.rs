@@ -1,7 +1,7 @@
-//! What `cargo xtask` runs first: it has the tasks compiled and becomes them.
+//! The program behind `cargo xtask`: it compiles the tasks and replaces itself with them.
 //!
-//! That takes minutes the first time, so it says so, and the Debian packages that the task will miss are installed meanwhile. It needs
-//! nothing but the standard library, and must never decide anything that the tasks do not look at themselves.
+//! The first compilation takes minutes, so it says so, and meanwhile installs the Debian packages that the task will need. It uses nothing but the
+//! standard library, and must never decide anything that the tasks do not check themselves.
 #![expect(
     clippy::print_stderr,
     clippy::disallowed_methods,
@@ -17,10 +17,10 @@ use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 
-/// Packages of this machine that build and run a lab, one a line.
+/// Packages of this machine for building and running a lab, one per line.
 const LAB: &str = include_str!("../../../crates/crabbox-lab/src/lab/packages/lab.list");
 
-/// Installs what it is given; `update` first, because a fresh machine has no lists.
+/// Installs its arguments, after `update`, because a fresh machine has no package lists.
 const INSTALL: &str = r#"
 options="-qq -o DPkg::Lock::Timeout=300 -o APT::Sandbox::User=root"
 apt-get update $options && exec apt-get install -y --no-install-recommends $options "$@"
@@ -35,12 +35,12 @@ fn main() -> ExitCode {
         eprintln!("xtask: compiling the developers' tasks, which takes a few minutes the first time");
         install_ahead(&needed(&arguments));
     }
-    // cargo draws its progress for a person who waits.
+    // Show cargo's progress only to a person who has to wait.
     if !first || !std::io::stderr().is_terminal() {
         cargo.arg("--quiet");
     }
     cargo.args(["--package", "xtask", "--"]).args(arguments);
-    // What cargo says of this package is not about the next one: build scripts that ask for it would run again.
+    // cargo's variables about this package must not reach the next one: build scripts that depend on them would run again.
     for (name, _) in env::vars_os() {
         let of_package = name
             .to_str()
@@ -54,16 +54,16 @@ fn main() -> ExitCode {
     ExitCode::FAILURE
 }
 
-/// Where the tasks are once they are compiled.
+/// The path of the compiled tasks.
 fn built() -> PathBuf {
     let here = env::current_exe().unwrap_or_default();
     here.with_file_name("xtask")
 }
 
-/// The packages that a task will not do without.
+/// The packages that a task requires.
 fn needed(arguments: &[OsString]) -> Vec<&'static str> {
     let words: Vec<&str> = arguments.iter().filter_map(|word| word.to_str()).collect();
-    // Only for a command line that the task will not refuse; for all others it installs what it needs by itself.
+    // Only for command lines that the task will accept; for all others the task installs what it needs by itself.
     let is_plain = matches!(
         words.as_slice(),
         ["demo" | "provision" | "test"]
@@ -71,7 +71,7 @@ fn needed(arguments: &[OsString]) -> Vec<&'static str> {
             | ["demo" | "provision" | "test", "--name", _]
             | ["demo", "--record", _]
     );
-    // No more of them: a server among what the tests need is to be kept from starting.
+    // Not the packages of the tests: the SSH server among them must be kept from starting.
     if is_plain && words.len() == arguments.len() {
         LAB.lines().collect()
     } else {
@@ -79,14 +79,14 @@ fn needed(arguments: &[OsString]) -> Vec<&'static str> {
     }
 }
 
-/// Starts to install packages and does not wait: the task asks for those that are missing by then, and tells what went wrong.
+/// Starts installing packages without waiting: the task installs those still missing by then, and reports errors.
 fn install_ahead(packages: &[&str]) {
     let is_there = |program: &str| Path::new("/usr/bin").join(program).is_file();
     let is_root = std::fs::metadata("/proc/self").is_ok_and(|of| of.uid() == 0);
     if packages.is_empty() || !is_root || !is_there("apt-get") {
         return;
     }
-    // dpkg-query fails when it does not know one.
+    // dpkg-query fails if a package is unknown.
     let query = Command::new("dpkg-query")
         .args(["--show", "--showformat", "${db:Status-Status}\n"])
         .args(packages)
@@ -103,7 +103,7 @@ fn install_ahead(packages: &[&str]) {
     let log = built().with_file_name("xtask-packages.log");
     let Ok(output) = File::create(&log) else { return };
     let Ok(errors) = output.try_clone() else { return };
-    // A group of its own: a Ctrl-C must not end dpkg in the middle of a package.
+    // A separate process group: Ctrl-C must not kill dpkg in the middle of a package.
     let started = Command::new("sh")
         .args(["-c", INSTALL, "sh"])
         .args(packages)
@@ -113,7 +113,7 @@ fn install_ahead(packages: &[&str]) {
         .stdout(output)
         .stderr(errors)
         .spawn();
-    // The process that this one becomes does not know of it, and need not: it ends by itself.
+    // The child is never reaped, which does not matter: it ends by itself.
     if started.is_ok() {
         eprintln!(
             "xtask: installing {} meanwhile (log: {})",

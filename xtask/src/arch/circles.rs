@@ -1,7 +1,7 @@
-//! Circles of files in a crate: modules that reach each other through `crate::` and `super::` paths.
+//! Cycles of modules in a crate: modules that reach each other through `crate::` and `super::` paths.
 //!
-//! Sources are read as text, as rustfmt leaves them; a path that goes down from its own module does not count, for a module and
-//! its parts are one thing. What it finds is real; it must never guess at what macros make.
+//! Sources are read as text formatted by rustfmt. A path from a module down to its submodules does not count, since they belong together. Every
+//! reported cycle is real; it must never guess at the output of macros.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result};
 /// Modules by their path from the crate's root (`lease::find`), each with its source.
 type Sources = BTreeMap<String, String>;
 
-/// Every circle of the crate with its sources at `dir`: the modules of each, sorted.
+/// Every cycle of the crate with its sources at `dir`: the modules of each, sorted.
 pub(super) fn of(dir: &Path) -> Result<Vec<Vec<String>>> {
     let mut sources = Sources::new();
     read(dir, "", &mut sources)?;
@@ -89,7 +89,7 @@ fn reachable<'a>(edges: &BTreeMap<&'a str, BTreeSet<&'a str>>, from: &str) -> BT
     reached
 }
 
-/// The modules that `text`, the source of `name`, imports; itself is none of them.
+/// The modules that `text`, the source of `name`, imports, except itself.
 fn imports<'a>(sources: &'a Sources, name: &str, text: &str) -> BTreeSet<&'a str> {
     let mut paths = Vec::new();
     let (code, inline) = code_of(text);
@@ -98,7 +98,7 @@ fn imports<'a>(sources: &'a Sources, name: &str, text: &str) -> BTreeSet<&'a str
     }
     for (at, word) in code.match_indices("super::") {
         let before = &code[..at];
-        // A row of them is read at its first.
+        // A chain of `super::` is handled at its first element.
         if before.ends_with("::") {
             continue;
         }
@@ -108,7 +108,7 @@ fn imports<'a>(sources: &'a Sources, name: &str, text: &str) -> BTreeSet<&'a str
             (rest, up) = (more, up + 1);
         }
         let lines_before = before.matches('\n').count();
-        // Out of a module within this file it leads to this file first.
+        // From a module inside this file, the first steps lead to the file itself.
         let up = up - inline.get(lines_before).copied().unwrap_or(0).min(up);
         if let Some(above) = ancestor(name, up) {
             tree(rest, above, &mut paths);
@@ -121,7 +121,7 @@ fn imports<'a>(sources: &'a Sources, name: &str, text: &str) -> BTreeSet<&'a str
         .collect()
 }
 
-/// The lines of `text` without comments, and for each in how many modules that are written out in this file it stands.
+/// The lines of `text` without comments, and for each line how many inline modules enclose it.
 fn code_of(text: &str) -> (String, Vec<usize>) {
     let (mut code, mut depths) = (String::new(), Vec::new());
     let mut open: Vec<&str> = Vec::new();
@@ -142,7 +142,7 @@ fn code_of(text: &str) -> (String, Vec<usize>) {
     (code, depths)
 }
 
-/// The module `up` steps above `name`; `None` for itself, and above the root.
+/// The module `up` levels above `name`; `None` for itself, and above the root.
 fn ancestor(name: &str, up: usize) -> Option<&str> {
     let mut above = name;
     for _ in 0..up {
@@ -154,7 +154,7 @@ fn ancestor(name: &str, up: usize) -> Option<&str> {
     (up > 0).then_some(above)
 }
 
-/// Reads the tree of paths at the beginning of `text` (`a::b`, `a::{b, c::d}`) and returns what is left behind it.
+/// Parses the use tree at the beginning of `text` (`a::b`, `a::{b, c::d}`) and returns the rest.
 fn tree<'a>(text: &'a str, above: &str, paths: &mut Vec<String>) -> &'a str {
     let text = text.trim_start();
     if let Some(mut rest) = text.strip_prefix('{') {
@@ -163,7 +163,7 @@ fn tree<'a>(text: &'a str, above: &str, paths: &mut Vec<String>) -> &'a str {
             if let Some(end) = rest.strip_prefix('}') {
                 return end;
             }
-            // A comma, or what `as` renames.
+            // Skip to the comma, past a rename with `as`.
             let next = rest.find([',', '}']).unwrap_or(rest.len());
             rest = rest[next..]
                 .strip_prefix(',')
@@ -192,7 +192,7 @@ fn tree<'a>(text: &'a str, above: &str, paths: &mut Vec<String>) -> &'a str {
     }
 }
 
-/// The module that `path` leads into: its longest beginning that is one. The root is nobody's aim.
+/// The module that `path` refers to: its longest prefix that is a module. The root does not count.
 fn owner<'a>(sources: &'a Sources, path: &str) -> Option<&'a str> {
     let mut path = path.trim_end_matches("::self");
     loop {
@@ -256,7 +256,7 @@ mod tests {
         let inner = "#[cfg(test)]\nmod tests {\n    use super::*;\n    mod deep {\n        use super::super::*;\n    }\n}";
         let files = [("a", "use crate::a::b::Name;"), ("a::b", inner)];
         assert_eq!(found(&files), Vec::<Vec<String>>::new());
-        // Behind it the file is itself again.
+        // After the inline module, paths are relative to the file again.
         let after = format!("{inner}\nuse super::Own;");
         let files = [("a", "use crate::a::b::Name;"), ("a::b", after.as_str())];
         assert_eq!(found(&files), [["a", "a::b"]]);

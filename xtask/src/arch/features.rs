@@ -1,6 +1,6 @@
-//! Crates that the developers' tasks have with other features than the tests: cargo compiles them, and all that use them, twice.
+//! Finds crates that the developers' tasks use with other features than the tests: cargo compiles them, and all their users, twice.
 //!
-//! It compares what cargo resolves for both; it never judges which features there should be.
+//! It compares cargo's resolution for both; it never judges which features there should be.
 
 use std::collections::BTreeSet;
 
@@ -8,22 +8,22 @@ use anyhow::{Result, ensure};
 
 use crate::workspace;
 
-/// The crates that both have, each with its features, that are not alike.
+/// The crates, each with its features, whose features differ.
 pub(super) fn compiled_twice() -> Result<Vec<String>> {
     let mut tasks = resolved(&["--package", "xtask", "--edges", "normal,build"])?;
-    // And the program that the demo leases with.
+    // Also the program with which the demo leases.
     let program = crate::payload::quick_packages();
     tasks.extend(resolved(&[&program[..], &["--edges", "normal,build"]].concat())?);
     let tests = resolved(&["--workspace", "--edges", "normal,build,dev"])?;
     Ok(apart(&tasks, &tests))
 }
 
-/// Those of `tasks` that are not among `tests`.
+/// The lines of `tasks` that are not in `tests`.
 fn apart(tasks: &BTreeSet<String>, tests: &BTreeSet<String>) -> Vec<String> {
     tasks.difference(tests).cloned().collect()
 }
 
-/// A line for each crate and its features.
+/// A line for each crate with its features.
 fn resolved(of: &[&str]) -> Result<BTreeSet<String>> {
     let out = workspace::cargo()
         .args(["tree", "--offline", "--prefix", "none", "--format", "{p} [{f}]"])

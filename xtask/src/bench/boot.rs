@@ -1,7 +1,7 @@
 //! `bench boot`: where the time of a guest goes, from the kernel's first instruction to `ready`, by stage.
 //!
-//! Each stage is what the guest's own clock says at its end, less the one before. Timings never decide a test; they are printed for a
-//! person and kept in `target/bench/boot.json`.
+//! Each stage is the guest's clock at its end, minus the previous one. Timings never decide a test; they are printed for a person and kept in
+//! `target/bench/boot.json`.
 
 pub(crate) mod args;
 
@@ -15,16 +15,16 @@ use crate::site::{self, Site};
 use crate::workspace;
 use crabbox_lab::payload::{Build, Images};
 
-/// How many boots at least.
+/// The minimum number of boots.
 const LEAST: usize = 5;
 
-/// How many of the slowest stages are named.
+/// How many of the slowest stages to name.
 const SLOWEST: usize = 3;
 
 /// A stage and how long it took, in milliseconds.
 type Stage = (String, f64);
 
-/// Boots `count` guests, one after the other.
+/// Boots `count` guests in sequence.
 pub(crate) fn main(lab: &str, count: usize) -> Result<ExitCode> {
     ensure!(
         count >= LEAST,

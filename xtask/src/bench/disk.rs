@@ -1,7 +1,7 @@
-//! `bench disk`: time to a private writable disk, for a small and a large image, on ext4 and on XFS, beside a plain copy.
+//! `bench disk`: the time to make a private writable disk, for a small and a large image, on ext4 and on XFS, compared with a plain copy.
 //!
-//! Both file systems are made in sparse files and mounted by loop devices, so that they differ in nothing else. Timings never
-//! decide a test; they are printed for a person and kept in `target/bench/disk.json`.
+//! Both file systems are made in sparse files and mounted by loop devices, so that they differ in nothing else. Timings never decide a test; they are
+//! printed for a person and kept in `target/bench/disk.json`.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -17,25 +17,24 @@ use serde_json::{Value, json};
 use super::median;
 use crate::workspace;
 
-/// Runs of each measurement; the median counts. One takes some milliseconds, so that a few runs would show the noise of the
-/// machine rather than the size of the image.
+/// Runs of each measurement, of which the median counts. One takes some milliseconds, so a few runs would show the noise of the machine rather than
+/// the size of the image.
 const RUNS: usize = 201;
 
-/// Runs before the first that counts: programs and directories come into the page cache.
+/// Warm-up runs: they bring programs and directories into the page cache.
 const WARM_UP: usize = 10;
 
 /// The two sizes, in MiB.
 const SIZES: [u64; 2] = [1024, 16 * 1024];
 
-/// What is copied for comparison, in MiB: an eighth of the larger image, because all of it would keep this machine's disk busy
-/// for minutes. The whole is reckoned at the rate of the fastest of [`COPIES`], so that the share that is printed is too high
-/// rather than too low.
+/// The amount to copy for comparison, in MiB: an eighth of the larger image, because all of it would keep this machine's disk busy for minutes. The
+/// time for the whole image is extrapolated from the fastest of [`COPIES`], so that the printed share is too high rather than too low.
 const COPIED: u64 = 2048;
 
-/// How often it is copied.
+/// How often to copy it.
 const COPIES: usize = 3;
 
-/// Room of each file system, in MiB; sparse.
+/// Size of each file system, in MiB; sparse.
 const ROOM: u64 = 6 * 1024;
 
 /// A file system in a file, mounted until it is dropped.
@@ -68,13 +67,13 @@ impl Mounted {
 
 impl Drop for Mounted {
     fn drop(&mut self) {
-        // What stays mounted is told by the next run, which cannot remove the file.
+        // A failure shows in the next run, which cannot remove the file.
         Cmd::inheriting("umount").arg(&self.dir).run().ok();
         files::remove_tree(&self.file).ok();
     }
 }
 
-/// Measures and reports. Mounts in a namespace of its own: any other would keep the file systems alive after they are unmounted.
+/// Measures and reports. Mounts in its own namespace: copies in another one would keep the file systems alive after unmounting.
 pub(crate) fn main(inside: bool) -> Result<ExitCode> {
     if !inside {
         let again = Cmd::inheriting("unshare")
@@ -123,7 +122,7 @@ pub(crate) fn main(inside: bool) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// All measurements on one file system.
+/// Takes all measurements on one file system.
 fn measure(kind: &str, dir: &Path) -> Result<Value> {
     let mut row = json!({ "fileSystem": kind });
     let (base, disk, plain) = (dir.join("base"), dir.join("disk"), dir.join("plain"));
@@ -140,7 +139,7 @@ fn measure(kind: &str, dir: &Path) -> Result<Value> {
             .arg(image)
             .run()?;
     }
-    // Turn about, so that a busy moment of this machine hits both sizes.
+    // Alternate, so that a busy moment of this machine affects both sizes.
     for run in 0..WARM_UP + RUNS {
         for (which, (size, image)) in SIZES.iter().zip(&images).enumerate() {
             let began = Instant::now();

@@ -1,6 +1,6 @@
-//! `bench remote`: what a KVM host between a client and its guest costs, on a pretended host with a real sshd on its loopback.
+//! `bench remote`: the cost of a KVM host between a client and its guest, on a pretended host with a real sshd on its loopback.
 //!
-//! The VMM is none, so no figure is one of a microVM; ratios within one run say something. Timings never decide a test; they are printed for a
+//! The VMM is a fake, so no figure is about a microVM; only ratios within one run are meaningful. Timings never decide a test; they are printed for a
 //! person and kept in `target/bench/remote.json`.
 
 use std::path::PathBuf;
@@ -14,13 +14,13 @@ use serde_json::json;
 use super::median;
 use crate::workspace;
 
-/// Makes the host, up to where it says that it is ready; `$1` is the directory with our programs.
+/// Makes the host, up to its ready message; `$1` is the directory with our programs.
 const PRETEND: &str = include_str!("../../../e2e/src/pretend.sh");
 
 /// Makes it serve alice and bob.
 const SERVE: &str = include_str!("../../../e2e/src/afar.sh");
 
-/// What is measured there.
+/// The measurements there.
 const MEASURE: &str = concat!(include_str!("timed.sh"), include_str!("remote.sh"));
 
 /// Longer than anything here may take.
@@ -29,7 +29,7 @@ const LIMIT: Duration = Duration::from_mins(20);
 /// The programs of a pretended host.
 const PROGRAMS: [&str; 3] = ["crabbox", "fake-firecracker", "fake-jailer"];
 
-/// Builds the programs with the optimisation of what is measured; the directory with them.
+/// Builds the programs optimised, and returns their directory.
 fn programs() -> Result<PathBuf> {
     let mut cargo = workspace::cargo().args(["build", "--profile", "lab", "--workspace"]);
     for program in PROGRAMS {

@@ -1,7 +1,7 @@
-//! `bench report`: figures that were measured and committed (`docs/performance/*.json`) as charts and tables of `docs/performance.md`.
+//! `bench report`: renders committed measurements (`docs/performance/*.json`) as charts and as tables of `docs/performance.md`.
 //!
-//! The same figures give the same bytes. It must never draw what no run has measured: each chart is of one file, which says where, when, how
-//! often and on which rung.
+//! The same figures give the same bytes. It must never draw anything that was not measured: each chart shows one file, which says where, when, how
+//! often and on which rung it was measured.
 
 mod chart;
 
@@ -17,7 +17,7 @@ use serde_json::Value;
 
 use crate::workspace;
 
-/// The rungs of the test ladder on which times mean something: the emulated lab (their ratios), and hardware.
+/// The rungs of the test ladder on which times are meaningful: the emulated lab (only ratios), and hardware.
 const RUNGS: std::ops::RangeInclusive<u8> = 4..=5;
 
 /// One file of figures.
@@ -25,18 +25,18 @@ const RUNGS: std::ops::RangeInclusive<u8> = 4..=5;
 #[serde(deny_unknown_fields)]
 struct Measured {
     title: String,
-    /// The bench whose document `figures` is.
+    /// The bench that made the document `figures`.
     kind: Kind,
     date: String,
     rung: u8,
     machine: String,
-    /// The command by which they were measured, or the document that they are taken from.
+    /// The command that measured them, or the document that they are taken from.
     made: String,
     note: String,
     figures: Value,
 }
 
-/// The benches whose documents are understood.
+/// The supported benches.
 #[derive(Debug, Clone, Copy, Deserialize)]
 #[serde(rename_all = "lowercase")]
 enum Kind {
@@ -47,15 +47,15 @@ enum Kind {
     Warm,
 }
 
-/// A measured thing.
+/// A measurement.
 #[derive(Debug, Clone, PartialEq)]
 struct Bar {
     name: String,
     /// The median.
     middle: f64,
-    /// The 95th percentile and the greatest, or the least and the greatest; none where the bench keeps medians only.
+    /// The 95th percentile and the maximum, or the minimum and the maximum; `None` if the bench keeps only medians.
     spread: Option<(f64, f64)>,
-    /// Of how many.
+    /// The number of runs.
     count: u64,
 }
 
@@ -63,7 +63,7 @@ struct Bar {
 #[derive(Debug)]
 struct Group {
     unit: &'static str,
-    /// What the spread is of.
+    /// What the spread consists of.
     spread: &'static str,
     bars: Vec<Bar>,
 }
@@ -72,7 +72,7 @@ const MS: &str = "ms";
 const LEAST_AND_MOST: &str = "least and greatest";
 const PERCENTILE: &str = "95th percentile and greatest";
 
-/// Writes the charts, and the page that `fill` has put the tables in.
+/// Writes the charts, and the page in which `fill` has put the tables.
 pub(crate) fn main(fill: impl FnOnce(&str) -> Result<String>) -> Result<ExitCode> {
     let stale = settle(true)?;
     let page = workspace::root().join("docs/performance.md");
@@ -89,7 +89,7 @@ fn home() -> PathBuf {
     workspace::root().join("docs/performance")
 }
 
-/// The charts that are not what the figures say, and those without figures; with `write` they are put right.
+/// The charts that do not match the figures, and those without figures; with `write` they are corrected.
 pub(crate) fn settle(write: bool) -> Result<Vec<String>> {
     settle_in(&home(), write)
 }
@@ -156,7 +156,7 @@ pub(crate) fn block(name: &str) -> Result<String> {
     let (measured, groups) = read(&home().join(format!("{name}.json")))?;
     let mut out = format!("![{}](performance/{name}.svg)\n", measured.title);
     for group in &groups {
-        // Writing to a text does not fail.
+        // Writing to a string cannot fail.
         writeln!(
             out,
             "\n| | median, {} | {} | n |\n|---|---|---|---|",
@@ -203,14 +203,14 @@ pub(crate) fn names() -> Result<Vec<String>> {
 }
 
 impl Measured {
-    /// Where and when.
+    /// Where and when it was measured.
     fn foot(&self) -> String {
         format!("Rung {}, {}, {}", self.rung, self.date, self.machine)
     }
 }
 
 impl Group {
-    /// Refuses what no measurement gives.
+    /// Refuses implausible values.
     fn judge(&self) -> Result<()> {
         ensure!(!self.bars.is_empty(), "nothing was measured");
         for bar in &self.bars {
@@ -238,7 +238,7 @@ impl Group {
     }
 }
 
-/// As tables and charts have it: three digits that count, or whole.
+/// Formats a number for tables and charts: three significant digits, or whole.
 fn number(value: f64) -> String {
     if value >= 100.0 {
         format!("{value:.0}")
@@ -276,7 +276,7 @@ fn count(figures: &Value, name: &str) -> Result<u64> {
         .with_context(|| format!("there is no count {name}"))
 }
 
-/// Stages with their medians, and all runs behind them.
+/// Stages with their medians, and the values of all runs.
 fn stages(
     figures: &Value,
     counted: &str,
@@ -357,7 +357,7 @@ fn of_sync(figures: &Value) -> Result<Vec<Group>> {
             name: format!("{what}, {files} files"),
             middle: value(figures, key)?,
             spread: None,
-            // The first three take so long that they are done three times.
+            // The first three are slow, so they are repeated only three times.
             count: if at < 3 { 3 } else { runs },
         });
     }

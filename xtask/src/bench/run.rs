@@ -1,6 +1,6 @@
-//! `bench run`: what a command in a lease costs that is there already, into a microVM of this host or of the lab.
+//! `bench run`: the cost of a command in an existing lease, in a microVM of this host or of the lab.
 //!
-//! In the lab both sides are emulated, the guest within the emulation: only ratios and counts say something. Timings never decide a test; they are
+//! In the lab both sides are emulated, the guest inside the emulation: only ratios and counts are meaningful. Timings never decide a test; they are
 //! printed for a person and kept in `target/bench/run.json`.
 
 use std::path::Path;
@@ -15,16 +15,16 @@ use super::sync::{Bench, HOST, pause, turns};
 use crate::{site, workspace};
 use crabbox_lab::payload::{Build, Images};
 
-/// Run on the host. `$1` runs, `$2` another crabbox there, or nothing.
+/// Run on the host. `$1` is the number of runs, `$2` another crabbox there, or empty.
 const SCRIPT: &str = concat!(include_str!("timed.sh"), include_str!("run.sh"));
 
-/// The other program there.
+/// The name of the other program there.
 const OTHER: &str = "crabbox-other";
 
-/// Files of the tree on loopback.
+/// The number of files in the tree for loopback.
 const LOOPBACK_FILES: usize = 100;
 
-/// What is measured: its name in the script and in the document, for a person, whether it is a time.
+/// The measurements: the name in the script and in the document, the name for a person, whether it is a time.
 pub(super) const ROWS: [(&str, &str, bool); 5] = [
     ("unchanged", "run --id, nothing changed", true),
     ("plain", "run --id --no-sync", true),
@@ -33,7 +33,7 @@ pub(super) const ROWS: [(&str, &str, bool); 5] = [
     ("started_plain", "processes in the guest, --no-sync", false),
 ];
 
-/// The same over a real sshd on loopback, where there are only times: what else this machine starts meanwhile would be counted too.
+/// The same over a real sshd on loopback. It has only times: counts would include other processes of this machine.
 pub(crate) fn loopback(runs: usize, against: Option<&Path>) -> Result<ExitCode> {
     ensure!(runs >= 3, "a median of fewer than 3 runs says nothing");
     let bench = Bench::new(LOOPBACK_FILES)?;
@@ -41,7 +41,7 @@ pub(crate) fn loopback(runs: usize, against: Option<&Path>) -> Result<ExitCode> 
     bench.round_trip()?;
     let unchanged = ["run", "--id", HOST, "--", "true"];
     let plain = ["run", "--id", HOST, "--no-sync", "--", "true"];
-    // Until nothing here was touched a moment ago, and everything is where it is to be.
+    // Wait until no file was touched recently, and everything is in place.
     bench.crabbox(&unchanged)?;
     pause(Duration::from_secs(1));
     bench.crabbox(&unchanged)?;
@@ -73,7 +73,7 @@ pub(crate) fn loopback(runs: usize, against: Option<&Path>) -> Result<ExitCode> 
     write(document, "run-loopback.json")
 }
 
-/// Measures and reports. `against` is another crabbox, turn about with ours.
+/// Measures and reports. `against` is another crabbox, measured alternately with ours.
 pub(crate) fn main(lab: &str, runs: usize, against: Option<&Path>) -> Result<ExitCode> {
     ensure!(runs >= 3, "a median of fewer than 3 runs says nothing");
     let (_, site) = site::choose(Images::Ours, Build::Optimised, lab)?;

@@ -1,7 +1,7 @@
-//! `bench sync`: what a sync costs over a real sshd on loopback, beside `git status` and `rsync -a`, in one run.
+//! `bench sync`: the cost of a sync over a real sshd on loopback, compared with `git status` and `rsync -a` in the same run.
 //!
-//! The whole command is timed, from the user's Enter to the prompt, on provider `ssh`. Timings never decide a test; they are
-//! printed for a person and kept in `target/bench/sync.json`.
+//! The whole command is timed, from Enter to the prompt, on provider `ssh`. Timings never decide a test; they are printed for a person and kept in
+//! `target/bench/sync.json`.
 
 pub(crate) mod lease;
 
@@ -20,16 +20,16 @@ use serde_json::json;
 use super::median;
 use crate::workspace;
 
-/// Files of a directory.
+/// Files per directory.
 const A_DIRECTORY: usize = 100;
 
-/// The lease that the host is.
+/// The lease id of the host.
 pub(super) const HOST: &str = "static_127-0-0-1";
 
 /// Longer than anything here may take.
 const LIMIT: Duration = Duration::from_mins(30);
 
-/// Everything the measurements share.
+/// The state shared by the measurements.
 pub(super) struct Bench {
     dir: tempfile::TempDir,
     sshd: Sshd,
@@ -37,7 +37,7 @@ pub(super) struct Bench {
 }
 
 impl Bench {
-    /// With a tree of so many files.
+    /// Prepares it with a tree of so many files.
     pub(super) fn new(files: usize) -> Result<Self> {
         workspace::cargo()
             .args(["build", "--profile", "lab", "-p", "crabbox"])
@@ -75,7 +75,7 @@ impl Bench {
         self.sshd.dir().join("work")
     }
 
-    /// A committed tree of small text files: git makes the pack and the files from one stream, which takes a part of the time that adding them does.
+    /// Makes a committed tree of small text files: git makes the pack and the files from one stream, which is much faster than adding them.
     fn plant(&self, files: usize) -> Result<()> {
         let path = self.at("stream");
         let mut stream = BufWriter::new(File::create(&path)?);
@@ -95,7 +95,7 @@ impl Bench {
         }
         stream.flush()?;
         drop(stream);
-        // In one pack, as a clone is; git must not set about it by itself while something is measured.
+        // A single pack, like a clone; git must not start maintenance by itself during a measurement.
         let script = "git init -q -b main && git config gc.auto 0 && git config maintenance.auto false && \
                       git -c pack.compression=1 fast-import --quiet <../stream && git reset -q --hard main";
         self.local("sh", &["-ec", script]).run()?;
@@ -126,7 +126,7 @@ impl Bench {
         self.crabbox(&["run", "--id", HOST, "--sync-only"])
     }
 
-    /// Options of an ssh that shares one connection, as crabbox does.
+    /// Options of an ssh with a shared connection, as crabbox uses it.
     fn ssh(&self) -> Vec<String> {
         let mut words: Vec<String> = ["-F", "none", "-o", "BatchMode=yes", "-o", "ControlMaster=auto"]
             .map(str::to_owned)
@@ -143,7 +143,7 @@ impl Bench {
         words
     }
 
-    /// A command over a connection that is open.
+    /// A command over an open connection.
     pub(super) fn round_trip(&self) -> Result<f64> {
         let words = self.ssh();
         let host = format!("{}@127.0.0.1", self.sshd.user());
@@ -175,7 +175,7 @@ fn timed(cmd: &Cmd) -> Result<f64> {
     Ok(started.elapsed().as_secs_f64() * 1000.0)
 }
 
-/// Medians of what is done turn about, so that a busy moment of this machine hits all of it.
+/// Medians of alternating measurements, so that a busy moment of this machine affects all of them.
 pub(super) fn turns<const N: usize>(
     runs: usize,
     mut turn: impl FnMut() -> Result<[f64; N]>,
@@ -204,7 +204,7 @@ pub(crate) fn main(files: usize, runs: usize) -> Result<ExitCode> {
         fs::remove_dir_all(&plain).ok();
         Ok([ours, whole, bench.rsync(&plain, &["--exclude=/.git"])?])
     })?;
-    // Until nothing here was touched a moment ago.
+    // Wait until no file was touched recently.
     pause(Duration::from_secs(1));
     bench.sync()?;
     let again = turns(runs, || {

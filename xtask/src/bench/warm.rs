@@ -1,9 +1,9 @@
-//! `bench warm`: a lease that comes of a template, and one out of a pool, beside one that boots, turn about in one run, with the page cache as it is and
-//! dropped; many at once; and a build in one of each.
+//! `bench warm`: leases restored from a template and taken from a pool, compared with booted ones, alternating in one run, with the page cache
+//! unchanged and dropped; many at once; and a build in a lease of each kind.
 //!
-//! Two finishing lines: the guest's SSH server listens, so that its banner is there for whoever connects, and `true` has exited in it, in a
-//! command of its own. The same machine is loaded with Firecracker alone between them. A failure is counted, and ends nothing but its own lease; figures are
-//! kept after every round. Timings never decide a test; in the lab only their ratios say something.
+//! There are two finishing lines: the guest's SSH server listens, so that a client gets its banner; and `true`, run by a separate command in it, has
+//! exited. In between, Firecracker alone loads the same machine. A failure is counted, and ends only its own lease; figures are saved after every
+//! round. Timings never decide a test; in the lab only their ratios are meaningful.
 
 mod measure;
 
@@ -18,10 +18,10 @@ use crate::site::{self, Site};
 use crate::workspace;
 use crabbox_lab::payload::{Build, Images};
 
-/// How many rounds at least.
+/// The minimum number of rounds.
 const LEAST: usize = 3;
 
-/// After how many failures without a success a kind of lease is not tried again.
+/// After how many failures without a success a kind of lease is no longer tried.
 const MOST_FAILURES: usize = 2;
 
 /// The machine: small, and in a network that every host has.
@@ -47,11 +47,11 @@ pub(crate) struct Order {
     minutes: u64,
 }
 
-/// Leases of one way under one condition.
+/// Leases of one kind under one condition.
 #[derive(Debug, Default)]
 struct Series {
     leases: Vec<Lease>,
-    /// What went wrong with those that are none.
+    /// The errors of the leases that failed.
     failures: Vec<String>,
 }
 
@@ -71,7 +71,7 @@ impl Series {
     }
 }
 
-/// Rounds of leases, the page cache in the same state for all of them.
+/// Rounds of leases with the same state of the page cache.
 #[derive(Debug)]
 struct Condition {
     name: &'static str,
@@ -79,11 +79,11 @@ struct Condition {
     ways: [Series; 3],
 }
 
-/// All that was measured.
+/// All measurements.
 #[derive(Debug)]
 struct Figures {
     host: String,
-    /// What `image warm` said of the template.
+    /// The document of `image warm` about the template.
     made: Value,
     anon_kib: f64,
     conditions: [Condition; 2],
@@ -92,16 +92,16 @@ struct Figures {
     crowd: Option<(usize, Crowd)>,
     /// Milliseconds of the same build in a lease that boots and in one of a template.
     builds: Vec<[f64; 2]>,
-    /// What could not be measured besides.
+    /// Other measurements that failed.
     failures: Vec<String>,
 }
 
-/// Takes away what was put on the site, however the bench ends.
+/// Removes what was put on the site, however the bench ends.
 struct Tidy<'a>(&'a Site);
 
 impl Drop for Tidy<'_> {
     fn drop(&mut self) {
-        // What stays is found by the next bench, and by whoever looks.
+        // Leftovers are found by the next bench.
         self.0
             .run(
                 "crabbox stop bench-warm; crabbox stop bench-idle; crabbox pool drain; ip netns del bench-warm; \
@@ -111,7 +111,7 @@ impl Drop for Tidy<'_> {
     }
 }
 
-/// Makes a template and measures what `order` says.
+/// Makes a template and takes the measurements in `order`.
 pub(crate) fn main(lab: &str, order: Order) -> Result<ExitCode> {
     ensure!(
         order.count >= LEAST,
@@ -154,7 +154,7 @@ pub(crate) fn main(lab: &str, order: Order) -> Result<ExitCode> {
 }
 
 fn prepare(site: &Site) -> Result<Figures> {
-    // What a bench left that was killed.
+    // Remove the leftovers of a bench that was killed.
     drop(Tidy(site));
     let made = command(site, &format!("crabbox image warm {MACHINE} --json"))?;
     let idle = site.script(&format!(
@@ -176,7 +176,7 @@ fn prepare(site: &Site) -> Result<Figures> {
     })
 }
 
-/// One lease of each way, each of them first in turn, and Firecracker alone in between.
+/// One lease of each kind, each of them first in turn, and Firecracker alone in between.
 fn round(site: &Site, figures: &mut Figures, at: usize, number: usize) -> Result<()> {
     let condition = &mut figures.conditions[at];
     let drop_cache = condition.name == "dropped";
@@ -220,7 +220,7 @@ fn told(condition: &Condition, number: usize, rounds: usize) -> String {
     )
 }
 
-/// The same build in a lease that boots and in one of a template, twice, each of them first in turn.
+/// The same build in a booted lease and in a restored one, twice, each of them first in turn.
 fn builds(site: &Site, seconds: u32) -> Result<Vec<[f64; 2]>> {
     let (cold, units) = build(site, Way::Cold, &format!("for {seconds}"))?;
     let asked = units.to_string();
@@ -230,13 +230,13 @@ fn builds(site: &Site, seconds: u32) -> Result<Vec<[f64; 2]>> {
     Ok(vec![[cold, restored], [cold_then, restored_first]])
 }
 
-/// The number behind `name` on a line of its own.
+/// The number after `name` on a line of its own.
 fn number(text: &str, name: &str) -> Option<f64> {
     text.lines()
         .find_map(|line| line.strip_prefix(name)?.trim().parse().ok())
 }
 
-/// The value below which this share of `values` lies (nearest rank); none of none.
+/// The percentile of `values` at this share (nearest rank); `None` without values.
 fn percentile(values: &[f64], share: f64) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
@@ -250,17 +250,17 @@ fn percentile(values: &[f64], share: f64) -> f64 {
     sorted.get(rank.saturating_sub(1)).copied().unwrap_or(f64::NAN)
 }
 
-/// Half, 95 of 100, and all of them are at most this.
+/// Median, 95th percentile, and maximum.
 fn figures(values: &[f64]) -> [f64; 3] {
     [0.5, 0.95, 1.0].map(|share| percentile(values, share))
 }
 
-/// Half of the leases of one kind take at most this.
+/// The median of the leases of one kind.
 fn half(leases: &[Lease], value: fn(&Lease) -> f64) -> f64 {
     percentile(&leases.iter().map(value).collect::<Vec<_>>(), 0.5)
 }
 
-/// A row for each kind of lease and finishing line of which there is one.
+/// A row for each kind of lease and finishing line that has data.
 fn rows(conditions: &[Condition]) -> Vec<Value> {
     let mut rows = Vec::new();
     for condition in conditions {
@@ -283,7 +283,7 @@ fn rows(conditions: &[Condition]) -> Vec<Value> {
     rows
 }
 
-/// How leases of each other way compare with those that boot.
+/// The other kinds of leases in relation to booted ones.
 fn ratios(conditions: &[Condition]) -> Vec<Value> {
     let mut ratios = Vec::new();
     for condition in conditions {
@@ -300,7 +300,7 @@ fn ratios(conditions: &[Condition]) -> Vec<Value> {
     ratios
 }
 
-/// The document; what was not measured is null there.
+/// The document; what was not measured is null.
 fn document(figures: &Figures) -> Value {
     let restored = &figures.conditions[0].ways[1].leases;
     let [whole, requests] = [0, 1].map(|at| {
@@ -327,7 +327,7 @@ fn document(figures: &Figures) -> Value {
     })
 }
 
-/// Writes down what there is so far.
+/// Saves the figures so far.
 fn keep(figures: &Figures) -> Result<Value> {
     let document = document(figures);
     let dir = workspace::target_dir().join("bench");
@@ -359,7 +359,7 @@ fn of(row: &Value, name: &str) -> f64 {
     row[name].as_f64().unwrap_or(f64::NAN)
 }
 
-/// A line for each way to start, page cache and finishing line.
+/// A line for each kind of lease, page cache state and finishing line.
 fn table(figures: &Figures, document: &Value) {
     println!(
         "\nLeases on {}, from Enter to each finishing line, in ms (1 vCPU, 256 MiB, jailed, nat)\n",
@@ -384,7 +384,7 @@ fn table(figures: &Figures, document: &Value) {
     }
 }
 
-/// What was compared and counted.
+/// The comparisons and counts.
 fn rest(figures: &Figures, document: &Value) {
     for row in document["ratios"].as_array().into_iter().flatten() {
         println!(

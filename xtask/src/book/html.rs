@@ -1,6 +1,6 @@
-//! The links of HTML files, followed: to other files and to the names of places within them.
+//! Checks the links of HTML files: to other files and to anchors in them.
 //!
-//! It reads attributes as mdBook writes them, between double quotes. It never leaves the directory that it is given.
+//! It reads attributes as mdBook writes them, in double quotes. It never leaves the given directory.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -10,14 +10,14 @@ use anyhow::{Context as _, Result, ensure};
 
 use crate::docs::links;
 
-/// What is linked from a page.
+/// Attributes that link from a page.
 const LINKS: [&str; 2] = [" href=\"", " src=\""];
-/// What names a place within one.
+/// Attributes that define an anchor.
 const PLACES: [&str; 2] = [" id=\"", " name=\""];
-/// Served in the place of whatever is not there, so its links are those of no directory.
+/// Served in place of missing pages, so its links are relative to no directory.
 const ELSEWHERE: &str = "404.html";
 
-/// The number of links between files below `dir`, and those that lead nowhere.
+/// The number of links between files below `dir`, and the broken ones.
 pub(super) fn follow(dir: &Path) -> Result<(usize, Vec<String>)> {
     let mut files = BTreeSet::new();
     list(dir, "", &mut files)?;
@@ -62,7 +62,7 @@ fn is_page(name: &str) -> bool {
     name != ELSEWHERE && Path::new(name).extension().is_some_and(|ending| ending == "html")
 }
 
-/// Every file below `dir`, by its path from there.
+/// Every file below `dir`, by relative path.
 fn list(dir: &Path, above: &str, files: &mut BTreeSet<String>) -> Result<()> {
     for entry in fs::read_dir(dir).with_context(|| format!("cannot list {}", dir.display()))? {
         let entry = entry?;
@@ -76,7 +76,7 @@ fn list(dir: &Path, above: &str, files: &mut BTreeSet<String>) -> Result<()> {
     Ok(())
 }
 
-/// The values of the attributes that `mark` opens.
+/// The values of the attributes that start with `mark`.
 fn values<'a>(text: &'a str, mark: &str) -> impl Iterator<Item = &'a str> {
     text.split(mark).skip(1).filter_map(|rest| rest.split('"').next())
 }

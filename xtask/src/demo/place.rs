@@ -1,6 +1,6 @@
-//! Where a recording lies, and the drawing of it beside it: README.md shows the ones in docs/demo.
+//! The files of a recording: the data, and the drawing beside it. README.md shows the ones in docs/demo.
 //!
-//! The same recording gives the same bytes. It must never draw what is no recording, nor touch another file.
+//! The same recording gives the same bytes. It must never draw anything but a recording, nor touch another file.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ use super::recording::Recording;
 use super::screen;
 use crate::workspace;
 
-/// Where those are that the documents show, from the root.
+/// The directory of the recordings shown in documents, relative to the root.
 const HOME: &str = "docs/demo";
 
 /// The files of one recording.
@@ -21,7 +21,7 @@ pub(super) struct Place {
 }
 
 impl Place {
-    /// The drawing is `drawing`.
+    /// The place whose drawing is `drawing`.
     pub(super) fn new(drawing: &Path) -> Result<Self> {
         ensure!(
             drawing.extension().is_some_and(|ending| ending == "svg"),
@@ -71,13 +71,13 @@ impl Place {
     }
 }
 
-/// The one that the documents show.
+/// The one shown in documents.
 fn committed() -> Place {
     let drawing = workspace::root().join(HOME).join("demo.svg");
     Place { drawing }
 }
 
-/// The drawing in docs/demo, if it is not what the recording says; with `write` it is put right.
+/// The drawing in docs/demo, if it does not match the recording; with `write` it is corrected.
 pub(crate) fn settle(write: bool) -> Result<Option<String>> {
     let place = committed();
     let wanted = screen::svg(&place.read()?);

@@ -1,6 +1,6 @@
-//! What was seen of a demo, as a document with times.
+//! A demo session as a document with times.
 //!
-//! It must never hold a line that no program printed, nor anything of a demo that failed.
+//! It must never contain a line that no program printed, nor anything from a failed demo.
 
 use std::time::Duration;
 
@@ -16,19 +16,19 @@ use crate::site::Site;
 pub(super) struct Recording {
     /// The day, in UTC.
     date: String,
-    /// Of the test ladder: 4 is the emulated lab, 5 a host with KVM.
+    /// The rung of the test ladder: 4 is the emulated lab, 5 a host with KVM.
     rung: u8,
-    /// How many processors the machine has that the demo was called on.
+    /// The number of processors of the machine that ran the demo.
     processors: usize,
     pub(super) steps: Vec<Step>,
-    /// What was found of leftovers.
+    /// The result of the search for leftovers.
     pub(super) found: String,
-    /// How long after the last step that was known, in milliseconds; a recording of before this was measured has none.
+    /// How long after the last step that was known, in milliseconds; missing in older recordings, which did not measure it.
     #[serde(default)]
     pub(super) searched: u64,
 }
 
-/// What was found of leftovers, and how long after the last step.
+/// The result of the search for leftovers, and how long after the last step.
 #[derive(Debug)]
 pub(super) struct Found {
     pub(super) after: Duration,
@@ -40,12 +40,12 @@ pub(super) struct Found {
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub(super) struct Step {
     pub(super) shown: String,
-    /// In milliseconds.
+    /// Its duration in milliseconds.
     pub(super) took: u64,
     pub(super) lines: Vec<Line>,
 }
 
-/// When a line came, in milliseconds since its command began, and what it says.
+/// When a line appeared, in milliseconds since the start of its command, and its text.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Line(pub(super) u64, pub(super) String);
 
@@ -70,7 +70,7 @@ impl Step {
 }
 
 impl Recording {
-    /// Of a demo that has just ended on `site`.
+    /// The recording of a demo that has just ended on `site`.
     pub(super) fn now(site: &Site, steps: Vec<Step>, found: Found) -> Result<Self> {
         let date = Cmd::inheriting("date").args(["--utc", "+%F"]).run()?;
         Ok(Self {
@@ -83,7 +83,7 @@ impl Recording {
         })
     }
 
-    /// Refuses what no demo gives.
+    /// Refuses a recording that no demo can produce.
     pub(super) fn judge(&self) -> Result<()> {
         ensure!((4..=5).contains(&self.rung), "no demo runs on rung {}", self.rung);
         ensure!(!self.steps.is_empty(), "nothing was shown");
@@ -106,8 +106,8 @@ impl Recording {
         Ok(())
     }
 
-    /// Refuses also what no demo of the steps `shown` has just given: other steps, or the times of a text that was read afterwards, in which all
-    /// lines of a command come when it ends.
+    /// Also refuses a recording that does not come from a new run of the steps `shown`: other steps, or the times of output that was read only at the
+    /// end, where all lines of a command appear when it ends.
     pub(super) fn judge_new(&self, shown: &[&str]) -> Result<()> {
         self.judge()?;
         let has: Vec<&str> = self.steps.iter().map(|step| step.shown.as_str()).collect();

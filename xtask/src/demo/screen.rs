@@ -1,23 +1,23 @@
-//! A terminal as SVG, in which each line appears when it came: no script, and all of it is there where nothing moves.
+//! A terminal as SVG in which each line appears when it was printed: without scripts, and complete where animations are off.
 //!
-//! It must never depend on anything but its arguments, nor leave out what does not fit into a line.
+//! It must never depend on anything but its arguments, nor cut long lines.
 
 use std::fmt::Write as _;
 
 use super::recording::{Line, Recording};
 use crate::svg::escaped;
 
-/// Characters in a line; longer ones go on in the next, as in a terminal.
+/// Characters per line; longer lines wrap, as in a terminal.
 const COLUMNS: usize = 100;
 
-/// Sizes in pixels; characters are as wide as the usual fonts of terminals have them at this size.
+/// Sizes in pixels; the character width is that of common terminal fonts at this size.
 const SIZE: usize = 13;
 const HUNDRED_CHARACTERS: usize = 783;
 const ROW: usize = 18;
 const MARGIN: usize = 16;
 const BAR: usize = 28;
 
-/// What kind of line it is.
+/// The kind of a line.
 #[derive(Debug, Clone, Copy)]
 enum Kind {
     Command,
@@ -45,8 +45,7 @@ pub(super) fn svg(recording: &Recording) -> String {
         if text.is_empty() {
             continue;
         }
-        // Hidden for so long, and after that what it is without any animation.
-        // Writing to a text does not fail.
+        // Hidden until the animation ends; without animations it is visible. Writing to a string cannot fail.
         writeln!(
             body,
             r#"<text x="{MARGIN}" y="{top}" class="{}" style="animation-duration:{}.{:03}s">{}</text>"#,
@@ -96,7 +95,7 @@ pub(super) fn svg(recording: &Recording) -> String {
     )
 }
 
-/// Every line of the screen: when it comes, in milliseconds from the beginning.
+/// Every line of the screen with the time it appears, in milliseconds from the beginning.
 fn rows(recording: &Recording) -> Vec<(u64, Kind, String)> {
     let (mut rows, mut began) = (Vec::new(), 0);
     let mut put = |at: u64, kind: Kind, text: &str| {
@@ -138,13 +137,13 @@ mod tests {
         };
         assert!(line("$ one &lt;1&gt;").contains("animation-duration:0.000s"));
         assert!(line("first &amp; last").contains("animation-duration:0.250s"));
-        // A command begins when the one before it has ended.
+        // A command begins when the previous one has ended.
         assert!(line("$ two").contains("animation-duration:1.500s"));
-        // What is left was looked for before it was known.
+        // The search for leftovers took time, too.
         assert!(line("Nothing is left.").contains("animation-duration:2.400s"));
         let long: Vec<&str> = drawn.lines().filter(|line| line.contains(">xxx")).collect();
         let marks: Vec<usize> = long.iter().map(|line| line.matches('x').count()).collect();
-        // One of each line is of the attribute `x`, one of `text`, twice.
+        // In each line, one `x` comes from the attribute `x` and two from `text`.
         assert_eq!(marks, [103, 103, 53]);
         assert!(drawn.contains("rung 4"), "what it was recorded on");
         assert_eq!(drawn, svg(&recording()));

@@ -1,6 +1,6 @@
-//! The list of what is compiled in, inside the program itself: the section `.dep-v0` that scanners for known vulnerabilities read.
+//! Embeds the list of compiled-in crates in the program: the section `.dep-v0`, read by vulnerability scanners.
 //!
-//! The form is that of cargo-auditable: JSON, compressed as zlib has it. It must never change what the program does: the section is not loaded.
+//! The format is that of cargo-auditable: zlib-compressed JSON. It must never change the program's behaviour: the section is not loaded.
 
 use std::fs;
 use std::io::Write as _;
@@ -13,13 +13,13 @@ use flate2::write::ZlibEncoder;
 
 use super::components::Components;
 
-/// The section's name, with the version of its form.
+/// The section's name, including the version of its format.
 const SECTION: &str = ".dep-v0";
 
-/// A copy of `program` in `dir` that names its `components`.
+/// A copy of `program` in `dir` that lists its `components`.
 pub(super) fn audited(program: &Path, components: &Components, dir: &Path) -> Result<PathBuf> {
     fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
-    // Whole or not at all: another task may be packing the one that is there, and one that was killed leaves nothing that looks like it.
+    // Replaced atomically: another task may be packing the existing one, and a killed process must not leave a partial file.
     let scratch = tempfile::Builder::new().prefix(".auditing-").tempdir_in(dir)?;
     let list = scratch.path().join("dependencies.json.z");
     let mut encoder = ZlibEncoder::new(fs::File::create(&list)?, Compression::best());
@@ -54,7 +54,7 @@ mod tests {
         let two = audited(&program, &components, &dir.path().join("two")).unwrap();
         assert_eq!(fs::read(&one).unwrap(), fs::read(two).unwrap());
         Cmd::new(&one).run().unwrap();
-        // Made again while it is held open, as by one who packs it: what was opened stays whole, and nothing else is left.
+        // Made again while it is open, as by a packer: the open file stays intact, and nothing else is left.
         let opened = fs::File::open(&one).unwrap();
         let inode = |file: &fs::File| std::os::unix::fs::MetadataExt::ino(&file.metadata().unwrap());
         audited(&program, &components, &dir.path().join("one")).unwrap();

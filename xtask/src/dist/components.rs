@@ -1,7 +1,7 @@
-//! What a release is made of: our crates and all that is compiled into them, as a bill of materials (CycloneDX 1.5) and with the licences.
+//! The components of a release: our crates and everything compiled into them, as a bill of materials (CycloneDX 1.5) and with the licences.
 //!
-//! Read from `cargo metadata` and `Cargo.lock`, so it names what the workspace resolves to. It must never leave out a crate that is linked in;
-//! one that only some feature of a developer's tools wants may be named too many.
+//! Read from `cargo metadata` and `Cargo.lock`, so it lists what the workspace resolves to. It must never omit a crate that is linked in; it may list
+//! extra crates that are only used by a feature of developers' tools.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -15,17 +15,17 @@ use serde_json::{Value, json};
 
 use crate::workspace;
 
-/// The programs that a release has, the last two inside the first.
+/// The programs of a release; the last two are embedded in the first.
 const PROGRAMS: [&str; 3] = ["crabbox", "crabbox-agent", "crabbox-guest"];
 
-/// How the references of the first, and of those inside it, begin.
+/// The reference prefixes of the first program, and of those inside it.
 const PROGRAM: &str = "pkg:cargo/crabbox@";
 const INSIDE: [&str; 2] = ["pkg:cargo/crabbox-agent@", "pkg:cargo/crabbox-guest@"];
 
-/// How the names of files with licences and copyrights begin.
+/// Name prefixes of files with licences and copyrights.
 const LICENCES: [&str; 5] = ["LICENSE", "LICENCE", "COPYING", "NOTICE", "UNLICENSE"];
 
-/// The longest such file that is read, in bytes.
+/// The maximum size of such a file, in bytes.
 const LONGEST: u64 = 1 << 20;
 
 /// The part of `cargo metadata` that is read.
@@ -64,7 +64,7 @@ struct Edge {
 
 #[derive(Debug, Deserialize)]
 struct EdgeKind {
-    /// None is an ordinary dependency.
+    /// `None` is an ordinary dependency.
     kind: Option<String>,
 }
 
@@ -74,12 +74,12 @@ struct Component {
     name: String,
     version: String,
     licence: String,
-    /// Whether it is of this workspace.
+    /// Whether it belongs to this workspace.
     ours: bool,
     dir: PathBuf,
-    /// Of the archive that the registry has, hex.
+    /// The digest of its archive in the registry, in hexadecimal.
     sha256: Option<String>,
-    /// References to what it depends on.
+    /// References of its dependencies.
     needs: BTreeSet<String>,
 }
 
@@ -90,9 +90,9 @@ pub(super) struct Components {
     all: BTreeMap<String, Component>,
 }
 
-/// Where cargo keeps what it fetched.
+/// cargo's home directory, with its downloads.
 pub(super) fn cargo_home() -> Result<PathBuf> {
-    // Of all that was fetched any one crate will do: <home>/registry/src/<registry>/<crate>/Cargo.toml
+    // Any downloaded crate will do: <home>/registry/src/<registry>/<crate>/Cargo.toml
     let metadata = metadata(super::TARGET)?;
     let fetched = metadata.packages.iter().find(|package| package.source.is_some());
     let fetched = fetched.context("the workspace has no dependencies")?;
@@ -115,7 +115,7 @@ fn purl(package: &Package) -> String {
 }
 
 impl Components {
-    /// Those of a release for `platform`, a target of rustc's.
+    /// The components of a release for `platform`, a target of rustc.
     pub(super) fn read(platform: &str) -> Result<Self> {
         let lock =
             fs::read_to_string(workspace::root().join("Cargo.lock")).context("cannot read Cargo.lock")?;
@@ -169,7 +169,7 @@ impl Components {
             let component = Component {
                 name: package.name.clone(),
                 version: package.version.clone(),
-                // The old way to write OR.
+                // `/` is the deprecated form of OR.
                 licence: licence.replace('/', " OR "),
                 ours: package.source.is_none(),
                 dir: package
@@ -225,7 +225,7 @@ impl Components {
         Ok(format!("{bill:#}\n"))
     }
 
-    /// What `reference` depends on. The two programs inside are parts of the first, although cargo knows no such edge.
+    /// The dependencies of `reference`. The two embedded programs are parts of the first, although cargo knows no such edge.
     fn needs(&self, reference: &str) -> BTreeSet<String> {
         let mut needs = self
             .all
@@ -239,7 +239,7 @@ impl Components {
         needs
     }
 
-    /// The list as it is put into the program, in the form of cargo-auditable: packages that name each other by their place.
+    /// The list embedded in the program, in the format of cargo-auditable: packages that refer to each other by index.
     pub(super) fn audit(&self) -> Value {
         let place = |reference: &String| self.all.keys().position(|other| other == reference);
         let packages: Vec<Value> = self
@@ -262,7 +262,7 @@ impl Components {
         json!({ "packages": packages })
     }
 
-    /// The licences of all that is not ours, each text once, with the crates that bring it.
+    /// The licences of all foreign crates, each text once, with the crates that include it.
     pub(super) fn licences(&self) -> Result<String> {
         let mut texts: BTreeMap<String, (String, BTreeSet<String>)> = BTreeMap::new();
         let mut out = String::from(
@@ -272,10 +272,10 @@ impl Components {
             let crate_name = format!("{} {}", component.name, component.version);
             let found = texts_of(&component.dir)?;
             let note = if found.is_empty() { ", brings no text" } else { "" };
-            // Writing to a text does not fail.
+            // Writing to a string cannot fail.
             writeln!(out, "  {crate_name}: {}{note}", component.licence).ok();
             for text in found {
-                // Lines are broken anywhere.
+                // Compare independently of line breaks.
                 let key: Vec<&str> = text.split_whitespace().collect();
                 let entry = texts.entry(key.join(" ")).or_insert((text, BTreeSet::new()));
                 entry.1.insert(crate_name.clone());
@@ -296,7 +296,7 @@ impl Components {
     }
 }
 
-/// The texts of licences and copyrights in the directory of a crate.
+/// The licence and copyright texts in a crate's directory.
 fn texts_of(dir: &Path) -> Result<Vec<String>> {
     let mut paths = Vec::new();
     for entry in fs::read_dir(dir).with_context(|| format!("cannot list {}", dir.display()))? {
@@ -327,7 +327,7 @@ fn texts_of(dir: &Path) -> Result<Vec<String>> {
     Ok(texts)
 }
 
-/// What `Cargo.lock` says of each archive, by package URL.
+/// The checksums in `Cargo.lock`, by package URL.
 fn checksums(lock: &str) -> BTreeMap<String, String> {
     let field = |block: &str, name: &str| {
         let start = format!("{name} = \"");
@@ -346,7 +346,7 @@ fn checksums(lock: &str) -> BTreeMap<String, String> {
 mod tests {
     use super::*;
 
-    /// Our three programs, of which the first needs `used`, and `used` builds with `builder`.
+    /// Metadata of our three programs, of which the first depends on `used`, which has the build dependency `builder`.
     fn metadata() -> Metadata {
         let package = |name: &str, source: Value, licence: &str| {
             json!({

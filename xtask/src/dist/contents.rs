@@ -1,4 +1,4 @@
-//! Every file of a package: where it comes from, where it goes, and its mode. What is not named here is in no package.
+//! Every file of a package: its origin, its destination, and its mode. A file that is not listed here is in no package.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -9,33 +9,33 @@ use anyhow::{Context as _, Result, ensure};
 use super::{Release, spoken, zipped};
 use crate::workspace;
 
-/// Where the bytes of a file come from.
+/// The origin of a file's bytes.
 #[derive(Debug)]
 pub(super) enum Origin {
     File(PathBuf),
     Bytes(Vec<u8>),
 }
 
-/// A file of a package. Its places are relative to a prefix, as a rule `/usr`.
+/// A file of a package. Its paths are relative to a prefix, usually `/usr`.
 #[derive(Debug)]
 pub(super) struct Content {
     origin: Origin,
-    /// Where programs look for it that were put there by a user.
+    /// The directory for user installations.
     pub portable: &'static str,
-    /// Where Debian wants it.
+    /// The directory in a Debian package.
     pub debian: &'static str,
     /// Its name in that directory.
     name: String,
     mode: u32,
 }
 
-/// What is where it is in both.
+/// Directories that are the same for both.
 const BIN: [&str; 2] = ["bin", "bin"];
 const MAN: [&str; 2] = ["share/man/man1", "share/man/man1"];
 const DOC: [&str; 2] = ["share/doc/crabbox", "share/doc/crabbox"];
 const EXAMPLES: [&str; 2] = ["share/doc/crabbox/examples", "share/doc/crabbox/examples"];
 
-/// The examples of a fleet, and where they go.
+/// The example files of a fleet.
 const SLURM: [&str; 6] = [
     "slurm.conf",
     "gres.conf",
@@ -49,7 +49,7 @@ const SLURM_EXAMPLES: [&str; 2] = [
     "share/doc/crabbox/examples/slurm",
 ];
 
-/// Completions by shell: the name of the file, and where it belongs.
+/// Completions by shell: the file name, and the directories.
 const COMPLETIONS: [(&str, &str, [&str; 2]); 3] = [
     (
         "bash",
@@ -96,7 +96,7 @@ impl Content {
         Ok(Self::new(Origin::File(path), places, &name, 0o644))
     }
 
-    /// A compressed document of the Debian package alone.
+    /// A compressed document, only for the Debian package.
     pub(super) fn packed(origin: Origin, name: &str) -> Self {
         Self::new(origin, DOC, name, 0o644)
     }
@@ -113,7 +113,7 @@ impl Content {
         fs::write(&path, put).with_context(|| format!("cannot write {}", path.display()))?;
         let mut at = path.as_path();
         fs::set_permissions(at, fs::Permissions::from_mode(self.mode))?;
-        // Whatever the umask is.
+        // Independent of the umask.
         while let Some(dir) = at.parent().filter(|dir| dir.starts_with(prefix)) {
             fs::set_permissions(dir, fs::Permissions::from_mode(0o755))?;
             at = dir;
@@ -122,7 +122,7 @@ impl Content {
     }
 }
 
-/// All files of `release`; what the program writes itself is made in `scratch`.
+/// All files of `release`; those that the program generates are made in `scratch`.
 pub(super) fn all(release: &Release<'_>, scratch: &Path) -> Result<Vec<Content>> {
     let root = workspace::root();
     let mut all = vec![Content::new(
@@ -170,7 +170,7 @@ pub(super) fn all(release: &Release<'_>, scratch: &Path) -> Result<Vec<Content>>
     Ok(all)
 }
 
-/// The files of `dir` with this ending, of which there has to be one, by name.
+/// The files of `dir` with this extension, at least one, sorted by name.
 fn listed(dir: &Path, ending: &str) -> Result<Vec<PathBuf>> {
     let mut paths = Vec::new();
     for entry in fs::read_dir(dir).with_context(|| format!("cannot list {}", dir.display()))? {

@@ -1,7 +1,7 @@
-//! The RPM package, put together by rpmbuild: what Fedora and its kin install.
+//! The RPM package, made by rpmbuild, for Fedora and its relatives.
 //!
-//! It must never take a macro of this machine's into the package, nor look through the program for what it needs: both would be other bytes
-//! on another machine.
+//! It must never use one of this machine's macros, nor let rpmbuild scan the program for dependencies: both would give different bytes on another
+//! machine.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -15,16 +15,16 @@ use crabbox_host::command::Cmd;
 use super::contents::Content;
 use super::{MACHINE, Release, deb, written};
 
-/// Programs that a lease calls, and the library beside glibc, as Fedora names the packages.
+/// Fedora's packages of the programs that a lease calls, and of the library besides glibc.
 const NEEDS: &str = "e2fsprogs, git-core, libgcc, nftables, openssh-clients, util-linux-core";
 
-/// Of this packaging, which is never done twice for a version.
+/// The revision of the packaging; a version is never packaged twice.
 const REVISION: u32 = 1;
 
-/// Whose it is: without it rpmbuild takes what this machine's macros say.
+/// The packager: otherwise rpmbuild takes it from this machine's macros.
 const DEVELOPERS: &str = "The crabbox developers";
 
-/// Settings of rpmbuild for the same bytes everywhere, and against all that it does with a tree by itself.
+/// rpmbuild settings for reproducible bytes, and to disable its automatic changes to the tree.
 const SETTINGS: &str = "\
 %global _buildhost localhost
 %global use_source_date_epoch_as_buildtime 1
@@ -39,10 +39,11 @@ const SETTINGS: &str = "\
 %global optflags %{nil}
 ";
 
-/// The macros that rpm itself brings: none of a vendor's, of this machine's or of a user's.
+/// Only the macros that rpm itself brings, without those of a vendor, of this machine or of a user.
 const MACROS: &str = "/usr/lib/rpm/macros:/usr/lib/rpm/platform/%{_target}/macros";
 
-/// The directories that Fedora's package `filesystem` has; all others below `usr` are this package's, too, and go with the last that has them.
+/// The directories owned by Fedora's package `filesystem`; all others below `usr` are also owned by this package, and are removed with their last
+/// owner.
 const OF_THE_SYSTEM: [&str; 6] = [
     "usr",
     "usr/bin",
@@ -57,7 +58,7 @@ pub(super) fn package(release: &Release<'_>, contents: &[Content], scratch: &Pat
     package_by(Cmd::inheriting("rpmbuild"), release, contents, scratch)
 }
 
-/// The same with the command line that begins with `rpmbuild`.
+/// The same with another command line for `rpmbuild`.
 pub(super) fn package_by(
     rpmbuild: Cmd,
     release: &Release<'_>,
@@ -89,7 +90,7 @@ pub(super) fn package_by(
         ])
         .arg(&spec)
         .env("HOME", &home)
-        // It would name another directory than the ones above.
+        // It would override the paths above.
         .env_remove("RPM_CONFIGDIR")
         .env("LC_ALL", "C.UTF-8")
         .env("SOURCE_DATE_EPOCH", release.epoch.to_string())
@@ -102,8 +103,8 @@ pub(super) fn package_by(
     Ok(path)
 }
 
-/// Gives all below `tree` the time of the sources. What rpmbuild does by itself is to take a later time back to it, which leaves an earlier
-/// one where the clock of this machine is behind the commit's.
+/// Sets the time of everything below `tree` to that of the sources. rpmbuild by itself only clamps later times, which leaves earlier ones if this
+/// machine's clock is behind the commit's.
 fn date(tree: &Path, epoch: u64) -> Result<()> {
     let time = UNIX_EPOCH + Duration::from_secs(epoch);
     let files = deb::files(tree)?;
@@ -115,25 +116,25 @@ fn date(tree: &Path, epoch: u64) -> Result<()> {
     Ok(())
 }
 
-/// Every directory that `files` are in, by name, without the one that they are relative to.
+/// Every directory that contains some of `files`, sorted, except the root.
 fn directories(files: &[PathBuf]) -> BTreeSet<&Path> {
     let above = files.iter().flat_map(|file| file.ancestors().skip(1));
     above.filter(|dir| !dir.as_os_str().is_empty()).collect()
 }
 
-/// A dash would be the beginning of the revision.
+/// A dash would begin the revision.
 fn version(release: &Release<'_>) -> String {
     release.version.replace('-', "~")
 }
 
-/// What rpmbuild is told.
+/// The spec file.
 fn spec(release: &Release<'_>, tree: &Path) -> Result<String> {
     let glibc = deb::glibc(&fs::read(release.program)?).context("the program names no version of glibc")?;
     let all = deb::files(tree)?;
     let mut files = String::new();
     for dir in directories(&all) {
         if !OF_THE_SYSTEM.iter().any(|theirs| dir == Path::new(theirs)) {
-            // Writing to a text does not fail.
+            // Writing to a string cannot fail.
             writeln!(files, "%dir /{}", dir.display()).ok();
         }
     }
@@ -159,7 +160,7 @@ fn spec(release: &Release<'_>, tree: &Path) -> Result<String> {
     ))
 }
 
-/// The script of the Debian package, for when rpm takes the last version away: it says so with a 0. There is no purging, so that is done then.
+/// The Debian package's script for when rpm removes the last version, which it signals by a 0. rpm has no purge, so the purge is done then, too.
 fn scriptlet(script: &str, action: &str) -> String {
     let lines: Vec<&str> = script.lines().filter(|line| !line.starts_with('#')).collect();
     let script = lines.join("\n").replace('%', "%%");

@@ -1,4 +1,4 @@
-//! Packages as dpkg and the install script take them, in trees below a temporary directory: nothing of this host's own dpkg is touched.
+//! Packages handled by dpkg and the install script, in trees below a temporary directory: this host's own dpkg state is not touched.
 
 mod install;
 mod rpm;
@@ -9,7 +9,7 @@ use crabbox_host::command::Captured;
 
 use super::*;
 
-/// Says what the program says when it is packed and installed.
+/// Prints what the program prints when it is packed and installed.
 const STAND_IN: &str = r##"#!/bin/sh
 # Needs GLIBC_2.34
 case $1 in
@@ -32,7 +32,7 @@ fn packed(program: &Path, version: &str, components: &Components, out: &Path) ->
     of_parts(program, version, components, None, out)
 }
 
-/// The same of all parts, or of one alone.
+/// The same for all parts, or for a single one.
 fn of_parts(
     program: &Path,
     version: &str,
@@ -54,7 +54,7 @@ fn release<'a>(program: &'a Path, version: &'a str, components: &'a Components) 
     }
 }
 
-/// One part of a release of stand-ins.
+/// One part of a release of fake programs.
 fn stand_in_part(version: &str, components: &Components, part: Part, dir: &Path) -> PathBuf {
     let program = stand_in(dir, version);
     let made = of_parts(&program, version, components, Some(part), &dir.join(version));
@@ -73,7 +73,7 @@ fn ending<'a>(paths: &'a [PathBuf], ending: &str) -> &'a Path {
     found.expect("the file was packed")
 }
 
-/// Everything below `dir` but directories, relative to it.
+/// Everything below `dir` except directories, by relative path.
 fn files(dir: &Path) -> Vec<String> {
     let found = Cmd::new("find")
         .arg(".")
@@ -86,7 +86,7 @@ fn files(dir: &Path) -> Vec<String> {
     files
 }
 
-/// A system of nothing but dpkg's own records.
+/// A system that consists only of dpkg's records.
 struct System(tempfile::TempDir);
 
 impl System {
@@ -103,7 +103,7 @@ impl System {
         self.0.path().join(path)
     }
 
-    /// dpkg's command line. Dependencies are the host's here, and there is no shell to change root to.
+    /// dpkg's command line. Dependencies are not checked against this system, which has no shell to chroot to.
     fn words(&self, words: &[&str]) -> Vec<String> {
         let root = format!("--root={}", self.0.path().display());
         let ours = [
@@ -125,7 +125,7 @@ impl System {
         self.dpkg(&["--install", package.to_str().unwrap()])
     }
 
-    /// All files are as they were packed; dpkg exits with 0 whatever it finds (1.21), so that its words are looked at.
+    /// Checks that all files are as packed; dpkg exits with 0 in any case (1.21), so check its output.
     #[track_caller]
     fn is_whole(&self) {
         let found = self.dpkg(&["--verify", "crabbox"]);
@@ -133,7 +133,7 @@ impl System {
         assert_eq!(found.stdout_text(), "");
     }
 
-    /// What dpkg says of the package.
+    /// The package's state according to dpkg.
     fn state(&self) -> String {
         let said = Cmd::new("dpkg-query")
             .arg(format!("--admindir={}", self.at("var/lib/dpkg").display()))
@@ -154,8 +154,8 @@ fn ok(done: &Captured) {
     );
 }
 
-/// The development program, without what is there for debuggers: compressing that takes long and shows nothing. It is not built from here: a
-/// cargo below a test has another environment, in which it would compile nearly everything anew.
+/// The development program, stripped: compressing debug information would take long for nothing. It is not built from here, because a cargo below a
+/// test has another environment, in which it would recompile nearly everything.
 fn development(dir: &Path) -> PathBuf {
     let built = workspace::built_beside("crabbox").unwrap();
     assert!(
@@ -211,12 +211,12 @@ fn a_package_of_the_program_is_installed_replaced_removed_and_leaves_nothing() {
     system.is_whole();
     for example in fs::read_dir(system.at("usr/share/doc/crabbox/examples")).unwrap() {
         let path = example.unwrap().path();
-        // The files of a fleet are Slurm's.
+        // The files of a fleet are for Slurm.
         if path.is_dir() {
             assert!(path.join("slurm.conf").is_file(), "{}", path.display());
             continue;
         }
-        // As a user's own file, which others may not read and which is in no repository.
+        // As a user's own file, unreadable for others and outside of repositories.
         let own = dir.path().join("config.yaml");
         fs::write(&own, fs::read(&path).unwrap()).unwrap();
         fs::set_permissions(&own, fs::Permissions::from_mode(0o600)).unwrap();
@@ -235,7 +235,7 @@ fn a_package_of_the_program_is_installed_replaced_removed_and_leaves_nothing() {
         );
     }
 
-    // Up, down, and a download that was cut: what was there stays.
+    // Upgrade, downgrade, and a truncated download: the installed version stays.
     ok(&system.install(ending(&later, ".deb")));
     assert_eq!(system.state(), "installed 99.0.0");
     ok(&system.install(ending(&this, ".deb")));
@@ -260,7 +260,7 @@ fn a_package_that_is_half_installed_is_mended_by_installing_it_again_and_the_old
     let [this, later] = VERSIONS.map(|version| stand_in_part(version, &components, Part::Deb, dir.path()));
     let system = System::new();
     let before = files(system.0.path());
-    // Killed in the middle of the first file that is longer than this, in units of 512 bytes.
+    // Killed while writing the first file that is longer than this, in units of 512 bytes.
     let die_at = |package: &Path| {
         let words = system.words(&["--install", package.to_str().unwrap()]);
         let limited = Cmd::new("sh").args(["-c", "ulimit -f 100; exec \"$@\"", "sh"]);
@@ -282,7 +282,7 @@ fn a_package_that_is_half_installed_is_mended_by_installing_it_again_and_the_old
     assert_eq!(files_of_ours(&system, &before), Vec::<String>::new());
 }
 
-/// What is there that was not there `before`, dpkg's own records left out.
+/// Files that did not exist `before`, without dpkg's own records.
 fn files_of_ours(system: &System, before: &[String]) -> Vec<String> {
     let now = files(system.0.path()).into_iter();
     let of_dpkg = |file: &String| file.starts_with("./var/lib/dpkg/");
@@ -327,7 +327,7 @@ fn a_package_stays_while_leases_live_and_purging_keeps_what_others_put_there() {
     ok(&system.install(package));
     assert!(entry.exists(), "an upgrade leaves leases alone");
 
-    // The lease ended, and somebody else put a file there.
+    // The lease has ended, and there is a foreign file.
     fs::remove_file(&entry).unwrap();
     let foreign = system.at("var/lib/crabbox/notes");
     fs::write(&foreign, "mine").unwrap();
@@ -350,7 +350,7 @@ fn the_same_release_has_the_same_bytes_whatever_the_place_and_the_umask() {
     let program = stand_in(dir.path(), VERSIONS[0]);
     let components = components();
     let one = packed(&program, VERSIONS[0], &components, &dir.path().join("one"));
-    // Another place, and other times and rights of what is packed.
+    // Another directory, and other times and modes of the packed files.
     let moved = dir.path().join("else/where");
     fs::create_dir_all(&moved).unwrap();
     let other = stand_in(&moved, VERSIONS[0]);
@@ -376,7 +376,7 @@ fn a_file_made_alone_calls_for_its_own_tools_and_leaves_no_digest_of_another() {
         };
         pack(&release, Some(only), &out).unwrap()
     };
-    // Of another version: what the digests name is still there.
+    // Of another version, so the files named by the digests still exist.
     alone(VERSIONS[1], Part::Tarball);
     assert!(sums.exists());
     alone(VERSIONS[0], Part::Tarball);

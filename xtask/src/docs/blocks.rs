@@ -1,6 +1,6 @@
-//! Generated blocks inside documents that people write.
+//! Generated blocks inside hand-written documents.
 //!
-//! Only the lines between the two marks change. A block that is not closed is an error, never the rest of the file.
+//! Only the lines between the two marks change. An unclosed block is an error, and never extends to the end of the file.
 
 use anyhow::{Context as _, Result};
 
@@ -11,7 +11,7 @@ pub(super) fn opening(what: &str) -> String {
     format!("<!-- generated: {what} -->")
 }
 
-/// `text` with each block's content made anew.
+/// `text` with the content of each block regenerated.
 pub(super) fn replace(text: &str, mut generate: impl FnMut(&str) -> Result<String>) -> Result<String> {
     let mut out = String::with_capacity(text.len());
     let mut lines = text.split_inclusive('\n');

@@ -1,6 +1,7 @@
-//! The book (`cargo xtask book`, docs/SUMMARY.md): every page has its place in it, and what `docs/troubleshooting.md` quotes is what the program prints.
+//! The book (`cargo xtask book`, docs/SUMMARY.md): checks that it includes every page, and that the program prints every message quoted in
+//! `docs/troubleshooting.md`.
 //!
-//! It reads files only. It must never take a message for ours that stands in a test alone.
+//! It only reads files. A message that only occurs in tests must never pass.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -13,16 +14,16 @@ use super::links;
 /// The order of the chapters.
 const SUMMARY: &str = "docs/SUMMARY.md";
 
-/// Where messages are quoted, as headings.
+/// The page that quotes messages as headings.
 const SYMPTOMS: &str = "docs/troubleshooting.md";
 
-/// What stands for the part of a message that differs.
+/// The placeholder for the variable part of a message.
 const GAP: char = '…';
 
-/// The shortest part of a message that says which one it is.
+/// The minimum length of a part that identifies a message.
 const SHORTEST: usize = 4;
 
-/// What is wrong with the book below `root`, whose pages are `pages`.
+/// The problems of the book below `root` with the pages `pages`.
 pub(super) fn check(root: &Path, pages: &[std::path::PathBuf]) -> Result<Vec<String>> {
     let summary = fs::read_to_string(root.join(SUMMARY)).with_context(|| format!("cannot read {SUMMARY}"))?;
     let mut texts = BTreeMap::new();
@@ -40,7 +41,8 @@ pub(super) fn check(root: &Path, pages: &[std::path::PathBuf]) -> Result<Vec<Str
     Ok(problems)
 }
 
-/// Pages of `texts`, by path from the root, without a place or with more than one, and links from chapters to what will be no page.
+/// Pages of `texts`, by path from the root, that are missing from the book or listed more than once, and links from chapters to files that are not in
+/// it.
 fn places(summary: &str, texts: &BTreeMap<String, String>) -> Vec<String> {
     let chapters: Vec<String> = links::all(summary)
         .filter_map(|link| links::from_root(SUMMARY, link))
@@ -48,7 +50,7 @@ fn places(summary: &str, texts: &BTreeMap<String, String>) -> Vec<String> {
     let of = |page: &String| chapters.iter().filter(|chapter| *chapter == page).count();
     let mut problems = Vec::new();
     for (page, text) in texts {
-        // What is not below `docs` is in the book if a chapter is made of it.
+        // Files outside of `docs` are in the book only if listed as a chapter.
         let (is_docs, times) = (page.starts_with("docs/"), of(page));
         if page != SUMMARY && (times > 1 || (is_docs && times == 0)) {
             problems.push(format!("{SUMMARY} names {page} {times} times, not once"));
@@ -72,14 +74,14 @@ fn places(summary: &str, texts: &BTreeMap<String, String>) -> Vec<String> {
     problems
 }
 
-/// The messages that headings quote.
+/// The messages quoted in headings.
 fn quoted(text: &str) -> Vec<&str> {
     text.lines()
         .filter_map(|line| line.strip_prefix("### `")?.strip_suffix('`'))
         .collect()
 }
 
-/// The Rust sources below `dir` without tests, their broken literals put together.
+/// The Rust sources below `dir` without tests, with continued literals joined.
 fn sources(dir: &Path) -> Result<Vec<String>> {
     let (mut found, mut todo) = (Vec::new(), vec![dir.to_owned()]);
     while let Some(dir) = todo.pop() {
@@ -101,7 +103,7 @@ fn sources(dir: &Path) -> Result<Vec<String>> {
     Ok(found)
 }
 
-/// A literal that goes on behind a `\` at the end of a line is one.
+/// Joins literals that continue after a `\` at the end of a line.
 fn joined(code: &str) -> String {
     let mut parts = code.split("\\\n");
     let mut out = parts.next().unwrap_or_default().to_owned();
@@ -109,7 +111,7 @@ fn joined(code: &str) -> String {
     out
 }
 
-/// Whether a line of `source` has all parts of `message`, in their order.
+/// Whether a line of `source` has all parts of `message` in order.
 fn prints(source: &str, message: &str) -> bool {
     let parts: Vec<&str> = message
         .split(GAP)

@@ -1,8 +1,7 @@
-//! The table of everything the reference has, each with what became of it here.
+//! The table of everything in the reference, with its status here.
 //!
-//! `docs/compatibility.list` is kept by hand and names the reference's commands, flags, keys and variables. What this program
-//! knows is asked of it and of the registry; a row that says otherwise than the program fails, and so does one that says nothing
-//! about a name the program lacks.
+//! `docs/compatibility.list` is kept by hand and names the reference's commands, flags, keys and variables. What this program supports is determined
+//! by running it and from the registry; a row that contradicts the program fails, and so does one without a status for a name that the program lacks.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -14,7 +13,7 @@ use crabbox_core::config::key::{JOBS, KEYS, Key, PRESETS, PROFILES, PROOF_TEMPLA
 use super::program::{Answer, Program};
 use crate::workspace;
 
-/// What became of a name.
+/// The status of a name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Status {
     Same,
@@ -38,7 +37,7 @@ impl Status {
             .map_or("", |(_, name)| name)
     }
 
-    /// Whether the program has what bears this status.
+    /// Whether the program has names with this status.
     const fn is_here(self) -> bool {
         matches!(self, Self::Same | Self::Better)
     }
@@ -61,7 +60,7 @@ struct Row<'a> {
     note: &'a str,
 }
 
-/// What the program says of a name.
+/// How the program treats a name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Found {
     Here,
@@ -76,11 +75,11 @@ impl From<bool> for Found {
     }
 }
 
-/// All tables, with the sums in front and what the reference lacks at the end.
+/// All tables, with the totals first and what the reference lacks last.
 pub(super) fn generate(program: &Program) -> Result<String> {
     let list = fs::read_to_string(workspace::root().join("docs/compatibility.list"))
         .context("cannot read the list")?;
-    // The binary reads the environment, and the run sets what its command finds there.
+    // The binary reads the environment, and `run` sets its command's variables.
     let mut variables = String::new();
     for part in ["crates/crabbox/src", "crates/crabbox-engine/src/run"] {
         variables.push_str(&sources(&workspace::root().join(part))?);
@@ -154,15 +153,15 @@ pub(super) fn generate(program: &Program) -> Result<String> {
     ))
 }
 
-/// The row's status, when it agrees with what the program says.
+/// The row's status, if it agrees with the program.
 fn judge(row: &Row<'_>, found: Found) -> Result<Status, &'static str> {
     match (row.status, found) {
         (None, Found::Here) => Ok(Status::Same),
         (None, _) => Err("the program does not have it: say `not yet` or `will not`"),
         (Some(Status::Better), Found::Here) if row.note.is_empty() => Err("`better` has to say how"),
-        // Refused there too: the note says so.
+        // The reference refuses it too, as the note says.
         (Some(Status::Same), Found::Refused) if !row.note.is_empty() => Ok(Status::Same),
-        // Taken, and nothing comes of it yet: the note says so.
+        // Accepted, but without effect yet, as the note says.
         (Some(Status::NotYet), Found::Here) if !row.note.is_empty() => Ok(Status::NotYet),
         (Some(status), found) if status.is_here() == (found == Found::Here) => Ok(status),
         (Some(_), Found::Here) => Err("the program has it, and the list says otherwise"),
@@ -170,7 +169,7 @@ fn judge(row: &Row<'_>, found: Found) -> Result<Status, &'static str> {
     }
 }
 
-/// What all of the commands say of the flag; they must agree.
+/// How all of the commands treat the flag; they must agree.
 fn flag(program: &Program, helps: &[(&str, String)], flag: &str) -> Result<Found> {
     let mut answers = Vec::new();
     for (command, help) in helps {
@@ -188,7 +187,7 @@ fn flag(program: &Program, helps: &[(&str, String)], flag: &str) -> Result<Found
     Ok(first)
 }
 
-/// A section: its title, what it is about, and its rows.
+/// A section: its title, its subject, and its rows.
 type Parsed<'a> = (&'a str, Section<'a>, Vec<Row<'a>>);
 
 fn parse(list: &str) -> Result<Vec<Parsed<'_>>> {
@@ -236,7 +235,7 @@ fn row(line: &str) -> Result<Row<'_>> {
     Ok(Row { name, status, note })
 }
 
-/// Keys and variables of ours that the list does not know: each is the reference's or has to be said to be ours.
+/// Keys and variables of this program that the list does not mention: each must be the reference's or be marked as ours.
 fn unlisted_keys(list: &str) -> Result<Vec<String>> {
     let mut known = BTreeSet::new();
     for (_, section, rows) in parse(list)? {
@@ -253,11 +252,11 @@ fn unlisted_keys(list: &str) -> Result<Vec<String>> {
         .collect())
 }
 
-/// The source of the binary, the one crate that reads the environment.
+/// The source of the binary, the only crate that reads the environment.
 struct Variables(String);
 
 impl Variables {
-    /// Whether the variable is one of the registry, or named in the binary's source.
+    /// Whether the variable is in the registry, or named in the binary's source.
     fn are_read(&self, name: &str) -> bool {
         KEYS.iter().any(|key| key.variables.contains(&name)) || self.0.contains(&format!("\"{name}\""))
     }

@@ -1,6 +1,6 @@
-//! Whole files that the program writes itself: the JSON schemas, which stand in `docs/schemas`, and the man pages, which do not.
+//! Whole files that the program generates: the JSON schemas, kept in `docs/schemas`, and the man pages, which are not kept.
 //!
-//! Files of ours that the program does not write any more are stale, too. Nothing outside `docs/schemas` and `target/man` is touched.
+//! Files that the program no longer generates are stale, too. Nothing outside `docs/schemas` and `target/man` is touched.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -15,14 +15,14 @@ use crate::workspace;
 /// A set of files by name.
 type Files = BTreeMap<String, String>;
 
-/// What the program writes.
+/// The files that the program generates.
 #[derive(Debug)]
 pub(super) struct Reference {
     schemas: Files,
 }
 
 impl Reference {
-    /// Has the program write everything anew; the man pages stay in `target/man` for whoever makes a package.
+    /// Makes the program generate everything; the man pages stay in `target/man` for packaging.
     pub(super) fn new(program: &Program) -> Result<Self> {
         let dir = workspace::target_dir().join("docs-home/reference");
         if dir.exists() {
@@ -39,7 +39,7 @@ impl Reference {
         Ok(Self { schemas })
     }
 
-    /// What is not as the program writes it, by name; with `write` it is put right.
+    /// The names of files that differ from what the program generates; with `write` they are corrected.
     pub(super) fn settle(&self, write: bool) -> Result<Vec<String>> {
         let dir = schemas_dir();
         fs::create_dir_all(&dir)?;
@@ -62,7 +62,7 @@ impl Reference {
         Ok(stale)
     }
 
-    /// A table of all documents, each with its schema.
+    /// A table of all documents with their schemas.
     pub(super) fn table(&self) -> Result<String> {
         let mut rows = vec!["| Document | Schema |".to_owned(), "|---|---|".to_owned()];
         for (name, text) in &self.schemas {

@@ -3,7 +3,7 @@
 use anyhow::{Result, ensure};
 use crabbox_core::config::key::{KEYS, Key, Kind, Merge, Trust};
 
-/// The keys of a section as a table; the section `general` holds those without one.
+/// The keys of a section as a table; the section `general` contains those without one.
 pub(super) fn table(section: &str) -> Result<String> {
     let rows: Vec<String> = KEYS
         .iter()
@@ -27,7 +27,7 @@ fn section_of(key: &Key) -> &'static str {
         .map_or("general", |(section, _)| section)
 }
 
-/// Sections in the order of the registry.
+/// The sections in registry order.
 #[cfg(test)]
 fn sections() -> Vec<&'static str> {
     let mut all = Vec::new();
@@ -84,7 +84,7 @@ fn row(key: &Key) -> String {
     )
 }
 
-/// What a value has to be, where the description cannot be read without it.
+/// The required form of a value, where the description is not clear without it.
 const fn kind(kind: Kind) -> Option<&'static str> {
     match kind {
         Kind::Text | Kind::Path | Kind::Program | Kind::Bool | Kind::Integer | Kind::Choice(_) => None,

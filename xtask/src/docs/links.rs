@@ -1,8 +1,8 @@
-//! Links of Markdown documents: where they stand, and what they lead to in the repository.
+//! Links of Markdown documents: where they are, and what they refer to in the repository.
 //!
-//! It reads text only. It must never take a link to another machine for one of ours.
+//! It only reads text. It must never take a link to another site for a local one.
 
-/// `text` with each link that leads to a file or a section of ours replaced by what `change` makes of it; `None` leaves it as it is.
+/// `text` with each link to a local file or section replaced by the result of `change`; `None` leaves it as it is.
 pub(crate) fn replaced(text: &str, mut change: impl FnMut(&str) -> Option<String>) -> String {
     let mut parts = text.split("](");
     let mut out = parts.next().unwrap_or_default().to_owned();
@@ -20,7 +20,7 @@ pub(crate) fn replaced(text: &str, mut change: impl FnMut(&str) -> Option<String
     out
 }
 
-/// The links of `text` that lead to a file or a section of ours.
+/// The links of `text` to a local file or section.
 pub(crate) fn all(text: &str) -> impl Iterator<Item = &str> {
     text.split("](")
         .skip(1)
@@ -32,7 +32,7 @@ fn is_ours(link: &str) -> bool {
     !link.contains("://") && !link.contains(char::is_whitespace)
 }
 
-/// The path from the root of what `link` means in the file `from` (a path from the root, too), without its section. `None` leads outside.
+/// The path from the root that `link` means in the file `from` (also a path from the root), without its section. `None` if it leads outside.
 pub(crate) fn from_root(from: &str, link: &str) -> Option<String> {
     let file = link.split('#').next().unwrap_or_default();
     if file.is_empty() {

@@ -1,4 +1,4 @@
-//! The program as its user meets it: its help, and how it responds to a flag.
+//! The program from outside: its help, and how it responds to a flag.
 //!
 //! Every call either asks for help or names a provider that does not exist, so that no command ever acts.
 
@@ -9,13 +9,13 @@ use crabbox_host::command::{Captured, Cmd};
 
 use crate::workspace;
 
-/// No provider of that name exists, so a command that gets this far ends there. Some need an argument behind it, a lease or a command;
+/// There is no provider of this name, so a command that accepts the flag fails there. Some commands need an argument after it, a lease or a command;
 /// others take none.
 const GOES_NOWHERE: [&[&str]; 2] = [
     &["--provider=none-of-ours", "nothing"],
     &["--provider=none-of-ours"],
 ];
-/// What a command says that took the flag and went on: there is no such provider, or nothing here to sync.
+/// The error of a command that accepted the flag: there is no such provider, or nothing here to sync.
 const WENT_ON: [&str; 2] = ["unknown provider", "is not a Git repository"];
 
 /// A built `crabbox`.
@@ -25,12 +25,12 @@ pub(super) struct Program {
     home: PathBuf,
 }
 
-/// What the program makes of a flag.
+/// How the program responds to a flag.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Answer {
-    /// It stands in the help.
+    /// It is in the help.
     Shown,
-    /// It is accepted, and does not stand in the help.
+    /// It is accepted, but not in the help.
     Accepted,
     /// It is known by name and refused.
     Refused,
@@ -51,7 +51,7 @@ impl Program {
             .args(words)
             .cwd(&self.home)
             .env("HOME", &self.home);
-        // The width of help is that of the terminal, else of this variable.
+        // The width of help is the terminal's, or else set by this variable.
         cmd = cmd.env("COLUMNS", "100");
         for name in [
             "XDG_CONFIG_HOME",
@@ -65,7 +65,7 @@ impl Program {
         Ok(cmd.capture()?)
     }
 
-    /// The help of the command at `path` (words with blanks between; empty: of the program), without trailing blanks.
+    /// The help of the command at `path` (words separated by blanks; empty for the program), without trailing blanks.
     pub(super) fn help(&self, path: &str) -> Result<String> {
         let words: Vec<&str> = path.split_whitespace().chain(["--help"]).collect();
         let done = self.call(&words)?;
@@ -78,7 +78,7 @@ impl Program {
         Ok(text.lines().map(str::trim_end).collect::<Vec<_>>().join("\n"))
     }
 
-    /// Has the program write its man pages and schemas below `dir`.
+    /// Makes the program write its man pages and schemas below `dir`.
     pub(super) fn write_reference(&self, dir: &Path) -> Result<()> {
         let done = self.call(&["__reference", &dir.display().to_string()])?;
         ensure!(
@@ -95,7 +95,7 @@ impl Program {
         Ok(self.call(&words)?.status.success())
     }
 
-    /// The commands that the help of `path` lists, each with its line.
+    /// The commands listed in the help of `path`, each with its description.
     pub(super) fn commands(&self, path: &str) -> Result<Vec<(String, String)>> {
         Ok(section(&self.help(path)?, "Commands:")
             .filter_map(|line| {
@@ -105,7 +105,7 @@ impl Program {
             .collect())
     }
 
-    /// The flags that the help of `path` shows, without dashes, those that set configuration keys left out.
+    /// The flags in the help of `path`, without dashes and without those that set configuration keys.
     pub(super) fn own_flags(&self, path: &str) -> Result<Vec<String>> {
         let help = self.help(path)?;
         Ok(section(&help, "Options:")
@@ -114,7 +114,7 @@ impl Program {
             .collect())
     }
 
-    /// What the command at `path` makes of a flag. `help` is its help.
+    /// How the command at `path` responds to a flag. `help` is its help.
     pub(super) fn answer(&self, path: &str, flag: &str, help: &str) -> Result<Answer> {
         if help.lines().filter_map(flag_of).any(|shown| shown == flag) {
             return Ok(Answer::Shown);
@@ -151,7 +151,7 @@ fn section<'a>(help: &'a str, heading: &'a str) -> impl Iterator<Item = &'a str>
         .take_while(|line| line.is_empty() || line.starts_with(' '))
 }
 
-/// The long name of the flag that a line of help introduces.
+/// The long name of the flag described by a line of help.
 fn flag_of(line: &str) -> Option<String> {
     let line = line.trim_start();
     let at = if line.starts_with("--") {

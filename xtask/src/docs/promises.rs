@@ -1,7 +1,7 @@
-//! The promises of SECURITY.md: each row of its table names the tests that show it.
+//! The promises of SECURITY.md: each row of its table must name the tests that verify it.
 //!
-//! A name is `<path>::<name of the test>`. A row without one, or with one that is no test any more, is a problem; whether a test shows
-//! what its row says is for readers to judge.
+//! A name is `<path>::<name of the test>`. A row without one, or with one that is no longer a test, is a problem; whether the test really verifies
+//! the row is for readers to judge.
 
 use std::fs;
 use std::path::Path;
@@ -11,11 +11,11 @@ use anyhow::{Context as _, Result};
 /// The section with the table.
 const HEADING: &str = "## What is promised";
 
-/// What is wrong with the table of promises in `text`, whose paths are below `root`.
+/// The problems of the table of promises in `text`, with paths below `root`.
 pub(super) fn problems(text: &str, root: &Path) -> Vec<String> {
     let section = text.split(HEADING).nth(1).unwrap_or_default();
     let section = section.split("\n## ").next().unwrap_or_default();
-    // The first two lines of a table are its head.
+    // The first two lines of a table are its header.
     let rows: Vec<&str> = section
         .lines()
         .filter(|line| line.starts_with('|'))
@@ -47,7 +47,7 @@ fn of_row(row: &str, root: &Path) -> Vec<String> {
         .collect()
 }
 
-/// Whether `path::name` is a function of that file with the attribute of a test right above it.
+/// Whether `path::name` is a function of that file with a test attribute directly above it.
 fn is_test(reference: &str, root: &Path) -> bool {
     let Some((path, name)) = reference.split_once("::") else {
         return false;
@@ -69,7 +69,7 @@ fn is_test(reference: &str, root: &Path) -> bool {
 mod tests {
     use super::*;
 
-    /// The problems of a table with these last cells, where its file has one test and one function that is none.
+    /// The problems of a table with these last cells, if its file has one test and one other function.
     fn with(cells: &[&str]) -> Vec<String> {
         let dir = tempfile::tempdir().unwrap();
         let source = "#[test]\nfn shown() {}\n\nfn helper() {}\n\n#[test]\n#[ignore]\nfn skipped() {}\n";

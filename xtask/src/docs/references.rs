@@ -1,7 +1,7 @@
 //! References in comments and documents: to a file, a section, a test or another name of the code, a command. Each has to exist.
 //!
-//! What it takes for a reference stands between backticks, or is the bare name of a document. It never guesses: a name of another
-//! project's, an absolute path and a placeholder (`<name>`, `NAME`) are none.
+//! Only text between backticks and bare names of documents count as references. It never guesses: a name of another project, an absolute path or a
+//! placeholder (`<name>`, `NAME`) is not a reference.
 
 mod commands;
 mod prose;
@@ -17,23 +17,23 @@ use tree::Tree;
 
 use super::program::Program;
 
-/// What a file of ours ends with; names with another ending may be a user's files.
+/// The extensions of our files; names with another one may be a user's files.
 const ENDINGS: [&str; 4] = [".rs", ".md", ".sh", ".py"];
-/// Documents by which people once worked and that nobody can read here.
+/// Former internal documents that readers do not have.
 const NOT_HERE: [&str; 4] = [
     "behaviour reference",
     "behavior reference",
     "field notes",
     "design notes",
 ];
-/// Words before the number of a section.
+/// Words that precede a section number.
 const SECTION: [&str; 4] = ["section", "sections", "reference", "chapter"];
-/// Marks of a document of the world's, whose sections have numbers; ours have names.
+/// Words that indicate a public document, whose sections have numbers; ours have names.
 const PUBLIC: [&str; 4] = ["RFC", "PROTOCOL", "specification", "POSIX"];
-/// So many underscores make a name one of ours: a test's or a function's, not the kernel's or a key's.
+/// Names with this many underscores are taken for ours (tests or functions), not for the kernel's or a key's.
 const LONG_NAME: usize = 3;
 
-/// Every reference below `root` that leads nowhere, with its place. `task` is our own command line.
+/// Every broken reference below `root`, with its place. `task` is the command line of `cargo xtask`.
 pub(super) fn check(root: &std::path::Path, program: &Program, task: clap::Command) -> Result<Vec<String>> {
     let tree = Tree::read(root)?;
     let mut commands = Commands::new(task, program);
@@ -52,10 +52,10 @@ pub(super) fn check(root: &std::path::Path, program: &Program, task: clap::Comma
     Ok(problems)
 }
 
-/// A problem and the offset in its block.
+/// A problem and its offset in the block.
 type Found = (usize, String);
 
-/// What a block refers to beside commands and is not there.
+/// Broken references of a block, except commands.
 fn of_block(block: &Block, path: &str, tree: &Tree) -> Vec<Found> {
     if block.example {
         return Vec::new();
@@ -103,11 +103,11 @@ fn of_name(span: &str, path: &str, tree: &Tree) -> Option<String> {
     of_item(span.trim_end_matches("()"), path, tree)
 }
 
-/// The problem of a file's name, perhaps with the section `#like-this` or a line.
+/// The problem of a file's name, possibly with a section `#like-this` or a line number.
 fn of_file(name: &str, path: &str, tree: &Tree) -> Option<String> {
     let (file, section) = name.split_once('#').unwrap_or((name, ""));
     let file = file.split(':').next().unwrap_or(file);
-    // What a build makes is there only after it.
+    // Build products exist only after a build.
     if file.split('/').any(|part| part == "target") {
         return None;
     }
@@ -118,7 +118,7 @@ fn of_file(name: &str, path: &str, tree: &Tree) -> Option<String> {
     (!section.is_empty() && !has_section(text, section)).then(|| format!("{found} has no section #{section}"))
 }
 
-/// The problem of a path of modules, or of a name so long that it is one of ours.
+/// The problem of a module path, or of a name long enough to be taken for one of ours.
 fn of_item(name: &str, path: &str, tree: &Tree) -> Option<String> {
     let parts: Vec<&str> = name.split("::").collect();
     let is_name = |part: &&str| {
@@ -162,7 +162,7 @@ fn defines(text: &str, name: &str) -> bool {
         })
 }
 
-/// Whether the document `text` has a heading with the anchor `section`, as renderers of Markdown make anchors.
+/// Whether the document `text` has a heading with the anchor `section`, as Markdown renderers generate it.
 pub(super) fn has_section(text: &str, section: &str) -> bool {
     let (mut fenced, mut known) = (false, BTreeMap::new());
     for line in text.lines() {
@@ -172,7 +172,7 @@ pub(super) fn has_section(text: &str, section: &str) -> bool {
         if fenced || !line.starts_with('#') {
             continue;
         }
-        // The second heading of the same words is numbered.
+        // A repeated heading gets a numbered anchor.
         let anchor = anchor(line.trim_start_matches('#'));
         let times: &mut usize = known.entry(anchor.clone()).or_default();
         let this = if *times == 0 {
@@ -203,7 +203,7 @@ fn is_document(word: &str) -> bool {
     file.len() > 3 && tree::is(file, "md") && !file.contains("://") && !file.starts_with(['/', '~', '.'])
 }
 
-/// The words of a text with their offsets, without the marks around them.
+/// The words of a text with their offsets, without surrounding punctuation.
 fn words(text: &str) -> impl Iterator<Item = (usize, &str)> {
     let mark = |c: char| c.is_whitespace() || "()[],;\"'*|<>".contains(c);
     text.split(mark).filter_map(move |word| {
@@ -213,7 +213,7 @@ fn words(text: &str) -> impl Iterator<Item = (usize, &str)> {
     })
 }
 
-/// Documents that are named and not here, and sections by number of documents that have none.
+/// Mentions of documents that readers do not have, and section numbers of documents without numbers.
 fn numbers(plain: &str, text: &str) -> Vec<Found> {
     let mut found = Vec::new();
     let flat = plain.replace('\n', " ").to_lowercase();
@@ -225,7 +225,7 @@ fn numbers(plain: &str, text: &str) -> Vec<Found> {
     let words: Vec<(usize, &str)> = words(plain).collect();
     for pair in words.windows(2) {
         let ((at, word), (_, number)) = (pair[0], pair[1]);
-        // `reference 7` may count something, `reference 5.3` is a place.
+        // `reference 7` may count something, `reference 5.3` names a section.
         let numbered = number.starts_with(|c: char| c.is_ascii_digit())
             && number.chars().all(|c| c.is_ascii_digit() || c == '.')
             && (number.contains('.') || word.starts_with(['s', 'S']));

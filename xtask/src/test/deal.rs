@@ -1,5 +1,5 @@
-//! The compiled tests, and how those of the last rung are dealt: one test at a time to each host, the longest first, so that no host
-//! waits long for the last one. It never leaves a test out of a run that goes on.
+//! The compiled tests, and how those of the last rung are distributed: one test at a time to each host, the longest first, so that no host waits long
+//! for the last one. It never leaves a test out, unless the run is given up.
 
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
@@ -12,25 +12,25 @@ use serde_json::Value;
 use super::ledger::Budget;
 use super::step::{Ended, Started};
 
-/// The environment variable by which a test knows its host; `crabbox-e2e` reads it.
+/// The environment variable that tells a test its host; `crabbox-e2e` reads it.
 const HOST: &str = "CRABBOX_E2E_HOST";
 
-/// How tests ask for a host that was prepared for them.
+/// How tests ask for a prepared host.
 const PREPARED: [&str; 2] = ["Host::alone()", "Host::lab()"];
 
 /// The package of the last rung.
 pub(super) const END_TO_END: &str = "crabbox-e2e";
 
-/// A compiled file of tests.
+/// A compiled test file.
 #[derive(Debug, Clone)]
 pub(super) struct Executable {
     pub(super) package: String,
-    /// The file of tests; of unit tests the target they are in.
+    /// The test file; for unit tests their target.
     pub(super) target: String,
-    /// Whether it has the unit tests of its target.
+    /// Whether it contains the unit tests of its target.
     unit: bool,
     path: PathBuf,
-    /// The directory of the package, in which cargo runs its tests.
+    /// The directory of the package, where cargo runs its tests.
     dir: PathBuf,
 }
 
@@ -42,7 +42,7 @@ impl Executable {
         format!("{package}/{}{unit}", self.target)
     }
 
-    /// Whether its tests make the hosts that they use, and so have nothing to do with the lab: it never asks for the one that was prepared.
+    /// Whether its tests make their own hosts, and so do not use the lab: it never asks for a prepared one.
     pub(super) fn pretends(&self) -> Result<bool> {
         if self.unit {
             return Ok(true);
@@ -53,7 +53,7 @@ impl Executable {
         Ok(!PREPARED.iter().any(|had| text.contains(had)))
     }
 
-    /// It, with `args` of libtest, as cargo would run it.
+    /// Its command line with `args` for libtest, as cargo would run it.
     pub(super) fn cmd<S: AsRef<str>>(&self, args: &[S]) -> Cmd {
         Cmd::inheriting(&self.path)
             .args(args.iter().map(AsRef::as_ref))
@@ -71,7 +71,7 @@ impl Executable {
     }
 }
 
-/// The files of tests among what cargo says it built (`--message-format=json`), in its order.
+/// The test files among the artifacts that cargo reports (`--message-format=json`), in order.
 pub(super) fn executables(messages: &str) -> Result<Vec<Executable>> {
     let mut found = Vec::new();
     for line in messages.lines().filter(|line| line.starts_with('{')) {
@@ -106,10 +106,10 @@ pub(super) fn executables(messages: &str) -> Result<Vec<Executable>> {
     Ok(found)
 }
 
-/// Hears of the end of a unit, and where it was.
+/// Called at the end of a unit, with its host.
 pub(super) type Said<'a> = &'a (dyn Fn(Option<&Prepared>, &Ended) + Sync);
 
-/// What one worker does at a time.
+/// A piece of work for one worker.
 #[derive(Debug, Clone)]
 pub(super) struct Unit {
     name: String,
@@ -127,7 +127,7 @@ impl Unit {
         }
     }
 
-    /// Each test of a file, but those named in `without`.
+    /// Each test of a file, except for those named in `without`.
     pub(super) fn tests(executable: &Executable, without: &[&str]) -> Result<Vec<Self>> {
         let mut tests = executable.tests()?;
         tests.retain(|test| !without.contains(&test.as_str()));
@@ -139,7 +139,7 @@ impl Unit {
         Ok(tests.into_iter().map(of).collect())
     }
 
-    /// Runs it; what it took and whether it passed is for `said`.
+    /// Runs it, and reports the measurements and the result to `said`.
     fn run(&self, host: Option<&Prepared>, said: Said<'_>) -> Result<Ended> {
         let mut cmd = self.executable.cmd(&self.args);
         if let Some(host) = host {
@@ -154,14 +154,14 @@ impl Unit {
     }
 }
 
-/// The units in the order in which they are to be taken: those nobody has measured, then the longest.
+/// The units in the order in which to run them: first those without measurements, then the longest.
 pub(super) fn in_order(mut units: Vec<Unit>, budget: &Budget) -> Vec<Unit> {
     let length = |unit: &Unit| budget.tests.get(&unit.name).copied().unwrap_or(f64::MAX);
     units.sort_by(|one, other| length(other).total_cmp(&length(one)));
     units
 }
 
-/// Units that wait for a host. Whoever has one takes the next; so they are dealt as hosts get free.
+/// Units that wait for a host. Each host takes the next one when it is free.
 #[derive(Debug)]
 pub(super) struct Queue(Mutex<std::vec::IntoIter<Unit>>);
 
@@ -178,13 +178,12 @@ impl Queue {
         self.units().next()
     }
 
-    /// Leaves what nobody has begun: for a run that has failed by something that makes the rest worthless.
+    /// Drops the units not started yet, after a failure that makes the rest pointless.
     pub(super) fn give_up(&self) {
         self.units().by_ref().for_each(drop);
     }
 
-    /// Does units until there are none, one at a time on `host`; with `None` in place of a host they make their own. `said` hears of
-    /// each end.
+    /// Runs units until there are none, one at a time on `host`; with `None` they make their own hosts. `said` is called at each end.
     pub(super) fn work(&self, host: Option<&Prepared>, said: Said<'_>) -> Result<Vec<Ended>> {
         std::iter::from_fn(|| self.next())
             .map(|unit| unit.run(host, said))

@@ -1,14 +1,14 @@
-//! Whether the documents in the sources have examples that rustdoc would run.
+//! Whether doc comments in the sources have examples that rustdoc would run.
 //!
-//! To look for them with rustdoc costs a reading of every crate, and as a rule there are none. What might be one counts as one: the step is
-//! left out only where it could run nothing.
+//! Finding out with rustdoc means processing every crate, and usually there are none. Anything that might be an example counts as one: the step is
+//! only skipped if it could not run anything.
 
 use std::fs;
 use std::path::Path;
 
 use anyhow::{Context as _, Result};
 
-/// Whether a source below one of `dirs` has one.
+/// Whether a source below one of `dirs` has an example.
 pub(super) fn are_below(dirs: &[&Path]) -> Result<bool> {
     let mut todo: Vec<_> = dirs.iter().map(|dir| dir.to_path_buf()).collect();
     while let Some(dir) = todo.pop() {
@@ -28,13 +28,13 @@ pub(super) fn are_below(dirs: &[&Path]) -> Result<bool> {
     Ok(false)
 }
 
-/// Whether `source` has one: a block of code that is not marked as text, by fences or by its indentation. A document that is not made of lines
-/// with `///` or `//!` may have any.
+/// Whether `source` has one: a code block that is not marked as text, fenced or indented. A doc comment in any other form than `///` or `//!` lines
+/// counts as one.
 fn has_one(source: &str) -> bool {
     let mut is_in_text = false;
     for line in source.lines() {
         let line = line.trim_start();
-        // What a macro takes from lines that stand elsewhere (`$`) is seen there.
+        // If a macro passes on doc lines (`$`), they are checked where they are written.
         let attribute = line
             .split_once("#[doc = ")
             .or_else(|| line.split_once("doc = ").filter(|_| line.starts_with('#')));

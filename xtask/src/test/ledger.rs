@@ -1,5 +1,5 @@
-//! What a run of the tests took, step by step and file by file: a table for people, JSON for programs, both in `target/`, and the steps
-//! that grew beyond the committed budget. Timings never decide a test: a step that grew is named and no more.
+//! The measurements of a test run by step and by file: a table for people, JSON for programs, both in `target/`, and the steps that exceed the
+//! committed budget. Timings never decide a test: a step that grew is only named.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -11,18 +11,18 @@ use serde::{Deserialize, Serialize};
 use super::step::Measured;
 use crate::workspace;
 
-/// A step may take so much more than its budget before it is named.
+/// How much a step may exceed its budget before it is named.
 const TOLERANCE: f64 = 1.2;
 
-/// What a step is expected to take on two cores, from nothing: `xtask/budget.json`.
+/// The expected times on two cores, from scratch: `xtask/budget.json`.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub(super) struct Budget {
-    /// The whole run, by the clock.
+    /// The wall-clock time of the whole run.
     pub(super) wall_seconds: f64,
-    /// Each step, on a processor: what else the machine does meanwhile does not count.
+    /// The processor time of each step, which other load does not affect.
     pub(super) steps: BTreeMap<String, f64>,
-    /// Each test of the last rung, on a processor: in this order, the longest first, they are dealt.
+    /// The processor time of each test of the last rung; they are distributed longest first.
     pub(super) tests: BTreeMap<String, f64>,
 }
 
@@ -34,13 +34,13 @@ impl Budget {
         serde_json::from_slice(&text).with_context(|| format!("cannot read {}", path.display()))
     }
 
-    /// What is expected of a step or a test.
+    /// The budget of a step or a test.
     fn of(&self, name: &str) -> Option<f64> {
         self.steps.get(name).or_else(|| self.tests.get(name)).copied()
     }
 }
 
-/// All that was measured in one run.
+/// All measurements of one run.
 #[derive(Debug)]
 pub(super) struct Ledger {
     began: Instant,
@@ -75,7 +75,7 @@ impl Ledger {
         self.tests.push(test);
     }
 
-    /// Prints the table and what grew, and writes both to `target/timings.txt` and `target/timings.json`.
+    /// Prints the table and the steps that grew, and writes both to `target/timings.txt` and `target/timings.json`.
     pub(super) fn close(&self, budget: &Budget) -> Result<()> {
         let wall = self.began.elapsed().as_secs_f64();
         let grown = self.grown(budget, wall);
@@ -118,7 +118,7 @@ impl Ledger {
         text
     }
 
-    /// The tests of each file together, the longest first.
+    /// The sums for each file, the longest first.
     fn by_file(&self) -> Vec<(String, (f64, f64))> {
         let mut files: BTreeMap<&str, (f64, f64)> = BTreeMap::new();
         for test in &self.tests {
@@ -137,7 +137,7 @@ impl Ledger {
         files
     }
 
-    /// One line for each step, each test and the whole, if they took over a fifth more than their budget.
+    /// A line for each step, each test and the whole run that exceeds its budget by over a fifth.
     fn grown(&self, budget: &Budget, wall: f64) -> Vec<String> {
         let mut lines = Vec::new();
         for one in self.steps.iter().chain(&self.tests) {

@@ -1,4 +1,4 @@
-//! One step of a run of the tests: a child process, measured in time that passed and in time on a processor, its children's included.
+//! One step of a test run: a child process, measured in wall-clock time and in processor time, including its children.
 //!
 //! It never judges a step by how long it took.
 
@@ -13,21 +13,21 @@ use crabbox_host::command::Cmd;
 use rustix::process::{Pid, WaitId, WaitIdOptions, waitid};
 use serde::Serialize;
 
-/// Ticks a second in `/proc/<pid>/stat` (proc(5)): fixed for programs on x86_64, whatever the kernel's own clock is.
+/// Ticks per second in `/proc/<pid>/stat` (proc(5)): constant for programs on x86_64, whatever the kernel's own rate is.
 const USER_HZ: f64 = 100.0;
 
-/// What a step took.
+/// The measurements of a step.
 #[derive(Debug, Clone, Serialize)]
 pub(super) struct Measured {
     /// The step, or the file and the test.
     pub(super) name: String,
-    /// How long it took.
+    /// Its wall-clock time.
     #[serde(rename = "wallSeconds")]
     pub(super) wall: f64,
-    /// How long its processes were on a processor; for a test in a lab, the emulator as well.
+    /// Its processor time; for a test in a lab, including the emulator's.
     #[serde(rename = "processorSeconds")]
     pub(super) processor: f64,
-    /// Whether it ended well.
+    /// Whether it succeeded.
     pub(super) passed: bool,
 }
 
@@ -36,28 +36,28 @@ pub(super) struct Measured {
 pub(super) struct Started {
     name: String,
     child: Child,
-    /// Sees the end of the child without reaping it, so that its number stays its own.
+    /// Notices the end of the child without reaping it, so that its pid is not reused.
     ended: Option<JoinHandle<(Duration, f64)>>,
     words: Option<File>,
 }
 
 impl Started {
-    /// Starts a step with its output on ours.
+    /// Starts a step with its output shown.
     pub(super) fn shown(name: &str, cmd: &Cmd) -> Result<Self> {
         eprintln!("xtask: {name}: {}", line(cmd));
         Self::start(name, cmd, cmd.to_std(), None)
     }
 
-    /// Starts a step whose output is kept until its end, so that it does not mix with that of another.
+    /// Starts a step whose output is kept until its end, so that it does not mix with that of others.
     pub(super) fn kept(name: &str, cmd: &Cmd) -> Result<Self> {
         let words = tempfile::tempfile()?;
         let mut command = cmd.to_std();
-        // One place in the file for both.
+        // Both share one file offset.
         command.stdout(words.try_clone()?).stderr(words.try_clone()?);
         Self::start(name, cmd, command, Some(words))
     }
 
-    /// Starts a step whose standard output is for us, and standard error for people.
+    /// Starts a step whose standard output is captured, and whose standard error is shown.
     pub(super) fn stdout_kept(name: &str, cmd: &Cmd) -> Result<Self> {
         eprintln!("xtask: {name}: {}", line(cmd));
         let words = tempfile::tempfile()?;
@@ -73,7 +73,7 @@ impl Started {
         let pid = Pid::from_child(&child);
         let ended = std::thread::spawn(move || {
             let exited = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
-            // It is our child and not reaped before this thread has ended, so there is something to wait for; a signal is no end.
+            // It is our child and is not reaped before this thread has ended, so waiting cannot fail; a signal only interrupts it.
             while matches!(waitid(WaitId::Pid(pid), exited), Err(rustix::io::Errno::INTR)) {}
             let wall = began.elapsed();
             let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero()));
@@ -114,7 +114,7 @@ impl Started {
 
 impl Drop for Started {
     fn drop(&mut self) {
-        // Ended long ago, unless a step beside it has failed.
+        // Already ended, unless a parallel step has failed.
         if let Some(ended) = self.ended.take() {
             self.child.kill().ok();
             ended.join().ok();
@@ -128,7 +128,7 @@ impl Drop for Started {
 pub(super) struct Ended {
     pub(super) measured: Measured,
     pub(super) status: ExitStatus,
-    /// What it said, if that was kept.
+    /// Its output, if that was kept.
     pub(super) words: String,
 }
 
@@ -139,14 +139,14 @@ fn line(cmd: &Cmd) -> String {
     words.join(" ")
 }
 
-/// What this process and its reaped children have computed so far, in seconds.
+/// The processor time of this process and its reaped children so far, in seconds.
 pub(super) fn processor_here() -> f64 {
     std::fs::read_to_string("/proc/self/stat").map_or(0.0, |stat| processor_seconds(&stat))
 }
 
-/// What a process and its reaped children have computed (`utime`, `stime`, `cutime` and `cstime` of proc(5)), in seconds.
+/// The processor time of a process and its reaped children (`utime`, `stime`, `cutime` and `cstime` of proc(5)), in seconds.
 fn processor_seconds(stat: &str) -> f64 {
-    // The name in brackets may hold spaces; `utime` is field 14, and the state behind the name is field 3.
+    // The name in brackets may contain spaces; `utime` is field 14, and the state after the name is field 3.
     let fields = stat
         .rsplit_once(')')
         .map_or("", |(_, rest)| rest)
@@ -179,7 +179,7 @@ mod tests {
         assert_eq!((ended.words.as_str(), ended.status.code()), ("said\n", Some(3)));
         assert!(!ended.measured.passed);
         assert!(ended.measured.processor > 0.0, "{:?}", ended.measured);
-        // Others may keep this machine busy; one thread cannot compute longer than it lives, but for the size of a tick.
+        // This machine may be busy otherwise; one thread cannot compute longer than it lives, except for the size of a tick.
         assert!(
             ended.measured.wall + 0.1 > ended.measured.processor,
             "{:?}",

@@ -1,6 +1,6 @@
-//! Putting a copy that was made beside its place into it: directories are merged, a file or link gives way to a file or link.
+//! Moves a staged copy to its destination: directories are merged, a file or link is replaced by a file or link.
 //!
-//! It must never follow a link in the place of a directory, nor begin where something is in the way.
+//! It must never follow a link in the place of a directory, nor begin if something is in the way.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -13,16 +13,16 @@ use crate::bytes::path;
 use crate::carry::{Carry, modified, times};
 use crate::failure::{At as _, Failure};
 
-/// Something that is to change its directory.
+/// A file or directory that is to be moved to another directory.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Move<'a> {
     /// The directory that it is in.
     pub(super) from: BorrowedFd<'a>,
-    /// What it is called there.
+    /// Its name there.
     pub(super) name: &'a Path,
     /// The directory that it goes to.
     pub(super) to: BorrowedFd<'a>,
-    /// What it is called there.
+    /// Its name there.
     pub(super) leaf: &'a Path,
     /// Its place, for messages.
     pub(super) shown: &'a Path,
@@ -33,12 +33,12 @@ fn kind(stat: &Stat) -> FileType {
 }
 
 impl Move<'_> {
-    /// What it is.
+    /// The stat of what is to be moved.
     fn stat(&self) -> Result<Stat, Failure> {
         rustix::fs::statat(self.from, self.name, AtFlags::SYMLINK_NOFOLLOW).at(self.shown)
     }
 
-    /// What stands in its place.
+    /// The type of what is at the destination, if anything.
     fn there(&self) -> Result<Option<FileType>, Failure> {
         match rustix::fs::statat(self.to, self.leaf, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(stat) => Ok(Some(kind(&stat))),
@@ -47,7 +47,7 @@ impl Move<'_> {
         }
     }
 
-    /// Both directories, open, where it is one that is there already. Of the copy's mode nobody wants to be kept out while it is made.
+    /// Opens source and destination, both directories. The source is made accessible first, whatever mode it is to have in the end.
     fn open(&self, stat: &Stat) -> Result<(OwnedFd, OwnedFd), Failure> {
         if stat.st_mode & 0o700 != 0o700 {
             let mode = Mode::from_raw_mode(stat.st_mode & 0o7777 | 0o700);
@@ -57,7 +57,7 @@ impl Move<'_> {
         Ok((open(self.from, self.name)?, open(self.to, self.leaf)?))
     }
 
-    /// The same of what is in a directory that is there already.
+    /// The move of an entry of a directory that is merged into an existing one.
     fn child<'c>((from, to): &'c (OwnedFd, OwnedFd), name: &'c Path, shown: &'c Path) -> Move<'c> {
         Move {
             from: from.as_fd(),
@@ -68,7 +68,7 @@ impl Move<'_> {
         }
     }
 
-    /// Whether [`Self::carry_out`] finds nothing in its way.
+    /// Checks that nothing is in the way of [`Self::carry_out`].
     pub(super) fn fits(&self) -> Result<(), Failure> {
         let in_the_way = |what| {
             Err(Failure::Refused(format!(
@@ -92,7 +92,7 @@ impl Move<'_> {
         }
     }
 
-    /// Does it.
+    /// Performs the move.
     pub(super) fn carry_out(&self) -> Result<(), Failure> {
         let stat = self.stat()?;
         if kind(&stat) != FileType::Directory {
@@ -103,7 +103,7 @@ impl Move<'_> {
         }
         if self.there()?.is_none() {
             match self.rename_directory(&stat) {
-                // The destination is another file system than what it is in.
+                // The destination is a mount point of another file system.
                 Err(Errno::XDEV) => rustix::fs::mkdirat(self.to, self.leaf, Mode::RWXU).at(self.shown)?,
                 moved => return moved.at(self.shown),
             }
@@ -116,7 +116,7 @@ impl Move<'_> {
         rustix::fs::futimens(&both.1, &times(modified(&stat))).at(self.shown)
     }
 
-    /// Moves a directory, which has to be writable for that: its `..` changes.
+    /// Moves a directory. It has to be writable for that, because its `..` changes.
     fn rename_directory(&self, stat: &Stat) -> Result<(), Errno> {
         let Self {
             from, name, to, leaf, ..
@@ -128,7 +128,8 @@ impl Move<'_> {
         }
         rustix::fs::renameat_with(from, name, to, leaf, RenameFlags::NOREPLACE).or_else(
             |errno| match errno {
-                // A kernel or a file system that knows no flags; what is there was looked at a moment ago, and a directory that is full stays.
+                // The kernel or file system does not support flags. The destination was checked a moment ago, and a plain rename does not replace a
+                // non-empty directory.
                 Errno::NOSYS | Errno::INVAL => rustix::fs::renameat(from, name, to, leaf),
                 errno => Err(errno),
             },
@@ -139,7 +140,7 @@ impl Move<'_> {
         Ok(())
     }
 
-    /// Copies a file or link into another file system, and there renames it to its place.
+    /// Copies a file or link to another file system, and renames it into place there.
     fn carry(&self, stat: &Stat) -> Result<(), std::io::Error> {
         let new = format!("{STAGE}{:x}", std::process::id());
         let carry = Carry {

@@ -1,6 +1,6 @@
-//! The entries of an index, one after the other: there may be hundreds of thousands, and no more than one is ever held.
+//! Reads the entries of an index one at a time, because there may be hundreds of thousands.
 //!
-//! A length in it is somebody else's word; it must never be believed beyond the end of the file.
+//! A length in the file is not trusted; it must never lead beyond the end of the file.
 
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, Error, ErrorKind, Read, Result};
@@ -13,23 +13,23 @@ use crate::bytes::BUFFER;
 pub(super) const EXTENDED: u16 = 0x4000;
 const LENGTH: u16 = 0x0fff;
 
-/// The longest name of an object, in bytes.
+/// The longest object id, in bytes.
 const IDS: usize = 32;
 
 /// One entry.
 #[derive(Debug)]
 pub(super) struct Entry {
-    /// What is kept of the file's stat(2).
+    /// The stat(2) data of the file.
     pub(super) stat: [u8; STAT],
     id: [u8; IDS],
     ids: usize,
     pub(super) flags: u16,
-    /// Its second flags.
+    /// The extended flags.
     pub(super) more: u16,
     pub(super) name: Vec<u8>,
 }
 
-/// A number of four bytes.
+/// A big-endian number of four bytes.
 pub(super) fn number(data: &[u8], at: usize) -> Option<u32> {
     data.get(at..at + 4)?.try_into().ok().map(u32::from_be_bytes)
 }
@@ -43,12 +43,12 @@ impl Entry {
         number(&self.stat, 24).unwrap_or(0)
     }
 
-    /// When its file was modified, unix seconds.
+    /// When the file was modified, in unix seconds.
     pub(super) fn modified(&self) -> u32 {
         number(&self.stat, 8).unwrap_or(0)
     }
 
-    /// What is between the times and the end of the name.
+    /// Appends everything between the stat data and the end of the name.
     pub(super) fn words(&self, out: &mut Vec<u8>, flags: u16, more: u16) {
         out.extend_from_slice(self.id());
         out.extend_from_slice(&flags.to_be_bytes());
@@ -83,7 +83,7 @@ impl Read for Part<'_> {
     }
 }
 
-/// Those that have not been read.
+/// The entries that were not read yet.
 #[derive(Debug)]
 pub(super) struct Entries<'f> {
     from: BufReader<Part<'f>>,
@@ -94,7 +94,7 @@ pub(super) struct Entries<'f> {
 }
 
 impl<'f> Entries<'f> {
-    /// The first `count` of what is between `at` and `end` of a file, in a repository whose objects have names of `ids` bytes.
+    /// The first `count` entries between `at` and `end` of a file, for a repository whose object ids have `ids` bytes.
     pub(super) fn of(file: &'f File, (at, end): (u64, u64), count: u32, ids: usize) -> Self {
         Self {
             from: BufReader::with_capacity(BUFFER, Part::of(file, at, end)),
@@ -111,7 +111,7 @@ impl<'f> Entries<'f> {
         }
     }
 
-    /// The next one.
+    /// The next entry.
     pub(super) fn entry(&mut self) -> Result<Option<&Entry>> {
         let Some(left) = self.left.checked_sub(1) else {
             return Ok(None);
@@ -142,7 +142,7 @@ impl<'f> Entries<'f> {
             padded = 1;
         }
         length += entry.name.len();
-        // Names end with one to eight NULs.
+        // Names are padded with one to eight NULs.
         let padding = 8 - length % 8;
         from.read_exact(&mut [0; 8][padded..padding])?;
         self.at += (length + padding) as u64;

@@ -1,26 +1,26 @@
-//! What the client's index says of paths besides their contents: bits, by path.
+//! The flags that the client's index has for paths.
 //!
-//! A path that has none must never be given those of another.
+//! A path must never get the flags of another.
 
 use crate::failure::Failure;
 use crate::names::Names;
 
-/// What a mark says of a path, as the client has it.
+/// The flag bits, as the client sends them.
 pub(super) const ASSUMED: u8 = 1;
 pub(super) const SKIPPED: u8 = 2;
 pub(super) const INTENDED: u8 = 4;
 const HOLLOW: u8 = 8;
 
-/// The bits.
+/// The flags by path.
 #[derive(Debug, Default)]
 pub(crate) struct Marks {
     names: Names,
-    /// Of each name, in their order.
+    /// The flags of each name, in the same order.
     flags: Vec<u8>,
 }
 
 impl Marks {
-    /// Of `<flags> <path>` records, NUL after each.
+    /// Parses `<flags> <path>` records, NUL after each.
     pub(crate) fn parse(list: &[u8]) -> Result<Self, Failure> {
         let split = |mark: &[u8]| -> (u8, usize) {
             let cut = mark.iter().position(|byte| *byte == b' ').unwrap_or(mark.len());
@@ -46,7 +46,7 @@ impl Marks {
         self.names.is_empty()
     }
 
-    /// Those of a path.
+    /// The flags of a path.
     pub(super) fn of(&self, path: &[u8]) -> u8 {
         let place = self.names.place(path);
         place
@@ -55,7 +55,7 @@ impl Marks {
             .unwrap_or(0)
     }
 
-    /// The directories of submodules that are not there.
+    /// The directories of submodules that are not checked out.
     pub(crate) fn hollow(&self) -> impl Iterator<Item = &[u8]> {
         let marked = self.names.iter().zip(&self.flags);
         marked

@@ -1,4 +1,4 @@
-//! An index on its way into a file: its checksum goes behind it, and a whole one is never held for that.
+//! Writes an index to a file and appends its checksum, without holding the whole index in memory.
 
 use std::fs::File;
 use std::io::{BufWriter, Result, Write as _};
@@ -7,7 +7,7 @@ use crabbox_agent_protocol::PIECE;
 use sha1::Sha1;
 use sha2::{Digest as _, Sha256};
 
-/// A checksum in the making, by the length of an object's name.
+/// A running checksum, chosen by the length of an object id.
 pub(super) enum Hash {
     Short(Sha1),
     Long(Sha256),
@@ -37,14 +37,14 @@ impl Hash {
     }
 }
 
-/// An index on its way.
+/// An index being written.
 pub(super) struct Signed<'f> {
     out: BufWriter<&'f File>,
     hash: Hash,
 }
 
 impl<'f> Signed<'f> {
-    /// Into `file`, of a repository whose objects have names of `ids` bytes.
+    /// Writes to `file`, for a repository whose object ids have `ids` bytes.
     pub(super) fn new(file: &'f File, ids: usize) -> Self {
         Self {
             out: BufWriter::with_capacity(PIECE, file),
@@ -52,13 +52,13 @@ impl<'f> Signed<'f> {
         }
     }
 
-    /// Its next bytes.
+    /// Appends bytes.
     pub(super) fn put(&mut self, data: &[u8]) -> Result<()> {
         self.hash.update(data);
         self.out.write_all(data)
     }
 
-    /// All of it was put.
+    /// Appends the checksum and flushes.
     pub(super) fn end(mut self) -> Result<()> {
         self.out.write_all(&self.hash.end())?;
         self.out.flush()

@@ -1,6 +1,6 @@
-//! The lock that earlier versions of this program take on a host without flock(1): a directory with one file in it, named after its owner.
+//! The lock that earlier versions of this program take on a host without flock(1): a directory with one file in it, named after its owner process.
 //!
-//! Renaming a directory over an empty one is atomic, and over a full one fails. Only the file of a process that is gone may ever be removed.
+//! Renaming a directory over an empty one is atomic, and over a non-empty one fails. Only the file of a process that has ended may ever be removed.
 
 use std::fs::File;
 use std::os::unix::fs::DirBuilderExt as _;
@@ -13,18 +13,18 @@ use super::Files;
 use crate::failure::{At as _, Failure};
 use crate::process::Stat;
 
-/// Our place in that lock, taken or waited for; it is given up when this is dropped.
+/// Our claim on that lock, held or waiting; released on drop.
 #[derive(Debug)]
 pub(super) struct Older {
-    /// What is to be renamed over the lock.
+    /// The directory to rename over the lock.
     trying: PathBuf,
     lock: PathBuf,
-    /// Our name: number and start time.
+    /// The name of our file: pid and start time.
     mark: String,
 }
 
 impl Older {
-    /// Where those versions would take it, and would see that we live.
+    /// The lock where those versions would take it; `None` if the host has flock(1) or if they could not see our process in `/proc`.
     pub(super) fn of(files: &Files) -> Option<Self> {
         if crate::has("flock") {
             return None;
@@ -37,7 +37,7 @@ impl Older {
         })
     }
 
-    /// Takes it, unless somebody has it.
+    /// Takes the lock unless another process has it.
     pub(super) fn take(&self) -> Result<bool, Failure> {
         match std::fs::DirBuilder::new().mode(0o700).create(&self.trying) {
             Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
@@ -61,14 +61,14 @@ impl Older {
 
 impl Drop for Older {
     fn drop(&mut self) {
-        // Each of them is there or not; a file that stays is known to be of a process that is gone.
+        // Any of these may be absent; a file that stays is recognised as one of an ended process.
         std::fs::remove_file(self.trying.join(&self.mark)).ok();
         std::fs::remove_dir(&self.trying).ok();
         std::fs::remove_file(self.lock.join(&self.mark)).ok();
     }
 }
 
-/// Whether the process still runs after which a file is named.
+/// Whether the process that a file is named after still runs.
 fn is_alive(name: &str) -> bool {
     let parts = name.split_once('.');
     let parts = parts.and_then(|(pid, began)| Some((pid.parse().ok()?, began.parse().ok()?)));
@@ -95,7 +95,7 @@ mod tests {
         assert!(first.lock.join(&first.mark).exists(), "it lives");
         drop(first);
         assert!(second.take().unwrap());
-        // What the dead have left is theirs no more; the first look clears it away.
+        // A dead owner's file no longer counts; the first attempt clears it away.
         std::mem::forget(second);
         let third = older("try.3", "x");
         assert!(!third.take().unwrap());

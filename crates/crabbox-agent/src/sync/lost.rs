@@ -1,6 +1,7 @@
-//! What a sync takes away: what earlier ones brought and the manifest has no more.
+//! Removes the paths that earlier syncs brought and that are no longer in the manifest.
 //!
-//! It is told to the next sync before anything of it goes. It must never be held whole, because it may be all of a large tree.
+//! The paths are recorded for the next sync before any of them is removed. They must never be held in memory whole, because they may be all of a
+//! large tree.
 
 use std::io::Write as _;
 
@@ -13,24 +14,24 @@ use crate::record::Place;
 use crate::remove::prune;
 use crate::rows::{RECORD, Rows};
 
-/// What stands before a path here: a record of a manifest, of which the path alone is read.
+/// The prefix of a path in the file: a manifest record of which only the path is read.
 const HEAD: &[u8] = b"0 f 0 0 0 ";
 
-/// Linux's `PATH_MAX`, the NUL included: nothing stands at a longer path.
+/// Linux's `PATH_MAX`, including the NUL: no file has a longer path.
 const PATH_MAX: usize = 4096;
 
-/// Its paths, on their way into the file from which a next sync would know them.
+/// The paths to remove, while they are written to the file from which the next sync would learn of them.
 #[derive(Debug)]
 pub(super) struct Lost<'a> {
     place: &'a Place,
     new: Replacing,
-    /// What is not in the file yet.
+    /// Records that are not in the file yet.
     waiting: Vec<u8>,
     count: u64,
 }
 
 impl<'a> Lost<'a> {
-    /// None so far.
+    /// Begins with no paths.
     pub(super) fn begin(place: &'a Place) -> Result<Self, Failure> {
         Ok(Self {
             place,
@@ -40,7 +41,7 @@ impl<'a> Lost<'a> {
         })
     }
 
-    /// And this path. One that is told twice is taken away once.
+    /// Adds a path. Adding it twice does no harm.
     pub(super) fn put(&mut self, path: &[u8]) -> Result<(), Failure> {
         if path.is_empty() || path.len() >= PATH_MAX {
             return Ok(());
@@ -60,7 +61,7 @@ impl<'a> Lost<'a> {
         Ok(())
     }
 
-    /// Takes them away, and `gone`; what is about to come is then known to a next sync.
+    /// Removes these paths and `gone`. Afterwards `pending` holds only the new manifest, whose files are about to arrive.
     pub(super) fn prune(mut self, request: &SyncRequest, gone: &[u8], rows: &Rows) -> Result<(), Failure> {
         let pending = self.place.of("pending");
         let coming = || std::fs::rename(self.place.of(MANIFEST), &pending).at(&pending);

@@ -1,6 +1,6 @@
-//! A sync by what changed since the last one, in a tree that is as that one left it.
+//! A sync that sends only what changed since the last one, for a tree that is still as that one left it.
 //!
-//! It must never begin where the tree was not looked at whole.
+//! It must never begin unless the whole tree was checked.
 
 use std::collections::BTreeSet;
 use std::io::Write as _;
@@ -23,18 +23,18 @@ use crate::sights::Sights;
 pub(super) struct Patch<'a> {
     place: &'a Place,
     rows: Rows,
-    /// What was seen of them when everything was there.
+    /// What was seen of the rows after everything had arrived.
     now: Option<Sights>,
     stale: Vec<u32>,
     removed: Names,
     unlike: Arc<Names>,
     parts: u32,
     count: usize,
-    /// Parts that this sync writes anew.
+    /// Parts of the record that this sync rewrites.
     touched: BTreeSet<u32>,
-    /// The part that was asked last what it says of a path.
+    /// The part that was last loaded for a lookup.
     asked: Option<Part>,
-    /// Whether there are other paths now than there were.
+    /// Whether the set of paths has changed.
     has_moved: bool,
 }
 
@@ -74,12 +74,12 @@ impl<'a> Patch<'a> {
         })
     }
 
-    /// Writes a part anew: what it had of other paths, and what was seen of those that came.
+    /// Rewrites a part: the rows of unaffected paths, and what was seen of those that arrived.
     fn write(&mut self, part: u32, now: &mut Sights) -> Result<(), Failure> {
         let (parts, rows, removed) = (self.parts, &mut self.rows, &self.removed);
         let mut writing = Writing::begin(self.place, part)?;
         let (mut next, mut before, mut replaced, mut came) = (0, 0_usize, 0_usize, 0_usize);
-        // Those that came stand where their paths have their place.
+        // Rows that arrived are inserted in the order of their paths.
         let mut put_until =
             |path: Option<&[u8]>, writing: &mut Writing, rows: &mut Rows| -> Result<(), Failure> {
                 while let Some(row) = rows.get(next)? {
@@ -181,7 +181,7 @@ impl Way for Patch<'_> {
         }
         tell_go(self.place, |file, path| {
             let mut out = std::io::BufWriter::with_capacity(crate::bytes::BUFFER, file);
-            // It takes them for a set, in whatever order they come.
+            // The Go program reads the paths as a set, so their order does not matter.
             for part in 0..self.parts {
                 each_of(self.place, part, |known| {
                     let written = out.write_all(known.path).and_then(|()| out.write_all(b"\0"));

@@ -1,6 +1,6 @@
-//! A sync by the whole manifest.
+//! A sync with the whole manifest.
 //!
-//! It must never leave a path alone that is not, on both sides, what the record says.
+//! It must never leave a path alone unless the record matches it on both sides.
 
 use std::sync::Arc;
 
@@ -22,7 +22,7 @@ use crate::sights::Sights;
 pub(super) struct Whole<'a> {
     place: &'a Place,
     rows: Rows,
-    /// What was seen of a path that is left alone; later, of every path that is as it was to be.
+    /// First, what was seen of each path that is left alone; later, of every path that is as requested.
     now: Sights,
     stale: Vec<u32>,
     unlike: Arc<Names>,
@@ -77,7 +77,7 @@ impl<'a> Whole<'a> {
     }
 }
 
-/// What earlier syncs brought and the manifest has no more.
+/// The paths that earlier syncs brought and that are no longer in the manifest.
 fn lost<'a>(place: &'a Place, head: Option<&Head>, rows: &mut Rows) -> Result<Lost<'a>, Failure> {
     let (mut lost, mut has_ours) = (Lost::begin(place)?, false);
     let mut see = |path: &[u8]| match rows.find(path)? {

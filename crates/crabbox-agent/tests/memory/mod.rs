@@ -1,4 +1,4 @@
-//! How much memory the agent takes for a large tree. It must never grow with the files of the tree but by a few bytes for each.
+//! Tests how much memory the agent takes for a large tree. It must grow by no more than a few bytes per file.
 
 use std::fmt::Write as _;
 use std::io::Write as _;
@@ -11,19 +11,19 @@ use super::Agent;
 
 const FILES: usize = 100_000;
 
-/// What they take there, a page each, with a repository of them; in bytes.
+/// The disk space that the files and a repository of them take, at a page each, in bytes.
 const ROOM: u64 = 600 << 20;
 
-/// Of a directory.
+/// Files per directory.
 const SIBLINGS: usize = 100;
 
-/// The most that it may take at any time, in KiB.
+/// The most memory that the agent may take at any time, in KiB.
 const LIMIT: u64 = 16 * 1024;
 
-/// What every file says.
+/// The content of every file.
 const TEXT: &str = "x\n";
 
-/// When every file was modified, unix seconds.
+/// The modification time of every file, in unix seconds.
 const MODIFIED: i64 = 1_700_000_000;
 
 fn path(number: usize) -> String {
@@ -31,7 +31,7 @@ fn path(number: usize) -> String {
     format!("directory{:02}/sub{:02}/file{number:06}.txt", dir / 50, dir % 50)
 }
 
-/// Runs git in `dir` with this input; what it says.
+/// Runs git in `dir` with this input, and returns its output.
 fn git(dir: &Path, words: &[&str], input: &[u8]) -> Vec<u8> {
     let mut child = Program::new("git")
         .args(words)
@@ -49,7 +49,7 @@ fn git(dir: &Path, words: &[&str], input: &[u8]) -> Vec<u8> {
     done.stdout
 }
 
-/// A repository with all files in one commit, and that commit.
+/// Makes a repository with all files in one commit, and returns that commit.
 fn planted(dir: &Path) -> String {
     std::fs::create_dir(dir).unwrap();
     git(dir, &["init", "-q", "--template=", "-b", "main"], b"");
@@ -88,7 +88,7 @@ impl Agent {
         self.say(&Request::End {});
     }
 
-    /// Sends files, each with its number and what it says.
+    /// Sends files, given by number and content.
     pub(super) fn send_files<'t>(&mut self, files: impl Iterator<Item = (usize, &'t str)>) {
         let mut waiting = Vec::new();
         for (number, text) in files {
@@ -123,7 +123,7 @@ impl Agent {
         assert_eq!(self.reply(), done);
     }
 
-    /// The most memory that it has taken so far, in KiB: `VmHWM` of proc_pid_status(5).
+    /// Its peak memory so far, in KiB: `VmHWM` of proc_pid_status(5).
     fn peak(&self) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.process.id())).unwrap();
         let line = status
@@ -134,7 +134,7 @@ impl Agent {
     }
 }
 
-/// A directory in memory where that has the room: to make and remove so many files on a busy disk takes minutes.
+/// A directory in `/dev/shm` if there is room: creating and removing so many files on a busy disk takes minutes.
 fn roomy() -> tempfile::TempDir {
     let shared = "/dev/shm";
     let is_roomy = rustix::fs::statvfs(shared).is_ok_and(|there| there.f_bavail * there.f_frsize >= ROOM);
@@ -146,7 +146,7 @@ fn roomy() -> tempfile::TempDir {
     made.unwrap()
 }
 
-/// Sends every row, as a client does of whom nothing is known; the agent wants `(all, seed)`.
+/// Sends every row, as a client does that has no record of an earlier sync; the agent then asks for `(all, seed)`.
 fn send_all_rows(agent: &mut Agent, sync: &SyncRequest, wanted: (bool, bool)) {
     agent.say(&Request::Sync { sync: sync.clone() });
     assert_eq!(agent.reply(), Reply::Differs {});
@@ -159,7 +159,7 @@ fn send_all_rows(agent: &mut Agent, sync: &SyncRequest, wanted: (bool, bool)) {
     assert_eq!((all, seed), wanted);
 }
 
-/// The first one, with the repository.
+/// The first sync, with the repository.
 fn first_sync(agent: &mut Agent, sync: &SyncRequest, repository: &Path) {
     send_all_rows(agent, sync, (true, true));
     for dir in 0..FILES / SIBLINGS {
@@ -221,7 +221,7 @@ fn a_large_tree_costs_little_memory() {
         TEXT.as_bytes()
     );
     assert_eq!(git(&work, &["status", "--porcelain"], b""), b"");
-    // A look and an edit in each directory.
+    // A check, and one edit in each directory.
     let edited = || (0..FILES).step_by(SIBLINGS);
     sync.base = "aa".to_owned();
     sync.fingerprint = "bb.1".to_owned();
@@ -239,7 +239,7 @@ fn a_large_tree_costs_little_memory() {
     agent.send_files(edited().enumerate().map(|(number, _)| (number, "new\n")));
     agent.finish();
     let edit = agent.peak();
-    // All of it again, from a client that does not know what it sent.
+    // The whole manifest again, from a client that does not know what it sent.
     sync.base = String::new();
     sync.fingerprint = "cc.1".to_owned();
     send_all_rows(&mut agent, &sync, (false, false));
@@ -258,7 +258,7 @@ fn a_large_tree_costs_little_memory() {
     );
 }
 
-/// A file more, of which the Go program is told with all the others; the most memory so far.
+/// Adds one file, which makes the agent write all paths for the Go program; returns the peak memory so far.
 fn add_one(agent: &mut Agent, sync: &mut SyncRequest) -> u64 {
     (sync.base, sync.fingerprint) = ("cc".to_owned(), "dd.1".to_owned());
     agent.say(&Request::Sync { sync: sync.clone() });
@@ -283,7 +283,7 @@ fn add_one(agent: &mut Agent, sync: &mut SyncRequest) -> u64 {
     agent.peak()
 }
 
-/// What has changed, when the guest has removed half of the tree and made as much again; the most memory so far.
+/// Asks for changes after the guest has removed half of the tree and added as many files; returns the peak memory so far.
 fn look_at_half(agent: &mut Agent, sync: &SyncRequest, work: &Path) -> u64 {
     let half = FILES / SIBLINGS / 50 / 2;
     for dir in 0..half {
@@ -304,7 +304,7 @@ fn look_at_half(agent: &mut Agent, sync: &SyncRequest, work: &Path) -> u64 {
     agent.peak()
 }
 
-/// A manifest of one file; the most memory so far.
+/// Syncs a manifest of one file, which removes all others; returns the peak memory so far.
 fn take_all_but_one(agent: &mut Agent, sync: &mut SyncRequest, work: &Path) -> u64 {
     "ee.1".clone_into(&mut sync.fingerprint);
     agent.say(&Request::Sync { sync: sync.clone() });

@@ -149,7 +149,7 @@ pub struct CacheSettings {
     pub max_gb: Sourced<i64>,
     /// `cache.purgeOnRelease`.
     pub purge_on_release: Sourced<bool>,
-    /// `cache.volumes`: never of a repository, which could read what another's leases left.
+    /// `cache.volumes`: never from a repository, which could otherwise read data left by leases of another repository.
     pub volumes: Trusted<Vec<Volume>>,
 }
 
@@ -246,7 +246,7 @@ impl Settings {
         Provider::by_name(&self.provider.value)
     }
 
-    /// Leaves `cache.volumes` out: those of this host are its user's, and no owner's from afar.
+    /// Drops `cache.volumes`: the volumes of this host belong to its user, not to a remote owner.
     pub fn leave_volumes(&mut self) {
         let none = Sourced {
             value: Vec::new(),
@@ -329,7 +329,7 @@ impl Settings {
                 git: read.boolean(Name::CacheGit),
                 max_gb: read.integer(Name::CacheMaxGb),
                 purge_on_release: read.boolean(Name::CachePurgeOnRelease),
-                // The table has only the short form; the resolution puts the whole one here.
+                // The table has only the short form; the resolution sets the full value later.
                 volumes: read.trusted(Name::CacheVolumes, |read, name| {
                     read.get(name, |_| Some(Vec::new()))
                 }),

@@ -20,7 +20,7 @@ pub fn suggest(path: &str) -> Option<&'static str> {
             )
         })
         .min()?;
-    // Short words are near to everything, so they have to be nearer.
+    // A short word is similar to many others, so fewer edits are allowed.
     (edits <= 2.min(path.chars().count() / 3)).then_some(known)
 }
 

@@ -16,9 +16,9 @@ pub(super) struct Table(Vec<Slot>);
 /// The values of one key.
 #[derive(Debug, Clone)]
 struct Slot {
-    /// Of all layers.
+    /// The value from all layers.
     all: Sourced<Value>,
-    /// Of the layers that the user of this host controls.
+    /// The value from the layers that the user of this host controls.
     trusted: Sourced<Value>,
 }
 

@@ -131,7 +131,7 @@ impl Redactor {
         let core = word.trim_end_matches(['.', ':']);
         let bare = core.trim_start_matches('-');
         let (before, after) = (&core[..core.len() - bare.len()], &word[core.len()..]);
-        // More marks than that are an address that ends with zeros, or nothing that anybody has to see.
+        // More punctuation than that is an IPv6 address ending in zeros, or nothing worth showing.
         if before.len() > 2 || after.len() > 3 || after.contains("::") {
             return format!("<{HIDDEN}>");
         }
@@ -150,7 +150,7 @@ impl Redactor {
         {
             return None;
         }
-        // Before the plain words: a slug may happen to be drawn of letters alone.
+        // Checked before plain words, because a random slug may consist of letters only.
         if is_drawn(word) {
             return (!self.is_own(word)).then_some(HIDDEN);
         }
@@ -200,7 +200,7 @@ fn is_plain(word: &str) -> bool {
         })
 }
 
-/// Numbers, times, versions, and ids of runs, which identify nobody.
+/// Numbers, times, versions, and run ids, which identify no host or user.
 fn is_of_a_closed_shape(word: &str) -> bool {
     let is_run = || word.strip_prefix("run_").is_some_and(|id| is_hex(id, 12));
     is_number(word) || is_duration(word) || is_version(word) || is_time(word) || is_run()

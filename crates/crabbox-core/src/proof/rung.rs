@@ -177,7 +177,7 @@ mod tests {
                     own.kind == Kind::Hardware,
                     hardware && hypervisor == Hypervisor::None
                 );
-                // Who announces no hypervisor may have one that hides.
+                // A host that reports no hypervisor may have a hidden one.
                 assert!(own.sure != Sureness::Certain || hypervisor == Hypervisor::Tcg);
             }
         }

@@ -123,10 +123,10 @@ fn what_went_wrong_anywhere_is_no_success() {
         change(&mut seen);
         let proof = Proof::of(seen);
         assert!(!proof.passed(), "{what}");
-        // Whoever is told so is told why.
+        // A failed proof always has a reason.
         let holds = proof.assertions().iter().all(|assertion| assertion.holds);
         assert!(!holds || !proof.lacks().is_empty(), "{what}");
-        // It is a document all the same, and can be checked.
+        // It is still a valid document and can be checked.
         let file = render(&proof, &sum).unwrap();
         assert!(file.starts_with("# crabbox proof: did NOT pass"), "{what}");
         assert_eq!(parse(file.as_bytes(), &sum).unwrap(), proof, "{what}");
@@ -191,7 +191,7 @@ fn a_forged_file_is_refused_with_what_and_where() {
         let error = changed(from, to);
         assert!(error.contains(told), "{from}: {error}");
     }
-    // Whoever takes assertions away has fewer.
+    // A removed assertion is noticed.
     let start = file.find("    {\n      \"name\": \"leased\"").unwrap();
     let end = file.find("    {\n      \"name\": \"dirtyTree\"").unwrap();
     let fewer = format!("{}{}", &file[..start], &file[end..]);
@@ -203,7 +203,7 @@ fn a_forged_file_is_refused_with_what_and_where() {
 
 #[test]
 fn everything_that_the_stages_say_of_themselves_comes_through_the_redactor() {
-    // A user may be called like any word of the fixture.
+    // A user name may be any word of the fixture.
     let redactor = Redactor::new(["hello", "tree", "guest", "copy", "untracked", "gone"]);
     for line in DIRTY_TREE.iter().chain([&SESSION, &SAME]) {
         assert_eq!(redactor.line(line), **line);

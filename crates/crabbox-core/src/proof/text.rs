@@ -76,7 +76,7 @@ pub enum ProofError {
 }
 
 impl ProofError {
-    /// The digest of the document differs: no part of it can be trusted.
+    /// The first line in which the file differs from the text generated from its document, if any.
     fn differs(file: &str, rendered: &str) -> Option<Self> {
         if file == rendered {
             return None;
@@ -235,7 +235,7 @@ pub fn parse(bytes: &[u8], sha256: &dyn Fn(&[u8]) -> String) -> Result<Proof, Pr
     if before + 1 + json.len() >= text.split('\n').count() {
         return Err(ProofError::NoDocument(CLOSING));
     }
-    // Lines are counted from 1, and the document begins behind the opening one.
+    // Lines are counted from 1, and the document begins after the opening line.
     let first = before + 2;
     let json = json.join("\n");
     let value = strict_json::parse(json.as_bytes(), LIMITS)
@@ -250,7 +250,7 @@ pub fn parse(bytes: &[u8], sha256: &dyn Fn(&[u8]) -> String) -> Result<Proof, Pr
         let place = what.rfind(" at line ").unwrap_or(what.len());
         ProofError::Field {
             line: before + 1 + error.line(),
-            // It quotes what stands there, which is anybody's.
+            // The message quotes untrusted text, so it is truncated and control characters are replaced.
             what: what[..place]
                 .chars()
                 .take(QUOTED)
@@ -271,7 +271,7 @@ pub fn parse(bytes: &[u8], sha256: &dyn Fn(&[u8]) -> String) -> Result<Proof, Pr
         line: first,
         what: error.to_string(),
     })?;
-    // A form may take the last line break, or add one.
+    // A web form may drop the final line break, or add one.
     match ProofError::differs(text.trim_end_matches('\n'), rendered.trim_end_matches('\n')) {
         Some(error) => Err(error),
         None => Ok(proof),

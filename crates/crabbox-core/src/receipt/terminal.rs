@@ -88,7 +88,7 @@ impl TerminalReceipt<'_> {
         let (key, signature) = (encode(public_key), encode(signature));
         self.with_fields(&key, Some(&signature), |fields| {
             let mut written = fields.to_vec();
-            // A lease without a name has no field for it.
+            // Empty names of a lease are left out.
             written
                 .retain(|(name, field)| !(["lease_id", "slug"].contains(name) && *field == Field::Text("")));
             text::indented(&written).into_bytes()
@@ -118,7 +118,7 @@ impl TerminalReceipt<'_> {
             Field::Number(self.command_ms),
             Field::Number(self.duration_ms),
             Field::Text(self.log_sha256),
-            // All of the log is kept by nobody, so none of it is missing from what was kept.
+            // We do not keep the log, so it cannot be truncated.
             Field::Text(self.log_sha256),
             Field::Truth(false),
             Field::Text(key),
@@ -131,7 +131,7 @@ impl TerminalReceipt<'_> {
 
 /// A command as displayed in a receipt; if it is too long, its digest.
 fn shown(command: &str, digest: &str) -> String {
-    // As long as it stands in the file: Go's JSON writes some letters with six.
+    // The length in the file: Go's JSON writes some characters as six.
     let written = command.chars().map(|c| match c {
         '<' | '>' | '&' | '\u{2028}' | '\u{2029}' => 6,
         '"' | '\\' => 2,
@@ -164,7 +164,7 @@ fn signed<'a>(fields: impl Iterator<Item = Field<'a>>) -> Vec<u8> {
 fn prefixed<'a>(prefix: &[u8], texts: impl IntoIterator<Item = &'a str>) -> Vec<u8> {
     let mut out = prefix.to_vec();
     for text in texts {
-        // No argument vector and no receipt has a text of 4 GiB.
+        // No argument vector or receipt has a text of 4 GiB.
         let length = u32::try_from(text.len()).unwrap_or(u32::MAX);
         out.extend_from_slice(&length.to_be_bytes());
         out.extend_from_slice(text.as_bytes());
@@ -286,7 +286,7 @@ mod tests {
             (sealed.signed, sealed.exit_code, sealed.signer.as_deref()),
             (signed.clone(), Some(17), Some(DIGEST))
         );
-        // Two texts with the border between them elsewhere are two receipts.
+        // Moving the border between two fields gives a different receipt.
         let moved = TerminalReceipt {
             provider: "sshc",
             lease_id: "bx_abc123",

@@ -17,9 +17,9 @@ pub(super) fn push(out: &mut String, text: &str) {
             '\t' => out.push_str("\\t"),
             '\u{8}' => out.push_str("\\b"),
             '\u{c}' => out.push_str("\\f"),
-            // HTML's, and what ends a line in JavaScript.
+            // HTML's special characters, and JavaScript's line terminators.
             '<' | '>' | '&' | '\u{2028}' | '\u{2029}' | '\0'..='\u{1f}' => {
-                // Writing to a text cannot fail.
+                // Writing to a string cannot fail.
                 write!(out, "\\u{:04x}", u32::from(c)).ok();
             }
             c => out.push(c),

@@ -1,7 +1,7 @@
 //! The answer of the external protocol, version 1.
 //!
-//! It is the one thing that goes to standard output, and holds no more of a lease than the other program needs to enter it. What it says
-//! of a lease's names are that program's own words, never ours: under ours it would find another lease, or none.
+//! The answer is the only thing written to standard output, and contains only what the other program needs to enter a lease. The
+//! lease's names in it are always that program's own: by our names it would find another lease, or none.
 
 use crabbox_core::external::External;
 use crabbox_core::labels::Labels;
@@ -12,7 +12,7 @@ use serde::Serialize;
 use crate::external::request::VERSION;
 use crate::provider::lease::{Lease, Target};
 
-/// Labels that the other program takes over from us where it keeps none of its own.
+/// Labels of ours that the other program adopts where it has none of its own.
 const LIFECYCLE: [&str; 7] = [
     "created_at",
     "expires_at",
@@ -23,7 +23,8 @@ const LIFECYCLE: [&str; 7] = [
     "ttl_secs",
 ];
 
-/// What a machine must have for the other program's sync and commands. Its own check wants Python besides, which not every image has.
+/// What a machine needs for the other program's sync and commands. That program's own check also demands Python, which not every
+/// image has.
 const READY_CHECK: &str = "command -v bash >/dev/null && command -v git >/dev/null && command -v rsync >/dev/null && command -v tar >/dev/null";
 
 /// An answer.
@@ -94,14 +95,14 @@ struct SshAnswer {
     proxy_command: Option<String>,
 }
 
-/// How much of a lease is told.
+/// How much an answer says about a lease.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Extent {
-    /// How it is entered, and no label: the other program has just decided how long it wants it, and ours would stand above that.
+    /// How to enter it, without labels: the other program has just chosen the limits itself, and our labels would override them.
     New,
     /// Everything.
     Full,
-    /// What it is, and no more.
+    /// Only its identity.
     Identity,
 }
 
@@ -116,7 +117,7 @@ impl Answer {
         }
     }
 
-    /// It was done.
+    /// The operation succeeded.
     pub(super) fn done(message: Option<String>) -> Self {
         Self {
             message,
@@ -124,7 +125,7 @@ impl Answer {
         }
     }
 
-    /// This lease.
+    /// An answer with one lease.
     pub(super) fn lease(lease: LeaseAnswer) -> Self {
         Self {
             lease: Some(lease),
@@ -132,7 +133,7 @@ impl Answer {
         }
     }
 
-    /// These leases.
+    /// An answer with a list of leases.
     pub(super) fn leases(leases: Vec<LeaseAnswer>) -> Self {
         Self {
             leases: Some(leases),
@@ -140,7 +141,7 @@ impl Answer {
         }
     }
 
-    /// It was not done.
+    /// The operation failed.
     pub fn error(why: String) -> Self {
         Self {
             error: Some(why),
@@ -150,7 +151,7 @@ impl Answer {
 }
 
 impl LeaseAnswer {
-    /// What is told of `lease`, which the other program knows as `external`.
+    /// Describes `lease`, which the other program knows as `external`.
     pub(super) fn new(external: &External, lease: &Lease, extent: Extent) -> Self {
         let mut labels = Labels::new();
         if extent == Extent::Full {
@@ -169,7 +170,7 @@ impl LeaseAnswer {
         }
     }
 
-    /// What is told of a lease of which only its names are known.
+    /// Describes a lease of which only the names are known.
     pub(super) fn named(external: &External, here: &str, state: &LeaseState) -> Self {
         Self {
             lease_id: external.lease().to_string(),

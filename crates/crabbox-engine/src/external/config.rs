@@ -1,7 +1,8 @@
-//! The `external.config` of the one who asks, as one more file of the configuration here.
+//! The `external.config` of a request, as an additional configuration file.
 //!
-//! A repository can bring it along, so it is trusted as a repository's file is: sizes and times, never a program, a path or a network of
-//! this host. What it says and cannot have is refused: a machine that is another one than was asked for helps nobody.
+//! It can come from a repository, so it is trusted only as far as a repository's file: it may set sizes and times, but never a
+//! program, a path or a network of this host. An unusable setting is refused instead of ignored, because a machine other than the
+//! requested one is of no use.
 
 use std::path::{Path, PathBuf};
 
@@ -10,10 +11,10 @@ use crabbox_core::config::{ConfigError, ConfigFile, Inputs, resolve};
 use crabbox_core::fault::{Fault, Kind};
 use serde_json::{Map, Value};
 
-/// What it is called in messages.
+/// Its name in messages.
 const NAME: &str = "external.config";
 
-/// What of the configuration is about a new lease.
+/// The configuration sections that concern a new lease.
 const SECTIONS: [&str; 7] = [
     "class",
     "firecracker",
@@ -24,19 +25,19 @@ const SECTIONS: [&str; 7] = [
     "ttl",
 ];
 
-/// Why it is refused.
+/// Why the config is refused.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigRefused {
-    /// It says something that is not about a lease.
+    /// It has a section that does not concern a lease.
     #[error("{NAME} cannot have {name:?}: expected some of {}", SECTIONS.join(", "))]
     Section {
         /// The name.
         name: String,
     },
-    /// It says what it may not, or what means nothing.
+    /// It sets something that it may not set, or that has no meaning.
     #[error("{warning}")]
     Warned {
-        /// What would be told of a file of a repository.
+        /// The warning that a repository's file would get.
         warning: String,
     },
     /// A value is wrong.
@@ -60,13 +61,13 @@ impl Fault for ConfigRefused {
     }
 }
 
-/// `config` as a file, judged by itself.
+/// `config` as a configuration file, checked on its own.
 pub fn file(config: &Map<String, Value>) -> Result<ConfigFile, ConfigRefused> {
     if let Some(name) = config.keys().find(|name| !SECTIONS.contains(&name.as_str())) {
         let name = name.chars().take(64).collect();
         return Err(ConfigRefused::Section { name });
     }
-    // JSON is YAML, and a line for each value has its place told.
+    // JSON is YAML, and pretty-printing puts each value on its own line, so that errors can name the line.
     let files = [ConfigFile {
         path: PathBuf::from(NAME),
         layer: Layer::RepoFile,

@@ -1,26 +1,26 @@
-//! Why the adapter did not do what another program asked for.
+//! Why the adapter failed.
 
 use crabbox_core::fault::{Connectivity, Fault, Kind};
 
 use crate::entry::EntryError;
 use crate::provider::error::LeaseError;
 
-/// Why it was not done.
+/// Why the adapter failed.
 #[derive(Debug, thiserror::Error)]
 pub enum AdapterError {
     /// No lease could be made.
     #[error(transparent)]
     Entry(#[from] EntryError),
-    /// The provider could not do it.
+    /// The provider failed.
     #[error(transparent)]
     Lease(#[from] LeaseError),
     /// There is no such lease.
     #[error("lease not found: {text}")]
     NotFound {
-        /// As it was named.
+        /// As it was named in the request.
         text: String,
     },
-    /// A slug of several leases.
+    /// The slug matches several leases.
     #[error("slug {slug:?} matches several leases: {}", .leases.join(", "))]
     Ambiguous {
         /// The slug.
@@ -28,33 +28,33 @@ pub enum AdapterError {
         /// Their ids.
         leases: Vec<String>,
     },
-    /// A host that may have it cannot be asked.
+    /// A host that may have the lease cannot be asked.
     #[error("{host} cannot be asked for leases: {why}")]
     Away {
         /// The host.
         host: String,
-        /// What became of asking it.
+        /// Why asking it failed.
         why: String,
     },
-    /// It is there, and was not made for another program.
+    /// The lease exists, but was not made through the adapter.
     #[error("lease {id} was not made through the adapter, which leaves it alone")]
     NotTheirs {
         /// The lease.
         id: String,
     },
-    /// It is not the lease that is meant.
+    /// The lease is not the expected one.
     #[error("lease {id} is another one than expected: expected {field}={expected}, found {field}={found}")]
     Other {
         /// The lease.
         id: String,
-        /// What differs.
+        /// Which field differs.
         field: &'static str,
-        /// What was expected.
+        /// The expected value.
         expected: String,
-        /// What there is.
+        /// The actual value.
         found: String,
     },
-    /// Somebody is just making it.
+    /// The lease is still being made.
     #[error("lease {id} is being made")]
     BeingMade {
         /// The lease.
@@ -74,13 +74,13 @@ pub enum AdapterError {
         /// Its id here.
         id: String,
     },
-    /// Whoever made it did not note whose it is.
+    /// The program that made the lease is too old to note its external names.
     #[error("lease {id} was made by an earlier crabbox, which cannot note whose it is; it was given back")]
     Unnoted {
         /// Its id here.
         id: String,
     },
-    /// The one who asked for it has gone.
+    /// The requester went away, so the lease was given back.
     #[error("lease {id} was given back: {why}")]
     GivenBack {
         /// The lease.
@@ -88,16 +88,16 @@ pub enum AdapterError {
         /// Why.
         why: &'static str,
     },
-    /// Something was not removed.
+    /// Some leftovers could not be removed.
     #[error("cleanup could not remove everything: {message}")]
     Cleanup {
-        /// What was done.
+        /// A summary of what was done.
         message: String,
     },
     /// This host cannot lease machines.
     #[error("this host cannot lease machines: {}", .problems.join("; "))]
     Problems {
-        /// What is wrong, a check each.
+        /// One entry per failed check.
         problems: Vec<String>,
     },
 }

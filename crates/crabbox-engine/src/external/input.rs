@@ -1,6 +1,6 @@
-//! The bytes of a request, from whoever writes them: bounded in number and in time.
+//! Reads the bytes of a request, limited in size and in time.
 //!
-//! It must never wait for ever: a program that forgets to close its end would leave one process behind for each request.
+//! It must never wait for ever: a program that forgets to close its end would otherwise leave one process behind per request.
 
 use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
@@ -11,16 +11,16 @@ use rustix::io::{Errno, read};
 
 use crate::external::request::BYTES;
 
-/// How long a request may take to arrive whole.
+/// How long a whole request may take to arrive.
 pub const PATIENCE: Duration = Duration::from_mins(1);
 
-/// Why there is no request.
+/// Why no request was read.
 #[derive(Debug, thiserror::Error)]
 pub enum InputError {
-    /// It did not end.
+    /// The end of the input did not arrive in time.
     #[error("the request did not end within {} s: its writer has to close standard input", .limit.as_secs_f64())]
     Slow {
-        /// How long it was waited for.
+        /// The time limit.
         limit: Duration,
     },
     /// It cannot be read.
@@ -37,8 +37,8 @@ impl Fault for InputError {
     }
 }
 
-/// Everything that comes out of `input` until its end, within `limit`; no more than a request may have and one byte, by which one that is
-/// too long is known.
+/// Reads `input` to its end, within `limit`. Reads at most one byte more than a request may have, so that the caller can tell that
+/// a request is too long.
 pub fn take(input: BorrowedFd<'_>, limit: Duration) -> Result<Vec<u8>, InputError> {
     let failed = |errno: Errno| InputError::Read(errno.into());
     let deadline = Instant::now() + limit;
@@ -81,7 +81,7 @@ mod tests {
         assert_eq!(take(ours.as_fd(), PATIENCE).unwrap(), b"{}\n");
         writer.join().unwrap();
         let (ours, mut theirs) = UnixStream::pair().unwrap();
-        // It ends with the reader, who has had enough.
+        // The writer stops when the reader closes its end.
         let writer = std::thread::spawn(move || while theirs.write_all(&[b'x'; 4096]).is_ok() {});
         assert_eq!(take(ours.as_fd(), PATIENCE).unwrap().len(), BYTES + 1);
         drop(ours);

@@ -1,7 +1,7 @@
-//! The leases here that another program had made, found by that program's words.
+//! The leases here that another program made, found by that program's names.
 //!
-//! Only leases with its labels are seen: one that was made here by hand, or is another provider's, is not the other program's to see,
-//! to keep or to end. A lease whose record cannot be read is there all the same, as long as its claim says whose it is.
+//! Only leases with its labels are visible to it. A lease made by hand or by another provider must not be seen, kept or ended by
+//! it. A lease with an unreadable record is still listed, as long as its claim says that it belongs to the other program.
 
 use crabbox_core::external::External;
 use crabbox_core::fault;
@@ -16,35 +16,35 @@ use crate::provider::lease::Lease;
 use crate::provider::remote::error::RemoteError;
 use crate::provider::{Away, Provider};
 
-/// A lease that another program had made.
+/// A lease that another program made.
 #[derive(Debug)]
 pub(super) struct Entry {
-    /// What it is called there.
+    /// Its names in the other program.
     pub(super) external: External,
-    /// Its id here.
+    /// Its id on our side.
     pub(super) id: String,
-    /// The lease; `None` where its record cannot be read.
+    /// The lease; `None` if its record cannot be read.
     pub(super) lease: Option<Lease>,
 }
 
-/// All of them, and the ids of leases here that no other program had made.
+/// All leases of the other program, and the ids of all other leases here.
 #[derive(Debug)]
 pub(super) struct Inventory {
-    /// All of them.
+    /// The leases of the other program.
     pub(super) entries: Vec<Entry>,
     others: Vec<String>,
-    /// A host that could not be asked and of which nothing is known here, and why: what is not found may be there.
+    /// A host that could not be asked and that has no known claims, and why. A lease that was not found may be there.
     away: Option<(String, String)>,
 }
 
 impl Inventory {
-    /// Looks.
+    /// Lists the leases.
     pub(super) fn look(provider: &dyn Provider, places: &Places) -> Result<Self, LeaseError> {
         let all = provider.list()?;
         let (mut entries, mut others) = (Vec::new(), Vec::new());
         for lease in all.leases {
             match External::of(&lease.labels) {
-                // Given back, and only its disk is still there: the other program has nothing of it any more.
+                // Only its disk remains after the release; for the other program the lease is gone.
                 Some(_) if lease.state == LeaseState::Released => {}
                 Some(external) => entries.push(Entry {
                     external,
@@ -55,7 +55,7 @@ impl Inventory {
             }
         }
         for bad in all.unusable {
-            // What cannot be read either tells nothing more than the record.
+            // An unreadable claim tells no more than the unreadable record, so it is skipped.
             let claim = claims::read(places, &bad.name).ok().flatten();
             if let Some(external) = claim.and_then(|claim| External::of(&claim.labels)) {
                 entries.push(Entry {
@@ -73,7 +73,7 @@ impl Inventory {
         })
     }
 
-    /// That all hosts were asked. What was not looked for is not gone, and must not be made once more.
+    /// Checks that all hosts were asked. A lease that was not looked for everywhere may exist, and must not be made again.
     pub(super) fn is_whole(&self) -> Result<(), AdapterError> {
         match &self.away {
             None => Ok(()),
@@ -84,7 +84,8 @@ impl Inventory {
         }
     }
 
-    /// The lease that the other program calls `lease`; `None` where there is none, an error where that is a lease of somebody else.
+    /// The lease that the other program calls `lease`; `None` if there is none. An error if the id is that of a lease not made
+    /// through the adapter.
     pub(super) fn by_id(&self, lease: &LeaseId) -> Result<Option<&Entry>, AdapterError> {
         let found = self.entries.iter().find(|entry| entry.external.lease() == lease);
         if found.is_none() && self.others.iter().any(|id| id == lease.as_str()) {
@@ -98,7 +99,7 @@ impl Inventory {
         Ok(found)
     }
 
-    /// The lease that `text` names: an id there or here, a slug or a name there.
+    /// The lease that `text` names: by its id on either side, or by its external slug or name.
     pub(super) fn by_text(&self, text: &str) -> Result<Option<&Entry>, AdapterError> {
         if let Ok(id) = LeaseId::parse(text) {
             let here = || self.entries.iter().find(|entry| entry.id == text);
@@ -138,8 +139,8 @@ impl Inventory {
     }
 }
 
-/// What is known here of leases on hosts that are `away`: their claims, which are added to `entries`. A host without any may have leases all
-/// the same, and is told with what became of asking it.
+/// Adds the known claims on the `away` hosts to `entries`. Returns a host that has no claims here, with the reason why it could not
+/// be asked, because it may have leases anyway.
 fn away(
     away: &[Away],
     places: &Places,

@@ -1,7 +1,7 @@
-//! One request of the external protocol, version 1: read from bytes that another program wrote, and judged in one place.
+//! One request of the external protocol, version 1: parsed from another program's bytes and fully validated in one place.
 //!
-//! Whatever comes out of here can be acted on. Nothing here may look at this host, and nothing that the protocol does not name is
-//! believed: what it adds one day is passed over.
+//! A parsed request can be acted on without further checks. Nothing here may inspect this host. Unknown fields are ignored, so that
+//! the protocol can add some.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -15,25 +15,25 @@ use crabbox_core::strict_json::{self, Limits, StrictJsonError};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-/// The version of the protocol that is spoken here.
+/// The protocol version that this program speaks.
 pub const VERSION: u64 = 1;
 
-/// The most bytes of a request, and of an answer: what the Go program takes of a stream.
+/// The maximum size of a request and of an answer: the Go program's limit for a stream.
 pub const BYTES: usize = 1 << 20;
 
-/// A request has a few dozen values, and as many labels.
+/// A request has a few dozen values, and about as many labels.
 const LIMITS: Limits = Limits {
     depth: 32,
     values: 10_000,
 };
 
-/// The longest text that names a lease or a state.
+/// The longest text that names a lease or a state, in bytes.
 const TEXT_LIMIT: usize = 256;
 
 /// The longest path (`PATH_MAX` of Linux).
 const PATH_LIMIT: usize = 4096;
 
-/// The longest time that labels may ask for, in seconds; a year.
+/// The longest time that labels may ask for: a year, in seconds.
 const SECONDS_LIMIT: u64 = 366 * 24 * 3600;
 
 const OPERATIONS: [&str; 7] = [
@@ -43,102 +43,102 @@ const OPERATIONS: [&str; 7] = [
 /// A request.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Request {
-    /// What is to be done.
+    /// The operation.
     pub operation: Operation,
-    /// The `external.config` of the one who asks.
+    /// The `external.config` of the requester.
     pub config: Map<String, Value>,
-    /// The root of the repository that it is done for, absolute.
+    /// The root of the repository that it is made for, absolute.
     pub repo: Option<PathBuf>,
 }
 
-/// What is to be done.
+/// The operation of a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Operation {
-    /// Look whether this host can lease machines.
+    /// Check whether this host can lease machines.
     Doctor,
-    /// Have a machine ready.
+    /// Have a lease ready.
     Acquire {
-        /// What the lease is called by who asks.
+        /// What the requester calls the lease.
         desired: External,
-        /// Whether it is kept.
+        /// Whether to keep it.
         keep: bool,
     },
-    /// Say what a lease is, and how it is entered.
+    /// Describe a lease and how to enter it.
     Resolve(Resolve),
-    /// Say what there is.
+    /// List the leases.
     List,
     /// Give a lease back.
     Release(Release),
-    /// Say that a lease is in use.
+    /// Report that a lease is in use.
     Touch {
         /// The lease.
         lease: LeaseId,
-        /// The state that it is in from now on.
+        /// Its new state.
         state: Option<LeaseState>,
-        /// How long it may stand idle from now on.
+        /// Its new idle limit.
         idle: Option<Duration>,
     },
-    /// Give back what nobody needs.
+    /// Remove what is no longer needed.
     Cleanup {
-        /// Only say what would be done.
+        /// Only report what would be done.
         dry_run: bool,
     },
 }
 
-/// Which lease is to be resolved, and what for.
+/// Which lease to resolve, and for what.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Resolve {
-    /// As a user typed it, or as a claim has it.
+    /// As a user typed it, or as a claim names it.
     pub text: String,
-    /// What the one who asks knows of it.
+    /// What the requester knows about it.
     pub known: Option<External>,
-    /// Whether the claim of another repository is taken over.
+    /// Whether to take over another repository's claim.
     pub reclaim: bool,
-    /// Whether it is only to be given back.
+    /// Whether it is only resolved to be given back.
     pub release_only: bool,
 }
 
-/// A lease that is to be given back, and what it has to be.
+/// A lease to give back, and the conditions for that.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Release {
     /// The lease.
     pub lease: LeaseId,
-    /// What it has to be, as far as that is said.
+    /// What it must match, as far as the request says so.
     pub fences: Fences,
 }
 
-/// What a lease has to be; an empty text demands nothing.
+/// Conditions that a lease must match; an empty text matches anything.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Fences {
     /// Its id.
     pub lease: String,
-    /// The id of the attempt that made it; an attempt here is a lease.
+    /// The id of the attempt that made it; here each attempt is a lease.
     pub attempt: String,
     /// Its slug.
     pub slug: String,
-    /// What it is called here.
+    /// Its id on our side.
     pub cloud_id: String,
 }
 
-/// Why a request is not acted on.
+/// Why a request is refused.
 #[derive(Debug, thiserror::Error)]
 pub enum RequestError {
-    /// There is none.
+    /// The input is empty.
     #[error("no request: one JSON object is expected on standard input")]
     Empty,
     /// It is too long.
     #[error("the request is larger than {BYTES} bytes")]
     TooLarge,
-    /// It is not one JSON document that can be read in one way only.
+    /// It is not a single, unambiguous JSON document.
     #[error("the request is not one JSON object")]
     Json(#[source] StrictJsonError),
-    /// Its version is not spoken here.
+    /// Its protocol version is not supported.
     #[error("protocolVersion {found} is not supported: this adapter speaks version {VERSION}")]
     Version {
         /// What was found, shortened.
         found: String,
     },
-    /// What is asked for is not known.
+    /// The operation is unknown.
     #[error("unknown operation {found}: expected one of {}", OPERATIONS.join(", "))]
     Operation {
         /// What was found, shortened.
@@ -147,10 +147,10 @@ pub enum RequestError {
     /// A field has the wrong type.
     #[error("the request is not as version {VERSION} of the protocol has it: {why}")]
     Shape {
-        /// What the reader said, shortened: it quotes what it met.
+        /// The parser's message, shortened because it quotes the input.
         why: String,
     },
-    /// A field is not there.
+    /// A required field is missing.
     #[error("operation {operation} needs {field}")]
     Missing {
         /// The operation.
@@ -158,7 +158,7 @@ pub enum RequestError {
         /// The field.
         field: &'static str,
     },
-    /// What the lease is called cannot be kept.
+    /// The lease's names cannot be recorded.
     #[error("{field} cannot be used")]
     Names {
         /// The field.
@@ -167,7 +167,7 @@ pub enum RequestError {
         #[source]
         source: ExternalError,
     },
-    /// A field holds what it cannot hold.
+    /// A field has an invalid value.
     #[error("{field} {found} cannot be used: expected {expected}")]
     Field {
         /// The field.
@@ -196,7 +196,7 @@ impl Fault for RequestError {
     }
 }
 
-/// Reads the request in `bytes`, which hold nothing else.
+/// Parses the request in `bytes`, which must hold nothing else.
 pub fn parse(bytes: &[u8]) -> Result<Request, RequestError> {
     if bytes.len() > BYTES {
         return Err(RequestError::TooLarge);
@@ -205,7 +205,7 @@ pub fn parse(bytes: &[u8]) -> Result<Request, RequestError> {
         return Err(RequestError::Empty);
     }
     let value = strict_json::parse(bytes, LIMITS).map_err(RequestError::Json)?;
-    // Before all else: what another version means by the other fields is not known here.
+    // Check this first: another version may give the other fields another meaning.
     let version = value.get("protocolVersion");
     if version.and_then(Value::as_u64) != Some(VERSION) {
         let found = version.map_or_else(|| "(none)".to_owned(), |version| shown(&version.to_string()));
@@ -218,7 +218,7 @@ pub fn parse(bytes: &[u8]) -> Result<Request, RequestError> {
     .judge()
 }
 
-/// The request as it is written. Of `lease` and `repo` only what is used here is read.
+/// The request as written. Only the used fields of `lease` and `repo` are read.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 #[derive(Default)]
@@ -361,9 +361,9 @@ fn lease_id(operation: &'static str, lease: &RawLease) -> Result<LeaseId, Reques
     })
 }
 
-/// A state that a lease in use has. That one has ended is not the other program's to say: it gives the lease back then.
+/// A state of a lease in use. The other program cannot declare a lease ended; it releases it instead.
 fn state(word: &str) -> Result<Option<LeaseState>, RequestError> {
-    // The second is what the Go program says where it means no state.
+    // The Go program sends `touched` when it means no state.
     if word.is_empty() || word == "touched" {
         return Ok(None);
     }
@@ -408,7 +408,7 @@ fn path(root: &str) -> Result<PathBuf, RequestError> {
     })
 }
 
-/// A text that is compared with names, or shown.
+/// A text that is compared with names, or displayed.
 fn text(field: &'static str, text: &str) -> Result<String, RequestError> {
     let trimmed = text.trim();
     if trimmed.len() <= TEXT_LIMIT && !trimmed.contains(char::is_control) {
@@ -421,7 +421,7 @@ fn text(field: &'static str, text: &str) -> Result<String, RequestError> {
     })
 }
 
-/// The beginning of what somebody else wrote, as a message quotes it.
+/// The beginning of another program's text, as quoted in messages.
 fn shown(text: &str) -> String {
     let beginning: String = text.chars().take(64).collect();
     let more = if beginning.len() < text.len() { "..." } else { "" };

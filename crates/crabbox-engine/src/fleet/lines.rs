@@ -1,6 +1,6 @@
-//! Lines between two ends that need not be friends: bounded in length and in time, one at a time.
+//! Lines between two ends that do not trust each other: bounded in length and in time, one at a time.
 //!
-//! Whoever speaks too long a line, stops in the middle of one or stands still is told apart, and nothing of such a line is used.
+//! A line that is too long, cut off or late has its own error, and nothing of it is used.
 
 use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -10,28 +10,29 @@ use crabbox_host::wait::{Ready, wait};
 use rustix::event::PollFlags;
 use rustix::io::Errno;
 
-/// The longest line, in bytes, its end included. A lease with all of its labels has some KiB, the last words of a console some more.
+/// The maximum length of a line in bytes, including its end. A lease with all labels takes some KiB, a console's last lines
+/// somewhat more.
 pub const LIMIT: usize = 256 * 1024;
 
-/// How much is read or written at a time, in bytes: what a pipe that is ready takes at once (`PIPE_BUF`).
+/// How much is read or written at a time, in bytes: what a ready pipe accepts without blocking (`PIPE_BUF`).
 const CHUNK: usize = 4096;
 
-/// Why there is no line.
+/// Why no line could be read.
 #[derive(Debug, thiserror::Error)]
 pub enum LineError {
-    /// It is longer than any line.
+    /// It is too long.
     #[error("a line of more than {LIMIT} bytes")]
     Long,
-    /// The stream ended in its middle.
+    /// The stream ended in the middle of a line.
     #[error("a line that broke off after {bytes} bytes")]
     Cut {
-        /// How much of it came.
+        /// How much of it arrived.
         bytes: usize,
     },
     /// It did not come in time.
     #[error("no line in time")]
     Late,
-    /// The caller does not want it any more.
+    /// The caller cancelled the wait.
     #[error("interrupted")]
     Cancelled,
     /// The stream failed.
@@ -43,7 +44,7 @@ pub enum LineError {
 #[derive(Debug)]
 pub struct Lines<R> {
     from: R,
-    /// What has been read and not been given out.
+    /// Bytes read, but not yet returned.
     ahead: Vec<u8>,
 }
 
@@ -56,7 +57,7 @@ impl<R: Read + AsFd> Lines<R> {
         }
     }
 
-    /// The next line without its end; `None` at the end of the stream. `cancel` ends the wait when it becomes readable.
+    /// The next line without its end; `None` at the end of the stream. The wait is cancelled when `cancel` becomes readable.
     pub fn next(
         &mut self,
         cancel: Option<BorrowedFd<'_>>,
@@ -64,7 +65,7 @@ impl<R: Read + AsFd> Lines<R> {
     ) -> Result<Option<Vec<u8>>, LineError> {
         let mut looked = 0;
         loop {
-            // Who never stops speaking always has something to read, and would never be late.
+            // Check here as well: a sender that never stops always has data ready, so the wait below would never time out.
             if until.is_some_and(|until| Instant::now() >= until) {
                 return Err(LineError::Late);
             }
@@ -80,14 +81,14 @@ impl<R: Read + AsFd> Lines<R> {
             let ready = wait(self.from.as_fd(), PollFlags::IN, cancel, until).map_err(LineError::Io)?;
             match ready {
                 Ready::First => {}
-                // What has been said already is heard: it may tell what cannot be asked again.
+                // Read what has already arrived first: it may be an answer that cannot be asked for again.
                 Ready::Second if self.has_come() => {}
                 Ready::Second => return Err(LineError::Cancelled),
                 Ready::Neither => return Err(LineError::Late),
             }
             let mut chunk = [0; CHUNK];
             match self.from.read(&mut chunk) {
-                // Whatever we are part of may have been ended by the same signal.
+                // The same signal may have ended our whole process group, so this is a cancellation and not an end of the stream.
                 Ok(0) if ready == Ready::Second => return Err(LineError::Cancelled),
                 Ok(0) if looked == 0 => return Ok(None),
                 Ok(0) => return Err(LineError::Cut { bytes: looked }),
@@ -98,7 +99,7 @@ impl<R: Read + AsFd> Lines<R> {
         }
     }
 
-    /// Whether something, or the end, can be read at once.
+    /// Whether data or the end of the stream can be read at once.
     pub fn is_ready(&self) -> bool {
         !self.ahead.is_empty() || self.has_come()
     }
@@ -108,7 +109,7 @@ impl<R: Read + AsFd> Lines<R> {
         matches!(ready, Ok(Ready::First))
     }
 
-    /// What lies behind the last line, for a stream that is something else from there on.
+    /// The bytes behind the last line, for a stream that switches to another protocol there.
     pub fn behind(&mut self) -> Vec<u8> {
         std::mem::take(&mut self.ahead)
     }
@@ -125,7 +126,7 @@ impl<R: AsFd> AsFd for Lines<R> {
     }
 }
 
-/// Writes all of `bytes` to `to`, which need not be non-blocking, until `until`: who does not read is not waited for.
+/// Writes all of `bytes` to `to`, which need not be non-blocking, until `until`. A reader that does not read is not waited for.
 pub fn put(to: BorrowedFd<'_>, mut bytes: &[u8], until: Instant) -> Result<(), LineError> {
     while !bytes.is_empty() {
         match wait(to, PollFlags::OUT, None, Some(until)).map_err(LineError::Io)? {
@@ -150,12 +151,13 @@ mod tests {
 
     use super::*;
 
-    /// Lines of what `parts` writes, one part at a time, and whether the stream ends behind them.
+    /// The lines read while `parts` are written one at a time, and the error that ended the reading; `ends` closes the stream
+    /// behind them.
     fn read(parts: &[&[u8]], ends: bool) -> (Vec<Vec<u8>>, Option<LineError>) {
         let (from, mut to) = io::pipe().unwrap();
         let whole = parts.concat();
         let writer = std::thread::spawn(move || {
-            // Who reads may stop before the end.
+            // The reader may stop before the end.
             to.write_all(&whole).ok();
             if ends { None } else { Some(to) }
         });
@@ -197,7 +199,7 @@ mod tests {
                     other => break other,
                 }
             };
-            // A line without an end is too long before it is late.
+            // A line without an end is reported as too long, not as late, if it is both.
             assert!(
                 matches!(error, Err(LineError::Late | LineError::Long)),
                 "{error:?}"
@@ -214,7 +216,7 @@ mod tests {
         drop(ended);
         let heard = Lines::new(from).next(Some(cancel.as_fd()), None);
         assert!(matches!(heard, Err(LineError::Cancelled)), "{heard:?}");
-        // A reply that is there already is no less one; what is half there, or over, is none.
+        // A complete reply that has already arrived is still returned; half a line, or an ended stream, is not.
         let (from, mut to) = io::pipe().unwrap();
         to.write_all(b"said\nhal").unwrap();
         let mut lines = Lines::new(from);

@@ -1,7 +1,7 @@
-//! The way of an SSH client to a guest on a KVM host: our standard streams become those of the guest's SSH server.
+//! An SSH client's way to a guest on a KVM host: our standard streams become those of the guest's SSH server.
 //!
-//! It runs below the `ssh` of one lease's connection. While that connection has users it refreshes the lease, because only this side knows
-//! whether a silent command runs over it; an idle one refreshes nothing.
+//! It runs below the `ssh` of one lease's connection. It refreshes the lease while that connection has users, because only this
+//! side knows whether a silent command is running over it. An idle connection refreshes nothing.
 
 use std::fs::File;
 use std::io::{self, Write as _};
@@ -19,19 +19,19 @@ use super::address::{Access, KvmHost};
 use super::client::{ANSWER_LIMIT, FleetError, Talk};
 use super::wire::{Ask, Reply};
 
-/// How often a connection that is in use refreshes its lease, at most.
+/// The minimum interval between refreshes of a lease whose connection is in use.
 const REFRESH: Duration = Duration::from_mins(1);
 
-/// Why the guest is not reached.
+/// Why the guest cannot be reached.
 #[derive(Debug, thiserror::Error)]
 pub enum ProxyError {
-    /// Its host did not lead there.
+    /// The KVM host did not connect us.
     #[error(transparent)]
     Fleet(#[from] FleetError),
-    /// There is no place for sockets.
+    /// The sockets have no place.
     #[error(transparent)]
     Control(#[from] ControlError),
-    /// Our own streams cannot be used.
+    /// Our own standard streams cannot be used.
     #[error("cannot use the standard streams")]
     Streams(#[source] io::Error),
 }
@@ -52,18 +52,18 @@ impl Fault for ProxyError {
     }
 }
 
-/// Where one leads.
+/// What a proxy leads to.
 #[derive(Debug)]
 pub struct Proxy {
     /// The KVM host.
     pub host: KvmHost,
-    /// What opens it.
+    /// The key for it.
     pub access: Access,
     /// The lease there.
     pub lease: String,
 }
 
-/// Copies both ways until either side has ended. `control` tells the socket of the lease's own shared connection.
+/// Copies in both directions until either side ends. `control` returns the socket of the lease's own shared connection.
 pub fn run(
     engine: &Engine,
     proxy: &Proxy,
@@ -88,7 +88,7 @@ pub fn run(
     let mut output = ours(io::stdout().as_fd().try_clone_to_owned())?;
     output.write_all(&behind).map_err(ProxyError::Streams)?;
     std::thread::spawn(move || {
-        // Dropped at its end, which tells the guest.
+        // `to_guest` is dropped at the end, which tells the guest.
         io::copy(&mut input, &mut to_guest).ok();
     });
     let idle = u64::try_from(crabbox_core::labels::idle_seconds(&lease.labels)).unwrap_or(0);
@@ -100,13 +100,13 @@ pub fn run(
                 while ended.recv_timeout(pause) == Err(RecvTimeoutError::Timeout) {
                     let in_use = sockets::unix_use(&control).is_ok_and(|shared| shared.connected > 0);
                     if in_use {
-                        // What does not arrive now may at the next look; the lease only seems older than it is.
+                        // A failed refresh can be repeated next time; until then the lease merely looks older than it is.
                         refresh(engine, proxy).ok();
                     }
                 }
             });
         }
-        // Whichever way it ends: who is on our other side sees the end, and says what it means.
+        // Ignore how it ended: the SSH client on our other side sees the end of the stream and reports it.
         io::copy(&mut from_guest, &mut output).ok();
         drop(over);
     });

@@ -1,8 +1,9 @@
 //! `crabbox __serve`: the other end of a client's conversation, on the KVM host.
 //!
-//! It speaks for one owner, whom the key said who logged in. What the client says decides what its lease is like and nothing of what runs on
-//! the host; another owner's lease is never listed, named, touched, ended or connected to, and is told apart from none in no reply.
-//! For whom it speaks is said by the line that lets the client in, on a host of a fleet by its gateway.
+//! Serves one owner, whom the login key determines. What the client says may shape its lease, but decides nothing about what runs
+//! on the host. Another owner's lease is never listed, named, touched, ended or connected to, and no reply distinguishes it from a
+//! lease that does not exist. The owner's name comes from the `authorized_keys` line that lets the client in, or, on a host of a
+//! fleet, from its gateway.
 
 mod carry;
 mod placing;
@@ -45,58 +46,58 @@ use crate::provider::firecracker::{Firecracker, For, lookup};
 use crate::provider::lease::Lease;
 use crate::provider::{Notice, Provider as _};
 
-/// How long a client may be silent between two questions.
+/// How long a client may be silent between two requests.
 pub(crate) const SILENCE: Duration = Duration::from_mins(10);
 
-/// How long a client may take to read what it is told.
+/// How long a client may take to read a reply.
 const HEARING: Duration = Duration::from_secs(30);
 
-/// How much of a state or name that is refused is repeated, in characters.
+/// How much of a refused state or name is quoted, in characters.
 const NAME: usize = 80;
 
-/// Why a conversation ended that the client had not ended, or what was asked was not done.
+/// Why a request failed, or why a conversation ended before the client closed it.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
-    /// The owner's name is none.
+    /// The owner's name is not valid.
     #[error("an owner is named by up to 32 letters, digits and any of -_. between them, found {name:?}")]
     Owner {
         /// The name.
         name: String,
     },
-    /// What came is no line.
+    /// No line could be read from the client.
     #[error("the client broke off")]
     Line(#[from] LineError),
-    /// What it said is not served.
+    /// The request is not served.
     #[error(transparent)]
     Ask(#[from] AskError),
-    /// It said something at another time than it has a meaning.
+    /// A message arrived when it has no meaning.
     #[error("\"claimed\" has no meaning here: no lease waits to be claimed")]
     OutOfOrder,
-    /// Its public key is none.
+    /// The client's public key is not valid.
     #[error("the lease's public key cannot be used")]
     Key(#[from] KeyError),
-    /// It wants to say what is not its to say.
+    /// The client may not set this configuration key.
     #[error("{key} is not a client's to say on this host; those that are: {}", SAYABLE.join(", "))]
     NotSayable {
         /// The key of the configuration.
         key: String,
     },
-    /// It wants its lease to be in a state that is not a client's to give.
+    /// The client may not put a lease into this state.
     #[error("a lease is not put into the state {state:?} from afar; it is \"ready\" or \"running\"")]
     State {
         /// The state.
         state: String,
     },
-    /// The lease is not to be had, or not to be made.
+    /// The lease cannot be found or made.
     #[error(transparent)]
     Lease(#[from] LeaseError),
-    /// Whose lease it is cannot be told: the record of one here cannot be read, and it may be that one.
+    /// A lease record here cannot be read, and it may be the requested lease.
     #[error("some leases here cannot be read, and it may be one of them: {name:?}")]
     Unreadable {
         /// What was asked for.
         name: String,
     },
-    /// The lease is not up.
+    /// The lease's guest accepts no connection.
     #[error("lease {id} cannot be connected to")]
     Connect {
         /// The lease.
@@ -105,10 +106,10 @@ pub enum ServeError {
         #[source]
         source: std::io::Error,
     },
-    /// A host of a fleet was not told by its gateway for whom it is to speak.
+    /// The gateway did not say first on whose behalf this host of a fleet is to serve.
     #[error("this host serves the gateway of its fleet, which says first for whom")]
     NotForAnybody,
-    /// What only a gateway may say, or what is said to a gateway only, was said to a host that is not meant.
+    /// The request is for another kind of host: a gateway instead of a host, or the reverse.
     #[error("{what} is not for this host: it is {role}")]
     NotHere {
         /// What was asked for.
@@ -116,13 +117,13 @@ pub enum ServeError {
         /// What this host is.
         role: &'static str,
     },
-    /// The client does not know what a queue is.
+    /// The client does not support queues.
     #[error("this host is the gateway of a fleet, and this crabbox cannot have leases there")]
     NoQueue,
-    /// The gateway is not one that can be used.
+    /// The gateway's configuration cannot be used.
     #[error(transparent)]
     Gateway(#[from] GatewayError),
-    /// The scheduler did not do what it was asked.
+    /// The scheduler failed.
     #[error(transparent)]
     Placement(#[from] PlacementError),
     /// The job ended before the lease could be made.
@@ -130,25 +131,25 @@ pub enum ServeError {
     JobOver {
         /// The job.
         job: u32,
-        /// How, in the scheduler's word.
+        /// The job's final state, in the scheduler's word.
         how: String,
     },
-    /// A host of the fleet did not do what it was asked.
+    /// A host of the fleet failed.
     #[error(transparent)]
     Fleet(#[from] FleetError),
     /// Not all hosts of the fleet could be asked.
     #[error("not all hosts of the fleet could be asked for leases")]
     Unlisted,
-    /// Each host that was tried refused.
+    /// Every host that was tried refused.
     #[error("no host of the fleet could make the lease: {}", .refusals.join("; "))]
     NoHost {
-        /// Host and reason of each.
+        /// Host and reason of each refusal.
         refusals: Vec<String>,
     },
-    /// A reply cannot be written.
+    /// A reply cannot be serialized.
     #[error("a reply cannot be put into words")]
     Words(#[source] serde_json::Error),
-    /// Our own streams cannot be used.
+    /// Our own standard streams cannot be used.
     #[error("cannot use the standard streams")]
     Streams(#[source] std::io::Error),
 }
@@ -165,7 +166,7 @@ impl ServeError {
         }
     }
 
-    /// Whether the conversation is over with it.
+    /// Whether it ends the conversation.
     fn is_the_end(&self) -> bool {
         matches!(self, Self::Line(_) | Self::Words(_) | Self::Streams(_))
     }
@@ -201,7 +202,7 @@ impl Fault for ServeError {
                 "leases of a fleet are found by the claim of the machine that made them: run it there"
                     .to_owned(),
             ],
-            // What helps there is nothing that an owner can do from afar.
+            // A remote owner can do nothing with the hints for that host.
             Self::Fleet(_) => {
                 vec!["whoever runs the fleet can see to that host; leases there go on".to_owned()]
             }
@@ -210,31 +211,31 @@ impl Fault for ServeError {
     }
 }
 
-/// The settings of this host with what a client says on top; repositories have no say here.
+/// Computes the settings of this host with the client's values on top; no repository's configuration is read.
 pub type SettingsWith<'a> = &'a dyn Fn(&[FlagValue]) -> Result<Settings, LeaseError>;
 
-/// What a host is to those whom it serves.
+/// The role of a host towards its clients.
 #[derive(Debug, Clone, Copy)]
 pub enum Role<'a> {
-    /// It makes leases for the owner whom the way in names.
+    /// It makes leases for the owner that the login names.
     Host,
-    /// It makes leases for whom the gateway of its fleet names, each for a job.
+    /// It makes leases for the owner that the fleet's gateway names, each bound to a job.
     Node,
     /// It has leases made on the hosts of its fleet.
     Gateway(&'a Gateway),
 }
 
-/// One conversation.
+/// One conversation with a client.
 pub struct Serve<'a> {
-    /// Where leases are.
+    /// The engine, which knows where leases are kept.
     pub engine: &'a Engine,
-    /// Whom it is for; a gateway says it of [`Role::Node`].
+    /// The owner who is served; for [`Role::Node`] the gateway's first line replaces it.
     pub owner: String,
-    /// What this host is.
+    /// The role of this host.
     pub role: Role<'a>,
     /// The settings of the host.
     pub settings: SettingsWith<'a>,
-    /// Readable when we are to end.
+    /// Becomes readable when we should end.
     pub interrupts: &'a Interrupts,
 }
 
@@ -246,7 +247,7 @@ impl std::fmt::Debug for Serve<'_> {
     }
 }
 
-/// The way to the client.
+/// The stream to the client.
 #[derive(Debug)]
 struct Out<'a>(&'a File);
 
@@ -258,7 +259,7 @@ impl Out<'_> {
 }
 
 impl Serve<'_> {
-    /// Speaks until the client has nothing more to ask.
+    /// Serves until the client has no more requests.
     pub fn run(self, input: File, output: &File) -> Result<(), ServeError> {
         let mut lines = Lines::new(input);
         let owner = match self.role {
@@ -268,7 +269,7 @@ impl Serve<'_> {
         Self { owner, ..self }.converse(lines, output)
     }
 
-    /// For whom the gateway speaks, by its first line.
+    /// The owner on whose behalf the gateway speaks, from its first line.
     fn named(&self, lines: &mut Lines<File>) -> Result<String, ServeError> {
         let until = Some(Instant::now() + HEARING);
         let line = lines.next(Some(self.interrupts.as_fd()), until)?;
@@ -298,7 +299,7 @@ impl Serve<'_> {
         let line = protocol::line(&greeting).map_err(ServeError::Words)?;
         lines::put(output.as_fd(), &line, Instant::now() + HEARING)?;
         loop {
-            // A client that never stops asking is no reason to stay.
+            // Check between requests, so that a client that never stops asking cannot keep us running.
             if self.interrupts.caught().is_some() {
                 return Ok(());
             }
@@ -321,7 +322,7 @@ impl Serve<'_> {
         }
     }
 
-    /// Does one thing; `false` when the streams have been something else's since.
+    /// Serves one request; `false` once another protocol has used the streams.
     fn serve(&self, line: &[u8], lines: &mut Lines<File>, out: &Out<'_>) -> Result<bool, ServeError> {
         let ask = Ask::read(line)?;
         match self.role {
@@ -418,8 +419,8 @@ impl Serve<'_> {
         })
     }
 
-    /// The job that a new lease is for, as the gateway says. Somebody else's word for it is worth nothing, and without one a host of a
-    /// fleet makes no lease: its room is the scheduler's.
+    /// The job that a new lease is bound to. Only a gateway may name one. A host of a fleet makes no lease without a job, because
+    /// the scheduler allots its capacity.
     fn bound(&self, job: Option<Bound>) -> Result<Option<Bound>, ServeError> {
         match (self.role, job) {
             (Role::Node, Some(job)) => Ok(Some(job)),
@@ -435,7 +436,7 @@ impl Serve<'_> {
         }
     }
 
-    /// Makes the streams those of the guest's SSH server.
+    /// Connects the streams to the guest's SSH server.
     fn connect(&self, text: &str, lines: &mut Lines<File>, out: &Out<'_>) -> Result<(), ServeError> {
         let lease = self.owned(text)?;
         let lease = self.provider(&[])?.resolve(&lease.id, Purpose::Use)?;
@@ -477,13 +478,13 @@ impl Serve<'_> {
         let whose = For {
             owner: Some(&owner),
             job: job.zip(knock.as_ref()).map(|(job, knock)| {
-                // Whoever says more: no process waits longer.
+                // A cap on the requested wait: the job's process does not wait longer either.
                 let waits = Duration::from_secs(job.seconds).min(LONGEST_WAIT);
                 (job.node.as_str(), knock, Instant::now() + waits)
             }),
         };
         let provider = Firecracker::new(self.engine.clone(), settings);
-        // A client that goes away while its machine is made has given it up.
+        // A client that disconnects while its machine is being made has given up the lease.
         let gone = Gone::watch(lines.as_fd(), self.interrupts).map_err(ServeError::Streams)?;
         let mut taking = Taking::new(lines, out, gone);
         let acquired = provider.acquire_for(new, &whose, &mut taking, self.interrupts, &mut |notice| {
@@ -494,7 +495,7 @@ impl Serve<'_> {
                 },
                 _ => return,
             };
-            // Who does not hear it is not there to claim the lease either.
+            // Ignore failures: a client that cannot hear this cannot claim the lease either.
             out.put(&told).ok();
         })?;
         out.put(&Reply::Lease(far(&acquired.lease)?))?;
@@ -505,7 +506,7 @@ impl Serve<'_> {
         Ok(Firecracker::new(self.engine.clone(), (self.settings)(flags)?))
     }
 
-    /// The owner's leases, and whether there are some that cannot be read: whose they are nobody can tell.
+    /// The owner's leases, and whether there are unreadable records, whose owner is unknown.
     fn leases(&self) -> Result<(Vec<Lease>, bool), LeaseError> {
         let mut all = lookup::list(self.engine)?;
         all.leases
@@ -513,8 +514,8 @@ impl Serve<'_> {
         Ok((all.leases, !all.unusable.is_empty()))
     }
 
-    /// The owner's lease that `text` names. "Not found" has its client throw the lease's key away, so it is said only when it is certain,
-    /// and in the same words of every name.
+    /// The owner's lease that `text` names. "Not found" makes the client delete the lease's key, so it is said only when it is
+    /// certain, and in the same words for every name.
     fn owned(&self, text: &str) -> Result<Lease, ServeError> {
         let slug = normalise(text);
         let (leases, some_unreadable) = self.leases()?;
@@ -545,8 +546,8 @@ impl Serve<'_> {
     }
 }
 
-/// The state that a use gives a lease. Any other is the word of whoever makes, watches and ends it: by `released`, for instance, its
-/// supervisor would leave it alone.
+/// The state that a client may give to a lease in use. All other states are set by the processes that make, watch and end it: the
+/// supervisor would, for instance, leave a lease alone that is marked `released`.
 fn in_use(said: Option<&str>) -> Result<Option<LeaseState>, ServeError> {
     match said.map(LeaseState::from) {
         None => Ok(None),
@@ -557,7 +558,7 @@ fn in_use(said: Option<&str>) -> Result<Option<LeaseState>, ServeError> {
     }
 }
 
-/// What a client says of its lease, as flags.
+/// The client's settings for its lease, as flags.
 fn flags(said: &BTreeMap<String, String>) -> Result<Vec<FlagValue>, ServeError> {
     let mut flags = vec![FlagValue {
         key: Name::ProviderName,
@@ -589,7 +590,7 @@ fn failed(error: &ServeError) -> Reply {
     Reply::Failed(failure)
 }
 
-/// A lease as its owner sees it.
+/// A lease in the form that its owner receives.
 fn far(lease: &Lease) -> Result<FarLease, LeaseError> {
     let not_ours = || {
         LeaseError::from(ResolveError::from(NameError::NotFound {

@@ -1,4 +1,4 @@
-//! What a KVM host and its clients say to each other: one JSON document a line, versioned, and judged here before anybody uses it.
+//! The protocol between a KVM host and its clients: one JSON document per line, versioned, and validated here before use.
 //!
 //! ```text
 //!  host    {"crabbox-serve":"0.1.0","protocol":{"least":1,"most":1},"role":"host","owner":"alice"}
@@ -7,13 +7,13 @@
 //!  client  {"protocol":1,"verb":"claimed"}
 //!  host    {"reply":"lease",..}  {"reply":"done"}            or at any time {"reply":"failed",..}, which ends that request
 //! ```
-//! A gateway says `"role":"gateway"`, and to `acquire` first `{"reply":"queued",..}` as often as it likes: the lease is made on a host of
-//! its fleet, which its label `node` names. After `enter` and its `done` the streams are that host's, which greets again. A host of a
-//! fleet hears from its gateway first for whom it speaks (`speak_for`), before it greets.
+//! A gateway announces `"role":"gateway"`, and may answer `acquire` with any number of `{"reply":"queued",..}` first: the lease is
+//! made on a host of its fleet, which the label `node` names. After the `done` of `enter` the streams are that host's, which sends
+//! its own greeting. On a host of a fleet, the gateway first says on whose behalf it speaks (`speak_for`), before the host greets.
 //!
-//! A client that goes away before `claimed` has given the lease up. After `connect` and its `done` the streams are the guest's SSH
-//! server. The highest version that both know is spoken; fields that a reader does not know are passed over, verbs are refused by name.
-//! A failure crosses as text with its kind. Nothing here may be believed that the other side could not honestly say.
+//! A client that disconnects before `claimed` has given up the lease. After the `done` of `connect` the streams are those of the
+//! guest's SSH server. Both sides use the newest version that they share. Unknown fields are ignored; unknown verbs are refused by
+//! name. A failure crosses as text with its kind. Whatever the other side could not honestly say must be rejected here.
 
 use std::collections::BTreeMap;
 
@@ -26,46 +26,46 @@ use crabbox_machine::lifecycle::hold::LONGEST_WAIT;
 use crabbox_machine::protocol::{Failure, Stage};
 use serde::{Deserialize, Serialize};
 
-/// The versions that this program speaks: its own and the one before it, of which there is none yet.
+/// The protocol versions that this program speaks: its own and the previous one, which does not exist yet.
 pub const SPOKEN: Span = Span { least: 1, most: 1 };
 
-/// How the first line of a host begins. What comes before it is a login shell's.
+/// The beginning of a host's first line. Anything before it was printed by a login shell.
 pub const GREETING: &[u8] = br#"{"crabbox-serve":"#;
 
-/// The hidden command of the other end.
+/// The hidden command that runs at the other end.
 pub const SERVE: &str = "__serve";
 
-/// The hidden command that leads an SSH client to a guest there.
+/// The hidden command that connects an SSH client to a guest on the host.
 pub const PROXY: &str = "__proxy";
 
-/// The role of what makes leases itself.
+/// The role of a host that makes leases itself.
 pub const HOST: &str = "host";
 
-/// The role of what has leases made on the hosts of a fleet.
+/// The role of a gateway, which has leases made on the hosts of its fleet.
 pub const GATEWAY: &str = "gateway";
 
-/// The longest text of a lease that is shown, in bytes.
+/// The longest short text of a lease, in bytes.
 const TEXT: usize = 256;
 
-/// The most labels that a lease has.
+/// The maximum number of labels of a lease.
 const LABELS: usize = 128;
 
-/// The most stages that the making of one lease has, and as many again of its guest's boot.
+/// The maximum number of stages of making a lease, and again of its guest's boot.
 pub(crate) const STAGES: usize = 200;
 
-/// The longest form of a host key, in bytes: an RSA key of 16384 bits has 2.8 KiB.
+/// The maximum length of a host key, in bytes: an RSA key of 16384 bits takes 2.8 KiB.
 const HOST_KEY: usize = 4096;
 
-/// The most leases that one list has.
+/// The maximum number of leases in a list.
 pub const LEASES: usize = 10_000;
 
-/// How much of a log crosses, in bytes: a control character takes six in JSON, and all of it is one line.
+/// How many bytes of a log are sent. All of it is one line, and a control character takes six bytes in JSON.
 pub const LOG: usize = 32 * 1024;
 
 /// The longest path, in bytes (`PATH_MAX` of Linux).
 const PATH: usize = 4096;
 
-/// Keys of the configuration that a client may say for its lease: what it is like, never what runs on the host.
+/// Configuration keys that a client may set for its lease: they shape the lease, but never what runs on the host.
 pub const SAYABLE: [&str; 9] = [
     "firecracker.cpus",
     "firecracker.memoryMiB",
@@ -78,7 +78,7 @@ pub const SAYABLE: [&str; 9] = [
     "profile",
 ];
 
-/// Versions, both ends included.
+/// A range of versions, both ends included.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Span {
     /// The oldest.
@@ -88,7 +88,7 @@ pub struct Span {
 }
 
 impl Span {
-    /// The newest version in both.
+    /// The newest version in both ranges.
     pub fn common(self, other: Self) -> Option<u32> {
         let newest = self.most.min(other.most);
         (newest >= self.least.max(other.least)).then_some(newest)
@@ -99,7 +99,7 @@ impl Span {
     }
 }
 
-/// A host's first line.
+/// The first line of a host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Greeting {
     /// The version of its program.
@@ -107,13 +107,13 @@ pub struct Greeting {
     pub program: String,
     /// The versions of the protocol that it speaks.
     pub protocol: Span,
-    /// What it is: [`HOST`] or [`GATEWAY`].
+    /// The role: [`HOST`] or [`GATEWAY`].
     pub role: String,
-    /// For whom it takes us.
+    /// The owner that it takes us for.
     pub owner: String,
 }
 
-/// What a lease is named for.
+/// The purpose of resolving a lease.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Aim {
@@ -123,118 +123,118 @@ pub enum Aim {
     Look,
 }
 
-/// Which log of a lease.
+/// Which log of a lease to read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LogSource {
     /// The guest's console.
     Console,
-    /// What the VMM wrote.
+    /// The VMM's output.
     Vmm,
-    /// What the supervisor did.
+    /// The supervisor's log.
     Supervisor,
 }
 
-/// What a client asks for.
+/// A client's request.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "verb", rename_all = "snake_case")]
 pub enum Ask {
-    /// A new lease.
+    /// Make a new lease.
     Acquire {
-        /// The public key that opens it.
+        /// The public key for entering it.
         key: String,
-        /// What it is to be like, by keys of [`SAYABLE`]; the rest is as the host has it.
+        /// Its settings, by keys of [`SAYABLE`]; the host's own settings apply to the rest.
         #[serde(default)]
         settings: BTreeMap<String, String>,
-        /// The slug that the user wants.
+        /// The requested slug.
         #[serde(default)]
         slug: Option<String>,
         /// Whether the user asked to keep it.
         #[serde(default)]
         keep: bool,
-        /// What another program calls it, which is judged as it is read.
+        /// Another program's names for it, which are validated when parsed.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         external: Option<External>,
-        /// Whether the client understands a queue, and a lease on another host than the one that it speaks to.
+        /// Whether the client supports a queue, and a lease on a host other than the one that it talks to.
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         queue: bool,
-        /// The job that the lease is for: a gateway's to say, and nobody else's.
+        /// The job that the lease is for. Only a gateway may set it.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         job: Option<Bound>,
     },
     /// The new lease has been entered and claimed.
     Claimed,
-    /// One lease.
+    /// Describe one lease.
     Resolve {
         /// Its id, slug or name.
         lease: String,
-        /// What for.
+        /// The purpose.
         aim: Aim,
     },
-    /// The owner's leases.
+    /// List the owner's leases.
     List,
-    /// A lease is in use.
+    /// Report that a lease is in use.
     Touch {
         /// Its id.
         lease: String,
-        /// Its state from now on.
+        /// Its new state.
         #[serde(default)]
         state: Option<String>,
-        /// Its idle limit from now on, in seconds.
+        /// Its new idle limit, in seconds.
         #[serde(default)]
         idle_seconds: Option<u64>,
     },
-    /// A lease is given back.
+    /// Release a lease.
     Release {
         /// Its id, slug or name.
         lease: String,
-        /// Whether its directory goes although it was made to stay.
+        /// Whether to delete even a directory that was to be kept.
         #[serde(default)]
         discard: bool,
     },
-    /// The end of a log.
+    /// Send the end of a log.
     Logs {
         /// The lease's id.
         lease: String,
         /// Which log.
         source: LogSource,
     },
-    /// From the reply on the streams are those of the guest's SSH server.
+    /// Connect to the guest: after the reply the streams are those of its SSH server.
     Connect {
         /// The lease's id.
         lease: String,
     },
-    /// From the reply on the streams are those of a host behind this gateway.
+    /// Connect to a host behind this gateway: after the reply the streams are that host's.
     Enter {
         /// The scheduler's name of the host.
         node: String,
     },
-    /// What has become of a lease whose host does not answer.
+    /// Ask what became of a lease whose host does not answer.
     Fate {
         /// Its id.
         lease: LeaseId,
         /// Its job.
         job: u32,
     },
-    /// For whom a gateway speaks from here on.
+    /// Says on whose behalf a gateway speaks from here on.
     SpeakFor {
         /// The owner.
         owner: String,
     },
 }
 
-/// What binds a request to a job.
+/// Binds a request to a job.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Bound {
     /// The number of the job.
     pub id: u32,
-    /// The lease that it was submitted for.
+    /// The lease that the job was submitted for.
     pub lease: LeaseId,
-    /// The scheduler's name of the host on which it runs.
+    /// The scheduler's name of the host that it runs on.
     pub node: String,
-    /// What was drawn at its submission.
+    /// The nonce drawn at its submission.
     pub nonce: String,
-    /// How long its process waits for the request, in seconds.
+    /// How long the job's process waits for the request, in seconds.
     #[serde(default = "longest_wait")]
     pub seconds: u64,
 }
@@ -266,14 +266,14 @@ struct Line<'a> {
     ask: &'a Ask,
 }
 
-/// What of a client's line is read before anything else in it means something.
+/// The part of a client's line that is read first, because the rest depends on it.
 #[derive(Debug, Deserialize)]
 struct Head {
     protocol: Option<u32>,
     verb: Option<String>,
 }
 
-/// A lease as it crosses.
+/// A lease as sent over the wire.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "Unjudged")]
 pub struct FarLease {
@@ -299,11 +299,11 @@ pub struct FarLease {
     pub has_address: bool,
     /// Whether its VMM runs as root, without a jail.
     pub unjailed: bool,
-    /// How many bytes all of its disks and memory hold, where that is known.
+    /// The total capacity of its disks and memory in bytes, if known.
     pub capacity: Option<u64>,
 }
 
-/// The same before it was looked at.
+/// The same before validation.
 #[derive(Debug, Deserialize)]
 struct Unjudged {
     id: String,
@@ -322,7 +322,7 @@ struct Unjudged {
     capacity: Option<u64>,
 }
 
-/// What no lease can have.
+/// A value that no lease can have.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("a lease whose {field} is {found:?}")]
 pub struct Odd {
@@ -330,7 +330,7 @@ pub struct Odd {
     found: String,
 }
 
-/// Printable, without anything that a terminal or a configuration would read as more than text.
+/// Whether a text is short enough and free of control characters, which a terminal or a configuration file would interpret.
 fn is_plain(text: &str, most: usize) -> bool {
     text.len() <= most && !text.chars().any(char::is_control)
 }
@@ -396,8 +396,8 @@ impl TryFrom<Unjudged> for FarLease {
     }
 }
 
-/// The kind of a failure that comes from a host, or goes to a client. Only a command has an exit code to hand through, and none runs at the
-/// other end of this conversation: who says so could have whatever failed end with 0.
+/// The kind of a failure that crosses the wire. `Passthrough` is not let through: no command with an exit code runs at the other
+/// end, and a peer could make any failure exit with 0 by it.
 pub(crate) fn crossing(kind: Kind) -> Kind {
     match kind {
         Kind::Passthrough(_) => Kind::Unavailable,
@@ -405,69 +405,69 @@ pub(crate) fn crossing(kind: Kind) -> Kind {
     }
 }
 
-/// What a host replies.
+/// A host's reply.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(tag = "reply", rename_all = "snake_case")]
 pub enum Reply {
-    /// A part of the way to a machine is done.
+    /// One step of making the lease is done.
     Stage(Stage),
-    /// A template was to be used, and the machine boots all the same.
+    /// A template should have been used, but the machine boots cold instead.
     Cold {
         /// Why.
         why: String,
     },
     /// The lease waits for a host.
     Queued {
-        /// Its place, and for what.
+        /// Its position, and what it waits for.
         text: String,
     },
-    /// What has become of a job, in the scheduler's word; `None` where it does not know it any more.
+    /// What became of a job, in the scheduler's word; `None` if the scheduler no longer knows it.
     Fate {
-        /// As `RUNNING` or `NODE_FAIL`.
+        /// For example `RUNNING` or `NODE_FAIL`.
         how: Option<String>,
     },
-    /// The guest is ready, and waits to be entered and claimed.
+    /// The guest is ready to be entered and claimed.
     Ready {
         /// The lease.
         lease: FarLease,
-        /// The guest's own host key, in OpenSSH's form.
+        /// The guest's host key, in OpenSSH's format.
         host_key: String,
-        /// Whether it says itself when all is in its place.
+        /// Whether the guest reports by itself when everything is in place.
         says_ready: bool,
-        /// How much longer it may take to be entered, in seconds.
+        /// How much time is left to enter it, in seconds.
         seconds: u64,
-        /// What it said of its boot: stages with its uptime in milliseconds.
+        /// The guest's report of its boot: stages with its uptime in milliseconds.
         guest_stages: Vec<(String, u64)>,
     },
-    /// One lease.
+    /// A description of one lease.
     Lease(FarLease),
-    /// A lease's labels as they are now.
+    /// The current labels of a lease.
     Labels {
         /// The labels.
         labels: Labels,
     },
-    /// A lease was given back.
+    /// A lease was released.
     Released {
         /// Its id.
         id: String,
         /// Its machine's name.
         name: String,
-        /// The directory on the host that stays with its disk.
+        /// The directory that stays on the host with its disk.
         kept: Option<String>,
     },
-    /// The end of a log. What is not UTF-8 in it is U+FFFD.
+    /// The end of a log, with invalid UTF-8 replaced by U+FFFD.
     Log {
-        /// Its last bytes, [`LOG`] at most.
+        /// Its last bytes, at most [`LOG`] of them.
         text: String,
     },
-    /// All is said.
+    /// The request is complete.
     Done,
-    /// It did not work.
+    /// The request failed.
     Failed(Failure),
 }
 
 impl Reply {
-    /// The same, when an honest host could have said it: what is kept or shown of a reply has its bounds.
+    /// Returns the reply if it could be honest: everything that is kept or displayed has its bounds.
     pub(crate) fn judged(self) -> Result<Self, Odd> {
         let odd = |field, found: &str| Odd {
             field,
@@ -493,13 +493,13 @@ impl Reply {
     }
 }
 
-/// Why what a client said is not served.
+/// Why a request is not served.
 #[derive(Debug, thiserror::Error)]
 pub enum AskError {
-    /// It is not JSON, or lacks something.
+    /// It is not JSON, or lacks a field.
     #[error("the request is malformed")]
     Malformed(#[source] serde_json::Error),
-    /// It is of a version that this program does not speak.
+    /// This program does not speak its version.
     #[error(
         "the request is of protocol version {found}, and crabbox {} speaks {} to {}", env!("CARGO_PKG_VERSION"), SPOKEN.least, SPOKEN.most
     )]
@@ -510,7 +510,7 @@ pub enum AskError {
     /// It names no version or no verb.
     #[error("the request names no protocol version or no verb")]
     Headless,
-    /// A verb of a later version.
+    /// The verb is unknown.
     #[error("this host's crabbox {} does not know {verb:?}", env!("CARGO_PKG_VERSION"))]
     Unknown {
         /// The verb.
@@ -537,8 +537,8 @@ impl Fault for AskError {
 }
 
 impl Ask {
-    /// What the waits of this question end by. What begins somebody's work is not begun after an interruption; what follows one, as a lease
-    /// that is given back, is asked all the same.
+    /// How waits for this request are cancelled. A request that begins work is not made after an interruption. One that follows an
+    /// interruption, such as a release, is made anyway.
     pub(crate) fn heed(&self) -> Heed {
         if self.begins_work() {
             Heed::ever()
@@ -561,9 +561,9 @@ impl Ask {
         }
     }
 
-    /// Reads a client's line.
+    /// Parses a client's line.
     pub fn read(line: &[u8]) -> Result<Self, AskError> {
-        // Version and verb first: what else stands in a line of others is not ours to judge.
+        // Read version and verb first: if either is not ours, we cannot interpret the rest.
         let head: Head = serde_json::from_slice(line).map_err(AskError::Malformed)?;
         let (Some(found), Some(verb)) = (head.protocol, head.verb) else {
             return Err(AskError::Headless);
@@ -578,7 +578,7 @@ impl Ask {
         serde_json::from_slice(line).map_err(AskError::Malformed)
     }
 
-    /// Its line in `version`, the end included.
+    /// The request as a line in `version`, line end included.
     pub fn line(&self, version: u32) -> Result<Vec<u8>, serde_json::Error> {
         crabbox_machine::protocol::line(&Line {
             protocol: version,
@@ -587,7 +587,7 @@ impl Ask {
     }
 }
 
-/// Whether labels that came over the wire are some that a lease can have.
+/// Validates labels that came over the wire.
 pub(crate) fn judged(found: Labels) -> Result<Labels, Odd> {
     let odd = found.len() > LABELS
         || found

@@ -1,7 +1,7 @@
-//! Guest images: made, brought here, listed, checked, taken away.
+//! Guest images: building, importing, listing, verifying, removing.
 //!
-//! What a lease runs from is known from its record and from the image's own file, whichever says so. It must never remove an
-//! image from under a lease, nor build one from anything that a repository chose.
+//! A lease uses an image if its record says so or if it has a link to the image's file. It must never remove an image from under a
+//! lease, or build one from anything that a repository chose.
 
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -31,7 +31,7 @@ use crabbox_store::places::Places;
 
 use crate::host::prepare::{self, DEFAULT_IMAGE};
 
-/// Why something could not be done with images.
+/// Why an operation on images failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ImagesError {
     /// The store refused.
@@ -40,55 +40,55 @@ pub enum ImagesError {
     /// An image could not be built.
     #[error(transparent)]
     Build(#[from] BuildError),
-    /// A ready image could not be taken.
+    /// A ready-made image could not be imported.
     #[error(transparent)]
     Import(#[from] ImportError),
     /// A bundle could not be read or written.
     #[error(transparent)]
     Bundle(#[from] BundleError),
-    /// A bundle could not be brought here.
+    /// A bundle could not be downloaded.
     #[cfg(feature = "download")]
     #[error(transparent)]
     Download(#[from] crabbox_host::download::DownloadError),
-    /// A bundle is elsewhere, and this program cannot fetch.
+    /// The bundle is at a URL, but this program cannot download.
     #[error("cannot download {url}: this crabbox was built without downloads")]
     NoDownloads {
-        /// Where it is.
+        /// The URL.
         url: String,
     },
-    /// The content is not what was asked for.
+    /// The content does not have the expected digest.
     #[error("refusing {}: its SHA-256 is {found}, expected {expected}", path.display())]
     WrongDigest {
         /// The file.
         path: PathBuf,
-        /// What it should be.
+        /// The expected digest.
         expected: String,
-        /// What it is.
+        /// The actual digest.
         found: String,
     },
-    /// A kernel of an image that is not ours.
+    /// The chosen kernel belongs to an image that is not ours.
     #[error("image {image} has an init of its own: its kernel need not boot another tree")]
     ForeignKernel {
         /// The image, as it was named.
         image: String,
     },
-    /// The guest's first process that this program carries is damaged.
+    /// The init that this program carries is damaged.
     #[error("this crabbox is damaged: its crabbox-guest cannot be unpacked")]
     Guest(#[source] std::io::Error),
     /// The agent that this program carries is damaged.
     #[error("this crabbox is damaged: its agent cannot be unpacked")]
     Agent(#[source] std::io::Error),
-    /// Leases run from the image.
+    /// Leases use the image.
     #[error("image {image} is in use by {}", leases.join(", "))]
     InUse {
         /// The image, as it was named.
         image: String,
         /// The leases.
         leases: Vec<String>,
-        /// Whether some of them are nobody's, and wait in a pool.
+        /// Whether some of them are unclaimed pool members.
         pooled: bool,
     },
-    /// The leases cannot be listed, so that nobody knows what is in use.
+    /// The leases cannot be listed, so it is unknown which images are in use.
     #[error(transparent)]
     Leases(#[from] RecordError),
     /// A file could not be read or written.
@@ -124,18 +124,18 @@ impl Fault for ImagesError {
     }
 }
 
-/// An image and who runs from it.
+/// An image and the leases that use it.
 #[derive(Debug)]
 pub struct Listed {
     /// The image.
     pub image: Image,
-    /// The leases that run from it.
+    /// The leases that use it.
     pub leases: Vec<String>,
     /// Whether a new lease would use it.
     pub default: bool,
 }
 
-/// All images, newest first, and what should be one and is not. A host that was never set up has none.
+/// All images, newest first, and the broken entries of the store. A host that was never set up has none.
 pub fn list(places: &Places) -> Result<(Vec<Listed>, Vec<Broken>), ImagesError> {
     let Listing { images, broken } = listing(places)?;
     let default = default_digest(places);
@@ -170,7 +170,7 @@ pub fn verify(places: &Places, reference: &str) -> Result<Image, ImagesError> {
     Ok(image)
 }
 
-/// Removes an image; one that leases run from only with `force`.
+/// Removes an image. An image in use is only removed with `force`.
 pub fn remove(places: &Places, reference: &str, force: bool) -> Result<Image, ImagesError> {
     let store = existing(places, reference)?;
     let image = store.get(reference)?;
@@ -193,17 +193,17 @@ pub fn remove(places: &Places, reference: &str, force: bool) -> Result<Image, Im
 pub struct Decided {
     /// The image.
     pub image: Image,
-    /// Why it stays or goes.
+    /// Why it is kept or removed.
     pub reason: Reason,
 }
 
-/// Removes the images that `policy` lets go, or only tells which with `dry_run`.
+/// Removes the images that `policy` does not keep. With `dry_run`, only reports which.
 pub fn gc(places: &Places, policy: Policy, dry_run: bool) -> Result<Vec<Decided>, ImagesError> {
     if !dry_run && places.images().is_dir() {
         Store::open(&places.images())?.sweep()?;
     }
     let images = listing(places)?.images;
-    // Asked before anything is decided: who cannot be asked may be in use.
+    // Find all users before deciding anything: if leases cannot be listed, any image may be in use.
     let pins = images
         .iter()
         .map(|image| Ok((image.manifest.digest.clone(), leases_of(places, image)?)))
@@ -230,29 +230,29 @@ pub fn gc(places: &Places, policy: Policy, dry_run: bool) -> Result<Vec<Decided>
     Ok(decided)
 }
 
-/// What to build from Debian packages.
+/// What to build from Debian packages or a tree.
 #[derive(Debug, Clone)]
 pub struct Build {
-    /// The name that will point at it.
+    /// The name of the new image.
     pub name: String,
-    /// The suite; none for the usual one.
+    /// The Debian suite; `None` for the default.
     pub suite: Option<String>,
     /// Packages beyond the guest contract.
     pub packages: Vec<String>,
-    /// A script to run in it, chosen on the command line.
+    /// A script to run in the image, chosen on the command line.
     pub script: Option<PathBuf>,
-    /// A tree to take instead of packages, as the command line names it, and the directory that it is relative to.
+    /// A tree to use instead of packages, as given on the command line, and the directory that it is relative to.
     pub from: Option<(String, PathBuf)>,
     /// Whether the image's own init runs in the guest.
     pub init: OwnInit,
-    /// The image whose kernel a tree without one gets; none for the usual image.
+    /// The image whose kernel is used if the tree has none; `None` for the default image.
     pub kernel_of: Option<String>,
-    /// The guest's first process; none for the one that this program carries.
+    /// The guest's init; `None` for the one that this program carries.
     pub guest_binary: Option<PathBuf>,
 }
 
 impl Build {
-    /// The image that a host is set up with.
+    /// The default image, which set-up builds.
     pub fn usual() -> Self {
         Self {
             name: DEFAULT_IMAGE.to_owned(),
@@ -267,7 +267,7 @@ impl Build {
     }
 }
 
-/// The agent of this program, so that a lease of the image need not get it first.
+/// The agent that this program carries. With it in the image, leases need not upload it first.
 fn agent() -> Result<Agent, ImagesError> {
     Ok(Agent {
         digest: agent::DIGEST.to_owned(),
@@ -275,10 +275,10 @@ fn agent() -> Result<Agent, ImagesError> {
     })
 }
 
-/// The first process of a guest, as a file of its own or the one that this program carries.
+/// The guest's init: a given file, or the one that this program carries.
 enum FirstProcess {
     Given(PathBuf),
-    /// Removed when it is dropped.
+    /// A temporary file, removed on drop.
     Carried(tempfile::NamedTempFile),
 }
 
@@ -333,7 +333,7 @@ pub fn build(places: &Places, wanted: &Build, progress: &dyn Progress) -> Result
     Ok(build_debian(&recipe, &store, progress)?)
 }
 
-/// The image whose kernel and modules a tree without a kernel gets: the one that is named, else the usual one when it is ours.
+/// The image that provides kernel and modules for a tree without a kernel: the named image, or else the default one if it is ours.
 fn kernel_of(places: &Places, named: Option<&str>) -> Result<Option<Image>, ImagesError> {
     let image = match prepare::stored_image(&places.images(), named.unwrap_or_default()) {
         Ok(image) => image,
@@ -343,7 +343,7 @@ fn kernel_of(places: &Places, named: Option<&str>) -> Result<Option<Image>, Imag
     if image.manifest.init == Init::Ours {
         return Ok(Some(image));
     }
-    // An image with an init of its own may be the usual one; any of ours has a kernel that serves.
+    // If the default image has an init of its own, take the kernel of any other image of ours.
     match named {
         Some(named) => Err(ImagesError::ForeignKernel {
             image: named.to_owned(),
@@ -355,7 +355,7 @@ fn kernel_of(places: &Places, named: Option<&str>) -> Result<Option<Image>, Imag
     }
 }
 
-/// Takes a ready kernel and root file system as the image `name`.
+/// Imports a ready-made kernel and root file system as the image `name`.
 pub fn import(
     places: &Places,
     name: &str,
@@ -364,7 +364,7 @@ pub fn import(
     progress: &dyn Progress,
 ) -> Result<Image, ImagesError> {
     let store = open(places)?;
-    // Only a kernel with its disk drivers as modules needs it; such an import says so when it is not there.
+    // Only a kernel with modular disk drivers needs our init; without it, such an import fails with its own message.
     let guest = FirstProcess::new(None, &store).ok();
     let recipe = ImportRecipe {
         name: name.to_owned(),
@@ -375,7 +375,7 @@ pub fn import(
     Ok(import_ready(&recipe, &store, progress)?)
 }
 
-/// Writes an image, and our own Firecracker when it is here, into one file; returns its length in bytes.
+/// Writes an image, and our own Firecracker if it is installed, to one bundle. Returns the bundle's length in bytes.
 pub fn export(
     places: &Places,
     reference: &str,
@@ -395,7 +395,7 @@ pub fn export(
     )?)
 }
 
-/// Takes the image of a bundle, a file or a URL, as `name`; its programs too, with `programs`.
+/// Imports the image of a bundle from a file or a URL as `name`; with `programs` also its programs.
 pub fn import_bundle(
     places: &Places,
     from: &Source,
@@ -423,20 +423,20 @@ pub fn import_bundle(
         }
         Source::Url { url, sha256 } => {
             let file = download(places, url, sha256.as_deref(), progress).inspect_err(|_| {
-                // With the beginning of a file in it, it stays.
+                // This fails, as intended, if the directory holds a partial download to resume.
                 std::fs::remove_dir(downloads(places)).ok();
             })?;
             let imported = bundle::import(&file, &store, name, bin, progress);
-            // Good or bad, it is not read again; a bad one must not be taken for a beginning of the next.
+            // The bundle is not needed any more. A bad one must not be taken for a partial download of the next one.
             files::remove_tree(&file)?;
-            // Another download may be at work there.
+            // Fails if another download is using the directory.
             std::fs::remove_dir(downloads(places)).ok();
             Ok(imported?)
         }
     }
 }
 
-/// Where a bundle is, and what it must be when that is known.
+/// The location of a bundle, and its digest if known.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Source {
     /// A file of this host.
@@ -446,9 +446,9 @@ pub enum Source {
         /// Its SHA-256.
         sha256: Option<String>,
     },
-    /// A file elsewhere.
+    /// A URL.
     Url {
-        /// Where.
+        /// The URL.
         url: String,
         /// Its SHA-256.
         sha256: Option<String>,
@@ -456,7 +456,7 @@ pub enum Source {
 }
 
 impl Source {
-    /// What the words of the command line name: a URL with `http://` or `https://`, else a file, relative to `cwd`.
+    /// Parses the command line's argument: a URL with `http://` or `https://`, otherwise a file relative to `cwd`.
     pub fn named(from: &str, cwd: &Path, sha256: Option<String>) -> Self {
         if ["http://", "https://"]
             .iter()
@@ -479,7 +479,7 @@ impl std::fmt::Display for Source {
     }
 }
 
-/// Where bundles and their beginnings are while they are being brought here.
+/// The directory for downloads, complete or partial.
 pub(crate) fn downloads(places: &Places) -> PathBuf {
     places.cache.join("downloads")
 }
@@ -493,7 +493,7 @@ fn download(
 ) -> Result<PathBuf, ImagesError> {
     let dir = downloads(places);
     files::create_private_dir(&dir)?;
-    // The same URL finds the beginning that an interrupted download left.
+    // Named by the URL's digest, so that an interrupted download of the same URL is found and resumed.
     let to = dir.join(&digest::sha256(url.as_bytes())[..16]);
     progress.stage("downloading the bundle");
     crabbox_host::download::fetch(url, &to, sha256, &mut |done, total| progress.bytes(done, total))?;
@@ -505,12 +505,12 @@ fn download(_: &Places, url: &str, _: Option<&str>, _: &dyn Progress) -> Result<
     Err(ImagesError::NoDownloads { url: url.to_owned() })
 }
 
-/// The store, made when it is missing: for what puts something into it.
+/// Opens the store and creates it if missing, for writing operations.
 fn open(places: &Places) -> Result<Store, StoreError> {
     Store::open(&places.images())
 }
 
-/// The store of a host that has one; a look must not make one.
+/// Opens an existing store; a read-only operation must not create one.
 fn existing(places: &Places, reference: &str) -> Result<Store, StoreError> {
     if places.images().is_dir() {
         return open(places);
@@ -534,8 +534,8 @@ fn default_digest(places: &Places) -> Option<String> {
         .map(|image| image.manifest.digest)
 }
 
-/// Which leases run from `image`: those whose base is the same file, linked or mounted; and `another name` when the file has a
-/// name that no record explains.
+/// The leases that use `image`, recognised by a base with the same inode (linked or mounted). Includes `another name` if the file
+/// has a link that no record explains.
 pub(crate) fn leases_of(places: &Places, image: &Image) -> Result<Vec<String>, RecordError> {
     let Ok(base) = std::fs::metadata(image.base()) else {
         return Ok(Vec::new());

@@ -1,7 +1,7 @@
-//! Leases that are made ahead of their use: which of them a command may take, and how a pool is filled, swept and drained.
+//! The pool of leases made ahead of use: which of them a command may take, and how a pool is filled, swept and drained.
 //!
-//! Members of a pool are alike in all that cannot be given to a lease later. Nothing here may end a lease that is somebody's, and
-//! nothing of a pool may keep somebody from a lease.
+//! All members of a pool agree in everything that cannot be changed on an existing lease. Nothing here may end a claimed lease, and
+//! a pool must never keep anyone from getting a lease.
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -25,30 +25,30 @@ use crate::host::prepare;
 use crate::host::unowned::{self, UnownedError};
 use crate::host::warm::{self, Source, facts};
 
-/// How long another command may be filling the pool that somebody wants filled or drained.
+/// How long to wait while another command fills the pool that we want to fill or drain.
 const LOCK_LIMIT: Duration = Duration::from_mins(5);
-/// How many hexadecimal digits of each half of a key count: 64 bits.
+/// How many hexadecimal digits each half of a key has: 64 bits.
 const HALF: usize = 16;
 
-/// Why a pool is not as it was wanted.
+/// Why a pool could not be filled, swept or drained.
 #[derive(Debug, thiserror::Error)]
 pub enum PoolError {
-    /// A lease was not made.
+    /// A lease could not be made.
     #[error(transparent)]
     Unowned(#[from] UnownedError),
-    /// None is configured.
+    /// No pool is configured.
     #[error("firecracker.pool is 0: no leases are kept ready")]
     None,
-    /// It cannot be told what its leases have alike.
+    /// The images or programs of the leases could not be examined.
     #[error("cannot look at what the leases are made of")]
     Facts(#[source] std::io::Error),
     /// Its lock cannot be taken.
     #[error(transparent)]
     Lock(#[from] LockError),
-    /// Somebody else fills it.
+    /// Another command is filling it.
     #[error("another command fills the pool")]
     Busy,
-    /// What its leases are made of is another one by now.
+    /// The images or programs of its leases have changed meanwhile.
     #[error("the image or the programs of the pool changed meanwhile; nothing was made or ended")]
     Stale,
     /// The user interrupted.
@@ -60,7 +60,7 @@ pub enum PoolError {
     /// A lease could not be ended.
     #[error(transparent)]
     Release(#[from] ReleaseError),
-    /// Leases that wait still: somebody is at them.
+    /// Some leases may remain in the pool, because another process is working on them.
     #[error("somebody is at {}, which may wait in the pool still", .leases.join(", "))]
     Stay {
         /// The leases.
@@ -104,7 +104,7 @@ impl Fault for PoolError {
     }
 }
 
-/// The pool of a lease that `request` asks for; `None` where none is kept.
+/// The pool that a lease of `request` belongs to; `None` if no pool is configured.
 pub(crate) fn of(
     engine: &Engine,
     plan: &FirecrackerPlan,
@@ -125,8 +125,8 @@ pub(crate) fn of(
     }))
 }
 
-/// The key of a pool: first what was configured, then what that means on this host now. Two with the same first half and different second
-/// ones are the same pool before and after a change of its image or programs.
+/// The key of a pool: a hash of the configuration, followed by a hash of what it resolves to on this host now. Keys with equal
+/// first halves and different second halves belong to the same pool, before and after its image or programs changed.
 fn key(plan: &FirecrackerPlan, request: &AcquireRequest) -> std::io::Result<String> {
     let mut configured = String::from("pool 1\n");
     let network = &request.network;
@@ -167,7 +167,7 @@ fn half(text: &str) -> String {
     digest::sha256(text.as_bytes())[..HALF].to_owned()
 }
 
-/// The second half of a key: what `request` means on this host now.
+/// The second half of a key: what `request` resolves to on this host now.
 fn found(request: &AcquireRequest) -> std::io::Result<String> {
     let mut found = String::new();
     match &request.guest {
@@ -190,7 +190,7 @@ fn found(request: &AcquireRequest) -> std::io::Result<String> {
     Ok(half(&found))
 }
 
-/// Whether what `order` asks for is still what its pool stands for: images and programs may have changed since it was written.
+/// Whether `order` still matches its pool: images and programs may have changed since it was written.
 fn is_current(engine: &Engine, order: &AcquireRequest, pool: &Pool) -> bool {
     let images = engine.places.images();
     let named = || prepare::stored_image(&images, &pool.image).ok();
@@ -203,11 +203,11 @@ fn is_current(engine: &Engine, order: &AcquireRequest, pool: &Pool) -> bool {
         }
         GuestSource::Foreign { .. } => true,
     };
-    // What cannot be looked at is not what it was.
+    // Whatever cannot be examined counts as changed.
     is_same_image && found(order).is_ok_and(|found| pool.key.get(HALF + 1..) == Some(&found))
 }
 
-/// The ids of leases that may be taken from the pool `key`, the oldest first. One that cannot be listed is one that is not taken.
+/// The ids of leases that can be taken from the pool `key`, oldest first. Empty if the members cannot be listed.
 pub(crate) fn waiting(engine: &Engine, key: &str) -> Vec<String> {
     let members = pool::members(&engine.places).unwrap_or_default();
     let waiting = members
@@ -216,20 +216,20 @@ pub(crate) fn waiting(engine: &Engine, key: &str) -> Vec<String> {
     waiting.map(|member| member.stored.record.lease_id).collect()
 }
 
-/// What became of a wish to have a pool full.
+/// The result of filling a pool.
 #[derive(Debug)]
 pub struct Filled {
     /// The pool's key.
     pub key: String,
-    /// How many leases there were to be.
+    /// The configured size.
     pub size: u32,
-    /// The leases that wait, the oldest first.
+    /// The waiting leases, oldest first.
     pub members: Vec<Member>,
-    /// The ids of those that were made for it.
+    /// The ids of the newly made leases.
     pub made: Vec<String>,
 }
 
-/// Fills the pool of leases of `plan`, and waits until that is done. `on_made` hears of each lease.
+/// Fills the pool for leases of `plan` and waits for completion. `on_made` is called for each new lease.
 pub fn fill(
     engine: &Engine,
     plan: &FirecrackerPlan,
@@ -262,10 +262,11 @@ pub fn fill(
     })
 }
 
-/// Fills the pool of `order` up for whoever comes next, unless somebody is at it: started by a lease that has become somebody's.
+/// Refills the pool of `order` for the next user, unless another process is doing that. Started after a lease has been claimed, or
+/// when a member of a used pool has expired.
 pub fn refill(engine: &Engine, order: &AcquireRequest, interrupts: &Interrupts) -> Result<(), PoolError> {
     let Some(pool) = &order.pool else { return Ok(()) };
-    // One that has only come of age was taken by nobody: a pool that is not used any more is empty after that time.
+    // An expired member was not used by anyone, so it does not count as use of the pool: an unused pool empties by expiry.
     if !pool.member {
         pool::tell_used(&pool::members(&engine.places)?, &pool.key);
     }
@@ -275,7 +276,7 @@ pub fn refill(engine: &Engine, order: &AcquireRequest, interrupts: &Interrupts) 
         pool,
         interrupts,
     };
-    // Looked at again after the lock is given up: whoever found it held has left the lease that it took to us.
+    // Check again after releasing the lock: a process that found it held relies on us to replace the lease that it took.
     while making.members()?.len() < size(pool) {
         let Some(lock) = FileLock::try_acquire(&engine.places.pool_lock(&pool.key))? else {
             return Ok(());
@@ -283,10 +284,10 @@ pub fn refill(engine: &Engine, order: &AcquireRequest, interrupts: &Interrupts) 
         let outcome = making.fill(&mut |_| ());
         lock.remove_while_held()?;
         match outcome {
-            // Leases that come of age or end as fast as they are made would be made for ever.
+            // Stop after one round. Otherwise leases that expire or end as fast as they are made would keep us busy for ever.
             Ok(made) if !made.is_empty() => return Ok(()),
             Ok(_) => {}
-            // Whoever takes a lease of what there is now has that pool filled up.
+            // The pool of the new images or programs is refilled when somebody takes a lease of it.
             Err(PoolError::Stale) => return Ok(()),
             Err(error) => return Err(error),
         }
@@ -294,7 +295,7 @@ pub fn refill(engine: &Engine, order: &AcquireRequest, interrupts: &Interrupts) 
     Ok(())
 }
 
-/// The lock of a pool, which somebody may hold who fills it; an interrupt ends the wait.
+/// Acquires the lock of a pool, which another command may hold while filling it. An interrupt ends the wait.
 fn lock(path: &Path, interrupts: &Interrupts) -> Result<FileLock, PoolError> {
     let taken = clock::poll_until(LOCK_LIMIT, || match FileLock::try_acquire(path) {
         Ok(Some(lock)) => Some(Ok(lock)),
@@ -309,7 +310,7 @@ fn size(pool: &Pool) -> usize {
     usize::try_from(pool.size).unwrap_or(usize::MAX)
 }
 
-/// Somebody who fills a pool, whose lock is held.
+/// A pool being filled, with its lock held.
 struct Making<'a> {
     engine: &'a Engine,
     order: &'a AcquireRequest,
@@ -318,14 +319,14 @@ struct Making<'a> {
 }
 
 impl Making<'_> {
-    /// Those that wait.
+    /// The waiting members.
     fn members(&self) -> Result<Vec<Member>, PoolError> {
         let mut members = pool::members(&self.engine.places)?;
         members.retain(|member| member.waits && member.pool == self.pool.key);
         Ok(members)
     }
 
-    /// Makes leases until enough of them wait; returns the ids of those that it made.
+    /// Makes leases until enough are waiting; returns the ids of the new ones.
     fn fill(&self, on_made: &mut dyn FnMut(&str)) -> Result<Vec<String>, PoolError> {
         self.sweep()?;
         let mut made = Vec::new();
@@ -341,9 +342,9 @@ impl Making<'_> {
         }
     }
 
-    /// Ends leases of the same pool that were made of something else than there is now.
+    /// Ends members of the same pool that were made from an earlier image or earlier programs.
     fn sweep(&self) -> Result<(), PoolError> {
-        // Listed before it is asked whether the order still holds: one that is newer than the order is not among them then.
+        // List before checking the order, so that the list has no members newer than the order.
         let members = pool::members(&self.engine.places)?;
         if !is_current(self.engine, self.order, self.pool) {
             return Err(PoolError::Stale);
@@ -356,7 +357,7 @@ impl Making<'_> {
         Ok(())
     }
 
-    /// Makes one lease beside `count` that wait: of a template where one fits, and else by a boot.
+    /// Makes one lease in addition to the `count` waiting ones: from a template if one fits, otherwise by booting.
     fn one(&self, count: usize) -> Result<String, UnownedError> {
         let failed = |source| UnownedError::Machine {
             what: format!("only {count} of {} leases wait in the pool", self.pool.size),
@@ -391,18 +392,18 @@ impl Making<'_> {
         Ok(request.lease_id.clone())
     }
 
-    /// What is asked for of a lease that is nobody's yet.
+    /// The request for an unclaimed lease.
     fn member(&self) -> Result<AcquireRequest, UnownedError> {
         Ok(AcquireRequest {
             lease_id: unowned::lease_id()?,
             slug: None,
-            // The order may be of another program's lease; what waits is nobody's.
+            // The order may be for a lease of another program, but pool members are unclaimed.
             external: None,
             keep: false,
-            // Its supervisor ends it in time; these are for whoever finds it without one.
+            // The supervisor ends the lease in time; these limits are for a lease that lost its supervisor.
             idle: self.pool.max_age,
             ttl: self.pool.max_age + self.pool.launch_timeout,
-            // The order may be of a lease that came of a template, within what was left of its time.
+            // The order may come from a lease restored from a template, with only the rest of its time limit.
             launch_timeout: self.pool.launch_timeout,
             start: Start::Boot,
             delete_on_release: true,
@@ -416,7 +417,7 @@ impl Making<'_> {
     }
 }
 
-/// Whether `key` is that of the same pool as `current` before something changed.
+/// Whether `key` is the key of the pool of `current` before a change.
 fn is_outdated(key: &str, current: &str) -> bool {
     key != current && key.get(..HALF) == current.get(..HALF)
 }
@@ -428,10 +429,10 @@ fn actor(engine: &Engine) -> Actor<'_> {
     }
 }
 
-/// How long a lease that is ending may take until it is gone.
+/// How long a lease that is ending may take to disappear.
 const ENDS_LIMIT: Duration = Duration::from_secs(10);
 
-/// Ends every lease that waits in a pool of this state directory, and returns the ids; `on_ended` hears of each.
+/// Ends every waiting pool member of this state directory and returns the ids. `on_ended` is called for each.
 pub fn drain(
     engine: &Engine,
     interrupts: &Interrupts,
@@ -444,7 +445,7 @@ pub fn drain(
         .collect();
     keys.sort();
     keys.dedup();
-    // Whoever fills one is let finish, and nobody begins to until all are empty.
+    // Wait for running fills to finish, and keep new ones from starting until all pools are empty.
     let locks = keys
         .iter()
         .map(|key| lock(&places.pool_lock(key), interrupts))
@@ -456,13 +457,13 @@ pub fn drain(
             return Err(PoolError::Interrupted);
         }
         match pool::end(places, &member, actor(engine)) {
-            // One that somebody is at may be in the making still, and would wait once it is made.
+            // A member that another process holds may still be in the making, and would join the pool once it is made.
             Ok(has_ended) if has_ended || pool::give_way(&member, &|| interrupts.caught().is_some()) => {
                 on_ended(&member.stored.record.lease_id);
                 ended.push(member.stored.record.lease_id);
             }
             Ok(_) => stay.push(member.stored.record.lease_id),
-            // The others go all the same.
+            // Go on with the others.
             Err(error) => failed = Some(error),
         }
     }
@@ -472,7 +473,7 @@ pub fn drain(
     if let Some(error) = failed {
         return Err(error.into());
     }
-    // One that is ending is gone in a moment, and one that has been taken meanwhile is somebody's.
+    // A member that is ending disappears in a moment, and a member taken meanwhile is a claimed lease.
     let settled = clock::poll_until(ENDS_LIMIT, || {
         match pool::members(places) {
             Ok(left) => stay.retain(|id| left.iter().any(|member| member.stored.record.lease_id == *id)),
@@ -488,8 +489,8 @@ pub fn drain(
     }
 }
 
-/// Ends leases in pools that were made of what is not there any more, and removes locks of makers that died. `plan` says what there is
-/// now, where that is known.
+/// Ends pool members whose image or programs no longer exist here, and removes locks of dead fillers. `plan` describes the current
+/// configuration, if known.
 pub(crate) fn sweep(
     engine: &Engine,
     plan: Option<&FirecrackerPlan>,
@@ -526,9 +527,9 @@ pub(crate) fn sweep(
     }
     if !dry_run {
         for path in engine.places.pool_locks() {
-            // One that is held belongs to somebody who fills the pool.
+            // A held lock belongs to a command that fills the pool.
             if let Ok(Some(lock)) = FileLock::try_acquire(&path) {
-                // An empty file that stays is tried again by the next cleanup.
+                // Ignore failures: the next cleanup tries again.
                 lock.remove_while_held().ok();
             }
         }

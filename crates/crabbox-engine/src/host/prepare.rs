@@ -1,6 +1,6 @@
-//! From a validated configuration to a complete request: finds the programs, the guest and the network on this host.
+//! Turns a validated configuration into a complete request: finds the programs, the guest and the network on this host.
 //!
-//! Only looks; nothing is made here. What is missing is named together with the setting that would name it.
+//! Only looks; creates nothing. An error about something missing names the setting for it.
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -22,7 +22,7 @@ use crabbox_machine::request::{AcquireRequest, GuestSource, Jail, Machine, Netwo
 use crabbox_machine::resource::network::DEBIAN_CNI;
 use crabbox_ssh::control::ControlError;
 
-/// The image that is used when none is named.
+/// The image that is used unless another is named.
 pub(crate) const DEFAULT_IMAGE: &str = "default";
 
 /// Why this host cannot make the lease.
@@ -31,39 +31,39 @@ pub enum PrepareError {
     /// The system is not Linux, or has no KVM.
     #[error("/dev/kvm unavailable")]
     Kvm(#[source] std::io::Error),
-    /// A program is not there.
+    /// A program is missing.
     #[error("{key} unavailable: {}", absent(path))]
     Program {
         /// The setting that names it.
         key: &'static str,
-        /// What it names.
+        /// Its configured name or path.
         path: PathBuf,
     },
-    /// Root would run the VMM without a jail, and nobody said that it may.
+    /// Root would run the VMM without a jail, which nobody has allowed.
     #[error("no jailer lies beside {}, so Firecracker would run as root", firecracker.display())]
     NoJailer {
-        /// The program that would run, absolute and without links.
+        /// The program that would run; absolute, with links resolved.
         firecracker: PathBuf,
-        /// Whether it lies where `crabbox setup firecracker` puts it, so that set-up brings the jailer, too.
+        /// Whether it is where `crabbox setup firecracker` puts it, so that set-up would install the jailer, too.
         ours: bool,
     },
-    /// Kernel or root file system is not there.
+    /// The kernel or root file system is missing.
     #[error("{key} unavailable: {}", path.display())]
     File {
         /// The setting that names it.
         key: &'static str,
-        /// What it names.
+        /// Its configured path.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         #[source]
         source: std::io::Error,
     },
-    /// Kernel or root file system is a directory or a device.
+    /// The kernel or root file system is not a regular file.
     #[error("{key} must point to a file, got {}", path.display())]
     NotAFile {
         /// The setting that names it.
         key: &'static str,
-        /// What it names.
+        /// Its configured path.
         path: PathBuf,
     },
     /// Only one of kernel and root file system is set.
@@ -74,13 +74,13 @@ pub enum PrepareError {
         /// The setting that is not.
         unset: &'static str,
     },
-    /// An image of the store and files of one's own are both chosen.
+    /// Both a stored image and separate files are configured.
     #[error("firecracker.image and {key} are both set: a lease boots one of them")]
     Both {
         /// The other setting.
         key: &'static str,
     },
-    /// The kernel is not one.
+    /// The kernel is not usable.
     #[error("firecracker.kernel {} is not a usable guest kernel", path.display())]
     Kernel {
         /// The file.
@@ -89,10 +89,10 @@ pub enum PrepareError {
         #[source]
         source: KernelError,
     },
-    /// There is no image.
+    /// There is no guest image.
     #[error("there is no guest image on this host")]
     NoImage(#[source] StoreError),
-    /// The image that was asked for cannot be used.
+    /// The configured image cannot be used.
     #[error("firecracker.image {image} unavailable")]
     Image {
         /// Its name or digest.
@@ -101,21 +101,21 @@ pub enum PrepareError {
         #[source]
         source: StoreError,
     },
-    /// The network is not there.
+    /// The CNI network cannot be loaded.
     #[error(transparent)]
     Network(#[from] crabbox_cni::LoadError),
-    /// The range of built-in networking is not one.
+    /// The range of built-in networking is invalid.
     #[error("the range of built-in networking is not an IPv4 network")]
     Range(#[source] ipnet::AddrParseError),
-    /// There is no private place for the socket of the shared connection.
+    /// The socket of the shared connection has no private directory.
     #[error(transparent)]
     Control(#[from] ControlError),
-    /// No random bytes.
+    /// No random bytes are available.
     #[error("cannot draw a lease id")]
     Random(#[source] std::io::Error),
 }
 
-/// What is wrong with a program of that name or path.
+/// The message for a missing program with this name or path.
 fn absent(path: &Path) -> String {
     if path.parent() == Some(Path::new("")) {
         format!("there is no program {:?} in PATH", path.display().to_string())
@@ -166,16 +166,16 @@ impl Fault for PrepareError {
     }
 }
 
-/// What a command adds to the configuration.
+/// What a command adds to the configuration of a lease.
 #[derive(Debug, Clone)]
 pub struct NewLease {
-    /// The slug the user asked for.
+    /// The requested slug.
     pub slug: Option<String>,
     /// Whether the user asked to keep the lease.
     pub keep: bool,
-    /// Whether a claim of another repository is taken over; a new machine has none.
+    /// Whether to take over another repository's claim. Has no effect on a new machine, which has no claim.
     pub reclaim: bool,
-    /// What the program calls it that has it made, where that is not this one.
+    /// The names that another program gives the lease, if one requested it.
     pub external: Option<External>,
 }
 
@@ -198,15 +198,15 @@ pub fn request(
     complete(engine, plan, new, found)
 }
 
-/// What a lease's machine is made with on this host.
+/// What a lease's machine is made from on this host.
 struct Found {
     programs: Programs,
     guest: GuestSource,
     network: NetworkRequest,
 }
 
-/// Completes the request for a lease that was made ahead, with the record `made`. What its machine was made with is its supervisor's to
-/// know: here it stands for nothing, and nothing is looked for.
+/// Completes the request for a pool member with the record `made`. Its supervisor already knows what the machine was made from, so
+/// those parts of the request are placeholders and are not looked up.
 pub(crate) fn request_of(
     engine: &Engine,
     plan: &FirecrackerPlan,
@@ -280,12 +280,12 @@ fn complete(
         pool: None,
         owner: None,
         job: None,
-        // Only a lease that is somebody's has any: none that waits in a pool, and none that a template is made of.
+        // Only claimed leases have volumes: neither pool members nor template machines do.
         volumes: Vec::new(),
     })
 }
 
-/// The size of a machine of `plan`.
+/// The machine size that `plan` asks for.
 pub(crate) fn machine(plan: &FirecrackerPlan) -> Machine {
     Machine {
         cpus: plan.cpus,
@@ -298,7 +298,7 @@ fn duration(duration: GoDuration) -> Duration {
     Duration::from_nanos(u64::try_from(duration.nanoseconds()).unwrap_or(0))
 }
 
-/// The VMM and its jailer.
+/// Finds the VMM and its jailer.
 pub fn programs(engine: &Engine, plan: &FirecrackerPlan) -> Result<Programs, PrepareError> {
     let binary = plan.binary.as_path();
     let ours = engine.places.firecracker().join("firecracker");
@@ -308,7 +308,7 @@ pub fn programs(engine: &Engine, plan: &FirecrackerPlan) -> Result<Programs, Pre
             key: "firecracker.binary",
             path: binary.to_owned(),
         })?;
-    // The jailer follows links and takes the last name it finds; so do we, or our paths would differ.
+    // The jailer resolves links and uses the last path component. Do the same, or our paths would differ from its own.
     let firecracker = firecracker.canonicalize().unwrap_or(firecracker);
     let jailer = jailer(engine, plan, &firecracker)?;
     Ok(Programs { firecracker, jailer })
@@ -338,8 +338,9 @@ fn jailer(engine: &Engine, plan: &FirecrackerPlan, firecracker: &Path) -> Result
     }))
 }
 
-/// The jailer beside `firecracker`, which only root can use: whoever else calls runs the VMM with their own few rights. Root without one is
-/// refused, so that a VMM with root's rights is always somebody's choice. `fetched` is where set-up puts the programs.
+/// The jailer beside `firecracker`. Only root can use one; other users run the VMM with their own limited rights. Root without a
+/// jailer is refused, so that a VMM only runs with root's rights if somebody chose that. `fetched` is where set-up puts the
+/// programs.
 fn jailer_beside(firecracker: &Path, fetched: &Path, root: bool) -> Result<Option<PathBuf>, PrepareError> {
     if !root {
         return Ok(None);
@@ -353,7 +354,7 @@ fn jailer_beside(firecracker: &Path, fetched: &Path, root: bool) -> Result<Optio
     })
 }
 
-/// What boots: the image or the files that the settings name, or the usual image.
+/// What to boot: the configured image or files, or the default image.
 pub fn guest(engine: &Engine, plan: &FirecrackerPlan) -> Result<GuestSource, PrepareError> {
     let (kernel, rootfs) = (plan.kernel.value.as_path(), plan.rootfs.value.as_path());
     let named = !plan.image.as_str().is_empty();
@@ -365,7 +366,7 @@ pub fn guest(engine: &Engine, plan: &FirecrackerPlan) -> Result<GuestSource, Pre
             return Err(PrepareError::Both { key });
         }
     }
-    // Files at the default places stand for no choice when an image is named.
+    // When an image is named, files that merely exist at the default paths do not count as configured.
     let chosen = |default: bool, path: &Path| !named && (!default || path.exists());
     let kernel_chosen = chosen(plan.kernel.is_default(), kernel);
     let rootfs_chosen = chosen(plan.rootfs.is_default(), rootfs);
@@ -416,7 +417,7 @@ pub fn guest(engine: &Engine, plan: &FirecrackerPlan) -> Result<GuestSource, Pre
     }
 }
 
-/// The image that `wanted` names, or the usual one when it is empty.
+/// The image that `wanted` names; the default one if it is empty.
 pub(crate) fn stored_image(store: &Path, wanted: &str) -> Result<Image, StoreError> {
     if wanted.is_empty() {
         return our_image(store);
@@ -428,9 +429,9 @@ pub(crate) fn stored_image(store: &Path, wanted: &str) -> Result<Image, StoreErr
     Err(StoreError::NotFound { reference })
 }
 
-/// The image called `default`, else the newest.
+/// The image called `default`, or else the newest.
 pub(crate) fn our_image(store: &Path) -> Result<Image, StoreError> {
-    // A look must not make a store.
+    // Opening the store would create it.
     if !store.is_dir() {
         let reference = DEFAULT_IMAGE.to_owned();
         return Err(StoreError::NotFound { reference });
@@ -458,12 +459,12 @@ fn regular(key: &'static str, path: &Path) -> Result<(), PrepareError> {
     }
 }
 
-/// The network that leases of `plan` are in.
+/// The network for leases of `plan`.
 pub(crate) fn network_request(plan: &FirecrackerPlan) -> Result<NetworkRequest, PrepareError> {
     let (dir, name) = (plan.cni_conf_dir.as_path(), plan.cni_network.as_str());
     let mode = NetworkMode::choose(plan.network, || crabbox_cni::load(dir, name).is_ok());
     if plan.network == Some(NetworkMode::Cni) {
-        // Nobody chose for the user here, so what is wrong with the network is the user's to know.
+        // The user chose CNI explicitly, so report its problems.
         crabbox_cni::load(dir, name)?;
     }
     Ok(NetworkRequest {

@@ -1,7 +1,7 @@
-//! The boot probe: whether KVM is real, found out by booting a tiny guest under a time limit.
+//! The boot probe: tests whether KVM really works by booting a tiny guest under a time limit.
 //!
-//! `/dev/kvm` may open, answer, and make machines and processors, and a guest still dies in it; only a boot proves KVM. The
-//! probe needs no network, no disk and no right beyond opening the device, and must never leave a process or a file behind.
+//! `/dev/kvm` may open, answer and create machines, and guests may still die in it; only a boot proves KVM. The probe needs no
+//! network, no disk and no privilege beyond opening the device. It must never leave a process or a file behind.
 
 use std::fs::File;
 use std::io::Read as _;
@@ -22,42 +22,42 @@ use crabbox_image::guest;
 use rustix::process::{Pid, Signal, kill_process_group};
 use serde::{Deserialize, Serialize};
 
-/// How long the guest may take to speak. Emulated under emulation (the lab) it takes five seconds.
+/// How long the guest may take to print its line. Under nested emulation (the lab) it takes five seconds.
 pub const LIMIT: Duration = Duration::from_secs(20);
-/// The word by which `crabbox-guest` knows that it is probed.
+/// The kernel argument by which `crabbox-guest` knows that it is being probed.
 const WORD: &str = "crabbox.probe";
-/// What it then prints; `crabbox-guest` has the same line.
+/// The line that `crabbox-guest` prints then; it is defined there, too.
 const SPOKEN: &str = "crabbox-guest: probe ok";
 /// The device.
 const KVM: &str = "/dev/kvm";
 /// Memory of the guest, in MiB.
 const MEMORY_MIB: u32 = 128;
-/// How much of the console is kept, in bytes; the whole of a probe's is a few hundred.
+/// How much of the console is kept, in bytes; a probe usually prints a few hundred.
 const CONSOLE_LIMIT: u64 = 256 * 1024;
-/// How much of it goes into a verdict, in lines.
+/// How many lines of the console go into a verdict.
 const CONSOLE_LINES: usize = 15;
-/// The directory of a probe at work, in the cache; a dead probe's is removed by the next one.
+/// The working directory of a probe, in the cache. A killed probe's directory is removed by the next probe.
 const SCRATCH: &str = "kvm-probe";
 /// The file of the last verdict, in the cache.
 const VERDICT: &str = "kvm-verdict.json";
 
-/// What a probe found.
+/// The result of a probe.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "verdict", rename_all = "snake_case")]
 pub enum Verdict {
     /// A guest ran.
     Works {
-        /// From the start of Firecracker to the guest's first word, in milliseconds.
+        /// The time from starting Firecracker to the guest's line, in milliseconds.
         millis: u64,
     },
-    /// There is a KVM, and no guest ran in it.
+    /// There is a KVM, but no guest ran in it.
     Broken {
         /// What happened.
         reason: String,
-        /// The end of the console, Firecracker's own log included.
+        /// The end of the console, including Firecracker's own log.
         console: Vec<String>,
     },
-    /// There is no KVM for us.
+    /// We cannot use any KVM.
     Absent {
         /// Why.
         reason: String,
@@ -81,16 +81,16 @@ impl std::fmt::Display for Verdict {
     }
 }
 
-/// A verdict, and whether it is an earlier one.
+/// A verdict, and whether it was remembered.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Judged {
     /// The verdict.
     pub verdict: Verdict,
-    /// Whether it was found earlier, since this boot and with the same parts.
+    /// Whether an earlier probe found it, since this boot and with the same parts.
     pub remembered: bool,
 }
 
-/// What a verdict holds for: with another kernel or Firecracker, or after a reboot, it says nothing.
+/// What a verdict depends on: it does not hold for another kernel or Firecracker, or after a reboot.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Key {
     /// The kernel's random id of this boot.
@@ -102,7 +102,7 @@ pub struct Key {
 }
 
 impl Key {
-    /// The key of these two files, in this boot.
+    /// The key for these two files in this boot.
     pub fn of(firecracker: &Path, kernel: &Path) -> Result<Self, ProbeError> {
         Ok(Self {
             boot_id: process::boot_id()?,
@@ -112,17 +112,17 @@ impl Key {
     }
 }
 
-/// A verdict as it is kept.
+/// A verdict as stored in the cache.
 #[derive(Debug, Serialize, Deserialize)]
 struct Kept {
     key: Key,
-    /// The limit under which it was found, in milliseconds: a longer one may find otherwise.
+    /// The limit of the probe, in milliseconds: a longer one may lead to another verdict.
     limit_millis: u64,
     #[serde(flatten)]
     verdict: Verdict,
 }
 
-/// Why no verdict could be found: something of ours, which says nothing about KVM.
+/// Why there is no verdict: a problem of our own that says nothing about KVM.
 #[derive(Debug, thiserror::Error)]
 pub enum ProbeError {
     /// A file is missing or cannot be written.
@@ -131,33 +131,33 @@ pub enum ProbeError {
     /// Firecracker could not be started.
     #[error("cannot start Firecracker for the probe")]
     Spawn(#[from] CommandError),
-    /// This boot has no identity.
+    /// The boot id cannot be read.
     #[error(transparent)]
     Process(#[from] ProcessError),
-    /// Another probe does not end.
+    /// Another probe has not ended in time.
     #[error(transparent)]
     Lock(#[from] LockError),
-    /// The machine's description could not be written down.
+    /// The machine's description could not be serialized.
     #[error("cannot write the probe's machine down")]
     Config(#[from] serde_json::Error),
 }
 
-/// What is booted.
+/// The parts of a probe.
 #[derive(Debug, Clone, Copy)]
 pub struct Probe<'a> {
-    /// Where scratch files and the verdict go.
+    /// The directory for scratch files and the verdict.
     pub cache: &'a Path,
     /// The Firecracker program.
     pub firecracker: &'a Path,
     /// A guest kernel, ELF.
     pub kernel: &'a Path,
-    /// The program `crabbox-guest`, which is all that is booted.
+    /// The program `crabbox-guest`, which is the whole guest.
     pub guest: &'a [u8],
-    /// How long the guest may take; [`LIMIT`] unless there is a reason.
+    /// How long the guest may take; usually [`LIMIT`].
     pub limit: Duration,
 }
 
-/// The smallest initrd that can be probed with: the first process and what it stands on.
+/// The smallest initrd that works for a probe: the init and the nodes that it needs.
 fn initrd(guest: &[u8]) -> Vec<u8> {
     let mut archive = Writer::new();
     for directory in ["dev", "proc", "sys"] {
@@ -168,22 +168,22 @@ fn initrd(guest: &[u8]) -> Vec<u8> {
     archive.finish()
 }
 
-/// The verdict kept in `cache` for `key`, if one is kept.
+/// The verdict stored in `cache` for `key`, if any.
 pub fn remembered(cache: &Path, key: &Key) -> Option<Verdict> {
     kept(cache, key).map(|kept| kept.verdict)
 }
 
 fn kept(cache: &Path, key: &Key) -> Option<Kept> {
-    // A verdict that cannot be read is one that was never found.
+    // An unreadable verdict counts as absent.
     let text = std::fs::read(cache.join(VERDICT)).ok()?;
     serde_json::from_slice(&text)
         .ok()
         .filter(|kept: &Kept| kept.key == *key)
 }
 
-/// The kept verdict where it holds, else a fresh one.
+/// The stored verdict if it is still valid, otherwise a new one.
 pub fn verdict(probe: &Probe<'_>) -> Result<Judged, ProbeError> {
-    // A missing device is seen at once and may be there the next time, so it is never kept.
+    // A missing device is noticed at once and may be there next time, so that verdict is never stored.
     if let Some(verdict) = absent() {
         return Ok(Judged {
             verdict,
@@ -202,7 +202,7 @@ pub fn verdict(probe: &Probe<'_>) -> Result<Judged, ProbeError> {
     boot_and_keep(probe, &holds)
 }
 
-/// Boots the guest, whatever is known already, and keeps the verdict.
+/// Boots the guest regardless of stored verdicts, and stores the new verdict.
 pub fn boot(probe: &Probe<'_>) -> Result<Verdict, ProbeError> {
     match absent() {
         Some(verdict) => Ok(verdict),
@@ -210,7 +210,7 @@ pub fn boot(probe: &Probe<'_>) -> Result<Verdict, ProbeError> {
     }
 }
 
-/// Boots, unless somebody else has found a verdict that `holds` while this one waited for the lock.
+/// Boots, unless another probe stored a verdict that `holds` while we waited for the lock.
 fn boot_and_keep(probe: &Probe<'_>, holds: &dyn Fn(&Kept) -> bool) -> Result<Judged, ProbeError> {
     files::create_private_dir(probe.cache)?;
     let patience = probe.limit * 2 + Duration::from_secs(10);
@@ -250,7 +250,7 @@ fn absent() -> Option<Verdict> {
     })
 }
 
-/// The directory of a probe; it goes with this value.
+/// The working directory of a probe, removed on drop.
 struct Scratch(PathBuf);
 
 impl Scratch {
@@ -265,7 +265,7 @@ impl Scratch {
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        // What stays is removed by the next probe.
+        // The next probe removes whatever remains.
         files::remove_tree(&self.0).ok();
     }
 }
@@ -313,7 +313,7 @@ fn try_boot(probe: &Probe<'_>, dir: &Path) -> Result<Verdict, ProbeError> {
     Ok(judge(&outcome, took, probe.limit, &read(&console)))
 }
 
-/// The description of the machine, as `--config-file` takes it.
+/// The machine's configuration for `--config-file`.
 fn machine() -> Result<Vec<u8>, serde_json::Error> {
     let boot = BootSource {
         kernel_image_path: "vmlinux".to_owned(),
@@ -330,7 +330,7 @@ fn machine() -> Result<Vec<u8>, serde_json::Error> {
     serde_json::to_vec(&serde_json::json!({ "boot-source": boot, "machine-config": size, "drives": [] }))
 }
 
-/// Firecracker; it and its group end with this value, and it is reaped.
+/// A Firecracker process, killed with its process group and reaped on drop.
 struct Vmm {
     child: Child,
     reaped: bool,
@@ -338,7 +338,7 @@ struct Vmm {
 
 impl Drop for Vmm {
     fn drop(&mut self) {
-        // Once it is reaped its id may name somebody else's group.
+        // After reaping, the process group id may be reused.
         if !self.reaped {
             kill_process_group(Pid::from_child(&self.child), Signal::KILL).ok();
             self.child.wait().ok();
@@ -346,7 +346,7 @@ impl Drop for Vmm {
     }
 }
 
-/// How the wait for the guest ended.
+/// The result of waiting for the guest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Outcome {
     Spoke,
@@ -358,7 +358,7 @@ fn watch(vmm: &mut Vmm, console: &Path, limit: Duration) -> Outcome {
     clock::poll_until(limit, || {
         let ended = vmm.child.try_wait().ok().flatten();
         vmm.reaped |= ended.is_some();
-        // Read after the look at the process: what it said last is in the file by then.
+        // Read the console after checking the process, so that its last output is included.
         if read(console).contains(SPOKEN) {
             return Some(Outcome::Spoke);
         }
@@ -373,7 +373,7 @@ fn watch(vmm: &mut Vmm, console: &Path, limit: Duration) -> Outcome {
 fn read(console: &Path) -> String {
     let mut bytes = Vec::new();
     if let Ok(file) = File::open(console) {
-        // What was read before an error is what there is.
+        // Use what was read before an error.
         file.take(CONSOLE_LIMIT).read_to_end(&mut bytes).ok();
     }
     String::from_utf8_lossy(&bytes).into_owned()

@@ -1,7 +1,7 @@
-//! A proof: the whole way of a lease gone once, with the program's own commands, and written down for strangers.
+//! A proof: the whole life of a lease, performed once with the program's own commands and recorded for strangers.
 //!
-//! The commands are those that a user types, started as a user starts them, so that what is proved is the program and not a part of
-//! it. It must never keep the machine: whatever happens, the lease is given back before the document is made.
+//! The commands are the ones that a user types, started as a user starts them, so that they prove the whole program. It must never
+//! keep the machine: whatever happens, the lease is released before the document is made.
 
 mod facts;
 mod fixture;
@@ -34,53 +34,53 @@ use fixture::Fixture;
 use residue::Before;
 use step::{Ran, Step};
 
-/// How long the lease lives when nobody is left to give it back.
+/// The lease's TTL, in case the proof is killed before it can release the lease.
 const TTL: &str = "45m";
-/// How long it may lie idle.
+/// The lease's idle limit.
 const IDLE: &str = "20m";
-/// How long what ends by itself may take to be gone, after the last command.
+/// How long to wait, after the last command, for things that end by themselves.
 const SETTLES: Duration = Duration::from_secs(10);
 
-/// What a proof is made with.
+/// Parameters of a proof.
 #[derive(Debug)]
 pub struct Wish {
     /// This program's version.
     pub version: &'static str,
-    /// Flags of the user's for the lease, as words.
+    /// The user's flags for the lease.
     pub flags: Vec<OsString>,
-    /// Whether the host is set up first where it never was.
+    /// Whether to set up the host first if it has never been set up.
     pub set_up: bool,
-    /// Names of the host and its user, none of which may be seen.
+    /// Names of the host and its user, all of which are redacted.
     pub names: Vec<String>,
 }
 
-/// Something that a person who waits wants to know.
+/// Progress, for a person who waits.
 #[derive(Debug)]
 pub enum Told<'a> {
     /// A stage begins.
     Begins(StageName),
-    /// It is over.
+    /// The stage is over.
     Ended(&'a Stage),
-    /// Somebody asked for an end, and the machine goes back before there is one.
+    /// The user interrupted, and the machine is being released first.
     GivesBack,
 }
 
-/// Why no proof was begun.
+/// Why a proof was not begun.
 #[derive(Debug, thiserror::Error)]
 pub enum MakeError {
-    /// There is nothing to sync.
+    /// The working tree could not be made.
     #[error("cannot make the working tree that the proof syncs")]
     Fixture(#[from] fixture::FixtureError),
-    /// Nobody could tell afterwards what was left.
+    /// This host's objects cannot be listed, so leftovers could not be detected afterwards.
     #[error("cannot look at what is on this host, so nobody could tell afterwards what is left")]
     Residue(#[from] residue::ResidueError),
-    /// This program's version is none.
+    /// This program's version is malformed.
     #[error("this program's version is no version: {0}")]
     Version(&'static str),
-    /// The clock is wrong.
+    /// The clock shows an impossible time.
     #[error("this host's clock does not tell a time that can be written down")]
     Clock,
-    /// No random bytes.
+    /// No random bytes are available.
     #[error("cannot draw a name for the lease")]
     Random(#[source] std::io::Error),
 }
@@ -101,7 +101,7 @@ impl Fault for MakeError {
     }
 }
 
-/// Makes the proof. A stage that fails is a part of it and no error: the machine is given back, and the document says so.
+/// Makes the proof. A failed stage is part of the document and not an error: the machine is released either way.
 pub fn make(
     engine: &Engine,
     plan: &FirecrackerPlan,
@@ -145,7 +145,7 @@ pub fn make(
     let guest = facts::guest(engine, plan, kernel, interrupts);
     Ok(Proof::of(Seen {
         made_at,
-        // Asked last of all: the way back, the scan and the digests take long, and whoever ends those has interrupted the proof as well.
+        // Check this last: the teardown, the scan and the digests take long, and an interrupt during those counts, too.
         interrupted: interrupts.caught().is_some(),
         program: Program {
             version,
@@ -159,7 +159,7 @@ pub fn make(
     }))
 }
 
-/// The way of one lease.
+/// The life of one lease.
 struct Way<'a> {
     engine: &'a Engine,
     wish: &'a Wish,
@@ -174,7 +174,7 @@ struct Way<'a> {
 }
 
 impl Way<'_> {
-    /// All that is done with the lease. What fails does not keep the rest from being seen, but without a machine there is nothing to see.
+    /// Everything that is done with the lease. Later steps run even if one fails, except that nothing can run without a machine.
     fn there(&mut self) {
         let mut warmup = vec!["warmup".into()];
         warmup.extend(self.wish.flags.iter().cloned());
@@ -239,12 +239,12 @@ impl Way<'_> {
         });
     }
 
-    /// The way back, which nobody interrupts.
+    /// The teardown, which ignores interrupts.
     fn back(&mut self) {
         let stop = ["stop", &self.slug].map(OsString::from).to_vec();
         let ran = self.stage(StageName::Stop, |way| way.step(stop, None, None));
-        // A slug may name several leases. Which of them is ours only the records say: what the warm-up printed may be the guest's words,
-        // which must never choose the lease that is ended.
+        // The slug may match several leases. Only the records can tell which is ours: the warm-up's output may contain the guest's
+        // words, which must never choose the lease that we end.
         if ran.exit != Some(0)
             && let Some(lease) = recorded(&self.engine.places, &self.slug)
         {
@@ -257,7 +257,7 @@ impl Way<'_> {
         self.stage(StageName::Cleanup, |way| way.step(cleanup, None, None));
     }
 
-    /// What is left; waits for what ends by itself.
+    /// The leftovers; waits for whatever ends by itself.
     fn scan(&mut self, before: &Before) -> Vec<Left> {
         let mut left = Vec::new();
         let (places, lease, root) = (
@@ -280,7 +280,7 @@ impl Way<'_> {
         left
     }
 
-    /// A stage that is one command, left out once somebody has asked for an end.
+    /// A stage with one command. Skipped after an interrupt.
     fn run(&mut self, name: StageName, words: Vec<OsString>, input: Option<&str>) -> Ran {
         if self.interrupts.caught().is_some() {
             return Ran::default();
@@ -325,7 +325,7 @@ impl Way<'_> {
         let cmd = Cmd::inheriting(&self.engine.exe)
             .args(words)
             .cwd(self.fixture.tree())
-            // Whatever is left of its connections is then seen to be ours.
+            // With this directory, leftovers of its connections can be recognised as ours.
             .env("XDG_RUNTIME_DIR", self.fixture.runtime())
             .env_remove("GIT_DIR")
             .env_remove("GIT_WORK_TREE")
@@ -341,8 +341,8 @@ impl Way<'_> {
     }
 }
 
-/// The lease with the slug `slug`, by the line in which the warm-up says that it leased one. The end of a guest's console may be in the
-/// same text and can name any lease, so nothing is ended by what this finds.
+/// The lease with the slug `slug`, according to the warm-up's line about it. The guest's console may be part of the same text and
+/// can name any lease, so the result must not be used to end a lease.
 fn lease_in(text: &str, slug: &str) -> Option<LeaseId> {
     text.lines().find_map(|line| {
         let mut words = line.strip_prefix("leased ")?.split(' ');
@@ -351,7 +351,7 @@ fn lease_in(text: &str, slug: &str) -> Option<LeaseId> {
     })
 }
 
-/// The lease with the slug `slug`, by the records: in use, not waiting in a pool.
+/// The lease with the slug `slug` according to the records, pool members excluded.
 fn recorded(places: &Places, slug: &str) -> Option<LeaseId> {
     let all = leases::list(&places.leases()).ok()?.leases;
     let ours = |record: &&leases::StoredLease| {
@@ -362,8 +362,8 @@ fn recorded(places: &Places, slug: &str) -> Option<LeaseId> {
         .and_then(|found| LeaseId::parse(&found.record.lease_id).ok())
 }
 
-/// The lines of a stage's output that are shown, and how many are not. Cleanup looks at the whole host, so of that only lines with an
-/// `own` word are: other leases are nobody's to see.
+/// The lines of a stage's output to show, and how many are left out. Cleanup covers the whole host, so only its lines with an `own`
+/// word are shown: other leases must stay private.
 fn shown<'t>(name: StageName, output: &'t str, own: &[&str]) -> (Vec<&'t str>, usize) {
     let all = || output.lines().filter(|line| !line.trim().is_empty());
     let is_own = |line: &&str| name != StageName::Cleanup || own.iter().any(|word| line.contains(word));
@@ -373,9 +373,9 @@ fn shown<'t>(name: StageName, output: &'t str, own: &[&str]) -> (Vec<&'t str>, u
     (lines, cut)
 }
 
-/// Whose kernel a command ran on that said its boot id.
+/// Which kernel a command ran on, according to the boot id that it printed.
 fn kernel_in(looked: &Ran) -> GuestKernel {
-    // The kernel writes it as five groups of hexadecimal digits.
+    // The kernel prints it as five groups of hexadecimal digits.
     let is_id = |line: &&str| {
         line.len() == 36
             && line.bytes().all(|byte| byte.is_ascii_hexdigit() || byte == b'-')
@@ -392,22 +392,22 @@ fn kernel_in(looked: &Ran) -> GuestKernel {
     }
 }
 
-/// The file of a proof. A map with keys that are no texts is not in it, so it always has one.
+/// The content of a proof's file. Rendering only fails for maps with keys that are not strings, and there are none.
 pub fn file(proof: &Proof) -> String {
     proof::render(proof, &digest::sha256).unwrap_or_default()
 }
 
-/// Names of this host and of the user who runs the program, as the system has them.
+/// The names of this host and of the current user, according to the system.
 pub fn names_of_host() -> Vec<String> {
     let system = rustix::system::uname();
     let mut names: Vec<String> = [system.nodename(), system.domainname()]
         .map(|name| name.to_string_lossy().into_owned())
         .into();
-    // What the kernel says of a domain that nobody set.
+    // The kernel's value for a domain that is not set.
     names.retain(|name| name != "(none)");
     let users = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
     let own = process::euid().to_string();
-    // `name:password:uid:gid:what people call them:home:shell` (passwd(5)).
+    // `name:password:uid:gid:real name:home:shell` (passwd(5)).
     let fields = users.lines().map(|line| line.split(':').collect::<Vec<_>>());
     let mine = fields.filter(|fields| fields.get(2) == Some(&own.as_str()));
     names.extend(
@@ -416,19 +416,19 @@ pub fn names_of_host() -> Vec<String> {
     names
 }
 
-/// Why a file is no proof that can be believed.
+/// Why a file is not a credible proof.
 #[derive(Debug, thiserror::Error)]
 pub enum CheckError {
-    /// There is no such file, or it cannot be read.
+    /// It does not exist or cannot be read.
     #[error("read proof {}", path.display())]
     Read {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         #[source]
         source: std::io::Error,
     },
-    /// It is not what a proof is.
+    /// It is malformed or contradicts itself.
     #[error("{} is no proof that can be believed: {source}", path.display())]
     Proof {
         /// The file.
@@ -457,7 +457,7 @@ impl Fault for CheckError {
     }
 }
 
-/// Reads the proof in the file `path`, and holds it against itself.
+/// Reads the proof in the file `path`, and checks its consistency.
 pub fn check(path: &Path) -> Result<Proof, CheckError> {
     let bytes = files::read_regular(path, proof::FILE_LIMIT).map_err(|source| CheckError::Read {
         path: path.to_owned(),

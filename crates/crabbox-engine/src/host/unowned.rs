@@ -1,6 +1,6 @@
-//! Machines that are made for nobody yet, for a template or a pool: how one is asked for, and what goes wrong with it.
+//! Machines that are made before anyone requests them, for a template or a pool: how to request one, and how that fails.
 //!
-//! Nothing here may make one; that is for whoever knows what becomes of it.
+//! Nothing here may make one; the caller does, who knows what it is for.
 
 use crabbox_core::config::firecracker::FirecrackerPlan;
 use crabbox_core::fault::{Fault, Kind};
@@ -12,7 +12,7 @@ use crabbox_machine::request::AcquireRequest;
 
 use crate::host::prepare::{self, NewLease, PrepareError};
 
-/// Why a machine for nobody was not made.
+/// Why an unclaimed machine was not made.
 #[derive(Debug, thiserror::Error)]
 pub enum UnownedError {
     /// This host cannot make a lease.
@@ -21,13 +21,13 @@ pub enum UnownedError {
     /// It did not come up.
     #[error("{what}")]
     Machine {
-        /// What that means.
+        /// The consequence.
         what: String,
-        /// What it met.
+        /// The cause.
         #[source]
         source: ClientError,
     },
-    /// No random bytes.
+    /// No random bytes are available.
     #[error("cannot draw random bytes for a new machine")]
     Random(#[source] std::io::Error),
 }
@@ -63,7 +63,7 @@ impl Fault for UnownedError {
     }
 }
 
-/// The request for a machine of `plan` that nobody has asked for.
+/// The request for a machine of `plan` that no user has requested.
 pub(crate) fn request(engine: &Engine, plan: &FirecrackerPlan) -> Result<AcquireRequest, PrepareError> {
     let new = NewLease {
         slug: None,

@@ -1,6 +1,6 @@
-//! Volumes of this host: what there is, who has it, and its removal at the user's word.
+//! The volumes of this host: listing them, who uses them, and removing them on request.
 //!
-//! Nothing here looks into a volume, and none goes that a lease has.
+//! Nothing here looks into a volume, and a volume in use is never removed.
 
 use std::path::PathBuf;
 
@@ -20,50 +20,50 @@ pub use crabbox_store::volumes::{SET_ASIDE, SetAside};
 pub struct Stored {
     /// Its directory.
     pub dir: PathBuf,
-    /// What its user calls it.
+    /// The name that its user gave it.
     pub name: String,
     /// Its key.
     pub key: String,
     /// Size of its file system in MiB.
     pub size_mib: u64,
-    /// Bytes that its image takes on the disk.
+    /// The disk space of its image, in bytes.
     pub allocated: u64,
-    /// When its present image was made, in seconds since 1970.
+    /// When its current image was made, in seconds since 1970.
     pub created_at: i64,
-    /// When a lease got it or gave it back last, in seconds since 1970.
+    /// When a lease last got it or returned it, in seconds since 1970.
     pub used_at: i64,
-    /// The lease that has it.
+    /// The lease that is using it.
     pub lease: Option<String>,
-    /// Why there is an image that was set aside, and the bytes that it takes.
+    /// Why an earlier image was set aside, and the disk space of that image in bytes; `None` if there is none.
     pub set_aside: Option<(SetAside, u64)>,
 }
 
 /// A volume whose record cannot be read.
 #[derive(Debug)]
 pub struct Unreadable {
-    /// Its directory, whose name removes it.
+    /// Its directory, whose name can be used to remove it.
     pub dir: PathBuf,
-    /// Bytes that its image takes on the disk.
+    /// The disk space of its image, in bytes.
     pub allocated: u64,
     /// Why.
     pub error: VolumesError,
 }
 
-/// Why a volume is not removed.
+/// Why a volume was not removed.
 #[derive(Debug, thiserror::Error)]
 pub enum RemoveError {
-    /// There is none.
+    /// There is no such volume.
     #[error("no cache volume has the name or key {name:?}")]
     NotFound {
-        /// What was asked for.
+        /// The requested name.
         name: String,
     },
-    /// Several have the name.
+    /// Several volumes have the name.
     #[error("{count} cache volumes have the name {name:?}")]
     Ambiguous {
-        /// What was asked for.
+        /// The requested name.
         name: String,
-        /// How many.
+        /// How many volumes.
         count: usize,
         /// Their keys.
         keys: Vec<String>,
@@ -74,7 +74,7 @@ pub enum RemoveError {
     /// It is in use, or its files cannot be removed.
     #[error("cache volume {name:?} stays")]
     Stays {
-        /// What was asked for.
+        /// The requested name.
         name: String,
         /// Why.
         #[source]
@@ -106,7 +106,7 @@ impl Fault for RemoveError {
     }
 }
 
-/// Whether the lease `id` of this host has the volume where it is wanted: mounted, and in that place.
+/// Whether the lease `id` of this host has the volume mounted at the requested path.
 pub(crate) fn has(places: &Places, id: &str, wanted: &Volume) -> bool {
     let Ok(id) = LeaseId::parse(id) else {
         return false;
@@ -117,7 +117,7 @@ pub(crate) fn has(places: &Places, id: &str, wanted: &Volume) -> bool {
     matches!(journal, Ok(Some(journal)) if journal.has_volume(&dir) && journal.note(&dir) == Some(wanted.path.as_str()))
 }
 
-/// All volumes, by name, and those whose records cannot be read.
+/// All volumes by name, and those with unreadable records.
 pub fn list(places: &Places) -> Result<(Vec<Stored>, Vec<Unreadable>), VolumesError> {
     let (mut stored, mut unreadable) = (Vec::new(), Vec::new());
     for Listed {
@@ -150,7 +150,7 @@ pub fn list(places: &Places) -> Result<(Vec<Stored>, Vec<Unreadable>), VolumesEr
     Ok((stored, unreadable))
 }
 
-/// Removes the volume with this key or name, or whose directory is called so.
+/// Removes the volume with this key, name or directory name.
 pub fn remove(places: &Places, name: &str) -> Result<(), RemoveError> {
     let (stored, unreadable) = list(places)?;
     let with = |is_it: &dyn Fn(&Stored) -> bool| -> Vec<&Stored> {
@@ -224,7 +224,7 @@ mod tests {
             (Kind::Usage, vec!["name one by its key: k1, k2".to_owned()])
         );
         assert_eq!(remove(&places, "nothing").unwrap_err().kind(), Kind::NotFound);
-        // A key comes before a name.
+        // A key takes precedence over a name.
         remove(&places, "k1").unwrap();
         assert_eq!(keys(), ["k2", "k4", "deps-of-none"]);
         remove(&places, "deps").unwrap();

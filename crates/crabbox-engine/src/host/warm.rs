@@ -1,7 +1,7 @@
-//! Templates on this host: which one a new lease can come of, and how one is made.
+//! Templates on this host: which template a new lease can be restored from, and how one is made.
 //!
-//! A lease comes of a template only where all that the template depends on is the same; whatever is wrong with one costs the lease its
-//! speed and nothing else. It must never publish a template of which two machines were not seen to come up, and to differ.
+//! A lease is restored only if everything that the template depends on is unchanged. A problem with a template costs a lease
+//! nothing but its speed. It must never publish a template before two test machines have come up from it and were found to differ.
 
 use std::cell::RefCell;
 use std::path::{Path, PathBuf};
@@ -34,17 +34,17 @@ pub(crate) mod facts;
 
 use facts::{Facts, facts, host};
 
-/// The Firecracker after whose restores a guest cannot speak to its host (firecracker-microvm/firecracker#5969).
+/// The version of Firecracker whose restored guests cannot communicate with the host (firecracker-microvm/firecracker#5969).
 pub(crate) const DEAF: Version = Version::new(1, 16, 0);
-/// How long `firecracker --version` may take.
+/// The time limit for `firecracker --version`.
 const VERSION_LIMIT: Duration = Duration::from_secs(10);
-/// How far the clock of a machine may be off that has just come of a template.
+/// How wrong the clock of a freshly restored machine may be.
 const CLOCK_LIMIT: Duration = Duration::from_secs(1);
 
-/// Why there is no template now.
+/// Why no template was made.
 #[derive(Debug, thiserror::Error)]
 pub enum WarmError {
-    /// The machine that was to be frozen, or one that was to come of it, was not made.
+    /// The machine to freeze, or a test machine, could not be made.
     #[error(transparent)]
     Unowned(#[from] UnownedError),
     /// The store of templates could not be used.
@@ -53,46 +53,46 @@ pub enum WarmError {
     /// The images could not be listed.
     #[error(transparent)]
     Images(#[from] ImagesError),
-    /// Somebody else makes one.
+    /// Another command is making one.
     #[error("another command is making a template")]
     Busy,
-    /// It is switched off.
+    /// Warm leases are switched off.
     #[error("firecracker.warm is off")]
     Off,
-    /// What boots is not an image of ours.
+    /// The configured image is not one of ours.
     #[error("only an image of crabbox's own can be frozen before it is anybody's")]
     Foreign,
-    /// The program does not say its version.
+    /// The program's version cannot be determined.
     #[error("cannot ask {} for its version", program.display())]
     Ask {
         /// The program.
         program: PathBuf,
-        /// How it failed.
+        /// Why not.
         #[source]
         source: CommandError,
     },
-    /// What it says is no version.
+    /// The program's output has no version.
     #[error(transparent)]
     NoVersion(#[from] NoVersion),
-    /// Its restored machines do not work.
+    /// Machines restored by this version do not work.
     #[error("a machine restored by Firecracker {found} cannot speak to its host")]
     Deaf {
         /// The version.
         found: Version,
     },
-    /// A machine that came of it did not say who it is.
+    /// A test machine did not report its identity.
     #[error("a machine that came of the template did not say who it is")]
     Nobody,
-    /// Two machines that came of it have something in common that they must not.
+    /// Two test machines share something that must be unique.
     #[error("two machines that came of the template have the same {what}; it was thrown away")]
     Alike {
-        /// What.
+        /// What they share.
         what: &'static str,
     },
-    /// The clock of a machine that came of it is wrong.
+    /// The clock of a test machine is wrong.
     #[error("the clock of a machine that came of the template is {off_ms} ms off; it was thrown away")]
     Clock {
-        /// By how much, in milliseconds.
+        /// The error in milliseconds.
         off_ms: i64,
     },
     /// The user interrupted.
@@ -141,12 +141,12 @@ impl Fault for WarmError {
     }
 }
 
-/// How a lease's machine is going to start.
+/// How a lease's machine will start.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Source {
-    /// Its kernel boots; why, where a template was to be expected.
+    /// It boots. The text says why, if a template should have been used.
     Cold(Option<String>),
-    /// It comes of the template with this key and this token.
+    /// It is restored from the template with this key and token.
     Restored {
         /// The key.
         key: String,
@@ -155,13 +155,13 @@ pub(crate) enum Source {
     },
 }
 
-/// Has `request` restored where a template fits it and `warm` allows it.
+/// Makes `request` a restore if a template fits it and `warm` allows that.
 pub(crate) fn choose(engine: &Engine, warm: bool, request: &mut AcquireRequest) -> Source {
     if !warm {
         return Source::Cold(None);
     }
     let templates = Templates::of(&engine.places);
-    // Whoever never made one has no store, and pays nothing for it.
+    // A user who never made a template has no store and pays nothing for this.
     if templates.keys().is_empty() || network::gives_tap(&request.network) {
         return Source::Cold(None);
     }
@@ -186,37 +186,37 @@ pub(crate) fn choose(engine: &Engine, warm: bool, request: &mut AcquireRequest) 
     }
 }
 
-/// Notes that a machine came of the template with this key.
+/// Records a successful restore from the template with this key.
 pub(crate) fn note_success(engine: &Engine, key: &str) {
     Templates::of(&engine.places).note_success(key);
 }
 
-/// Notes that a machine did not come of the template with this key and token, by the template's own fault.
+/// Records a failed restore from the template with this key and token, if the template was at fault.
 pub(crate) fn note_failure(engine: &Engine, key: &str, token: &str) {
-    // Where it cannot be noted the next lease tries it again, and boots after that.
+    // If this cannot be recorded, the next lease merely tries the template again, and boots after that fails.
     Templates::of(&engine.places).note_failure(key, token).ok();
 }
 
-/// Removes what makers of templates left that died.
+/// Removes leftovers of killed template makers.
 pub(crate) fn remove_dead(engine: &Engine) {
-    // What cannot be removed is tried again by the next that makes or sweeps, which says why not.
+    // Ignore failures: the next command that makes or sweeps templates tries again and reports the error.
     Templates::of(&engine.places).remove_dead().ok();
 }
 
 /// A template that was made.
 #[derive(Debug)]
 pub struct Made {
-    /// It.
+    /// The template.
     pub template: Template,
-    /// The two machines that came of it before it was published.
+    /// The two test machines that were restored from it before it was published.
     pub tried: [Identity; 2],
-    /// How long all of it took.
+    /// How long everything took.
     pub took: Duration,
-    /// What of its three machines could not be taken back.
+    /// Leftovers of its three machines that could not be removed.
     pub leftovers: Vec<String>,
 }
 
-/// Makes a template for leases of `plan`, instead of one that is there.
+/// Makes a template for leases of `plan`, replacing any existing one.
 pub fn make(
     engine: &Engine,
     plan: &FirecrackerPlan,
@@ -246,7 +246,7 @@ pub fn make(
     };
     let made = making.template(&templates, &lock, request, &facts, &dir);
     if made.is_err() && dir.exists() {
-        // What is left of it goes with the next one, or with `image gc`.
+        // Ignore failures: the next template, or `image gc`, removes what is left.
         std::fs::remove_dir_all(&dir).ok();
     }
     let (template, tried) = made?;
@@ -258,7 +258,7 @@ pub fn make(
     })
 }
 
-/// Whether leases of `plan` could come of a template on this host and there is none that may be used.
+/// Whether leases of `plan` could be restored on this host, but there is no usable template.
 pub(crate) fn is_missing(engine: &Engine, plan: &FirecrackerPlan) -> bool {
     let Ok(GuestSource::Ours { digest: image, .. }) = prepare::guest(engine, plan) else {
         return false;
@@ -281,7 +281,7 @@ pub(crate) fn is_missing(engine: &Engine, plan: &FirecrackerPlan) -> bool {
     }
 }
 
-/// Removes templates that are of no use any more; `None` where one is being made. Images with the digests `going` count as gone.
+/// Removes useless templates; `None` if one is being made. Images with the digests `going` are treated as gone.
 pub fn sweep(places: &Places, going: &[&str], dry_run: bool) -> Result<Option<Vec<Swept>>, WarmError> {
     let (listed, _) = images::list(places)?;
     let images: Vec<String> = listed
@@ -308,12 +308,12 @@ fn check_version(program: &Path) -> Result<(), WarmError> {
     Ok(())
 }
 
-/// A template in the making.
+/// A template being made.
 struct Making<'a> {
     engine: &'a Engine,
     interrupts: &'a Interrupts,
     progress: &'a dyn Progress,
-    /// What could not be taken back of the machines so far.
+    /// Leftovers of the machines so far that could not be removed.
     leftovers: RefCell<Vec<String>>,
 }
 
@@ -350,7 +350,7 @@ impl Making<'_> {
             host: facts.host.clone(),
             made_at,
         };
-        // Seconds of reading, in which Ctrl-C is heard as at any other time.
+        // Reading everything takes seconds, so keep listening to Ctrl-C.
         let stop = || self.interrupts.caught().is_some();
         let sealed = templates
             .seal(dir, &key, about, &stop)
@@ -366,14 +366,14 @@ impl Making<'_> {
         if self.interrupts.caught().is_some() {
             return Err(WarmError::Interrupted);
         }
-        // All of it is on the disk by now, under a name that is nobody's.
+        // Everything is on the disk by now, under a name that is not in use.
         hit("publish", Phase::Begun);
         let published = templates.publish(sealed, lock)?;
         hit("publish", Phase::Done);
         Ok((published, tried))
     }
 
-    /// Has a machine come up of the parts in `dir`, of all that `frozen` asked for; asks who it is, and gives it back.
+    /// Restores a test machine from the parts in `dir` with everything that `frozen` asks for, asks for its identity, and ends it.
     fn clone_of(
         &self,
         frozen: &AcquireRequest,
@@ -402,7 +402,7 @@ impl Making<'_> {
     }
 }
 
-/// Whether two machines of one template are two machines.
+/// Checks that two machines of one template differ in everything that must be unique.
 fn differ([one, other]: &[Identity; 2]) -> Result<(), WarmError> {
     for (what, same) in [
         ("random numbers", one.random == other.random),
@@ -425,7 +425,7 @@ fn differ([one, other]: &[Identity; 2]) -> Result<(), WarmError> {
 mod tests {
     use super::*;
 
-    /// Makes something of the first the same as of the second.
+    /// Copies one property of the second machine to the first.
     type Share = fn(&mut Identity, Identity);
 
     fn identity(of: &str, clock_ms: i64) -> Identity {

@@ -1,22 +1,22 @@
-//! What somebody is told whose lease waits: its place, and for what, in words of ours.
+//! Describes to a user what their queued lease is waiting for, with its position, in our own words.
 //!
-//! A scheduler's own word is shown where the table does not know it. No time is ever foretold.
+//! A reason that the table does not know is shown in the scheduler's word. We never predict a time.
 
 use std::time::Duration;
 
 use super::Node;
 
-/// What a lease takes of a host.
+/// What a lease needs on a host.
 #[derive(Debug, Clone, Copy)]
 pub struct Need {
-    /// In MiB.
+    /// Memory, in MiB.
     pub memory_mib: u64,
     /// Processors.
     pub cpus: u32,
 }
 
-/// How long to wait before the job is looked at again that was submitted `waited` ago: a host that is free takes it within a
-/// second, and thousands may wait.
+/// The delay before the next look at a job that was submitted `waited` ago. A free host takes a job within a second, but thousands
+/// of jobs may be waiting.
 pub fn pause(waited: Duration) -> Duration {
     Duration::from_millis(match waited.as_secs() {
         0..10 => 1_000,
@@ -25,17 +25,17 @@ pub fn pause(waited: Duration) -> Duration {
     })
 }
 
-/// Whether the scheduler has not looked at the job yet: most have a host a moment later, and no place would be the right one.
+/// Whether the scheduler has not considered the job yet. Most jobs get a host a moment later, and a position would be wrong.
 pub fn is_unseen(reason: &str) -> bool {
     ["", "None"].contains(&reason)
 }
 
-/// Whether a job that waits for this may wait for what the hosts have, which is a word more.
+/// Whether the reason may be a shortage on the hosts, in which case their free resources make the description more precise.
 pub fn is_short(reason: &str) -> bool {
     ["Resources", "Priority"].contains(&reason)
 }
 
-/// The line that is shown: `queued: 3rd, waiting for memory`. What the hosts have need not be known.
+/// The text to show, such as `queued: 3rd, waiting for memory`. The hosts' state is optional.
 pub fn words(rank: Option<usize>, reason: &str, need: Need, nodes: Option<&[Node]>) -> String {
     if is_unseen(reason) {
         return "queued".to_owned();
@@ -47,7 +47,7 @@ pub fn words(rank: Option<usize>, reason: &str, need: Need, nodes: Option<&[Node
     }
 }
 
-/// What a job waits for, by the word of the scheduler (squeue(1), field `%r` and "job reason codes").
+/// What a job waits for, by the scheduler's reason (squeue(1), field `%r` and "job reason codes").
 fn waiting_for(reason: &str, need: Need, nodes: Option<&[Node]>) -> String {
     let limit = |of: &str| format!("waiting for your own limit of {of}");
     match reason {
@@ -74,8 +74,8 @@ fn waiting_for(reason: &str, need: Need, nodes: Option<&[Node]>) -> String {
     }
 }
 
-/// Whether a job that waits for this waits for ever: what it asks for is more than its partition or its account allows one job. Slurm
-/// refuses most of those at once where `EnforcePartLimits` is `ALL`.
+/// Whether a job with this reason will never run, because it asks for more than its partition or account allows a single job. Slurm
+/// refuses most of those at submission if `EnforcePartLimits` is `ALL`.
 pub fn is_never(reason: &str) -> bool {
     [
         "PartitionTimeLimit",
@@ -87,14 +87,14 @@ pub fn is_never(reason: &str) -> bool {
     .contains(&reason)
 }
 
-/// Limits of accounts, associations and qualities of service.
+/// Whether the reason is a limit of an account, association or quality of service.
 fn is_limit(reason: &str) -> bool {
     ["QOS", "Assoc", "Account"]
         .iter()
         .any(|start| reason.starts_with(start))
 }
 
-/// What is short on the hosts that are up. The scheduler says only that something is.
+/// What the running hosts are short of; the scheduler only says that something is missing.
 fn scarce(reason: &str, need: Need, nodes: &[Node]) -> &'static str {
     let up: Vec<&Node> = nodes.iter().filter(|node| node.is_up()).collect();
     if up.is_empty() {
@@ -114,7 +114,7 @@ fn scarce(reason: &str, need: Need, nodes: &[Node]) -> &'static str {
         return "waiting for processors";
     }
     match reason {
-        // There is room, and somebody's turn before.
+        // There is room, but other jobs come first.
         "Priority" => "waiting for those before it",
         _ => "waiting for a host with a free place",
     }
@@ -156,7 +156,7 @@ mod tests {
         for unseen in ["", "None"] {
             assert_eq!(said(Some(1), unseen, &full), "queued");
         }
-        // Nobody said what the hosts have.
+        // The hosts' state is unknown.
         assert_eq!(
             words(Some(2), "Resources", NEED, None),
             "queued: 2nd, waiting for room"

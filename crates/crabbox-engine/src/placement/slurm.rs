@@ -1,7 +1,6 @@
-//! Slurm: `sbatch`, `squeue`, `scancel` and `sinfo`, by name, each bounded in time.
+//! Slurm: runs `sbatch`, `squeue`, `scancel` and `sinfo` from the `PATH`, each with a time limit.
 //!
-//! What they say is read, never believed to be complete. No word of a user's reaches them but as a number or as a name that was
-//! judged before.
+//! Their output is parsed, but never assumed to be complete. User input reaches them only as a number or as a validated name.
 
 use std::time::Duration;
 
@@ -11,13 +10,13 @@ use crabbox_host::environment::Environment;
 
 use super::{JOB, JobState, Node, Placement, PlacementError, Wish};
 
-/// How long one of Slurm's programs may take. One that finds no slurmctld gives up by itself after some ten seconds.
+/// The time limit of a Slurm program. One that finds no slurmctld gives up by itself after about ten seconds.
 const LIMIT: Duration = Duration::from_secs(30);
 
-/// The most that one of them may say, in bytes: a queue of 100,000 jobs.
+/// The maximum output of a program, in bytes: a queue of 100,000 jobs.
 const SAID: usize = 4 * 1024 * 1024;
 
-/// How much of an answer is repeated in an error, in characters.
+/// How much of an answer is quoted in an error, in characters.
 const SHOWN: usize = 300;
 
 /// A cluster.
@@ -25,14 +24,14 @@ const SHOWN: usize = 300;
 pub struct Slurm {
     /// The partition of the KVM hosts.
     pub partition: String,
-    /// What stands before an owner's name in the name of their account; `None` in a cluster without a database.
+    /// The prefix of an owner's account name; `None` in a cluster without a database.
     pub account_prefix: Option<String>,
 }
 
 impl Slurm {
     fn submission(&self, wish: &Wish<'_>) -> Cmd {
         let id = wish.lease.as_str();
-        // The script is one line of a shell. Words are quoted, but for the number, which the shell of the job knows.
+        // The script is one shell command. All arguments are quoted except for the job's number, which the job's shell expands.
         let words: Vec<String> = wish
             .command
             .iter()
@@ -51,8 +50,8 @@ impl Slurm {
             .arg(format!("--cpus-per-task={}", wish.cpus))
             .arg(format!("--gres=lease:1,disk:{}", wish.disk_gib))
             .arg(format!("--time={}", wish.minutes))
-            // All of what it gets is the job's; a list would have the host load the user's login environment. What is of this
-            // session or of this host alone, as the places of its files, must not go to another one.
+            // Exports our whole environment, which is nearly empty: with a list, the host would load the user's login environment.
+            // Variables of this session or host, such as file locations, must not reach another host.
             .arg("--export=ALL")
             .environment(Environment::Bare)
             .args(["--chdir=/", "--input=/dev/null", "--output=/dev/null"]);
@@ -66,7 +65,7 @@ impl Slurm {
     }
 }
 
-/// One of Slurm's programs; its configuration is where its own build says.
+/// A Slurm program; it finds its configuration at its build's default place.
 fn slurm(program: &'static str) -> Cmd {
     Cmd::new(program).limit(LIMIT).output_limit(SAID)
 }
@@ -78,7 +77,7 @@ fn said(program: &'static str, cmd: &Cmd) -> Result<String, PlacementError> {
     }
 }
 
-/// What a failure of one of the programs means, by the words of Slurm's own errors (`slurm_errno.c`).
+/// Classifies a failure of a program by the texts of Slurm's errors (`slurm_errno.c`).
 fn judged(program: &'static str, error: CommandError) -> PlacementError {
     let CommandError::Failed { stderr, .. } = &error else {
         return PlacementError::Away(error);
@@ -113,7 +112,7 @@ fn is_away(stderr: &str) -> bool {
     .any(|word| stderr.contains(word))
 }
 
-/// The last thing that a program said, without its own name before it.
+/// The last line of a program's output, without the program's own name.
 fn last_line(stderr: &str) -> String {
     let line = stderr
         .lines()
@@ -147,7 +146,7 @@ impl Placement for Slurm {
             .arg(format!("--jobs={job}"));
         let said = match asked.run() {
             Ok(captured) => captured.stdout_text(),
-            // Those that are over are forgotten after a while (`MinJobAge`).
+            // Ended jobs are forgotten after a while (`MinJobAge`).
             Err(CommandError::Failed { stderr, .. }) if stderr.contains("Invalid job id") => {
                 return Ok(JobState::Unknown);
             }
@@ -189,7 +188,7 @@ impl Placement for Slurm {
     }
 }
 
-/// Reads `RUNNING|h1|None`.
+/// Parses `RUNNING|h1|None`.
 fn read_state(said: &str) -> Result<JobState, PlacementError> {
     let Some(line) = said.lines().next() else {
         return Ok(JobState::Unknown);
@@ -205,7 +204,7 @@ fn read_state(said: &str) -> Result<JobState, PlacementError> {
         "RUNNING" => JobState::Running {
             node: nodes.to_owned(),
         },
-        // The host is being woken or prepared: it is not there yet.
+        // The host is still being woken up or prepared.
         "CONFIGURING" => JobState::Pending {
             reason: "None".to_owned(),
         },
@@ -214,7 +213,7 @@ fn read_state(said: &str) -> Result<JobState, PlacementError> {
     })
 }
 
-/// Reads the columns of `sinfo`; the processors are allocated/idle/other/all.
+/// Parses the columns of `sinfo`; its processor counts are allocated/idle/other/all.
 fn read_nodes(said: &str) -> Result<Vec<Node>, PlacementError> {
     said.lines()
         .filter(|line| !line.trim().is_empty())
@@ -227,7 +226,7 @@ fn read_nodes(said: &str) -> Result<Vec<Node>, PlacementError> {
             let idle = next()?.split('/').nth(1).unwrap_or_default().to_owned();
             Ok(Node {
                 name,
-                // Marks behind it, as `*` for one that does not answer, say more than `up`.
+                // Keep marks such as `*` (not responding), which make the host count as not up.
                 state: state.to_owned(),
                 free_memory_mib: all.saturating_sub(allocated),
                 free_cpus: number(&idle)?,
@@ -283,7 +282,7 @@ mod tests {
         ] {
             assert!(words.iter().any(|found| found == word), "{word}: {words:?}");
         }
-        // Cargo runs tests with a variable for the linker, which is one of this machine.
+        // Cargo sets a variable for the dynamic linker in tests, which belongs to this machine only.
         let submitted = slurm().submission(&wish).to_std();
         let withheld: Vec<_> = submitted
             .get_envs()

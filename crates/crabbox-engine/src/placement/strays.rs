@@ -1,7 +1,7 @@
-//! Leases on this host whose jobs are over, which the epilog did not take back: it failed, or was not run.
+//! Leases on this host whose jobs have ended, but which the epilog did not remove, because it failed or did not run.
 //!
-//! Only the scheduler's word ends a lease here, and only some time after it was made. When the scheduler does not answer, nothing is
-//! ended.
+//! Only the scheduler's answer can end a lease here, and only once the lease has reached a minimum age. If the scheduler does not
+//! answer, nothing is ended.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -14,30 +14,30 @@ use crabbox_store::leases::RecordError;
 
 use super::{JobState, Placement, PlacementError};
 
-/// How old a lease is at least that is taken back: its job may be so new that not all of the scheduler knows it.
+/// The minimum age of a lease that is ended here: the scheduler may not know a newer job everywhere yet.
 pub const GRACE: Duration = Duration::from_mins(2);
 
-/// Why leases of jobs that are over may still be there.
+/// Why leases of ended jobs may remain.
 #[derive(Debug, thiserror::Error)]
 pub enum StrayError {
     /// The leases cannot be listed.
     #[error(transparent)]
     Records(#[from] RecordError),
-    /// The scheduler says nothing.
+    /// The scheduler does not answer.
     #[error(transparent)]
     Placement(#[from] PlacementError),
-    /// Some are left, each of which was tried.
+    /// Some leases remain although we tried to end them.
     #[error("{} left: {}", count(.0.len()), shown(.0))]
     Left(Vec<(String, Stray)>),
 }
 
-/// Why one lease is left.
+/// Why a lease remains.
 #[derive(Debug, thiserror::Error)]
 pub enum Stray {
-    /// What the scheduler says of its job makes no sense here.
+    /// The scheduler's answer about its job makes no sense.
     #[error(transparent)]
     Placement(#[from] PlacementError),
-    /// It cannot be taken back.
+    /// It could not be ended.
     #[error(transparent)]
     Epilog(#[from] EpilogError),
 }
@@ -83,8 +83,8 @@ impl Fault for StrayError {
     }
 }
 
-/// Takes back each lease older than `grace` whose job is over, and tells `on_taken` of its id. One that cannot be taken back keeps none of
-/// the others.
+/// Ends each lease that is older than `grace` and whose job has ended, and calls `on_taken` with its id. A failure does not keep
+/// the others from being ended, unless the scheduler itself does not answer.
 pub fn take_back(
     engine: &Engine,
     placement: &dyn Placement,
@@ -99,7 +99,7 @@ pub fn take_back(
             continue;
         }
         let taken = match placement.state(job, &lease) {
-            // It would say nothing of the others either, after as long a wait for each.
+            // Stop here: the scheduler would not answer about the others either, and each question would have to time out.
             Err(error @ PlacementError::Away(_)) => return Err(error.into()),
             Err(error) => Err(error.into()),
             Ok(state) if is_over(&state) => epilog::take_back(engine, job).map_err(Stray::from),
@@ -117,8 +117,9 @@ pub fn take_back(
     }
 }
 
-/// The states of a job that has ended, of which nothing runs any more (squeue(1), job state codes). Any other, one of a later release too,
-/// destroys nothing: while a job is `COMPLETING` its epilog is at work, `STOPPED` and `SIGNALING` ones live.
+/// The states of an ended job, of which nothing is running any more (squeue(1), job state codes). In any other state, including
+/// unknown ones of later releases, nothing is destroyed: a `COMPLETING` job is still running its epilog, and `STOPPED` and
+/// `SIGNALING` ones are alive.
 const ENDED: [&str; 9] = [
     "COMPLETED",
     "FAILED",
@@ -135,7 +136,7 @@ const ENDED: [&str; 9] = [
 fn is_over(state: &JobState) -> bool {
     match state {
         JobState::Over { how } => ENDED.contains(&how.as_str()),
-        // The scheduler answers, and has no such job.
+        // The scheduler answers, and does not know the job.
         JobState::Unknown => true,
         JobState::Pending { .. } | JobState::Running { .. } => false,
     }
@@ -148,7 +149,7 @@ mod tests {
     use super::super::{Node, Wish};
     use super::*;
 
-    /// A scheduler that says one thing of every job, or nothing.
+    /// A scheduler that gives the same answer about every job, or none.
     #[derive(Debug)]
     struct Says(Option<JobState>);
 
@@ -240,7 +241,7 @@ mod tests {
             made(&engine, ID, &labels, false);
             assert_eq!(taken(&engine, over("FAILED")).unwrap(), none());
         }
-        // Given back long ago, and its disk is kept.
+        // It was released long ago, and its disk is kept.
         made(&engine, ID, &format!(r#"{},"state":"released""#, of_job()), true);
         assert_eq!(taken(&engine, over("COMPLETED")).unwrap(), none());
         assert!(dir.exists());
@@ -258,7 +259,7 @@ mod tests {
             );
             made(&engine, id, &labels, false);
         }
-        // A later release's journal, of which nothing may be undone.
+        // The journal of a later release, which must not be rolled back.
         let journal = engine.places.leases().join(stays).join("journal.jsonl");
         let newer = format!("{{\"entry\":\"open\",\"version\":999,\"lease\":\"{stays}\",\"at\":1}}\n");
         std::fs::write(journal, newer).unwrap();

@@ -1,14 +1,14 @@
-//! What a provider can do, for commands that must know before they ask it.
+//! What a provider can do, for commands that must know this in advance.
 //!
-//! Commands ask for a capability and never for a provider, so that one more provider is one more list and no search for
-//! matches. Nothing here may depend on settings or on the host.
+//! Commands ask for a capability and never for a provider, so adding a provider only means adding a list. Nothing here may depend
+//! on settings or on the host.
 
 /// Something that not every provider can do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Capability {
     /// It makes the machine of a lease, which ends with the lease.
     MakesMachine,
-    /// It keeps records of its own on this host, and knows leases that nobody claims.
+    /// It keeps its own records on this host, and so knows leases without a claim.
     KeepsRecords,
     /// It finds and removes what dead leases left behind.
     Cleanup,
@@ -23,16 +23,16 @@ pub enum Capability {
 /// What one provider can do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Capabilities {
-    /// What `providers` files it under.
+    /// Its category in the output of `providers`.
     pub category: &'static str,
-    /// What its leases' ids begin with where they are not those of every other.
+    /// The prefix of its leases' ids, if it has one of its own.
     pub id_prefix: Option<&'static str>,
-    /// What it can do.
+    /// Its capabilities.
     pub can: &'static [Capability],
 }
 
 impl Capabilities {
-    /// Whether `capability` is among them.
+    /// Whether it has `capability`.
     pub fn has(&self, capability: Capability) -> bool {
         self.can.contains(&capability)
     }

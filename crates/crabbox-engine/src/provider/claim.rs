@@ -1,6 +1,6 @@
-//! Tying a lease to a repository: its claim, written under the claims' lock from what stands there.
+//! Claims a lease for a repository: the claim is updated under the claims' lock.
 //!
-//! Another repository's claim is never taken over unasked.
+//! Another repository's claim is never taken over without being asked to.
 
 use std::path::Path;
 
@@ -14,12 +14,12 @@ use crabbox_store::places::Places;
 use crate::provider::error::LeaseError;
 use crate::provider::lease::Lease;
 
-/// Ties `lease` to the repository at `repo`; another repository's claim is only taken over when `reclaim` says so.
+/// Claims `lease` for the repository at `repo`. Another repository's claim is only taken over if `reclaim` is set.
 pub fn claim(places: &Places, lease: &Lease, repo: &Path, reclaim: bool) -> Result<Claim, TouchError> {
     claim_as(places, lease, repo, reclaim, |_, _| Ok::<_, TouchError>(()))
 }
 
-/// Like [`claim`]; `finish` may refuse what stands there, and completes the new claim.
+/// Like [`claim`]; `finish` may refuse the existing claim, and completes the new one.
 pub(crate) fn claim_as<E: From<TouchError>>(
     places: &Places,
     lease: &Lease,
@@ -71,7 +71,7 @@ impl From<TouchError> for LeaseError {
     }
 }
 
-/// Carries the caller's error through the store, which has errors of its own to add.
+/// Carries the caller's error through the store, which can add errors of its own.
 struct Refusal<E>(E);
 
 impl<E: From<TouchError>> From<ClaimError> for Refusal<E> {

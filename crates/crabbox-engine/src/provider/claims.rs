@@ -1,4 +1,4 @@
-//! The local claims as they stand, for `crabbox claims list`: files only, no provider is asked.
+//! The local claims for `crabbox claims list`: only files are read, no provider is asked.
 
 pub use crabbox_core::claim::Claim;
 use crabbox_core::fault::{Fault, Kind};
@@ -16,12 +16,12 @@ impl Fault for ListError {
     }
 }
 
-/// Every claim, and every file among them that is none.
+/// Every claim, and every other file in their directory.
 pub fn list(places: &Places) -> Result<Listing, ListError> {
     Ok(crabbox_store::claims::list(places)?)
 }
 
-/// A short word for what is wrong with a claim file, for programs.
+/// A short code for the problem of a claim file, for programs.
 pub fn code(error: &ClaimError) -> &'static str {
     match error {
         ClaimError::Decode { .. } => "invalid_json",

@@ -1,6 +1,6 @@
-//! Why a provider could not do what was asked: the error of its operation as it is, and what a command may do about it.
+//! Why a provider failed: the unchanged error of the operation, and what a command may do about it.
 //!
-//! Each provider says how its own errors become one, beside those errors. This module must never name an error of a provider.
+//! Each provider converts its own errors, in its own modules. This module must never name an error of a provider.
 
 use std::error::Error;
 use std::fmt;
@@ -10,13 +10,13 @@ use crabbox_core::fault::{Connectivity, Fault, Kind};
 /// What a command can do about an error before it gives up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Remedy {
-    /// This host was never set up; a set-up may be offered.
+    /// This host was never set up; offer to set it up.
     SetUp,
-    /// Nothing is left of the attempt, and a fresh lease may come up where this one did not.
+    /// Nothing is left of the attempt, and another try may succeed.
     Again,
 }
 
-/// Why a provider could not do what was asked. It reads, and ends a command, as the error that it carries.
+/// Why a provider failed. Its texts and its exit code are those of the error that it carries.
 #[derive(Debug)]
 pub struct LeaseError {
     fault: Box<dyn Fault>,
@@ -25,7 +25,7 @@ pub struct LeaseError {
 }
 
 impl LeaseError {
-    /// The error of a provider's operation.
+    /// Wraps the error of a provider's operation.
     pub fn new(fault: impl Fault + 'static) -> Self {
         Self {
             fault: Box::new(fault),
@@ -34,13 +34,13 @@ impl LeaseError {
         }
     }
 
-    /// The same, with what can be done about it.
+    /// The same error with its remedy.
     #[must_use]
     pub(crate) fn with_remedy(self, remedy: Option<Remedy>) -> Self {
         Self { remedy, ..self }
     }
 
-    /// The same, with the end of the console of a machine that did not come up.
+    /// The same error with the end of the console of the machine that did not come up.
     #[must_use]
     pub(crate) fn with_console(self, console: Vec<String>) -> Self {
         Self { console, ..self }
@@ -110,7 +110,7 @@ mod tests {
     #[test]
     fn it_is_in_all_the_error_that_it_carries() {
         let error = LeaseError::new(Outer(std::io::Error::other("inner")));
-        // The carrier is no link of the chain: each message is there once.
+        // The wrapper adds no link to the chain, so each message appears once.
         assert_eq!(fault::chain(&error), "outer: inner");
         assert_eq!(
             (error.kind(), error.connectivity(), error.hints()),

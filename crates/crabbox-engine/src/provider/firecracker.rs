@@ -1,6 +1,6 @@
-//! The `firecracker` provider as the command line uses it: a machine is made, entered and claimed, in that order.
+//! The `firecracker` provider on this machine: makes a machine, enters it and claims it, in that order.
 //!
-//! Until the claim is written the supervisor holds the lease and takes it back should we die; afterwards it watches it.
+//! Until the claim is written, the supervisor holds the lease and rolls it back if we die; from then on it watches the lease.
 
 mod checks;
 pub(crate) mod entering;
@@ -44,10 +44,10 @@ use crate::provider::{AcquiredLease, Leases, MachineStart, Notice, Provider};
 /// The provider's name, as claims have it.
 pub(crate) const NAME: &str = Which::Firecracker.name();
 
-/// Which part of the time for a launch one lease of a pool may take to be entered: those that cannot leave time for a boot.
+/// The fraction of the launch timeout that entering a pool member may take (1/n): failing ones must leave time for a boot.
 const POOL_PART: u32 = 4;
 
-/// Why a lease with volumes boots where a template may fit it.
+/// Why a lease with volumes boots even if a template would fit.
 const WITH_VOLUMES: &str = "it has cache volumes, and a template has the drives that it was made with";
 
 /// What this provider can do.
@@ -63,7 +63,7 @@ pub(crate) const CAPABILITIES: Capabilities = Capabilities {
     ],
 };
 
-/// What a lease would be like.
+/// The properties that a new lease would have.
 pub(crate) fn terms(settings: &Settings) -> Result<Terms, LeaseError> {
     let plan = firecracker::plan(settings)?;
     Ok(Terms {
@@ -75,12 +75,12 @@ pub(crate) fn terms(settings: &Settings) -> Result<Terms, LeaseError> {
     })
 }
 
-/// Whom a new lease is for, beside whoever runs this command.
+/// On whose behalf a new lease is made, if not for the user of this command.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct For<'a> {
-    /// Somebody who came from another machine.
+    /// A remote owner.
     pub(crate) owner: Option<&'a Owner>,
-    /// A scheduler's job, with the scheduler's name of this host, what its process wants to hear, and until when it may come.
+    /// A scheduler's job: the scheduler's name of this host, the request that the job's process expects, and the deadline for that.
     pub(crate) job: Option<(&'a str, &'a Knock, Instant)>,
 }
 
@@ -110,8 +110,8 @@ impl Firecracker {
         entering::acquire(&self.engine, acquisition, request, taker, interrupts, on_notice)
     }
 
-    /// A lease that waits in the pool of `request`, if there is one to be had. Whoever takes another one first has it, and one that cannot
-    /// be entered is given up: then it is the next one's turn.
+    /// Takes a waiting lease from the pool of `request`, if possible. A lease that somebody else takes first, or that cannot be
+    /// entered, is skipped.
     fn acquire_pooled(
         &self,
         request: &AcquireRequest,
@@ -120,7 +120,7 @@ impl Firecracker {
         on_notice: &mut dyn FnMut(&Notice<'_>),
     ) -> Option<AcquiredLease> {
         let pool = request.pool.as_ref()?;
-        // What is wrong with the wish itself is told where a lease is made, and costs none that waits.
+        // An invalid request is reported when a lease is made, and must not use up a pool member.
         if request
             .slug
             .as_deref()
@@ -156,8 +156,8 @@ impl Firecracker {
         None
     }
 
-    /// Has a machine ready that the process of a job makes, and handed over to `taker`. It boots: what is restored may have to be tried
-    /// twice, and a job has one lease.
+    /// Acquires a machine that a job's process makes, and hands it over to `taker`. It always boots: a restore may need a second
+    /// try, and a job has only one lease.
     fn acquire_held(
         &self,
         mut request: AcquireRequest,
@@ -175,7 +175,7 @@ impl Firecracker {
         entering::acquire(&self.engine, acquisition, &request, taker, interrupts, on_notice)
     }
 
-    /// Has a machine ready, and handed over to `taker`, for `whose`.
+    /// Acquires a machine for `whose` and hands it over to `taker`.
     pub(crate) fn acquire_for(
         &self,
         new: &NewLease,
@@ -191,16 +191,16 @@ impl Firecracker {
         if let Some(job) = whose.job {
             return Ok(self.acquire_held(request, job, taker, interrupts, on_notice)?);
         }
-        // Those of this host are its user's, and nobody's from afar.
+        // This host's volumes belong to its own user, and are not available to remote owners.
         if owner.is_none() && !plan.volumes.is_empty() {
             request.volumes = plan.volumes;
             return self.acquire_with_volumes(&request, plan.warm, taker, interrupts, on_notice);
         }
-        // What waits in a pool was made with a key of this machine, and opens to nobody else.
+        // Pool members have a key of this machine, so nobody else can enter them.
         if owner.is_none() {
             match pool::of(&self.engine, &plan, &request) {
                 Ok(pool) => request.pool = pool,
-                // Then it is a lease without one; what is missing is told by the making.
+                // Go on without a pool; making the lease will report what is missing.
                 Err(error) => on_notice(&Notice::NotPooled {
                     lease: None,
                     why: &error.to_string(),
@@ -221,14 +221,14 @@ impl Firecracker {
             why = Some(said.clone());
         }
         if matches!(source, Source::Restored { .. }) {
-            // One that does not wake leaves time to boot: the limit is one for both.
+            // The time limit covers both, so leave time for a boot in case the restore fails.
             request.launch_timeout /= 2;
         }
         let mut acquired = self.acquire_one(&request, taker, interrupts, on_notice);
         if let Source::Restored { key, token } = &source {
             match &acquired {
                 Ok(_) => warm::note_success(&self.engine, key),
-                // What an owner from afar asks for may be what fails; it must not take the template from everybody.
+                // The cause may be what the remote owner asked for, which must not disable the template for everybody.
                 Err(error) if error.blames_template() && owner.is_none() => {
                     warm::note_failure(&self.engine, key, token);
                 }
@@ -257,8 +257,7 @@ impl Firecracker {
         Ok(acquired)
     }
 
-    /// Has a machine with volumes ready, which always boots: those of a pool and those that go on from a template have the drives that they
-    /// were made with.
+    /// Acquires a machine with volumes. It always boots, because pool members and templates have a fixed set of drives.
     fn acquire_with_volumes(
         &self,
         request: &AcquireRequest,
@@ -273,7 +272,7 @@ impl Firecracker {
         Ok(acquired)
     }
 
-    /// Takes the lease `id`, which waits in a pool, because it was named.
+    /// Takes the pool member `id`, because it was named.
     fn take_named(&self, id: &str, key: &str) -> Result<(), LeaseError> {
         let plan = firecracker::plan(&self.settings)?;
         let stored = leases::read(&LeaseDir::at(self.engine.places.leases().join(id)))
@@ -317,7 +316,7 @@ impl Provider for Firecracker {
 
     fn resolve(&self, text: &str, purpose: Purpose) -> Result<Lease, LeaseError> {
         let lease = lookup::resolve(&self.engine, text, purpose)?;
-        // Who is going to work in it has to have it first: otherwise somebody else may get it at any moment.
+        // A pool member must be taken before it is used; otherwise somebody else may take it at any moment.
         if purpose == Purpose::Use
             && let Some(key) = labels::pool(&lease.labels)
         {
@@ -355,7 +354,8 @@ impl Provider for Firecracker {
 
     fn release(&self, text: &str) -> Result<Released, LeaseError> {
         let keep = &self.settings.firecracker.delete_on_release;
-        // The record says what its lease was made with; only who says it now, for this lease, may throw its disk away.
+        // The record has the setting from when the lease was made. The disk may only be discarded if a flag says so now, for this
+        // lease.
         let discard = keep.value && matches!(keep.origin, Origin::Flag(_));
         Ok(release::stop(&self.engine, text, discard)?)
     }
@@ -368,7 +368,7 @@ impl Provider for Firecracker {
         if !dry_run {
             warm::remove_dead(&self.engine);
         }
-        // What cannot be planned cannot be held against anything; members whose files are gone go all the same.
+        // Without a valid plan we cannot tell which members are outdated, but members whose files are gone are removed anyway.
         let plan = firecracker::plan(&self.settings).ok();
         let mut swept = pool::sweep(&self.engine, plan.as_ref(), dry_run).map_err(ReleaseError::from)?;
         for decision in &swept {

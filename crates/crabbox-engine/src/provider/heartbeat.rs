@@ -1,6 +1,6 @@
-//! Keeping a lease alive without doing anything in it: `crabbox heartbeat`.
+//! Keeps a lease alive without doing anything in it: `crabbox heartbeat`.
 //!
-//! Only a lease that is claimed here is kept alive: one that nobody claims shall run out.
+//! Only a lease that is claimed here is kept alive: an unclaimed lease must be able to expire.
 
 use std::time::Duration;
 
@@ -17,10 +17,10 @@ use crate::provider::lease::Lease;
 /// Why a lease was not kept alive.
 #[derive(Debug, thiserror::Error)]
 pub enum HeartbeatError {
-    /// There is no such lease, or it could not be refreshed.
+    /// The lease does not exist, or could not be refreshed.
     #[error(transparent)]
     Lease(#[from] LeaseError),
-    /// Nobody claims it, or another provider's claim stands under its id.
+    /// It has no claim, or the claim with its id is another provider's.
     #[error("lease {id} is not claimed for provider={provider}; refusing heartbeat")]
     NotClaimed {
         /// The lease.
@@ -61,8 +61,7 @@ impl Fault for HeartbeatError {
     }
 }
 
-/// Keeps the lease that `text` names alive, from now on with the idle limit `idle` if one is given. Returns the lease as it is
-/// afterwards.
+/// Keeps the lease that `text` names alive, and sets its idle limit to `idle` if given. Returns the updated lease.
 pub fn heartbeat(
     places: &Places,
     provider: &dyn Provider,

@@ -23,13 +23,13 @@ pub struct Lease {
     pub provider: &'static str,
     /// Machine type.
     pub server_type: String,
-    /// State: the label's, or `stopped` when the machine is not running any more.
+    /// State: the label's, or `stopped` if the machine is not running any more.
     pub state: LeaseState,
     /// Its labels.
     pub labels: Labels,
-    /// The KVM host that has it; `None` where that is this machine.
+    /// The KVM host that it is on; `None` if that is this machine.
     pub kvm_host: Option<KvmHost>,
-    /// Address under which this host reaches it, or its id where only a KVM host does; empty while it has none.
+    /// The address for reaching it from this host, or its id if only a KVM host can reach it; empty while it has no address.
     pub address: String,
     /// How to enter it; `None` while it has no address.
     pub target: Option<Target>,
@@ -40,7 +40,7 @@ pub struct Lease {
 }
 
 impl Lease {
-    /// The server that users see.
+    /// The server id that users see.
     pub fn display_id(&self) -> &str {
         &self.cloud_id
     }
@@ -60,7 +60,7 @@ impl Lease {
         labels::keep(&self.labels)
     }
 
-    /// Where a repository called `name` is synced to.
+    /// The directory that a repository called `name` is synced to.
     pub fn workdir(&self, name: &str) -> PathBuf {
         Path::new(&self.work_root).join(&self.id).join(name)
     }

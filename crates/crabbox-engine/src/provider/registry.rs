@@ -1,6 +1,6 @@
-//! Which provider stands behind a name of the configuration.
+//! Maps the configuration's provider names to providers.
 //!
-//! The one place that knows all of them.
+//! The only place that knows all of them.
 
 use crabbox_core::config::{Provider as Which, Settings};
 use crabbox_machine::context::Engine;
@@ -30,12 +30,12 @@ pub fn capabilities(which: Which) -> Capabilities {
     }
 }
 
-/// The doctor's checks of the provider `which`, in the order they are shown.
+/// The doctor's checks of the provider `which`, in display order.
 pub(crate) fn checks(which: Which, engine: &Engine, settings: &Settings, options: &Options) -> Vec<Check> {
     open(which, engine, settings).checks(options)
 }
 
-/// What a lease of the provider `which` would be like. Settings that it would refuse are an error here, too.
+/// The properties that a new lease of the provider `which` would have. Fails for settings that the provider would refuse.
 pub fn terms(which: Which, settings: &Settings) -> Result<Terms, LeaseError> {
     match which {
         Which::Firecracker => firecracker::terms(settings),
@@ -43,7 +43,7 @@ pub fn terms(which: Which, settings: &Settings) -> Result<Terms, LeaseError> {
     }
 }
 
-/// The first provider that has `capability`, in the order in which they are listed.
+/// The first listed provider that has `capability`.
 pub fn with(capability: Capability) -> Option<Which> {
     Which::ALL
         .into_iter()
@@ -62,7 +62,7 @@ mod tests {
         assert_eq!(can(Which::Firecracker), [true, true, true, true, false]);
         assert_eq!(can(Which::Ssh), [false, false, false, false, true]);
         assert_eq!(with(SetUp), Some(Which::Firecracker));
-        // The one that is asked for a lease where nobody says whose it is.
+        // The provider that is asked for leases without a known provider.
         assert_eq!(with(KeepsRecords), Some(Which::Firecracker));
         assert_eq!(with(SshProbe), Some(Which::Ssh));
     }

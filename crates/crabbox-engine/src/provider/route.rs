@@ -1,6 +1,6 @@
-//! Which provider a lease belongs to, by the local claims: an exact lease id first, then a slug, as in the Go program.
+//! Finds the provider of a lease by the local claims: by the exact lease id first, then by slug, as in the Go program.
 //!
-//! Only files are read: no provider is asked, so that a lease of one provider is found although another cannot be used.
+//! Only files are read and no provider is asked, so that an unusable provider does not hide the leases of another one.
 
 use crabbox_core::config::layer::Layer;
 use crabbox_core::config::{Provider, ProviderError, Settings};
@@ -12,7 +12,7 @@ use crabbox_store::places::Places;
 use crate::provider::capability::Capability;
 use crate::provider::registry;
 
-/// Why it cannot be told which provider is meant.
+/// Why the provider cannot be determined.
 #[derive(Debug, thiserror::Error)]
 pub enum RouteError {
     /// Several providers have leases of that slug.
@@ -45,8 +45,8 @@ impl Fault for RouteError {
     }
 }
 
-/// The provider of the lease that `text` names. A flag always wins; then the claim decides, then configuration. Where nothing
-/// is configured either, it is the provider that keeps records of its own on this host: it knows leases without a claim.
+/// The provider of the lease that `text` names. A flag takes precedence, then the claim, then the configuration. If none of them
+/// decides, it is the provider that keeps its own records on this host, since it knows leases without a claim.
 pub fn provider(places: &Places, settings: &Settings, text: &str) -> Result<Provider, RouteError> {
     if settings.provider.layer() == Layer::Flag {
         return Ok(settings.provider()?);
@@ -69,10 +69,10 @@ pub fn provider(places: &Places, settings: &Settings, text: &str) -> Result<Prov
     }
 }
 
-/// The provider that the claim of this id names, else that of the claims with this slug.
+/// The provider of the claim with this id, otherwise that of the claims with this slug.
 fn claimed_under(places: &Places, text: &str) -> Result<Option<String>, RouteError> {
     let listing = claims::list(places)?;
-    // A claim that names no provider is from before there was more than one, and tells nothing.
+    // A claim without a provider is from before there were several, and says nothing.
     let named = || listing.claims.iter().filter(|claim| !claim.provider.is_empty());
     if let Some(exact) = named().find(|claim| claim.lease_id == text) {
         return Ok(Some(exact.provider.clone()));

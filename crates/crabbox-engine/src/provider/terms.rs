@@ -1,26 +1,26 @@
-//! What a lease would be like by the settings as they are: where it is entered, where its trees are.
+//! The properties that a lease would have with the current settings: how it is entered, where its trees are.
 //!
-//! It is what `config show` shows, so nothing here may look at a host or promise that there is a machine.
+//! `config show` displays them, so nothing here may look at a host or promise that there is a machine.
 
 use crabbox_core::config::Settings;
 
-/// How a lease would be entered, and where work would be done in it.
+/// How a lease would be entered, and the directory for work in it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Terms {
     /// The user.
     pub user: String,
     /// The port of its SSH server.
     pub port: u16,
-    /// Ports that are tried after that one.
+    /// Ports to try after that one.
     pub fallback_ports: Vec<u16>,
-    /// The directory that its trees are below.
+    /// The directory under which trees are synced.
     pub work_root: String,
-    /// The kind of machine, as the provider calls it.
+    /// The provider's name for the machine type.
     pub server_type: String,
 }
 
 impl Terms {
-    /// By the general keys alone, as where no provider has keys of its own.
+    /// The terms of the general keys alone, for a provider without keys of its own.
     pub fn general(settings: &Settings) -> Self {
         Self {
             user: settings.ssh.user.value.clone(),

@@ -1,4 +1,4 @@
-//! The bundle that a failed run leaves here. Its entries are the Go program's.
+//! The bundle that is written locally for a failed run. Its entries are the Go program's.
 
 use std::io::Read as _;
 use std::path::Path;
@@ -13,13 +13,13 @@ use crate::run::error::BundleError;
 use crate::run::event::EndEvent;
 use crate::run::report::{Ended, RunReport};
 
-/// The most of a captured stream that goes into a bundle, in bytes.
+/// How much of a captured stream goes into a bundle at most, in bytes.
 const CAPTURED_LIMIT: u64 = 16 << 20;
 
 const README: &str = "What a failed crabbox run left behind.\n\ncrabbox-run.json     the run\ntimings.json         where its time went\nenv.redacted.txt     the names of the variables it was given\nconfig.redacted.txt  its configuration\nstdout.log, stderr.log  the streams that were captured in files, or their last lines\n\nOutput of a command may hold secrets: look before you pass this on.\n";
 
 impl Run<'_> {
-    /// Writes the bundle and says where it is.
+    /// Writes the bundle and reports its path.
     pub(super) fn bundle(&self, lease: &Lease, report: &RunReport, ended: &Ended) -> Result<(), BundleError> {
         let now = crabbox_core::timestamp::rfc3339(crabbox_host::clock::unix_seconds());
         let stamp: String = now.chars().filter(|c| !matches!(c, '-' | ':')).collect();
@@ -58,7 +58,7 @@ impl Run<'_> {
     }
 }
 
-/// The beginning of a captured stream; a file that has gone meanwhile is an empty one.
+/// The beginning of a captured stream; empty if the file was deleted since.
 fn captured(path: &Path) -> Vec<u8> {
     let mut content = Vec::new();
     if let Ok(file) = std::fs::File::open(path) {

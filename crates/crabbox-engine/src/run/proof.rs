@@ -1,7 +1,7 @@
-//! The proof of a run that succeeded: a piece of Markdown that says what was run where, and what came of it.
+//! The proof of a successful run: Markdown that says what was run where, and with which result.
 //!
-//! Its headings are the Go program's, because people and programs look for them. It must never hold what drives a terminal, or
-//! let the command's output end the block that it stands in.
+//! Its headings are the Go program's, because people and programs search for them. It must never contain terminal control
+//! sequences, or let the command's output end the block that it is quoted in.
 
 use std::collections::BTreeMap;
 
@@ -17,21 +17,21 @@ use crate::run::proof_text::{ProofTextError, filled};
 use crate::run::report::{Artifact, RunReport};
 use crate::run::witnessed::Captured;
 
-/// What a proof says where nothing else is known.
+/// The texts of a proof for facts that are not known.
 const BEHAVIOR: &str = "What this command does on the machine that it ran on.";
 const OBSERVED: &str = "The command ended with exit code 0.";
 const NOT_TESTED: &str = "Anything but this run.";
 const NO_OUTPUT: &str = "(no console output captured)";
 
-/// What is known of a run.
+/// The known facts of a run.
 struct Facts<'a> {
-    /// By the names under which templates ask for it.
+    /// By the names that templates use.
     values: BTreeMap<&'a str, &'a str>,
     artifacts: &'a [Artifact],
 }
 
 impl Run<'_> {
-    /// Writes the proof of a run that succeeded, if one was asked for.
+    /// Writes the proof of a successful run, if one was requested.
     pub(super) fn prove(&self, lease: &Lease, report: &mut RunReport) -> Result<(), EvidenceError> {
         let (Some(proof), Some(seen)) = (&self.evidence.proof, &report.witnessed) else {
             return Ok(());
@@ -67,7 +67,7 @@ impl Run<'_> {
     }
 }
 
-/// What was seen of the command: the end of what it printed, and where the rest is.
+/// What was observed of the command: the end of its output, and where the rest is.
 fn evidence(end: &str, captured: &[Captured]) -> String {
     let mut lines: Vec<String> = Some(end.to_owned())
         .into_iter()
@@ -87,7 +87,7 @@ fn evidence(end: &str, captured: &[Captured]) -> String {
     lines.join("\n")
 }
 
-/// A path that reads as one word and means nothing in Markdown.
+/// Quotes a path so that it reads as one word and has no meaning in Markdown.
 fn quoted(path: &str) -> String {
     let mut out = String::from("\"");
     for byte in path.bytes() {
@@ -141,11 +141,11 @@ fn render(template: &ProofTemplate, facts: &Facts<'_>) -> Result<String, ProofTe
          {more}What was not tested: {not_tested}\n",
         run = of("runId"),
     );
-    // Templates, presets and names of files are a repository's, and the proof is read on terminals, too.
+    // Templates, presets and file names come from a repository, and the proof may be displayed on a terminal.
     Ok(text.split('\n').map(harmless).collect::<Vec<_>>().join("\n"))
 }
 
-/// A fence that no line of `text` closes.
+/// A fence that no line of `text` can close.
 fn fence(text: &str) -> String {
     let longest = text
         .split(['\n', '\r'])

@@ -1,22 +1,22 @@
-//! The texts of a proof template: what `{{name}}` stands for in them, before the run and after it.
+//! Fills `{{name}}` in the texts of a proof template, before the run and after it.
 //!
-//! What nobody knows is found out before a machine is leased. What stands in a value is not looked at again.
+//! Unknown names are found before a machine is leased. Inserted values are not expanded again.
 
 use crabbox_core::config::profiles::ProofTemplate;
 
 use super::template::Variables;
 
-/// A template asks for something that nobody knows.
+/// A template uses an unknown variable.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("proof template {field} has unresolved preset variable(s): {}", missing.join(", "))]
 pub struct ProofTextError {
-    /// Where it asks for it.
+    /// The field that uses it.
     pub field: &'static str,
-    /// What it asks for.
+    /// The unknown variables.
     pub missing: Vec<String>,
 }
 
-/// The names under which templates ask for what is known of a run.
+/// The names that templates can use for facts of a run.
 const KNOWN: [&str; 7] = [
     "provider",
     "leaseId",
@@ -27,7 +27,7 @@ const KNOWN: [&str; 7] = [
     "actionsUrl",
 ];
 
-/// The template with what `--preset-var` gives in it; fails where it asks for what is neither that nor known of a run.
+/// Inserts the values of `--preset-var` into the template. Fails if it uses a name that is neither one of them nor a fact of a run.
 pub(super) fn prepare(
     template: &ProofTemplate,
     variables: &mut Variables,
@@ -37,7 +37,7 @@ pub(super) fn prepare(
             if KNOWN.contains(&name) {
                 return Some(format!("{{{{{name}}}}}"));
             }
-            // One with braces would be read once more when the run is over.
+            // A value with braces would be expanded again after the run.
             let value = variables.take(name).filter(|value| !value.contains("{{"));
             value.map(str::to_owned)
         })
@@ -51,7 +51,7 @@ pub(super) fn prepare(
     })
 }
 
-/// `text` with a value for each `{{name}}` in it. What stands in a value is not looked at again.
+/// `text` with each `{{name}}` in it replaced by its value. Values are not expanded again.
 pub(super) fn filled(
     field: &'static str,
     text: &str,
@@ -86,7 +86,7 @@ pub(super) fn filled(
     }
 }
 
-/// Whether it can be the name of something known.
+/// Whether it can be the name of a variable.
 fn is_name(text: &str) -> bool {
     text.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
         && text

@@ -1,7 +1,7 @@
-//! What a run is asked to do: its lease, its tree, its command, its results; and what of it is judged before anything happens.
+//! The request of a run: its lease, its tree, its command, its results; and the validation before anything happens.
 //!
-//! A request is plain data, whoever makes it: a command line, a job of the configuration, a command that runs others. What two
-//! wishes exclude each other is said here and nowhere else.
+//! A request is plain data, whether it comes from a command line, a job of the configuration, or a command that runs others. All
+//! rules about conflicting wishes are here.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -30,10 +30,10 @@ const SCRIPT_LIMIT: u64 = 16 << 20;
 /// Why a request cannot be run.
 #[derive(Debug, thiserror::Error)]
 pub enum RequestError {
-    /// There is nothing to run.
+    /// There is no command.
     #[error("usage: crabbox run [flags] -- <command...>")]
     Usage,
-    /// A tool is to be shown that nobody knows.
+    /// An unknown tool is to be shown.
     #[error(transparent)]
     Preflight(#[from] UnknownTool),
     /// Two flags exclude each other.
@@ -44,76 +44,76 @@ pub enum RequestError {
         /// The second.
         second: &'static str,
     },
-    /// Two sources for one script.
+    /// There are two sources for the script.
     #[error("--script and --script-stdin are mutually exclusive")]
     TwoScripts,
-    /// A slug for a lease that has one.
+    /// A slug was given for an existing lease.
     #[error("--slug only applies when creating a new lease; omit --id or use the existing slug")]
     SlugWithId,
-    /// A key for a receipt that nobody wants.
+    /// A signing key was given without a receipt.
     #[error("--attest-key requires --attest")]
     KeyAlone,
-    /// Both streams into one file.
+    /// Both streams would go to the same file.
     #[error("capture stdout/stderr: paths must be different")]
     SamePath,
-    /// A download without its two halves.
+    /// A download lacks one of its two parts.
     #[error("--download expects remote=local")]
     Download,
-    /// A script without a byte.
+    /// The script is empty.
     #[error("script {source_name} is empty")]
     EmptyScript {
-        /// Where it came from.
+        /// Its source.
         source_name: String,
     },
-    /// A script that is too large.
+    /// The script is too large.
     #[error("script {source_name} is larger than {} MiB", SCRIPT_LIMIT >> 20)]
     LargeScript {
-        /// Where it came from.
+        /// Its source.
         source_name: String,
     },
-    /// A script that cannot be read.
+    /// The script cannot be read.
     #[error("read script {}", path.display())]
     Script {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         #[source]
         source: std::io::Error,
     },
-    /// No preset of that name.
+    /// The preset does not exist.
     #[error("unknown preset {name:?}")]
     Preset {
         /// The name.
         name: String,
-        /// The names there are.
+        /// The existing names.
         known: Vec<String>,
     },
-    /// A placeholder, or what is put there.
+    /// A placeholder, or its value, is not valid.
     #[error(transparent)]
     Template(#[from] TemplateError),
-    /// No proof template of that name.
+    /// The proof template does not exist.
     #[error("proof template {name:?} is not configured for profile {profile:?}")]
     ProofTemplate {
         /// The name.
         name: String,
         /// The profile.
         profile: String,
-        /// The names there are.
+        /// The existing names.
         known: Vec<String>,
     },
-    /// A schema that is none, or for no file.
+    /// A schema is not valid, or has no file.
     #[error(transparent)]
     Schema(#[from] SchemaError),
-    /// A text of a proof template asks for what there is not.
+    /// A text of a proof template uses an unknown variable.
     #[error(transparent)]
     ProofText(#[from] ProofTextError),
-    /// A pattern for artifacts that is none.
+    /// An artifact pattern is not valid.
     #[error(transparent)]
     Pattern(#[from] PatternError),
-    /// A word that is not text.
+    /// An argument is not valid UTF-8.
     #[error("the command has a word that is not valid UTF-8: {}", word.to_string_lossy())]
     NotText {
-        /// The word.
+        /// The argument.
         word: OsString,
     },
 }
@@ -140,41 +140,41 @@ impl Fault for RequestError {
     }
 }
 
-/// A script to be uploaded and run.
+/// A script to upload and run.
 #[derive(Debug)]
 pub struct Script {
-    /// Where it came from, for a line.
+    /// Its source, for messages.
     pub source: String,
     /// Its content.
     pub content: Vec<u8>,
 }
 
-/// What a run does in its lease: a request that makes sense, with its script read.
+/// The work of a run: a validated request with its script read.
 #[derive(Debug)]
 pub struct Work {
-    /// The script, if it is one.
+    /// The script, if the command is one.
     pub script: Option<Script>,
-    /// The words: the command, or the script's arguments.
+    /// The command's words, or the script's arguments.
     pub words: Vec<String>,
-    /// Files that are fetched: the path there, and the one here.
+    /// Files to download: the remote path and the local one.
     pub downloads: Vec<(String, PathBuf)>,
-    /// Patterns of files that are brought back.
+    /// Patterns of files to fetch.
     pub artifacts: Vec<Pattern>,
-    /// Patterns of files that have to be there.
+    /// Patterns of required files.
     pub required: Vec<Pattern>,
-    /// Files that have to be there and to satisfy a schema.
+    /// Required files that must satisfy a schema.
     pub schemas: Vec<schema::Required>,
-    /// Whether a shell gets the words as they are.
+    /// Whether a shell interprets the words.
     pub shell: bool,
-    /// Whether the tools of the lease are shown first.
+    /// Whether to show the lease's tools first.
     pub preflight: bool,
-    /// Which tools these are.
+    /// Which tools to show.
     pub tools: Vec<&'static str>,
     /// Variables from the configuration.
     pub env: Vec<(String, String)>,
-    /// What placeholders of the configuration stand for.
+    /// The values of the configuration's placeholders.
     pub variables: Variables,
-    /// The template of the proof, with its name, if one is wanted and has a template.
+    /// The name and template of the proof, if a proof is wanted and has a template.
     pub proof: Option<(String, ProofTemplate)>,
 }
 
@@ -217,7 +217,7 @@ impl Work {
         })
     }
 
-    /// The same with what the configuration adds: the profile, and the preset and the proof template that are named.
+    /// Adds what the configuration contributes: the profile, and the named preset and proof template.
     pub fn configured(mut self, settings: &Settings, request: &RunRequest) -> Result<Self, RequestError> {
         self.artifacts.extend(patterns(&settings.artifact_globs)?);
         self.tools = preflight::tools(&settings.preflight_tools.value)?;
@@ -234,7 +234,7 @@ impl Work {
             let script = self
                 .variables
                 .fill_script(&format!("{place} command"), &preset.command)?;
-            // Values are quoted for a shell.
+            // The inserted values are quoted for a shell, so a shell must run the command.
             self.shell |= preset.shell || script.is_some();
             self.words = vec![script.unwrap_or_else(|| preset.command.clone())];
             self.preflight |= preset.preflight;
@@ -257,7 +257,7 @@ impl Work {
         Ok(self)
     }
 
-    /// Variables for the command, with values in the place of their placeholders; `place` is what has them.
+    /// The command's variables with their placeholders filled in; `place` names their origin in errors.
     fn filled(
         &mut self,
         place: &str,
@@ -270,7 +270,7 @@ impl Work {
         filled.collect()
     }
 
-    /// The command in the form that the other side gets; `uploaded` is the script's path there.
+    /// The command in the form that is sent to the lease; `uploaded` is the script's path there.
     pub fn form(&self, uploaded: Option<&str>) -> Form {
         match (uploaded, &self.script) {
             (Some(path), Some(script)) => {
@@ -288,7 +288,7 @@ impl Work {
         }
     }
 
-    /// The command as it is shown: a line that a shell reads as these words.
+    /// The command for display: a shell command line with the same words.
     pub fn display(&self) -> String {
         let script = self.script.iter().map(|script| &script.source);
         quote::line(script.chain(&self.words))
@@ -296,7 +296,7 @@ impl Work {
 }
 
 impl Work {
-    /// The words by which runs of the same command are known.
+    /// The words that identify runs of the same command in the records.
     pub fn recorded(&self) -> Vec<String> {
         let mut words = match &self.script {
             None => Vec::new(),
@@ -409,7 +409,7 @@ fn read(path: &Path) -> Result<Vec<u8>, RequestError> {
 mod tests {
     use super::*;
 
-    /// Whether a lease is over after a run that succeeded and one that failed, for a new lease and for one that was there.
+    /// Whether a lease ends after a successful run and after a failed one, first for a new lease, then for an existing one.
     fn over(wish: &LeaseWish) -> [bool; 4] {
         [(true, false), (true, true), (false, false), (false, true)]
             .map(|(new, failed)| wish.is_over(new, failed))

@@ -1,4 +1,4 @@
-//! The working tree of a run: looked at here, ours alone over there, brought.
+//! The working tree of a run: examined here, locked in the lease, synced.
 
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::thread::JoinHandle;
@@ -14,19 +14,19 @@ use crate::run::error::RunError;
 use crate::run::event::TreeEvent;
 use crate::run::report::RunReport;
 
-/// How long a look at the tree stays good while the lease's side is waited for.
+/// How long an examination of the local tree stays valid while waiting for the lease's side.
 pub(super) const LOOK_HOLDS: Duration = Duration::from_secs(1);
 
-/// What a look at the tree gives.
+/// The result of examining the local tree.
 pub(super) type Looked = Result<(sync::Load, Result<(), sync::GuardrailError>), sync::SyncError>;
 
-/// Opens the connection that all of the run goes over, unless it is open; how long that took.
+/// Opens the connection for the whole run, unless it is already open. Returns how long that took.
 pub(super) fn connect(target: &Target, cancel: BorrowedFd<'_>) -> Result<Duration, RunError> {
     Ok(session::connect(target, cancel)?.unwrap_or_default())
 }
 
 impl Run<'_> {
-    /// Waits until nobody else is in the tree. `make` is a directory that is to be there then.
+    /// Waits until no other run uses the tree. `make` is a directory to create then.
     pub(super) fn own(&self, lease: &Lease, target: &Target, make: Option<&str>) -> Result<Owner, RunError> {
         let waiting = |elapsed, state: &str| self.events.tree(&TreeEvent::Waiting { elapsed, state });
         let stage = self.stage("workspace");
@@ -39,14 +39,14 @@ impl Run<'_> {
         Ok(owner)
     }
 
-    /// Begins to look at the tree here, which goes on while the lease's side makes ready.
+    /// Starts to examine the local tree, in parallel to the preparations of the lease's side.
     pub(super) fn look(&self) -> JoinHandle<Looked> {
         let (repo, settings) = (self.repo.clone(), self.settings.sync.clone());
         let places = self.engine.places.clone();
         std::thread::spawn(move || sync::load(&repo, &settings, &places.trees(), &places.config))
     }
 
-    /// Begins the lease's side of the sync.
+    /// Starts the lease's side of the sync.
     pub(super) fn begin(
         &self,
         owner: &mut Owner,
@@ -60,7 +60,7 @@ impl Run<'_> {
         sync::begin(owner, target, destination, &self.settings.sync, choice)
     }
 
-    /// Brings the tree that `look` sees.
+    /// Syncs the tree that `look` examined.
     pub(super) fn sync(
         &self,
         lease: &Lease,
@@ -78,7 +78,7 @@ impl Run<'_> {
         let looked = look
             .join()
             .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-        // The interrupt of a terminal ends git as well, whose words then mean nothing.
+        // A terminal's interrupt ends the git process, too, so its error has no meaning then.
         if self.interrupts.caught().is_some() {
             return Err(sync::SyncError::Interrupted.into());
         }

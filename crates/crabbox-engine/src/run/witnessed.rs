@@ -1,6 +1,6 @@
-//! A command as it was seen from here: when it began, what it printed, where its streams went.
+//! A command as observed from this machine: when it began, what it printed, where its streams went.
 //!
-//! It must never say what the machine says of itself.
+//! It must never repeat the guest's own claims.
 
 use std::time::Instant;
 
@@ -9,16 +9,16 @@ use crabbox_workspace::transcript::Transcript;
 
 use crate::run::request::ResultWish;
 
-/// A command as it was seen from here.
+/// A command as observed from this machine.
 #[derive(Debug, Clone)]
 pub(super) struct Witnessed {
     /// When it began: Unix seconds, and nanoseconds within the second.
     pub(super) at: (i64, u32),
-    /// The same for measuring.
+    /// The same as a monotonic time, for measuring.
     pub(super) began: Instant,
-    /// The SHA-256 of both of its streams as they came, in hexadecimal digits.
+    /// The SHA-256 of both streams in the order of arrival, in hexadecimal digits.
     pub(super) sha256: String,
-    /// The end of what it printed; what went into files is not in it.
+    /// The end of its output, without streams that went into files.
     pub(super) end: String,
     /// Its streams that went into files.
     pub(super) captured: Vec<Captured>,
@@ -36,7 +36,7 @@ impl Witnessed {
         }
     }
 
-    /// The same when it has ended; so many bytes came on standard output and standard error.
+    /// Completes the observation of an ended command; `bytes` are the sizes of standard output and standard error.
     pub(super) fn ended(mut self, transcript: &Transcript, results: &ResultWish, bytes: [u64; 2]) -> Self {
         (self.sha256, self.end) = (transcript.sha256(), transcript.end());
         let paths = [
@@ -54,13 +54,13 @@ impl Witnessed {
     }
 }
 
-/// A stream that went into a file.
+/// A stream that was captured in a file.
 #[derive(Debug, Clone)]
 pub(super) struct Captured {
     /// `stdout` or `stderr`.
     pub(super) stream: &'static str,
-    /// The file as it was named.
+    /// The file's name as given.
     pub(super) path: String,
-    /// How much went there.
+    /// How many bytes were written.
     pub(super) bytes: u64,
 }

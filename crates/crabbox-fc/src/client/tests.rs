@@ -7,7 +7,7 @@ use crate::types::{
     BootSource, InstanceState, MemoryBackend, MemoryBackendType, NetworkOverride, SnapshotLoad, VsockOverride,
 };
 
-/// Responds to each request with the next of its texts; at the end of them it fails as `end` says.
+/// Responds to each request with the next of its texts; after the last one it fails as `end` says.
 struct Script {
     sent: Vec<u8>,
     answers: VecDeque<Vec<u8>>,

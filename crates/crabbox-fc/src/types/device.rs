@@ -22,17 +22,17 @@ pub struct Drive {
     /// How the host's file is read and written; Firecracker's default is [`IoEngine::Sync`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub io_engine: Option<IoEngine>,
-    /// Limits of speed.
+    /// Rate limits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rate_limiter: Option<RateLimiter>,
 }
 
-/// What a guest's flush does.
+/// The effect of a guest's flush.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum CacheType {
-    /// Nothing: the host writes when it likes.
+    /// None: the host writes the data when it likes.
     Unsafe,
-    /// It reaches the host's disk.
+    /// The data reaches the host's disk.
     Writeback,
 }
 
@@ -50,10 +50,10 @@ pub enum IoEngine {
 pub struct DrivePatch {
     /// The drive.
     pub drive_id: String,
-    /// Another backing file; the guest sees the new size.
+    /// A new backing file; the guest sees its size.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub path_on_host: Option<String>,
-    /// Other limits of speed.
+    /// New rate limits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rate_limiter: Option<RateLimiter>,
 }
@@ -68,31 +68,31 @@ pub struct NetworkInterface {
     /// The guest's hardware address.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub guest_mac: Option<String>,
-    /// Limits of what the guest receives.
+    /// Rate limits for what the guest receives.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rx_rate_limiter: Option<RateLimiter>,
-    /// Limits of what the guest sends.
+    /// Rate limits for what the guest sends.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tx_rate_limiter: Option<RateLimiter>,
 }
 
-/// Limits of speed; a missing bucket does not limit.
+/// Rate limits; a missing bucket does not limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct RateLimiter {
-    /// Counted in bytes.
+    /// Limit in bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bandwidth: Option<TokenBucket>,
-    /// Counted in operations or packets.
+    /// Limit in operations or packets.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ops: Option<TokenBucket>,
 }
 
-/// A bucket of tokens: `size` in every `refill_time`.
+/// A token bucket: `size` tokens per `refill_time`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TokenBucket {
-    /// How much it holds, in bytes or operations.
+    /// Its size, in bytes or operations.
     pub size: u64,
-    /// How much may be spent once, at the start, on top.
+    /// An additional amount that may be spent once, at the start.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub one_time_burst: Option<u64>,
     /// How long an empty bucket takes to fill, in milliseconds.
@@ -112,7 +112,7 @@ pub struct Vsock {
 /// `PUT /entropy`: a virtio source of random numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Entropy {
-    /// Limits of speed.
+    /// Rate limits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rate_limiter: Option<RateLimiter>,
 }
@@ -120,9 +120,9 @@ pub struct Entropy {
 /// `PUT /balloon`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Balloon {
-    /// How much the guest gives back at first, in MiB.
+    /// How much memory the guest gives back at first, in MiB.
     pub amount_mib: u32,
-    /// Whether the guest gets memory back before it kills a process for want of memory.
+    /// Whether the guest gets memory back before it kills a process because it is out of memory.
     pub deflate_on_oom: bool,
     /// Seconds between two statistics of the guest; 0 for none.
     #[serde(default)]

@@ -1,6 +1,7 @@
-//! Bodies that save a machine and bring it back.
+//! Bodies that save and restore a machine.
 //!
-//! Fields that came with a later version than 1.12 say so; [`crate::Request`] carries the need and the client checks it.
+//! Fields that are newer than version 1.12 say so; [`crate::Request`] lists the features that it needs, and the
+//! client checks them.
 
 use serde::{Deserialize, Serialize};
 
@@ -17,7 +18,7 @@ pub struct SnapshotCreate {
     pub mem_file_path: String,
 }
 
-/// How much a snapshot holds.
+/// The extent of a snapshot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum SnapshotType {
     /// The whole memory.
@@ -26,34 +27,34 @@ pub enum SnapshotType {
     Diff,
 }
 
-/// `PUT /snapshot/load`, on a Firecracker that was not configured.
+/// `PUT /snapshot/load`, on a Firecracker that has not been configured.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SnapshotLoad {
     /// The file with the state of the machine.
     pub snapshot_path: String,
     /// Where the memory comes from.
     pub mem_backend: MemoryBackend,
-    /// Before 1.13: whether written pages are noted. See [`SnapshotLoad::with_dirty_page_tracking`].
+    /// Before 1.13: whether written pages are recorded. See [`SnapshotLoad::with_dirty_page_tracking`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub enable_diff_snapshots: Option<bool>,
-    /// From 1.13 on: whether written pages are noted.
+    /// Since 1.13: whether written pages are recorded.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub track_dirty_pages: Option<bool>,
-    /// Whether the virtual CPUs run at once.
+    /// Whether the virtual CPUs resume at once.
     pub resume_vm: bool,
-    /// Other taps for the interfaces of the snapshot, from 1.12 on.
+    /// Other taps for the interfaces of the snapshot, since 1.12.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub network_overrides: Vec<NetworkOverride>,
-    /// Another socket for the vsock device, from 1.16 on.
+    /// Another socket for the vsock device, since 1.16.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vsock_override: Option<VsockOverride>,
-    /// Whether the guest's clock is set forward, from 1.16 on.
+    /// Whether the guest's clock is set forward, since 1.16.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clock_realtime: Option<bool>,
 }
 
 impl SnapshotLoad {
-    /// Asks for the tracking of written pages, under the name that `version` has for it.
+    /// Requests tracking of written pages, with the field that `version` has for it.
     #[must_use]
     pub fn with_dirty_page_tracking(mut self, version: Version) -> Self {
         if version.knows(Feature::TrackDirtyPagesOnLoad) {
@@ -64,7 +65,7 @@ impl SnapshotLoad {
         self
     }
 
-    /// What a Firecracker must know to take this body.
+    /// The features that a Firecracker needs to accept this body.
     pub(crate) fn needs(&self) -> Vec<Feature> {
         let asked = [
             (!self.network_overrides.is_empty(), Feature::NetworkOverrides),
@@ -82,13 +83,13 @@ impl SnapshotLoad {
 /// Where a restored guest's memory comes from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MemoryBackend {
-    /// What is at the path.
+    /// The kind of source at the path.
     pub backend_type: MemoryBackendType,
     /// The memory file, or the socket of a page fault handler.
     pub backend_path: String,
 }
 
-/// Who serves the page faults of a restored guest.
+/// The process that serves the page faults of a restored guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum MemoryBackendType {
     /// The kernel, from the memory file, copy on write.

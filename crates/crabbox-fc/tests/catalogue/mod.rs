@@ -1,5 +1,6 @@
-//! One request of every kind that this crate can send, with every option set at least once, in an order that a Firecracker
-//! which has not booted accepts. The recorder sends them to a real one; the golden test compares.
+//! One request of every kind that this crate can send, with every option set at least once, in an order that a
+//! Firecracker that has not booted accepts. The recorder sends them to a real Firecracker; the golden test compares
+//! the results.
 
 use crabbox_fc::Request;
 use crabbox_fc::types::{
@@ -100,7 +101,7 @@ fn devices() -> Vec<Request> {
             io_engine: None,
             rate_limiter: None,
         }),
-        // Refused: there is no such file. The message is what a user would see.
+        // Refused because the file does not exist. A user would see this message.
         Request::drive(&Drive {
             drive_id: "absent".into(),
             path_on_host: "absent.ext4".into(),

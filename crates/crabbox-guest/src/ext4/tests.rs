@@ -1,4 +1,4 @@
-//! Real file systems of mke2fs, filled and emptied by debugfs; dumpe2fs and e2fsck judge what is called free.
+//! Real file systems made by mke2fs, filled and emptied by debugfs; dumpe2fs and e2fsck check the reported free space.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -11,12 +11,12 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// The layer's own format, as `crabbox-image` makes it.
+/// The private layer's format, as made by `crabbox-image`.
 const LAYER: &str = "-b 4096 -I 256 -i 16384 -m 0 -O none,ext_attr,dir_index,filetype,extent,64bit,flex_bg,sparse_super2,large_file,\
      huge_file,dir_nlink,extra_isize,metadata_csum \
      -E lazy_itable_init=1,nodiscard,packed_meta_blocks=1,num_backup_sb=0,root_owner=0:0";
 
-/// Formats, with the size of each in MiB.
+/// Formats, each with a size in MiB.
 const FORMATS: [(&str, u64); 9] = [
     (LAYER, 300),
     ("-b 4096 -O 64bit,metadata_csum,^has_journal", 150),
@@ -48,7 +48,7 @@ fn run(program: &str, words: &str, path: &Path, input: &str) -> (Option<i32>, St
     (out.status.code(), text)
 }
 
-/// An image of `format`, with some files kept and others written and removed again.
+/// An image of `format`, with some files kept and others written and deleted.
 struct Image {
     _dir: tempfile::TempDir,
     path: PathBuf,
@@ -80,7 +80,7 @@ impl Image {
         image
     }
 
-    /// Forty files of different lengths; two in three go again, so that holes lie between those that stay.
+    /// Writes forty files of different lengths and deletes two in three, so that there are holes between the rest.
     fn fill_and_delete(&mut self) {
         let mut script = "mkdir d\ncd d\n".to_owned();
         let mut removals = String::new();
@@ -115,7 +115,7 @@ impl Image {
         }
     }
 
-    /// Free blocks of every group that was ever used, as dumpe2fs lists them.
+    /// The free blocks of every group that was ever used, from dumpe2fs.
     fn told(&self) -> (u64, Vec<(u64, u64)>) {
         let (_, text) = run("dumpe2fs", "", &self.path, "");
         let size = text
@@ -150,7 +150,7 @@ impl Image {
     }
 }
 
-/// What `told` is in extents of whole grains; groups are not joined.
+/// The result of `told` as extents of whole grains; groups are not joined.
 fn cut(size: u64, runs: &[(u64, u64)], least: u64) -> Vec<Extent> {
     let cut = |(first, end): &(u64, u64)| {
         let (offset, end) = ((first * size).next_multiple_of(GRAIN), end * size / GRAIN * GRAIN);
@@ -171,7 +171,7 @@ fn what_is_free_is_what_dumpe2fs_says_and_no_file_misses_it() {
             let ours = image.ours(least);
             assert!(ours == cut(size, &runs, least), "{format}, {least}");
         }
-        // Worse than a hole: whatever was called free gets rubbish, and after that is punched.
+        // Fill the free space with garbage, which is worse than a hole, then punch it out.
         let ours = image.ours(1);
         let total: u64 = ours.iter().map(|extent| extent.length).sum();
         assert!(!ours.is_empty() && total < mib << 20, "{format}");
@@ -245,7 +245,7 @@ fn a_bitmap_or_descriptor_that_was_damaged_frees_nothing() {
     let mut place = [0; 4];
     disk.read_exact_at(&mut place, descriptor).unwrap();
     let bitmap = u64::from(u32::from_le_bytes(place)) * 4096;
-    // Every bit of the bitmap's first and last bytes, every field of the descriptor: one flip, and the group counts no more.
+    // Flip bits in the bitmap's first and last bytes and in every field of the descriptor: each flip must disqualify the group.
     for at in [bitmap, bitmap + 1, bitmap + 4095]
         .into_iter()
         .chain(descriptor..descriptor + 64)
@@ -271,7 +271,7 @@ fn a_bitmap_with_the_right_count_and_the_wrong_blocks_frees_nothing() {
     let at = u64::from(u32::from_le_bytes(place)) * 4096;
     let mut bitmap = vec![0; 4096];
     disk.read_exact_at(&mut bitmap, at).unwrap();
-    // One block of the first that are in use becomes free, a free one used.
+    // Mark one used block of the first as free, and a free one as used.
     let free = bitmap.iter().position(|byte| *byte == 0).unwrap();
     (bitmap[0], bitmap[free]) = (bitmap[0] ^ 1, 1);
     disk.write_all_at(&bitmap, at).unwrap();
@@ -338,7 +338,7 @@ fn runs_end_where_the_group_ends() {
 }
 
 proptest! {
-    /// A root of the guest can write anything to the device: nothing may make process 1 panic, or give an extent outside of it.
+    /// Root in the guest can write anything to the device: nothing may make process 1 panic, or yield an extent outside of the device.
     #[test]
     fn whatever_is_on_the_device_is_survived(
         edits in proptest::collection::vec((0_usize..8192, any::<u8>()), 0..6),

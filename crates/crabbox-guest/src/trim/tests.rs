@@ -1,4 +1,4 @@
-//! Against a host of the test's own, with a real file system; whether it is frozen is noted instead of done.
+//! Against a fake host, with a real file system; freezing is only recorded.
 
 use std::io::BufRead as _;
 use std::io::BufReader;
@@ -40,7 +40,7 @@ fn image() -> (tempfile::TempDir, File) {
     (dir, File::open(&path).unwrap())
 }
 
-/// A layer whose state can be asked for, and how often it was frozen.
+/// A fake layer that records whether it is frozen and how often it was.
 #[derive(Default)]
 struct Layer {
     frozen: AtomicBool,
@@ -60,8 +60,8 @@ fn freezer() -> (Freezer, Arc<Layer>) {
     (Freezer::with(switch, Duration::from_mins(1)).unwrap(), layer)
 }
 
-/// A host that says `greeting`, and replies to batch after batch with `answers`; then it goes away. Gives the lines that it got, each
-/// with whether the layer was frozen when it was read.
+/// A host that sends `greeting` and replies to successive batches with `answers`, then goes away. Returns the lines that it got, each with whether
+/// the layer was frozen when it was read.
 fn host(
     greeting: &str,
     answers: &'static [&'static str],
@@ -88,7 +88,7 @@ fn host(
     (guest, thread)
 }
 
-/// The next one, when it is wanted.
+/// Takes the next item only if wanted.
 trait NextIf: Iterator {
     fn next_if(&mut self, wanted: bool) -> Option<Self::Item> {
         if wanted { self.next() } else { None }
@@ -119,7 +119,7 @@ fn every_block_is_named_while_the_layer_is_frozen_and_it_is_thawed_at_the_end() 
     let told = told.join().unwrap();
     assert!(told.iter().all(|(_, frozen)| *frozen), "{told:?}");
     let ends: Vec<_> = told.split(|(line, _)| line == "end").collect();
-    // Three groups; the second was said again, verbatim, because the host was late.
+    // Three groups; the second was repeated verbatim, because the host was late.
     assert_eq!(ends.len(), 5, "{told:?}");
     assert_eq!(ends[1], ends[2]);
     assert_ne!(ends[2], ends[3]);
@@ -189,7 +189,7 @@ fn a_host_that_takes_nothing_or_has_a_shorter_disk_is_told_nothing() {
 fn a_layer_that_is_not_frozen_any_more_is_not_named() {
     let (_dir, disk) = image();
     let layer = Arc::new(Layer::default());
-    // Its time is over before the first group was read.
+    // Its time limit passed before the first group was read.
     let freezer = Freezer::with(|_| Ok(()), Duration::ZERO).unwrap();
     let (stream, told) = host(&greeting(), &["done 1\n"], &layer);
     let mut host = Host::greet(stream).unwrap();

@@ -131,7 +131,7 @@ fn signed(field: &[u8]) -> Result<i64, ArchiveError> {
     let impossible = || garbled("a number that is none");
     let first = *field.first().ok_or_else(impossible)?;
     if first & 0x80 != 0 {
-        // Two's complement, with the mark in place of the highest bit but one.
+        // Two's complement; the highest bit only marks this format.
         let mut value: i128 = if first & 0x40 == 0 {
             i128::from(first & 0x3f)
         } else {

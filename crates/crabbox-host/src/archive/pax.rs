@@ -24,7 +24,7 @@ impl Records {
             self.0.push((key, value));
             bytes = &bytes[length..];
         }
-        // What comes again and again for all members must not grow with their number.
+        // Global records accumulate over all members, so limit their total size.
         let size: usize = self.0.iter().map(|(key, value)| key.len() + value.len()).sum();
         if size as u64 > super::METADATA_LIMIT {
             return Err(ArchiveError::Metadata { size: size as u64 });

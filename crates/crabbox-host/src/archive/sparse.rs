@@ -9,7 +9,7 @@ use super::header::{Header, number};
 use super::pax::decimal;
 use super::{ArchiveError, BLOCK, MAP_LIMIT, Reader, garbled};
 
-/// A piece of a file that is no hole.
+/// A piece of a file that is not a hole.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Segment {
     /// Where it begins, in bytes.
@@ -22,7 +22,7 @@ pub struct Segment {
 const IN_HEADER: (usize, usize, usize) = (386, 4, 482);
 const IN_BLOCK: (usize, usize, usize) = (0, 21, 504);
 
-/// Bytes of a piece in the old form: two numbers of 12.
+/// Length of a piece in the old form: two numbers of 12 bytes each.
 const PAIR: usize = 24;
 
 /// The map of the old GNU form and the length of the file. Blocks of the map come before the content and are not part of it.
@@ -83,7 +83,7 @@ pub(super) fn in_content<R: Read>(reader: &mut Reader<R>) -> Result<Vec<Segment>
             numbers.push(decimal(&line)?);
             line.clear();
             if numbers.len() == 1 {
-                // Each of its numbers needs two bytes, so a larger count cannot be true.
+                // Each number takes at least two bytes, so a larger count is invalid.
                 let count = usize::try_from(numbers[0]).ok();
                 let count = count.filter(|count| *count as u64 <= MAP_LIMIT / 4);
                 wanted += 2 * count.ok_or_else(|| garbled("a map of a sparse file that is too long"))?;

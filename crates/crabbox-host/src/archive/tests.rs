@@ -8,7 +8,7 @@ fn plenty() -> Budget {
     Budget::of(16 << 40, Bound::Declared)
 }
 
-/// A header of `size` bytes of content with a right sum.
+/// A header for `size` bytes of content, with a valid checksum.
 fn header(kind: u8, name: &str, size: u64) -> Vec<u8> {
     let mut block = vec![0; BLOCK];
     block[..name.len()].copy_from_slice(name.as_bytes());
@@ -49,7 +49,7 @@ fn what_tar_writes_is_read_in_each_of_its_formats() {
     std::fs::write(at(&long), "long").unwrap();
     std::os::unix::fs::symlink("t".repeat(150), at("link")).unwrap();
     let disk = File::create(at("disk")).unwrap();
-    // More pieces than the header of the old form has room for, and a hole at the end.
+    // More pieces than fit into the header of the old form, and a hole at the end.
     for piece in 0..40 {
         disk.write_all_at(&[7; 5000], piece << 20).unwrap();
     }
@@ -112,7 +112,7 @@ fn metadata_of_any_declared_size_is_refused_before_it_is_read() {
             "{}: {error}",
             kind as char
         );
-        // Many small ones for one member are no way around it.
+        // Many small headers for one member do not get around the limit.
         let mut block = header(kind, "m", 1024);
         block.extend(padded(record("comment", &"c".repeat(1010)).as_bytes()));
         let endless = block.repeat(100);
@@ -181,7 +181,7 @@ fn maps_that_lie_are_refused() {
         let error = Reader::new(&archive[..]).next_member().unwrap_err();
         assert!(matches!(error, ArchiveError::Garbled { .. }), "{map}: {error}");
     }
-    // Form 1.0 with an endless map, and the old form with endless blocks of it.
+    // Form 1.0 with an endless map, and the old form with an endless sequence of map blocks.
     let records = [
         record("GNU.sparse.major", "1"),
         record("GNU.sparse.minor", "0"),

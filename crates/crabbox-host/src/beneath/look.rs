@@ -34,7 +34,7 @@ impl Beneath {
         if !FileType::from_raw_mode(facts.st_mode).is_symlink() {
             return Ok(None);
         }
-        // An empty path is the link that the descriptor stands for: readlink(2).
+        // An empty path means the link that the descriptor refers to: readlink(2).
         let target = readlinkat(&found, c"", Vec::new())
             .map_err(|errno| BeneathError::io("read the link", &self.full(below), errno))?;
         Ok(Some((target, facts)))
@@ -48,7 +48,8 @@ impl Beneath {
     }
 
     fn hold(&self, below: &EntryPath) -> Result<Option<OwnedFd>, BeneathError> {
-        // With these two flags a link in the last part is opened itself; one on the way still is an error: openat2(2).
+        // With these two flags a link at the end of the path is opened itself; a link earlier in the path is still an
+        // error: openat2(2).
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         match openat2(&self.handle, below.as_path(), flags, Mode::empty(), NO_LINKS) {
             Ok(handle) => Ok(Some(handle)),

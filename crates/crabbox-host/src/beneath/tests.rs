@@ -6,7 +6,7 @@ fn entry(path: &str) -> EntryPath {
     EntryPath::exact(path.as_bytes()).unwrap()
 }
 
-/// A tree with a directory outside of it that links of the tree lead to.
+/// A tree, and a directory outside it to which links in the tree lead.
 fn tree() -> (tempfile::TempDir, Beneath) {
     let dir = tempfile::tempdir().unwrap();
     for name in ["tree/real", "victim"] {

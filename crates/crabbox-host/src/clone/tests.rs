@@ -4,7 +4,7 @@ use super::*;
 use crate::command::Cmd;
 use std::os::unix::fs::PermissionsExt as _;
 
-/// A mount that goes away with the test, in its own directory.
+/// A mount in its own directory that is removed with the test.
 struct Mounted {
     dir: tempfile::TempDir,
 }
@@ -18,7 +18,7 @@ impl Mounted {
         Self { dir }
     }
 
-    /// XFS shares blocks; 300 MiB is the least that mkfs.xfs accepts. The image is a sparse file beside the mount.
+    /// XFS shares blocks; 300 MiB is the minimum of mkfs.xfs. The image is a sparse file beside the mount.
     fn xfs(image: &Path) -> Self {
         let dir = tempfile::tempdir().unwrap();
         File::create_new(image)
@@ -26,7 +26,8 @@ impl Mounted {
             .set_len(320 * 1024 * 1024)
             .unwrap();
         Cmd::new("mkfs.xfs").arg("-q").arg(image).run().unwrap();
-        // Only mount(8) sets up the loop device and frees it with the mount; the program itself never mounts images.
+        // mount(8) is used because it sets up the loop device and frees it with the mount; crabbox itself never
+        // mounts images.
         Cmd::new("mount")
             .args(["-o", "loop"])
             .arg(image)

@@ -1,4 +1,4 @@
-//! A server of our own on loopback, which cuts connections, changes its file and forgets what ranges are.
+//! A test server on loopback, which cuts connections, changes its file and stops supporting ranges.
 
 use std::io::{BufRead as _, BufReader};
 use std::net::TcpListener;
@@ -25,7 +25,7 @@ const GOOD: Answer = Answer {
     ranges: true,
 };
 
-/// Serves these answers, one a connection, and then none; returns the URL and the `Range` of each request.
+/// Serves these answers, one per connection, and then no more; returns the URL and the `Range` of each request.
 fn serve(answers: Vec<Answer>) -> (String, Arc<Mutex<Vec<String>>>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}/file", listener.local_addr().unwrap());
@@ -71,7 +71,7 @@ fn serve(answers: Vec<Answer>) -> (String, Arc<Mutex<Vec<String>>>) {
                 answer.tag
             );
             stream.write_all(head.as_bytes()).unwrap();
-            // Who has no room for it goes away.
+            // A client without disk space closes the connection.
             stream.write_all(&body[..body.len().min(answer.cut)]).ok();
         }
     });

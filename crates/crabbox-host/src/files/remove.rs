@@ -15,8 +15,8 @@ use super::{FileError, parent_of};
 
 /// Removes `path` and everything in it. Succeeds if it is already gone, because teardown may run more than once.
 ///
-/// Of a symbolic link only the link itself is removed. A directory or file on which something is mounted (a bind mount too)
-/// is refused with [`FileError::MountPoint`]; entries before it may be gone by then.
+/// If the path is a symbolic link, only the link is removed. A directory or file on which something is mounted
+/// (including a bind mount) is refused with [`FileError::MountPoint`]; earlier entries may be gone by then.
 pub fn remove_tree(path: &Path) -> Result<(), FileError> {
     let name = path.file_name().ok_or_else(|| FileError::NoName {
         path: path.to_owned(),
@@ -39,7 +39,7 @@ pub(crate) fn remove_entry(parent: BorrowedFd<'_>, name: &OsStr, path: &Path) ->
                 path: path.to_owned(),
             });
         }
-        // Linux answers EISDIR for a directory; POSIX allows EPERM, which opening it below tells apart.
+        // Linux returns EISDIR for a directory; POSIX permits EPERM, and opening it below distinguishes the two.
         Err(Errno::ISDIR | Errno::PERM) => {}
         Err(source) => return Err(FileError::io("remove", path, source)),
     }
@@ -68,7 +68,7 @@ fn open_dir(parent: BorrowedFd<'_>, name: &OsStr, path: &Path) -> Result<Option<
                     path: path.to_owned(),
                 });
             }
-            // The kernel could not be sure that nothing was renamed meanwhile (openat2(2)).
+            // The kernel could not exclude a concurrent rename (openat2(2)), so try again.
             Err(Errno::AGAIN | Errno::INTR) => {}
             Err(source) => return Err(FileError::io("open directory", path, source)),
         }

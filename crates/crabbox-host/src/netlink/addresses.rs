@@ -21,7 +21,7 @@ pub struct Address {
     pub address: IpNet,
 }
 
-/// One IPv4 route; one with several next hops counts as several.
+/// One IPv4 route; a route with several next hops counts as several.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Route {
     /// Its destination; `0.0.0.0/0` is the default route.
@@ -128,7 +128,7 @@ fn address_of(message: &AddressMessage) -> Option<Address> {
     let mut found = None;
     for attribute in &message.attributes {
         match attribute {
-            // On a point-to-point link `Address` is the peer's; `Local`, when it is there, is always ours.
+            // On a point-to-point link `Address` is the peer's; `Local`, if present, is always ours.
             AddressAttribute::Local(own) => found = Some(*own),
             AddressAttribute::Address(address) if found.is_none() => found = Some(*address),
             _ => {}

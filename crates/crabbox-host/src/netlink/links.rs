@@ -1,4 +1,4 @@
-//! Links: created, changed, moved and deleted by name. A change must never reach another link that has got the name
+//! Links: created, changed, moved and deleted by name. A change must never affect another link that has got the name
 //! meanwhile.
 
 use std::os::fd::{AsRawFd as _, BorrowedFd};
@@ -139,7 +139,7 @@ impl Netlink {
             0,
         ) {
             Ok(()) => Ok(true),
-            // It went between the look and the deletion.
+            // It was removed between the lookup and the deletion.
             Err(NetlinkError::Refused { source, .. }) if source.raw_os_error() == Some(libc::ENODEV) => {
                 Ok(false)
             }

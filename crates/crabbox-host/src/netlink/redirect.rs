@@ -31,7 +31,7 @@ impl Netlink {
 
         let mut message = TcMessage::with_index(source.cast_signed());
         message.header.parent = queue();
-        // The upper half is the filter's priority, the lower one the protocol in the order of the wire.
+        // The upper half is the filter's priority, the lower half the protocol in network byte order.
         message.header.info = (1 << 16) | u32::from(EVERY_PROTOCOL.to_be());
         message
             .attributes
@@ -64,7 +64,7 @@ fn arrive_at(link: u32) -> TcAction {
     mirror.eaction = TcMirrorActionType::IngressRedir;
     mirror.ifindex = link;
     let mut action = TcAction::default();
-    // The first action of a list has the number one.
+    // Actions are numbered from one.
     action.tab = 1;
     action.attributes = vec![
         TcActionAttribute::Kind(TcActionMirror::KIND.to_owned()),
@@ -110,7 +110,7 @@ mod tests {
             let socket = std::net::UdpSocket::bind("192.0.2.1:4000").unwrap();
             socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
             let own = netlink.link("upl0").unwrap().unwrap();
-            // A broadcast needs no address of hardware; the header's sum was computed by hand for this packet.
+            // A broadcast needs no hardware address; the header's checksum was computed by hand for this packet.
             let mut frame = own.mac.clone();
             frame.extend([2, 0, 0, 0, 0, 1, 8, 0]);
             frame.extend([0x45, 0, 0, 30, 0, 0, 0, 0, 64, 17, 0xf6, 0xc4]);
@@ -120,7 +120,7 @@ mod tests {
             let mut word = [0; 8];
             let (length, _) = socket.recv_from(&mut word).unwrap();
             assert_eq!(&word[..length], b"ok");
-            // The second link is as it was, and has no discipline of ours.
+            // The second link is unchanged and has no queueing discipline of ours.
             let shown = |link| {
                 let arguments = ["qdisc", "show", "dev", link];
                 let shown = crate::command::Cmd::new("tc").args(arguments).run();

@@ -92,7 +92,8 @@ static INHERITED: OnceLock<Vec<u32>> = OnceLock::new();
 /// Records the children that exist before this program has started any. Only the first call has an effect.
 pub fn note_inherited() {
     INHERITED.get_or_init(|| {
-        // After exec all of them belong to the only thread (proc(5)). A kernel without the file tells of none.
+        // After exec all of them belong to the only thread (proc(5)). If the kernel does not have this file, none are
+        // known.
         let text = std::fs::read_to_string("/proc/thread-self/children").unwrap_or_default();
         text.split_ascii_whitespace()
             .filter_map(|pid| pid.parse().ok())
@@ -107,7 +108,7 @@ pub fn note_inherited() {
 /// getsid(2)'s wrapper.
 fn parent_and_session(pid: u32) -> Option<(u32, u32)> {
     let stat = std::fs::read_to_string(proc_path(pid, "stat")).ok()?;
-    // pid (name) state ppid pgrp session, see proc(5); the name may hold anything.
+    // pid (name) state ppid pgrp session, see proc(5); the name may contain anything.
     let (_, fields) = stat.rsplit_once(')')?;
     let mut fields = fields.split_ascii_whitespace().skip(1);
     let parent = fields.next()?.parse().ok()?;
@@ -133,7 +134,7 @@ pub fn with_environment(entry: &str) -> Result<Vec<ProcessId>, ProcessError> {
     let own = std::process::id();
     let user = rustix::process::geteuid().as_raw();
     let holds = |pid: u32| {
-        // What may not be read is not ours.
+        // A process whose environment we may not read is not ours.
         std::fs::read(proc_path(pid, "environ")).is_ok_and(|bytes| {
             bytes
                 .split(|byte| *byte == 0)
@@ -178,7 +179,7 @@ mod tests {
             .spawn()
             .unwrap();
         let pid = child.id();
-        // Between fork and exec the child has our arguments or none.
+        // Between fork and exec the child has our arguments, or none.
         let arrived = || {
             list()
                 .unwrap()
@@ -200,7 +201,8 @@ mod tests {
         );
     }
 
-    /// A session as for a program started in an existing container, or by CI in a new namespace.
+    /// A session whose leader is in another PID namespace, as for a program started in an existing container, or by
+    /// CI in a new namespace.
     #[test]
     fn children_are_found_where_the_session_s_leader_is_in_another_namespace() {
         let (_, session) = parent_and_session(std::process::id()).unwrap();

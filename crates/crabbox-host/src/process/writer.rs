@@ -1,6 +1,7 @@
-//! Whether some process may write to a file, for what must not be read or handed on meanwhile.
+//! Finds a process that may write to a file, for files that must not change while they are read or passed on.
 //!
-//! It looks at open files only. It must never touch what another process has open: a file on a dead server would hold us.
+//! It inspects open files only. It must never access the files of other processes: a file on a dead server would
+//! block it.
 
 use std::path::Path;
 
@@ -9,8 +10,8 @@ use rustix::io::Errno;
 
 use super::ProcessError;
 
-/// A process that has the file at `path` open for writing, whatever name it knows it by. Only root sees everybody's. Whoever only reads it, as a
-/// backup does, changes nothing.
+/// A process that has the file at `path` open for writing, under any name. Only root sees the files of all users.
+/// Processes that only read it, such as a backup, do not count.
 pub fn writer_of(path: &Path) -> Result<Option<u32>, ProcessError> {
     let facts = match facts_of(path, AtFlags::SYMLINK_NOFOLLOW) {
         Ok(facts) => facts,
@@ -24,11 +25,11 @@ pub fn writer_of(path: &Path) -> Result<Option<u32>, ProcessError> {
     };
     let identity = |facts: &Statx| (facts.stx_dev_major, facts.stx_dev_minor, facts.stx_ino);
     let is_it = |link: &Path, pid: u32| -> bool {
-        // Sockets, pipes and the like have no path, and are most of them.
+        // Most descriptors are sockets, pipes and the like, which have no path.
         let has_path = std::fs::read_link(link).is_ok_and(|target| target.is_absolute());
         has_path
             && may_write(pid, link)
-            // What is known of the file: one on a dead server, or of a file system that some process serves, would hold us.
+            // Use cached attributes: a query to a dead server, or to a file system in user space, could block.
             && facts_of(link, AtFlags::STATX_DONT_SYNC).is_ok_and(|opened| identity(&opened) == identity(&facts))
     };
     let has_it = |pid: u32| {
@@ -51,12 +52,12 @@ fn facts_of(path: &Path, flags: AtFlags) -> Result<Statx, Errno> {
 fn may_write(pid: u32, link: &Path) -> bool {
     let name = link.file_name().unwrap_or_default();
     let Ok(text) = std::fs::read_to_string(Path::new(&format!("/proc/{pid}/fdinfo")).join(name)) else {
-        // It is closed again.
+        // It has been closed meanwhile.
         return false;
     };
     let flags = text.lines().find_map(|line| line.strip_prefix("flags:"));
     let flags = flags.and_then(|flags| u32::from_str_radix(flags.trim(), 8).ok());
-    // The two lowest bits are 0 for reading alone; flags that cannot be read tell nothing.
+    // The two lowest bits are 0 for read-only. If the flags are unreadable, assume that it may write.
     flags.is_none_or(|flags| flags & 3 != 0)
 }
 

@@ -63,7 +63,7 @@ impl Tree {
     /// Creates the entry `path`, as the guest resolves it, and missing parents; replaces whatever has its name.
     pub fn put(&self, path: &Path, kind: Kind<'_>, facts: &Facts) -> io::Result<()> {
         if path.as_os_str().is_empty() {
-            // The root itself: only a directory makes sense, and only what it looks like.
+            // For the root itself only a directory makes sense, and only its attributes are set.
             return Ok(settle(&self.root, facts)?);
         }
         let (parent, name) = split(path);
@@ -137,7 +137,7 @@ impl Tree {
         if let Some(owner) = owner {
             fchown(&dir, Some(user(owner)), Some(group(owner)))?;
         }
-        // Behind the owner, whose change takes bits away.
+        // Set the mode after the owner, because changing the owner clears mode bits.
         fchmod(&dir, Mode::from_raw_mode(0o755))?;
         Ok(())
     }
@@ -150,7 +150,7 @@ impl Tree {
                 mkdirat(&parent, name, Mode::from_raw_mode(0o755))?;
                 let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
                 let made = openat(&parent, name, flags, Mode::empty())?;
-                // The umask does not count.
+                // Set the mode regardless of the umask.
                 fchmod(&made, Mode::from_raw_mode(0o755))?;
                 Ok(made)
             }
@@ -245,7 +245,7 @@ fn mode_of(facts: &Facts) -> Mode {
     Mode::from_raw_mode(facts.mode & 0o7777)
 }
 
-/// `-1` would leave the owner as it is.
+/// The id -1 would leave the owner unchanged.
 fn user(id: u32) -> Uid {
     Uid::from_raw(if id == u32::MAX { 0 } else { id })
 }

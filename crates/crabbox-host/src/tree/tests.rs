@@ -1,11 +1,11 @@
-//! Trees with links that lead out of them, and what is read from and written into those.
+//! Trees with links that lead outside, and reads and writes in them.
 
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::*;
 
-/// A tree, and a directory beside it that nothing may touch.
+/// A tree, and a directory beside it that must not be touched.
 struct Beside {
     dir: tempfile::TempDir,
     tree: Tree,
@@ -57,7 +57,7 @@ fn what_is_added_goes_through_no_link_and_hands_nothing_outside_to_anybody() {
     tree.remove_plain(Path::new("pnpm/file")).unwrap();
     tree.remove_files(Path::new("pnpm")).unwrap();
     assert!(beside.untouched());
-    // A file of a link's name takes its place.
+    // A file with the name of a link replaces the link.
     tree.write(Path::new("pnpm"), b"ours", 0o640).unwrap();
     let made = tree.look(Path::new("pnpm")).unwrap();
     assert_eq!(made.st_mode, 0o100_640);
@@ -87,7 +87,7 @@ fn what_is_put_behind_a_link_stays_inside() {
         ..Facts::default()
     };
     let mut content = |file: &mut File| io::Write::write_all(file, b"theirs");
-    // The link leads to a place that the tree does not have.
+    // The link's target does not exist in the tree.
     tree.put(Path::new("link/file"), Kind::File(&mut content), &facts)
         .unwrap_err();
     assert!(beside.untouched());

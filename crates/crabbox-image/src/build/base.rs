@@ -58,7 +58,7 @@ pub(super) fn make(tree: &Tree, image: &Path, stamp: u32) -> Result<(), BuildErr
     let file = File::create_new(image).map_err(|source| FileError::io("create", image, source))?;
     file.set_len(blocks * BLOCK)
         .map_err(|source| FileError::io("make room in", image, source))?;
-    // Names, links and extended attributes of the tree are anybody's.
+    // Names, links and extended attributes of the tree are untrusted.
     let confinement = Arc::new(Confinement::to_fill(image, blocks * BLOCK, tree.path())?);
     Cmd::new("mke2fs")
         .args([
@@ -73,7 +73,7 @@ pub(super) fn make(tree: &Tree, image: &Path, stamp: u32) -> Result<(), BuildErr
         .args([confinement.tree_name(), confinement.name()])
         .confined(confinement)
         .env("EXT2FS_NO_MTAB_OK", "1")
-        // The first is for e2fsprogs before 1.47.1, the second for those since.
+        // The first variable is for e2fsprogs before 1.47.1, the second for later versions.
         .env("E2FSPROGS_FAKE_TIME", stamp.to_string())
         .env("SOURCE_DATE_EPOCH", stamp.to_string())
         .limit(MAKE_LIMIT)
@@ -257,7 +257,7 @@ mod tests {
         let tree = tree(dir.path());
         let opened = Tree::open(&tree).unwrap();
         make(&opened, &one, STAMP).unwrap();
-        // Touching every file changes its change time, as building again would.
+        // Touching every file changes its ctime, as building again would.
         Cmd::new("touch").arg("-c").arg(tree.join("a/77")).run().unwrap();
         Cmd::new("chmod").args(["-R", "u+w"]).arg(&tree).run().unwrap();
         make(&opened, &two, STAMP).unwrap();

@@ -71,7 +71,7 @@ done
 [ -d "$root" ] && [ -w "$root" ] || { echo "crabbox-ready: cannot write to $root" >&2; exit 1; }
 "#;
 
-/// Directories into which crabbox writes; none of them may be a link to another place.
+/// Directories into which crabbox writes; none of them may be a link that leads elsewhere.
 const WRITTEN: [&str; 16] = [
     "etc",
     "etc/ssh",
@@ -91,7 +91,7 @@ const WRITTEN: [&str; 16] = [
     "var/cache/ldconfig",
 ];
 
-/// The directory of systemd's last scripts (`systemd-shutdown(8)`).
+/// The directory of systemd's scripts at the end of a shutdown (`systemd-shutdown(8)`).
 const LAST_WORDS: &str = "usr/lib/systemd/system-shutdown";
 
 /// Firecracker has no power switch: a kernel that powers off only halts, and its microVM would stay until the lease expires.
@@ -206,7 +206,7 @@ pub(super) fn apply(
     settling.write(below_root(image::BOOTSTRAPPED), "", 0o644)?;
     settling.write("var/lib/crabbox/image-ready", "", 0o644)?;
     settling.directory(guest.work_root.trim_start_matches('/'), Some(guest.uid))?;
-    // Where the Go program's run phases look for caches.
+    // The paths where the Go program's run phases look for caches.
     for cache in ["pnpm", "npm"] {
         settling.directory(&format!("var/cache/crabbox/{cache}"), Some(guest.uid))?;
     }
@@ -295,7 +295,7 @@ mod tests {
             (1000, 0o755)
         );
         assert_eq!(facts("work").uid(), 0);
-        // sudo ignores a file that others could write.
+        // sudo ignores a file that others can write.
         assert_eq!(facts("etc/sudoers.d/crabbox").mode() & 0o7777, 0o440);
     }
 

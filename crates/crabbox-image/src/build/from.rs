@@ -232,7 +232,7 @@ impl Checked<'_> {
             })
             .collect();
         let user = GuestContract::default().user;
-        // Neither root nor the id that means nobody: the lease's user is one whom files can belong to.
+        // Neither root, nor the id that means "no user": the lease's user must be able to own files.
         let usable = |uid: &u32| (1..u32::MAX).contains(uid);
         let there = users.iter().find(|(name, _)| *name == user).map(|(_, uid)| *uid);
         let there = there.filter(usable);

@@ -1,4 +1,4 @@
-//! What a build checks before it fetches anything. The build itself makes the images of `e2e/tests/image.rs`.
+//! The checks of a build before it fetches anything. The build itself makes the images of `e2e/tests/image.rs`.
 
 use super::*;
 
@@ -83,7 +83,7 @@ fn a_full_file_system_is_told_before_anything_is_fetched() {
 fn a_build_that_stops_leaves_no_image_and_no_scratch() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(&dir.path().join("store")).unwrap();
-    // Such a suite does not exist: mmdebstrap stops at once.
+    // There is no such suite, so mmdebstrap stops at once.
     let recipe = BuildRecipe {
         suite: "no-such-suite".to_owned(),
         mirrors: vec!["deb file:///nonexistent no-such-suite main".to_owned()],

@@ -124,7 +124,7 @@ impl Incoming<'_> {
         if let Some((member, (_, facts))) = expected.into_iter().next() {
             return Err(self.truncated(member, 0, facts.bytes));
         }
-        // Everything is here and as it should be; from now on it may be used.
+        // Everything is complete and verified; only now is it installed.
         let image = self.store.place(self.scratch, &image, &record.image, name)?;
         let mut placed = Vec::new();
         if let Some(dir) = programs {
@@ -153,7 +153,7 @@ impl Incoming<'_> {
             bundle: self.bundle.to_owned(),
             source,
         };
-        // A newer format may well not parse as this one: its version is the better error.
+        // A newer format may not parse as this one, so check its version first: that is the better error.
         let version: VersionOnly = serde_json::from_slice(&text).map_err(unreadable)?;
         if version.version != VERSION {
             return Err(BundleError::Version {
@@ -242,7 +242,7 @@ impl Incoming<'_> {
                 Err(source) => return Err(self.archive(source)),
             };
             got += count as u64;
-            // A member longer than the record says is refused before it fills the disk.
+            // Refuse a member that is longer than its record says before it fills the disk.
             if got > expected.bytes {
                 return Err(self.member(name.to_owned(), "is longer than its record says"));
             }
@@ -258,7 +258,7 @@ impl Incoming<'_> {
         if got < expected.bytes {
             return Err(self.truncated(name.to_owned(), got, expected.bytes));
         }
-        // A hole at the end has no last byte yet.
+        // If the file ends with a hole, its length has not been set yet.
         file.set_len(got).map_err(fail)?;
         let found = digest::hex(&hash.finalize());
         if found == expected.sha256 {
@@ -301,7 +301,7 @@ impl Incoming<'_> {
         }
     }
 
-    /// An archive that ends where another member should begin is truncated; any other failure is the reader's own.
+    /// If the archive ends where another member should begin, it is truncated; any other error is the reader's own.
     fn cut_or(&self, error: ArchiveError, expected: &Expected) -> BundleError {
         match (error, expected.iter().next()) {
             (ArchiveError::Read(source), Some((member, (_, facts))))
@@ -323,7 +323,7 @@ fn create_new(path: &Path) -> std::io::Result<File> {
     File::create_new(path)
 }
 
-/// Holes are made here, where the content has zeros, and not by the archive.
+/// Sparse members are not accepted: holes are made here, where the content has zeros.
 fn is_plain(member: &Member) -> bool {
     member.kind == MemberKind::File && member.pieces.is_none()
 }

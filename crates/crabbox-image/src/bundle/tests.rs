@@ -1,4 +1,4 @@
-//! Bundles good, cut, damaged and made by somebody who means harm.
+//! Bundles that are valid, truncated, damaged or malicious.
 
 use super::*;
 use crate::manifest::{self, Init};
@@ -80,12 +80,12 @@ impl World {
 
 fn quiet(_: &str) {}
 
-/// An archive of these members, written as they are: path, content, kind.
+/// An archive of these members, written unchanged: path, content, kind.
 fn archive(to: &Path, members: &[(&str, &[u8], tar::EntryType)]) {
     let mut archive = tar::Builder::new(std::fs::File::create(to).unwrap());
     for (path, content, kind) in members {
         let mut header = tar::Header::new_ustar();
-        // The library refuses `..` in a path that it is to write; an attacker does not.
+        // The library refuses to write `..` in a path; an attacker does not.
         header.as_old_mut().name[..path.len()].copy_from_slice(path.as_bytes());
         header.set_entry_type(*kind);
         header.set_size(content.len() as u64);
@@ -310,7 +310,7 @@ fn a_disk_that_fills_at_any_moment_of_an_import_leaves_nothing_and_the_next_one_
             break;
         }
         small.empty();
-        // Behind the last moment there may be nothing left to write that needs room.
+        // After the last moment there may be nothing left to write.
         if let Err(error) = result {
             refused += 1;
             let told = chain(&error);

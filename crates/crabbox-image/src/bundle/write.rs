@@ -39,7 +39,7 @@ pub fn export(
         .extension()
         .is_some_and(|extension| extension == "gz" || extension == "tgz");
     let out = if compressed {
-        // 1: level 6 halves the speed and saves a twentieth.
+        // Level 1: level 6 halves the speed and saves only a twentieth.
         let encoder = flate2::write::GzEncoder::new(out, flate2::Compression::new(1));
         members(encoder, image, programs, to, progress)?
             .finish()
@@ -100,7 +100,7 @@ fn members<W: Write>(
     for (member, path, expected, mode) in sources {
         let file = files::open_regular(&path).map_err(|source| FileError::io("open", &path, source))?;
         let mut source = Counted {
-            // A file that grew meanwhile would spoil the archive.
+            // If the file has grown meanwhile, the additional bytes would break the archive.
             file: file.take(expected.bytes),
             hash: Sha256::new(),
             done,

@@ -47,13 +47,13 @@ fn a_large_layer_costs_no_more_than_a_small_one() {
     let large = dir.path().join("large");
     let started = Instant::now();
     make_layer(&large, 64 * 1024).unwrap();
-    // Some 40 KiB for 1 GiB, 104 KiB for 64: the descriptors of the block groups.
+    // About 40 KiB for 1 GiB and 104 KiB for 64 GiB: the descriptors of the block groups.
     assert!(
         occupied(&large) < 256 << 10,
         "{} bytes for 64 GiB",
         occupied(&large)
     );
-    // It takes some 10 ms; the limit only separates "writes the tables" (tens of seconds) from "does not".
+    // It takes about 10 ms; the limit only distinguishes it from writing the tables (tens of seconds).
     assert!(started.elapsed() < Duration::from_secs(5));
 }
 
@@ -146,7 +146,7 @@ fn an_image_with_small_errors_is_repaired_and_grown() {
 fn an_image_beyond_repair_is_an_error_and_leaves_no_disk() {
     let dir = tempfile::tempdir().unwrap();
     let (image, disk) = (dir.path().join("image"), dir.path().join("disk.ext4"));
-    // An unknown incompatible feature, and a layer has no second superblock to repair it from.
+    // An unknown incompatible feature; a layer has no second superblock from which it could be repaired.
     make_layer(&image, 32).unwrap();
     File::options()
         .write(true)
@@ -193,7 +193,7 @@ fn no_program_parses_a_foreign_file_system_unconfined() {
             let text = std::fs::read_to_string(&path).unwrap();
             let shipped = text.split("#[cfg(test)]").next().unwrap();
             for call in shipped.split("Cmd::new(").skip(1) {
-                // The chain of one command ends where it is run, or handed on.
+                // The builder chain of a command ends where it is run or passed on.
                 let chain = &call[..call.find(';').unwrap_or(call.len())];
                 let program = call.split(')').next().unwrap().trim_matches('"');
                 if chain.contains(".confined(") {
@@ -204,7 +204,7 @@ fn no_program_parses_a_foreign_file_system_unconfined() {
             }
         }
     }
-    // The layer is formatted in memory that holds nothing yet.
+    // The layer is formatted in empty memory, so it is not confined.
     assert_eq!((confined, bare), (3, vec!["disk.rs: mke2fs".to_owned()]));
 }
 
@@ -212,7 +212,7 @@ fn no_program_parses_a_foreign_file_system_unconfined() {
 fn a_disk_is_grown_by_programs_that_see_nothing_but_it() {
     let dir = tempfile::tempdir().unwrap();
     let (image, disk) = (image(dir.path(), 32), dir.path().join("disk.ext4"));
-    // As a lease's disk is: nobody but root may even read it.
+    // Like a lease's disk: only root may even read it.
     Cmd::new("chmod").arg("600").arg(&image).run().unwrap();
     assert!(clone_rootfs(&image, &disk, 64).unwrap().grown);
     let facts = disk.metadata().unwrap();

@@ -1,7 +1,7 @@
 //! The file systems of volumes: ext4 with a journal, because a volume has to survive the sudden end of its machine.
 //!
-//! Guests have written what is checked here, so every program that reads it is confined. A volume is never mounted on the host, never made
-//! smaller, and never called damaged because a check could not be done.
+//! Guests wrote what is checked here, so every program that reads it is confined. A volume is never mounted on the
+//! host, never shrunk, and never reported as damaged because a check could not be done.
 
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
@@ -19,7 +19,8 @@ use crate::inspect::{self, InspectError};
 /// The label of a volume.
 const LABEL: &str = "crabbox-volume";
 
-/// A layer's features, with what has to survive: a journal, backups of the superblock, and room for the descriptors of a larger one.
+/// A layer's features, and those that a lasting file system needs: a journal, backup superblocks, and room for the
+/// group descriptors of a larger size.
 const VOLUME: Format = Format {
     features: "none,has_journal,resize_inode,ext_attr,dir_index,filetype,extent,64bit,flex_bg,sparse_super,large_file,\
                huge_file,dir_nlink,extra_isize,metadata_csum",
@@ -27,49 +28,49 @@ const VOLUME: Format = Format {
     extended: "lazy_itable_init=1,lazy_journal_init=1,nodiscard,root_owner=0:0",
 };
 
-/// Time limit for a check: mostly it replays a journal of some MiB.
+/// Time limit for a check, which usually only replays a journal of some MiB.
 const CHECK_LIMIT: Duration = Duration::from_mins(2);
-/// Time limit for growing one, and for the full check before it.
+/// Time limit for growing a volume, and for the full check before it.
 const GROW_LIMIT: Duration = Duration::from_mins(5);
 
-/// What a check found.
+/// The result of a check.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[must_use = "a damaged volume must not be attached"]
 pub enum Health {
-    /// The file system is whole, maybe since its journal was replayed.
+    /// The file system is intact, possibly after its journal was replayed.
     Whole,
-    /// It cannot be mended without a decision about its files.
+    /// Repairing it requires a decision about its files.
     Damaged {
-        /// What the checker said last.
+        /// The checker's last message.
         why: String,
     },
 }
 
-/// Makes the new file `path` a private (mode 0600), empty, sparse volume of `size_mib` MiB, and has it on the disk.
+/// Makes the new file `path` a private (mode 0600), empty, sparse volume of `size_mib` MiB, and syncs it to disk.
 pub fn make(path: &Path, size_mib: u64) -> Result<(), DiskError> {
     format_in_memory(path, size_mib, &VOLUME)?;
     sync(path)
 }
 
-/// Replays the journal of the volume `path`, which is a file of ours, and mends what can be mended without loss. As soon as `cancelled` says
-/// so, that is an error.
+/// Replays the journal of the volume `path`, a file of ours, and repairs what can be repaired without data loss.
+/// Fails once `cancelled` returns true.
 pub fn mend(path: &Path, cancelled: &dyn Fn() -> bool) -> Result<Health, DiskError> {
     check(path, &["-p"], CHECK_LIMIT, cancelled)
 }
 
-/// Whether the file system of the volume `path`, which was just found whole, is smaller than `size_mib` MiB: it is to grow, or was interrupted
-/// when it did.
+/// Whether the file system of the volume `path`, which was just found intact, is smaller than `size_mib` MiB, because
+/// it must grow or because growing was interrupted.
 pub fn is_smaller(path: &Path, size_mib: u64) -> Result<bool, DiskError> {
     let facts = inspect::superblock(path)?;
-    // What is less than a block more is no growth.
+    // A difference of less than one block does not count.
     Ok(facts.bytes().saturating_add(u64::from(facts.block_size)) <= size_mib.saturating_mul(1 << 20))
 }
 
-/// Makes the new file `copy` a copy of the volume `path`, which was found whole, with a file system of `size_mib` MiB. Only a complete one is
-/// [`Health::Whole`]; `path` itself keeps its size. As soon as `cancelled` says so, that is an error.
+/// Makes the new file `copy` a copy of the volume `path`, which was found intact, with a file system of `size_mib`
+/// MiB. Only a complete copy is [`Health::Whole`]; `path` itself keeps its size. Fails once `cancelled` returns true.
 ///
-/// resize2fs has no journal: killed at the wrong moment, one in five times it leaves a file system behind that cannot be mended without a
-/// decision about its files. So it never works on the only copy.
+/// resize2fs has no journal: if it is killed at the wrong moment, in one of five cases it leaves a file system that
+/// cannot be repaired without a decision about its files. So it never works on the only copy.
 pub fn grow(
     path: &Path,
     copy: &Path,
@@ -85,7 +86,7 @@ pub fn grow(
     Ok(Health::Whole)
 }
 
-/// Makes the file system in `copy` larger; the file may already be longer.
+/// Grows the file system in `copy`; the file may already be longer.
 fn resize(copy: &Path, size_mib: u64, cancelled: &dyn Fn() -> bool) -> Result<(), DiskError> {
     let bytes = size_mib.saturating_mul(1 << 20).max(length(copy)?);
     clone::grow_file(copy, bytes)?;
@@ -141,8 +142,8 @@ fn check(
     Err(unchecked(path, "e2fsck", &checked))
 }
 
-/// Whether a check that did not end well found damage. Everything else may be the host's: a signal, a lack of memory or room, a disk that cannot
-/// be read, or a feature that only a newer checker knows.
+/// Whether a failed check found damage. Any other cause may be the host's: a signal, a lack of memory or disk space,
+/// an unreadable disk, or a feature that only a newer checker supports.
 fn is_damage(path: &Path, checked: &Captured) -> Result<bool, DiskError> {
     const UNCORRECTED: i32 = 4;
     const OPERATIONAL: i32 = 8;
@@ -150,14 +151,14 @@ fn is_damage(path: &Path, checked: &Captured) -> Result<bool, DiskError> {
         return Ok(false);
     };
     let said = checked.stdout_text() + &checked.stderr_text();
-    // e2fsck/ehandler.c: with -p it gives up on these as on damage, with the same code.
+    // With -p e2fsck reports these like damage, with the same exit code: e2fsck/ehandler.c.
     if said.contains("Error reading block") || said.contains("Error writing block") {
         return Ok(false);
     }
     match code & !3 {
         UNCORRECTED => Ok(true),
         OPERATIONAL => {
-            // lib/ext2fs/ext2_err.et; with LC_ALL=C it says nothing else.
+            // The messages are from lib/ext2fs/ext2_err.et; LC_ALL=C keeps them untranslated.
             const BAD: [&str; 3] = [
                 "Bad magic number in super-block",
                 "Superblock checksum does not match superblock",
@@ -181,7 +182,7 @@ fn unchecked(path: &Path, program: &str, ended: &Captured) -> DiskError {
     }
 }
 
-/// How a program ended, with the last that it said.
+/// How a program ended, with its last line of output.
 fn how_it_ended(program: &str, ended: &Captured) -> String {
     let said = ended.stdout_text() + "\n" + &ended.stderr_text();
     let last = said.lines().map(str::trim).rfind(|line| !line.is_empty());
@@ -192,7 +193,7 @@ fn how_it_ended(program: &str, ended: &Captured) -> String {
     last.map_or_else(|| how.clone(), |last| format!("{how}: {}", short(last)))
 }
 
-/// A line of a program that read what a guest wrote, without what could repaint a terminal.
+/// A line of a program that has read a guest's data, with everything but printable ASCII replaced.
 fn short(line: &str) -> String {
     let clean = |c: char| if c.is_ascii_graphic() || c == ' ' { c } else { '?' };
     line.chars().map(clean).take(160).collect()
@@ -218,7 +219,7 @@ mod tests {
         path.metadata().unwrap().blocks() * 512
     }
 
-    /// Has debugfs write a file into the volume, as a guest would.
+    /// Writes a file into the volume with debugfs, as a guest would.
     fn write(path: &Path, content: &str) {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("kept");
@@ -261,7 +262,7 @@ mod tests {
         assert_eq!(inspect::superblock(&copy).unwrap().bytes(), 2 << 30);
         assert_eq!(mend(&copy, &|| false).unwrap(), Health::Whole);
         assert_eq!(copy.metadata().unwrap().mode() & 0o7777, 0o600);
-        // The one that there was is as it was, whatever becomes of the other.
+        // The original is unchanged, whatever happens to the copy.
         assert_eq!(inspect::superblock(&path).unwrap().bytes(), 64 << 20);
         assert_eq!((read(&path), read(&copy)), ("precious".into(), "precious".into()));
         assert!(
@@ -278,7 +279,7 @@ mod tests {
         make(&path, 64).unwrap();
         write(&path, "precious");
         let file = File::options().write(true).open(&path).unwrap();
-        // The superblock, and the group's tables behind it; a volume of one group has no backup.
+        // The superblock, and the group's tables after it; a volume with a single group has no backup superblock.
         file.write_all_at(&vec![0xff; 1 << 20], 0).unwrap();
         let Health::Damaged { why } = mend(&path, &|| false).unwrap() else {
             panic!("it cannot be whole");
@@ -392,7 +393,7 @@ mod tests {
         make(&path, 64).unwrap();
         let confinement = Arc::new(Confinement::to_change(&path, 64 << 20).unwrap());
         let cmd = confined("sleep", &confinement).arg("600");
-        // The death of a thread is that of its process, to the kernel.
+        // For the kernel, the death of the parent thread counts as the death of the parent.
         let mut child = std::thread::scope(|threads| {
             let started = threads.spawn(|| cmd.spawn(&mut cmd.to_std()));
             started.join().unwrap().unwrap()

@@ -19,8 +19,8 @@ fn wheel(dir: &Path, members: &[(&str, &[u8])]) -> PathBuf {
 
 /// A fake `python3` that runs `script`.
 ///
-/// A child writes it: were it open for writing here, another test's fork could hold it open and running it would fail
-/// with "text file busy".
+/// It is written by a child: if it were open for writing here, a fork by another test could hold it open, and running
+/// it would fail with "text file busy".
 fn python(dir: &Path, script: &str) -> String {
     let path = dir.join("python3");
     let write = Cmd::new("sh")

@@ -4,7 +4,7 @@ use crabbox_host::command::Cmd;
 
 use super::*;
 
-/// An ELF head for the processor `machine`, as long as a kernel's check looks.
+/// An ELF header for the processor `machine`, padded to the length that a kernel's check reads.
 fn elf(machine: u16) -> Vec<u8> {
     let mut head = vec![0; 4096];
     head[..6].copy_from_slice(b"\x7fELF\x02\x01");
@@ -14,14 +14,15 @@ fn elf(machine: u16) -> Vec<u8> {
     head
 }
 
-/// The release that [`kernel_with_release`] says it is.
+/// The release that [`kernel_with_release`] reports.
 const RELEASE: &str = "6.1.0-test";
 
 fn kernel_with_release() -> Vec<u8> {
     [elf(62), format!("Linux version {RELEASE} (x@y)\0").into_bytes()].concat()
 }
 
-/// Modules of that kernel in the tree of [`rootfs`], to be made before it; those of `built_in` are in the kernel.
+/// Modules of that kernel in the tree of [`rootfs`], which must be made afterwards; those in `built_in` are part of
+/// the kernel.
 fn modules(dir: &Path, built_in: &[&str]) {
     let root = dir.join("tree/usr/lib/modules").join(RELEASE);
     std::fs::create_dir_all(root.join("kernel")).unwrap();
@@ -66,7 +67,7 @@ fn import(rootfs: PathBuf, kernel: &[u8]) -> (tempfile::TempDir, Result<Image, I
     import_with(rootfs, kernel, false)
 }
 
-/// The same, with a first process for guests at hand.
+/// The same, with a guest binary available.
 fn import_with(
     rootfs: PathBuf,
     kernel: &[u8],
@@ -157,7 +158,7 @@ fn a_kernel_with_its_disk_drivers_as_modules_gets_an_initrd_that_loads_them() {
     let entries = crate::cpio::reader::read(&std::fs::read(image.initrd()).unwrap());
     let (_, _, order) = entries.iter().find(|(name, ..)| name == "modules/order").unwrap();
     assert_eq!(order.as_slice(), b"virtio_mmio.ko\nvirtio_blk.ko\n");
-    // Without a first process it cannot be made, and the lease would wait for its disk.
+    // Without a guest binary no initrd can be made, and the lease would wait for its disk forever.
     let (_store, result) = import(source, &kernel_with_release());
     let error = result.unwrap_err();
     assert!(matches!(error, ImportError::NoGuestBinary { .. }), "{error:?}");
@@ -177,9 +178,9 @@ fn hostile(dir: &Path) -> PathBuf {
     dir.join("tree/usr/lib/modules").join(RELEASE)
 }
 
-/// The file system of the tree in `dir`, without the check sums that would reveal [`renamed`].
+/// The file system of the tree in `dir`, without the checksums that would reveal [`renamed`].
 fn plain_rootfs(dir: &Path) -> PathBuf {
-    // Made anew where there was one.
+    // Replaces an earlier one.
     std::fs::remove_file(dir.join("rootfs.ext4")).ok();
     let image = rootfs(dir, "", 62);
     Cmd::new("mke2fs")
@@ -216,7 +217,7 @@ fn a_name_that_leads_out_of_the_image_writes_nothing_on_this_host() {
         victim.strip_prefix("/").unwrap().display()
     );
     let placeholder = "p".repeat(name.len());
-    // Beside the list, and below the directory of the modules.
+    // Once next to the list, once below the directory of the modules.
     for place in ["", "kernel"] {
         let modules = hostile(dir.path()).join(place);
         std::fs::write(modules.join(&placeholder), "of the image").unwrap();

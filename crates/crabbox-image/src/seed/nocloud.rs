@@ -167,8 +167,8 @@ fn user_data(seed: &NoCloud) -> String {
         "package_update: false\npackage_upgrade: false\nssh_pwauth: false\nmanage_etc_hosts: \"localhost\""
             .into(),
     );
-    // A quarter of the time that cloud-init takes: no boot loader starts this machine, and nobody needs its keys on the console, as the
-    // host has made them.
+    // This saves a quarter of cloud-init's time: the machine has no boot loader, and its host keys need not be shown
+    // on the console, because the host made them.
     line(
         "grub_dpkg:\n  enabled: false\nno_ssh_fingerprints: true\nssh:\n  emit_keys_to_console: false".into(),
     );
@@ -177,7 +177,7 @@ fn user_data(seed: &NoCloud) -> String {
     line("    groups: [sudo]\n    shell: /bin/bash\n    lock_passwd: true".into());
     line(format!("    sudo: {}", quoted("ALL=(ALL) NOPASSWD:ALL")));
     line(format!("    ssh_authorized_keys: [{}]", keys.join(", ")));
-    // The host key is made on the host and pinned there: cloud-init must neither keep the image's nor make its own.
+    // The host key is made and pinned on the host: cloud-init must neither keep the image's keys nor make new ones.
     line("ssh_deletekeys: true\nssh_keys:".into());
     line(format!("  ed25519_private: {}", quoted(&private)));
     line(format!(
@@ -360,7 +360,7 @@ mod tests {
         let script = data["runcmd"][0][2].as_str().unwrap();
         let server = "[ -L /etc/resolv.conf ] || printf 'nameserver 1.1.1.1\\n' > /etc/resolv.conf\n";
         assert!(script.contains(server), "{script}");
-        // Only what comes before may be run here: the rest is for a guest's root.
+        // Only the part before may be run here: the rest is for root in a guest.
         let first: String =
             script.split("complete()").next().unwrap().to_owned() + "printf %s \"$user$work_root\"";
         let printed = Cmd::new("sh").stdin(first).run().unwrap();

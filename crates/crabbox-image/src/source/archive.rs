@@ -94,7 +94,7 @@ fn whiteout(path: &Path) -> Option<(&Path, Option<&OsStr>)> {
         return Some((dir, None));
     }
     let hidden = name.as_bytes().strip_prefix(WHITEOUT.as_bytes())?;
-    // A name of its own: `.wh..` would hide the directory that it is in, `.wh...` the one above.
+    // A whiteout must hide a single name: `.wh..` would hide the directory that contains it, `.wh...` the one above.
     let is_name = !matches!(hidden, b"" | b"." | b"..");
     is_name.then(|| (dir, Some(OsStr::from_bytes(hidden))))
 }
@@ -200,7 +200,7 @@ impl Named<'_> {
             }
             act(&self.inside(&member.path)?, &member, &mut reader)?;
         }
-        // An archive ends in blocks of zeros: who met the end of the file before them lost something.
+        // An archive ends with blocks of zeros: if the file ended before them, it is truncated.
         if content.is_over {
             return Err(self.unread(io::ErrorKind::UnexpectedEof.into()));
         }
@@ -247,7 +247,7 @@ impl Named<'_> {
                     })
                 };
                 let written = tree.put(path, Kind::File(&mut fill), &facts);
-                // What the archive is to blame for is distinguished from what the disk is.
+                // Distinguish errors of the archive from errors of the disk.
                 if let Some(error) = failed {
                     return Err(self.failed(error));
                 }
@@ -320,7 +320,7 @@ impl<R> Hashed<R> {
         Self { inner, state }
     }
 
-    /// In hexadecimal; `None` if it was not requested.
+    /// The digest in hexadecimal; empty if it was not requested.
     fn digest(&self) -> String {
         let state = self.state.clone();
         state

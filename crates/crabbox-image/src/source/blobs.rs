@@ -172,12 +172,13 @@ fn members(name: &str, file: &Path) -> Result<BTreeMap<PathBuf, Member>, SourceE
             continue;
         };
         let found = match member.kind {
-            // One with holes is put together by nobody who writes images.
+            // Sparse members are not accepted: no tool that writes images makes them.
             MemberKind::File if member.pieces.is_none() => Member::Content {
                 offset: at.get(),
                 bytes: member.size,
             },
-            // A link's target is relative to its own directory, as `docker save` writes layers that it has twice.
+            // A link's target is relative to the link's own directory: `docker save` writes a repeated layer as a
+            // link.
             MemberKind::Symlink => match joined(&path, &path_of(&member.link)) {
                 Some(target) => Member::Link(target),
                 None => continue,

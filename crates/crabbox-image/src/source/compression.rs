@@ -91,7 +91,7 @@ mod tests {
     use crabbox_host::command::Cmd;
     use proptest::prelude::*;
 
-    /// What the usual program makes of `bytes`.
+    /// The output of the standard compressor `program` for `bytes`.
     fn packed(program: &str, bytes: &[u8]) -> Vec<u8> {
         let done = Cmd::new(program).arg("-c").stdin(bytes.to_vec()).run().unwrap();
         done.stdout
@@ -102,7 +102,7 @@ mod tests {
         reader(bytes)?.read_to_end(&mut all).map(|_| all)
     }
 
-    /// Some data that packs well and some that does not, longer than a block of zstd.
+    /// Data of which some compresses well and some does not, longer than a zstd block.
     fn sample() -> Vec<u8> {
         (0..300_000_u32)
             .flat_map(|n| (n.wrapping_mul(2_654_435_761) >> (n % 29)).to_le_bytes())
@@ -138,7 +138,7 @@ mod tests {
         for program in ["gzip", "xz", "zstd"] {
             let whole = packed(program, &sample());
             for cut in [3, whole.len() / 2, whole.len() - 1] {
-                // Three bytes of zstd or xz are no head, so they are taken as they are.
+                // Three bytes of zstd or xz are not a complete magic number, so they pass as uncompressed.
                 let read = unpacked(&whole[..cut]);
                 assert!(read.is_err() || read.unwrap() == whole[..cut], "{program} {cut}");
             }

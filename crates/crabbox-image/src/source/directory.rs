@@ -45,7 +45,7 @@ impl Copying<'_> {
         if facts.st_dev != self.device {
             return Ok(());
         }
-        // In one order, whatever the file system's is: the same tree gives the same image.
+        // In sorted order, so that the same tree gives the same image on every file system.
         for name in self.from.names(path).map_err(|source| self.unread(source))? {
             self.entry(&path.join(name))?;
         }
@@ -74,7 +74,8 @@ impl Copying<'_> {
             }
             FileType::RegularFile => self.file(path, &facts),
             FileType::Fifo => self.put(path, Kind::Fifo, &kept(&facts)),
-            // A socket is nothing without its process, and every guest makes its devices anew.
+            // Skip sockets, which are useless without their process, and devices below dev, which every guest makes
+            // itself.
             FileType::Socket => Ok(()),
             _ if path.starts_with("dev") => Ok(()),
             _ => Err(SourceError::Device {
@@ -86,7 +87,7 @@ impl Copying<'_> {
 
     fn file(&mut self, path: &Path, facts: &Stat) -> Result<(), SourceError> {
         let opened = self.from.plain_file(path).map_err(|source| self.unread(source))?;
-        // It was a file a moment ago.
+        // It was a file when it was listed, so its absence is an error.
         let mut file = opened.ok_or_else(|| self.unread(io::ErrorKind::NotFound.into()))?;
         let mut kept = kept(facts);
         let mut value = vec![0; 256];
@@ -97,7 +98,7 @@ impl Copying<'_> {
         let archive = self.from.path().display().to_string();
         let entry = path.display().to_string();
         let length = u64::try_from(facts.st_size).unwrap_or(u64::MAX);
-        // Before any of it is read: a file may be nothing but a hole of any length.
+        // Check before reading: a file may be a hole of any length.
         self.budget.allows(length).map_err(|source| SourceError::Over {
             archive: archive.clone(),
             entry: entry.clone(),

@@ -155,7 +155,7 @@ fn by_tag(blobs: &Blobs, all: Vec<Descriptor>, tag: Option<&str>) -> Result<Vec<
             }
             Ok(fitting)
         }
-        // Several names are several images, unless they all are the same one.
+        // Several names are ambiguous unless all refer to the same image.
         None if have.len() > 1 && all.iter().any(|one| one.digest != all[0].digest) => {
             Err(no_tag(blobs, None, have))
         }
@@ -174,8 +174,8 @@ fn no_tag(blobs: &Blobs, tag: Option<&str>, have: Vec<String>) -> SourceError {
     }
 }
 
-/// The first of `all`, or of the entries of an index among them, that is for this host. One without a platform is assumed to
-/// be.
+/// The first entry of `all`, or of the indexes among them, that is for this host. An entry without a platform is
+/// assumed to be.
 fn for_this_host(blobs: &Blobs, all: Vec<Descriptor>, depth: usize) -> Result<Descriptor, SourceError> {
     let mut others = Vec::new();
     for one in all {

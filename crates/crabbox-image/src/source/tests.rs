@@ -15,7 +15,8 @@ use super::*;
 
 mod hostile;
 
-/// A layer: `(name, content)`; the content `-> x` is a symbolic link, `=> x` a hard link, `dir`, `char` and `fifo` are such.
+/// A layer: `(name, content)`. The content `-> x` means a symbolic link, `=> x` a hard link; `dir`, `char` and `fifo`
+/// mean those types.
 fn layer(entries: &[(&str, &str)]) -> Vec<u8> {
     let mut archive = Builder::new(Vec::new());
     for (name, content) in entries {
@@ -25,7 +26,7 @@ fn layer(entries: &[(&str, &str)]) -> Vec<u8> {
         header.set_gid(34);
         header.set_mtime(1000);
         header.set_size(0);
-        // Names that the crate would refuse to write.
+        // Write the name directly, because the crate would refuse some of these.
         header.as_old_mut().name[..name.len()].copy_from_slice(name.as_bytes());
         let mut body: &[u8] = b"";
         if let Some(target) = content
@@ -123,7 +124,7 @@ impl Place {
     }
 }
 
-/// Every path of a tree with what it is, sorted.
+/// Every path of a tree with its type, sorted.
 fn listing(root: &Path) -> Vec<String> {
     let said = Cmd::new("find")
         .arg(root)
@@ -212,7 +213,7 @@ fn no_entry_reaches_outside_and_the_refusal_names_it() {
         assert!(matches!(error, SourceError::Escape { .. }), "{error:?}");
         assert!(error.to_string().contains("outside"), "{error}");
     }
-    // Links lead where they would lead in the guest.
+    // Links are resolved as in the guest.
     let outside = place.path("outside");
     let outside = outside.to_str().unwrap();
     let inner = format!("{}/", outside.trim_start_matches('/'));
@@ -269,7 +270,8 @@ fn an_archive_that_is_cut_short_is_never_taken_for_a_whole_one() {
         } else {
             packed(program, &whole)
         };
-        // Inside a file, between two of them, before the end mark; of a compressed one, in the middle and in the check sum.
+        // Cut inside a file, between two files, before the end mark; for a compressed archive, in the middle and in
+        // the checksum.
         let cuts = if program == "cat" {
             vec![700, 5632, 6656]
         } else {
@@ -302,7 +304,7 @@ fn layers_hide_what_they_say_and_only_what_lower_ones_had() {
             ("lib", "-> usr/lib"),
             ("usr/lib/", "dir"),
         ]),
-        // What hides comes behind what stays, and a name that is hidden comes back.
+        // The whiteout comes after the entry that stays, and a hidden name is added again.
         packed(
             "gzip",
             &layer(&[
@@ -326,7 +328,7 @@ fn layers_hide_what_they_say_and_only_what_lower_ones_had() {
     layout(&place.path("img"), "amd64", &layers);
     for source in ["img", "oci:img", "oci:img:one"] {
         let error = place.unpack(source);
-        // A file in the way of a directory is an error of the layer: it did not say that it replaces it.
+        // A file in the way of a directory is an error of the layer, because it has no whiteout for it.
         let error = error.unwrap_err();
         assert!(matches!(error, SourceError::Write { .. }), "{error:?}");
     }
@@ -437,7 +439,7 @@ fn another_platform_and_a_wrong_tag_are_named() {
     );
 }
 
-/// What `docker save` writes: layers in members of the archive, one of them a link to another.
+/// An archive as `docker save` writes it: layers in members of the archive, one of them a link to another.
 fn docker_save(path: &Path, layers: &[(&str, Vec<u8>)], diff_ids: &[String]) {
     let mut archive = Builder::new(Vec::new());
     let mut add = |name: &str, bytes: &[u8]| {

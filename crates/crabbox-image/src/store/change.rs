@@ -17,8 +17,8 @@ use crate::manifest::{self, Manifest};
 /// Name prefix of scratch directories.
 const SCRATCH: &str = "scratch-";
 
-/// How long to wait for the lock of another change: after a kill, a child that was just being started has a copy of it until
-/// its exec.
+/// How long to wait for the lock of another change. After a kill, a child that was just being started holds a copy of
+/// the lock until its exec.
 const LOCK_WAIT: Duration = Duration::from_millis(500);
 
 /// The exclusive right to change the store, with a scratch directory for the preparation. Both end when it is dropped.
@@ -37,9 +37,9 @@ impl Scratch {
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        // What cannot be removed now is swept by the next change, which reports it.
+        // If it cannot be removed now, the next change removes it or reports the error.
         files::remove_tree(&self.dir).ok();
-        // A process that another thread is just starting has a copy of the descriptor; the lock goes all the same.
+        // Unlock explicitly, because a process that another thread is just starting has a copy of the descriptor.
         self.lock.unlock().ok();
     }
 }
@@ -87,7 +87,8 @@ impl Store {
         }
     }
 
-    /// Moves the image files in `staged` (inside `scratch`) and their record into the store, and makes `name` point to them.
+    /// Moves the image files in `staged` (inside `scratch`) and their record into the store, and makes `name` point
+    /// to them.
     ///
     /// The files become read-only. If the same image exists already and is intact, it is kept and `staged` is not used; if
     /// it is damaged, it is replaced. A name that pointed to another image is changed.
@@ -153,7 +154,7 @@ impl Store {
     }
 }
 
-/// Moves the image in `dir`, if there is one, into `scratch`, with which it is removed.
+/// Moves the image in `dir`, if there is one, into `scratch`, which is removed later.
 fn set_aside(scratch: &Scratch, dir: &Path) -> Result<(), FileError> {
     let aside = scratch.dir.join("removed");
     match std::fs::rename(dir, &aside) {
@@ -167,7 +168,7 @@ fn set_aside(scratch: &Scratch, dir: &Path) -> Result<(), FileError> {
 /// Makes a finished file read-only for everybody and durable.
 fn settle(path: &Path) -> Result<(), FileError> {
     let file = File::open(path).map_err(|source| FileError::io("open", path, source))?;
-    // Readable by all: a jailed VMM runs as another user. Its directory decides who gets that far.
+    // Readable for everybody, because a jailed VMM runs as another user. The directory above restricts access.
     file.set_permissions(std::fs::Permissions::from_mode(0o444))
         .and_then(|()| file.sync_all())
         .map_err(|source| FileError::io("make durable", path, source))

@@ -10,7 +10,7 @@ fn cache() -> (tempfile::TempDir, Cache) {
     (home, cache)
 }
 
-/// Makes an entry of two files and a link, one of them deep and sparse, and counts.
+/// Makes an entry of two files and a symlink, one file in a subdirectory and sparse, and counts the calls.
 fn make(count: &AtomicUsize) -> impl FnOnce(&Path) -> Result<()> + '_ {
     |dir| {
         count.fetch_add(1, Ordering::SeqCst);
@@ -69,7 +69,7 @@ fn an_entry_that_was_damaged_in_any_way_is_made_anew() {
         assert_eq!(cache.entry("image", "aa", make(&count)).unwrap(), entry);
         assert_eq!(count.load(Ordering::SeqCst), made + 2);
     }
-    // A file that was not there when it was made is none of its own.
+    // A file added later does not belong to the entry.
     fs::write(entry.join("lock"), "").unwrap();
     cache.entry("image", "aa", make(&count)).unwrap();
     assert_eq!(count.load(Ordering::SeqCst), damages.len() + 1);
@@ -102,7 +102,7 @@ fn what_fails_or_is_killed_half_way_is_no_entry() {
     assert!(cache.entries().unwrap().is_empty());
     let entry = cache.entry("image", "aa", make(&AtomicUsize::new(0))).unwrap();
     assert!(!entry.join("half").exists());
-    // One that was killed, and whose recipe nobody has any more.
+    // One of a killed process, with a recipe that no longer exists.
     let killed = cache.dir().join("building-image-dead");
     fs::create_dir(&killed).unwrap();
     cache.entry("image", "bb", make(&AtomicUsize::new(0))).unwrap();
@@ -114,7 +114,7 @@ fn two_at_once_make_it_once_and_both_have_it_whole() {
     let (_home, cache) = cache();
     let count = AtomicUsize::new(0);
     let arrived = AtomicUsize::new(0);
-    // The first one makes it until all are there, and a while longer for one that would not wait.
+    // The first one works until all have arrived, and a bit longer, to catch one that does not wait.
     let slowly = |dir: &Path| {
         let made = make(&count)(dir);
         let all = || (arrived.load(Ordering::SeqCst) == 4).then_some(());
@@ -158,7 +158,7 @@ fn entries_are_shown_removed_and_forgotten_when_nobody_uses_them() {
     for bad in ["", "..", "../x", "image-bb.lock/.."] {
         assert!(cache.remove(bad).is_err(), "{bad}");
     }
-    // The time of the lock is that of the last use.
+    // The lock's modification time is that of the last use.
     let long_ago = SystemTime::now() - UNUSED - Duration::from_mins(1);
     let lock = File::options()
         .write(true)
@@ -169,7 +169,7 @@ fn entries_are_shown_removed_and_forgotten_when_nobody_uses_them() {
     assert_eq!(cache.entries().unwrap().len(), 1);
 }
 
-/// ext4 and XFS allocate late and turn zeros into holes or holes into zeros when they write back: the same bytes, other extents.
+/// ext4 and XFS allocate late and turn zeros into holes or holes into zeros on writeback: the same bytes with other extents.
 #[test]
 fn where_the_holes_of_a_file_are_is_no_change() {
     let home = tempfile::tempdir().unwrap();
@@ -191,7 +191,7 @@ fn where_the_holes_of_a_file_are_is_no_change() {
         ((5 << 20) + 7, &b"more"[..]),
     ];
     assert_eq!(digest("full", &full, 9 << 20), holes);
-    // The length, and where each byte is, still count.
+    // The length and the position of each byte still matter.
     assert_ne!(digest("longer", &full, (9 << 20) + 1), holes);
     let moved = digest("moved", &[(1 << 20, b"data"), ((5 << 20) + 8, b"more")], 9 << 20);
     assert_ne!(moved, holes);

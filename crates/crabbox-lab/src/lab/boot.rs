@@ -1,5 +1,5 @@
-//! Boots a lab: starts QEMU in a session of its own and waits until the lab says that it is ready. A lab that does not come
-//! up is ended, and the error says what QEMU and the console said.
+//! Boots a lab: starts QEMU in its own session and waits until the lab reports that it is ready. A lab that does not come up is killed, and the error
+//! has the output of QEMU and the console.
 
 use std::ffi::OsString;
 use std::fs;
@@ -19,7 +19,7 @@ const TAIL_LINES: usize = 25;
 /// The emulated machine.
 #[derive(Debug, Clone)]
 pub(super) struct Machine {
-    /// The emulator; another program in tests only.
+    /// The emulator; a different program only in tests.
     pub(super) program: OsString,
     pub(super) name: String,
     pub(super) kernel: PathBuf,
@@ -31,16 +31,16 @@ pub(super) struct Machine {
     pub(super) console: PathBuf,
     /// Where QEMU writes its messages.
     pub(super) log: PathBuf,
-    /// The socket of QEMU's monitor, which responds when the machine inside does not.
+    /// The socket of QEMU's monitor, which responds even if the guest does not.
     pub(super) monitor: PathBuf,
     pub(super) memory_mib: u32,
     pub(super) cpus: u32,
-    /// The loopback port that leads to its sshd.
+    /// The loopback port forwarded to its sshd.
     pub(super) port: u16,
 }
 
 impl Machine {
-    /// QEMU's arguments: AMD-V emulated in software, and a network that ends at this machine's loopback.
+    /// QEMU's arguments: AMD-V emulated in software, and a network limited to this machine's loopback.
     fn argv(&self) -> Vec<OsString> {
         let mut argv: Vec<OsString> = Vec::new();
         let mut add = |name: &str, value: OsString| argv.extend([name.into(), value]);
@@ -51,8 +51,7 @@ impl Machine {
         add("-m", self.memory_mib.to_string().into());
         add("-kernel", self.kernel.clone().into());
         add("-initrd", self.initrd.clone().into());
-        // An emulator that gets no processor for a moment is late with the ticks by which the kernel judges its timer, which it then
-        // calls broken, and panics.
+        // If the emulator gets no processor for a moment, timer ticks are late; the kernel then considers its timer broken, and panics.
         add(
             "-append",
             "console=ttyS0 quiet panic=0 no_timer_check net.ifnames=0 mitigations=off".into(),
@@ -81,7 +80,7 @@ impl Machine {
         argv
     }
 
-    /// Starts the machine. `setsid` gives it a session of its own, so that it outlives us and our terminal's Ctrl-C.
+    /// Starts the machine. `setsid` gives it its own session, so that it outlives us and is not affected by our terminal's Ctrl-C.
     pub(super) fn start(&self) -> Result<Booting> {
         let log =
             fs::File::create(&self.log).with_context(|| format!("cannot write {}", self.log.display()))?;
@@ -105,7 +104,7 @@ impl Machine {
     }
 }
 
-/// A `-drive` value; a comma in a file name is doubled, as QEMU wants it.
+/// A `-drive` value; QEMU requires commas in file names to be doubled.
 fn drive(file: &Path, options: &str) -> OsString {
     format!(
         "if=virtio,file={},{options}",
@@ -114,18 +113,18 @@ fn drive(file: &Path, options: &str) -> OsString {
     .into()
 }
 
-/// A machine that was started and has not said that it is ready.
+/// A machine that was started and is not ready yet.
 #[derive(Debug)]
 pub(super) struct Booting {
     child: Child,
-    /// `None` when it had ended before it was looked at.
+    /// `None` if it had already ended when checked.
     pub(super) id: Option<ProcessId>,
     console: PathBuf,
     log: PathBuf,
 }
 
 impl Booting {
-    /// Waits for the console line of `/lab-init`. Whatever goes wrong, the machine has ended when this fails.
+    /// Waits for the console line of `/lab-init`. If this fails, the machine has been ended.
     pub(super) fn wait_ready(&mut self, limit: Duration) -> Result<()> {
         let started = Instant::now();
         let outcome = clock::poll_until(limit, || match self.child.try_wait() {
@@ -149,7 +148,7 @@ impl Booting {
     }
 }
 
-/// Waits until a machine that was reset says that it is ready, on the part of its console from byte `from` on.
+/// Waits until a reset machine reports that it is ready, in its console output from byte `from` on.
 pub(super) fn wait_ready_again(
     machine: &ProcessId,
     console: &Path,
@@ -174,7 +173,7 @@ pub(super) fn wait_ready_again(
     }
 }
 
-/// A log from byte `from` on; what is not there yet is empty.
+/// A log from byte `from` on; empty if there is nothing yet.
 fn read_from(log: &Path, from: u64) -> Vec<u8> {
     let bytes = fs::read(log).unwrap_or_default();
     usize::try_from(from)
@@ -184,7 +183,7 @@ fn read_from(log: &Path, from: u64) -> Vec<u8> {
         .to_owned()
 }
 
-/// What the console says so far: ready, hopeless, or nothing yet.
+/// What the console shows so far: ready, failed, or nothing yet.
 fn judge(console: &[u8]) -> Option<Result<(), String>> {
     let text = String::from_utf8_lossy(console);
     for line in text.lines() {
@@ -204,7 +203,7 @@ fn judge(console: &[u8]) -> Option<Result<(), String>> {
     None
 }
 
-/// The end of a log, with a heading and its path, without what QEMU says of every EPYC it emulates in software.
+/// The end of a log, with a heading and its path, without QEMU's warnings about emulating an EPYC in software.
 pub(super) fn said(who: &str, log: &Path) -> String {
     let bytes = fs::read(log).unwrap_or_default();
     let text = String::from_utf8_lossy(&bytes);
@@ -220,7 +219,7 @@ pub(super) fn said(who: &str, log: &Path) -> String {
     format!("\n{who} said ({}):\n  {tail}", log.display())
 }
 
-/// A loopback port that is free now. It can be taken before QEMU binds it; then QEMU says so and another is tried.
+/// A loopback port that is free now. If it is taken before QEMU binds it, QEMU fails and another is tried.
 pub(super) fn free_port() -> Result<u16> {
     let listener = TcpListener::bind(("127.0.0.1", 0)).context("cannot find a free loopback port")?;
     Ok(listener.local_addr()?.port())

@@ -1,5 +1,5 @@
-//! The lab's images: kernel, initrd, root disk and keys, built once for a recipe and cached under its digest. A finished one must never
-//! be changed: labs run from it.
+//! The lab's images: kernel, initrd, root disk and keys, built once per recipe and cached under its digest. A finished one must never be changed,
+//! because labs run from it.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -54,7 +54,7 @@ impl Images {
     }
 }
 
-/// Finds the images of the present recipe in `cache`, or builds them.
+/// Finds the images of the current recipe in `cache`, or builds them.
 pub(super) fn ensure(cache: &Cache) -> Result<Images> {
     let kernel_version = packages::kernel_version()?;
     let at = |dir: PathBuf| Images {
@@ -89,7 +89,7 @@ fn unpack_kernel(images: &Images) -> Result<()> {
         )
     };
     if fetch().is_err() {
-        // Lists older than the mirror name files that are gone.
+        // apt's lists are older than the mirror and name files that are gone.
         packages::update()?;
         fetch()?;
     }
@@ -126,7 +126,7 @@ fn make_keys(images: &Images) -> Result<()> {
 
 fn build_root(images: &Images, root: &Path) -> Result<()> {
     let customize = format!("--customize-hook={}", recipe::CUSTOMIZE.trim());
-    // Killed with us or not, it mounts in a namespace of its own and writes only below `root`.
+    // Even if killed, it leaves no mounts, because it mounts in its own namespace, and it writes only below `root`.
     Cmd::inheriting("mmdebstrap")
         .args(["--quiet", "--variant=minbase", "--format=directory", &customize])
         .arg(format!("--include={}", recipe::PACKAGES.join(",")))
@@ -159,7 +159,7 @@ fn build_root(images: &Images, root: &Path) -> Result<()> {
 
 pub(super) fn write_file(path: &Path, mode: u32, content: &[u8]) -> Result<()> {
     let write = || -> std::io::Result<()> {
-        // mmdebstrap may have left a link to a file of this machine.
+        // mmdebstrap may have left a symlink to a file of this machine.
         fs::remove_file(path).or_else(|error| match error.kind() {
             std::io::ErrorKind::NotFound => Ok(()),
             _ => Err(error),
@@ -181,8 +181,8 @@ fn write_disk(images: &Images, root: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Removes a directory of ours and everything below it; none is fine. It refuses when something is mounted in there: a
-/// killed mmdebstrap may leave this machine's own `/dev` or `/sys` below the directory it was filling.
+/// Removes one of our directories with its contents, if it exists. Refuses if something is mounted in there: a killed mmdebstrap may leave this
+/// machine's own `/dev` or `/sys` mounted in the directory it was filling.
 pub(crate) fn remove_tree(dir: &Path) -> Result<()> {
     let mounts = fs::read_to_string("/proc/self/mountinfo").context("cannot read the list of mounts")?;
     remove_unmounted(&mounts, dir)

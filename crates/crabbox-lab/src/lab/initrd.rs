@@ -1,5 +1,4 @@
-//! The lab's initrd: busybox, the few modules on the way to the root disk, and a script. It knows nothing of what the root
-//! disk does afterwards.
+//! The lab's initrd: busybox, the few modules needed to reach the root disk, and a script. It knows nothing of what the root disk does afterwards.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -56,7 +55,7 @@ pub(super) fn build(images: &Images, root: &Path) -> Result<()> {
     remove_tree(&tree)
 }
 
-/// The files of [`recipe::INITRD_MODULES`] and what they need, in the order of loading.
+/// The files of [`recipe::INITRD_MODULES`] and their dependencies, in loading order.
 fn modules_in_order(images: &Images) -> Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     for module in recipe::INITRD_MODULES {

@@ -1,8 +1,8 @@
-//! The lab: a real KVM host on a machine without virtualization, made of Debian packages and QEMU's software emulation of
-//! AMD-V. What the tests and the demo say about microVMs is tried here; it must never become part of the product.
+//! The lab: a real KVM host on a machine without virtualization, made of Debian packages and QEMU's software emulation of AMD-V. The claims of tests
+//! and demo about microVMs are tested here; it must never become part of the product.
 //!
-//! Files: images that never change are in the user's cache, `target/lab/<name>/` is one lab (disk overlay, logs and the record
-//! `lab.json`), which is gone after `down`.
+//! Files: immutable images are in the user's cache; `target/lab/<name>/` is one lab (disk overlay, logs and the record `lab.json`), and is gone after
+//! `down`.
 
 mod artefacts;
 mod boot;
@@ -35,13 +35,13 @@ use record::{Record, State};
 
 /// How long a machine may be silent before it counts as hung: a new connection takes a second on an idle host.
 pub const SILENCE: Duration = Duration::from_secs(90);
-/// The file in a lab's directory with what was to be seen of it when it was reset because it had hung.
+/// The file in a lab's directory with the diagnostics taken before it was reset because it had hung.
 pub const LAST_WORDS: &str = "last-words";
 
-/// How a lab is to be started.
+/// Options for starting a lab.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// A directory to be mounted read-only at `/artefacts`.
+    /// A directory to mount read-only at `/artefacts`.
     pub artefacts: Option<PathBuf>,
     /// Memory in MiB.
     pub memory_mib: u32,
@@ -56,8 +56,8 @@ impl Default for Options {
         Self {
             artefacts: None,
             memory_mib: 6144,
-            // More than one, and QEMU 7.2 goes on executing code that the kernel has patched meanwhile: on static keys (a VM made or closed
-            // switches one) all processors then trap for ever. Seen within 500 rounds of making and closing a VM; with one, never.
+            // With more than one, QEMU 7.2 keeps executing code that the kernel has since patched: on static keys (making or closing a VM switches
+            // one), all processors then trap forever. Seen within 500 rounds of making and closing a VM; never with one.
             cpus: 1,
             limit: Duration::from_mins(2),
         }
@@ -81,7 +81,7 @@ impl Lab {
         Ok(Self { record })
     }
 
-    /// Starts the lab `name`, or finds it running (and then says so).
+    /// Starts the lab `name`, or finds it running (and reports that).
     pub fn up(name: &str, options: &Options) -> Result<Self> {
         let dir = dir_of(name)?;
         let _lock = lock(&dir)?;
@@ -137,23 +137,22 @@ impl Lab {
         Ok(Self { record })
     }
 
-    /// Runs `words` in the lab with our own streams: `exact` as an argument vector, else left to the remote shell.
+    /// Runs `words` in the lab with this process's standard streams: `exact` as an argument vector, otherwise interpreted by the remote shell.
     pub fn attach<S: AsRef<OsStr>>(&self, words: &[S], exact: bool) -> Result<ExitStatus> {
         connection::attach(&self.record.ssh_argv, words, exact)
     }
 
-    /// Copies files with rsync's rules; the end in the lab begins with `lab:`.
+    /// Copies files with rsync's rules; the path in the lab begins with `lab:`.
     pub fn copy(&self, source: &str, target: &str) -> Result<()> {
         connection::copy(&self.record.ssh_argv, source, target)
     }
 
-    /// Whether it runs a command over a connection of its own within `patience`.
+    /// Whether it runs a command over a new connection within `patience`.
     pub fn answers(&self, patience: Duration) -> bool {
         connection::answers(&self.record.ssh_argv, patience)
     }
 
-    /// Resets the machine as a power cut would (nothing is synced, the disk stays) and waits until it responds again. Works on
-    /// a machine that has hung, too.
+    /// Resets the machine like a power cut (nothing is synced, the disk stays) and waits until it responds again. Also works on a hung machine.
     pub fn reset(&self, limit: Duration) -> Result<()> {
         let record = &self.record;
         if !self.answers(SILENCE) {
@@ -164,7 +163,7 @@ impl Lab {
             }
         }
         let said = fs::metadata(&record.console).map_or(0, |meta| meta.len());
-        // `cont` for a machine that somebody stopped over the monitor; a running one ignores it.
+        // `cont` in case the machine was stopped over the monitor; a running one ignores it.
         for command in ["system_reset", "cont"] {
             monitor::ask(&connection::monitor_path(&record.control_path), command)?;
         }
@@ -173,7 +172,7 @@ impl Lab {
         enter(record, limit)
     }
 
-    /// What can be found out about a machine that does not respond: the end of its console, and where its processors stand.
+    /// Diagnostics of a machine that does not respond: the end of its console, and the state of its processors.
     pub fn last_words(&self) -> String {
         let record = &self.record;
         let monitor = connection::monitor_path(&record.control_path);
@@ -194,19 +193,19 @@ impl Lab {
         told
     }
 
-    /// What is known of it: the content of `lab.json`.
+    /// Its record, the contents of `lab.json`.
     pub fn record(&self) -> &Record {
         &self.record
     }
 }
 
-/// Makes sure that labs can be started at once: their images are there.
+/// Makes sure that the images exist, so that labs can be started without delay.
 pub fn prepare() -> Result<()> {
     packages::ensure_tools()?;
     images::ensure(&Cache::of_user()).map(drop)
 }
 
-/// Ends the lab `name` and removes everything of it; `false` when there was nothing. Refused while a task uses it.
+/// Stops the lab `name` and removes everything of it; `false` if there was nothing. Refused while another task uses it.
 pub fn down(name: &str) -> Result<bool> {
     let alone = Alone::try_take(name)?.with_context(|| {
         format!("another task uses the lab `{name}`; it ends with that, or end that first")
@@ -214,7 +213,7 @@ pub fn down(name: &str) -> Result<bool> {
     alone.remove()
 }
 
-/// A lab that nobody else uses as long as this is held, whether it is there or not: nobody else takes it away.
+/// Exclusive use of a lab, whether or not it exists yet: while this is held, no other task can remove it.
 #[derive(Debug)]
 pub struct Alone {
     dir: PathBuf,
@@ -222,7 +221,7 @@ pub struct Alone {
 }
 
 impl Alone {
-    /// Waits until no other task uses the lab `name`, and says so.
+    /// Waits until no other task uses the lab `name`, and reports the wait.
     pub fn wait(name: &str) -> Result<Self> {
         if let Some(alone) = Self::try_take(name)? {
             return Ok(alone);
@@ -241,7 +240,7 @@ impl Alone {
         Ok(used.map(|used| Self { dir, _used: used }))
     }
 
-    /// Ends it and removes everything of it; `false` when there was nothing.
+    /// Stops it and removes everything of it; `false` if there was nothing.
     pub fn remove(&self) -> Result<bool> {
         let there = self.dir.exists();
         let _lock = lock(&self.dir)?;
@@ -250,12 +249,12 @@ impl Alone {
     }
 }
 
-/// Uses the lab `name` beside others who do, so that nobody takes it away meanwhile; `None` while somebody has it alone.
+/// Shared use of the lab `name`, which keeps others from removing it; `None` while another task has it exclusively.
 pub fn share(name: &str) -> Result<Option<FileLock>> {
     Ok(FileLock::try_share(&used(name)?)?)
 }
 
-/// The lock of those who use the lab `name`. It lies in the cache, because the lab's directory comes and goes.
+/// The lock of the users of lab `name`. It is in the cache directory, because the lab's directory comes and goes.
 fn used(name: &str) -> Result<PathBuf> {
     dir_of(name)?;
     Ok(workspace::lab_dir().join("cache").join(format!("{name}.used")))
@@ -271,7 +270,7 @@ fn boot(dir: &Path, mut machine: Machine, images: &images::Images, options: &Opt
         attempts += 1;
         machine.port = boot::free_port()?;
         let mut booting = machine.start()?;
-        // Its own, so that it can be entered when its images were made anew, or removed, meanwhile.
+        // Copied, so that the lab can be entered even if its images are rebuilt or removed meanwhile.
         let (key, known_hosts) = (dir.join("id"), dir.join("known_hosts"));
         for (ours, theirs) in [(&key, images.key()), (&known_hosts, images.known_hosts())] {
             let content = fs::read(&theirs).with_context(|| format!("cannot read {}", theirs.display()))?;
@@ -283,7 +282,7 @@ fn boot(dir: &Path, mut machine: Machine, images: &images::Images, options: &Opt
             known_hosts: &known_hosts,
             control_path: &control_path,
         };
-        // One that has ended already is waited for all the same: the wait says why it ended.
+        // Wait even if it has already ended: the wait reports why.
         let id = booting.id.clone().unwrap_or(ProcessId {
             pid: 0,
             started: String::new(),
@@ -338,7 +337,7 @@ fn enter(record: &Record, limit: Duration) -> Result<()> {
     Ok(())
 }
 
-/// Ends what the record in `dir` names, closes its connection, removes `dir`.
+/// Ends the machine recorded in `dir`, closes its connection, removes `dir`.
 fn clean(dir: &Path) -> Result<()> {
     if let Some(record) = Record::load(dir) {
         connection::close(&record.ssh_argv, &record.control_path);
@@ -347,7 +346,7 @@ fn clean(dir: &Path) -> Result<()> {
     images::remove_tree(dir)
 }
 
-/// One `up` or `down` of a lab at a time. The lock lies in the cache, because the lab's directory comes and goes.
+/// Allows one `up` or `down` of a lab at a time. The lock is in the cache directory, because the lab's directory comes and goes.
 fn lock(dir: &Path) -> Result<fs::File> {
     let cache = workspace::lab_dir().join("cache");
     fs::create_dir_all(&cache)?;

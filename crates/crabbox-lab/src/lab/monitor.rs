@@ -1,5 +1,4 @@
-//! QEMU's monitor: what is asked of the emulator when the machine inside it no longer responds. It must never be needed by a
-//! lab that responds.
+//! QEMU's monitor: for requests to the emulator when the guest no longer responds. A responsive lab must never need it.
 
 use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixStream;
@@ -13,7 +12,7 @@ const PROMPT: &str = "(qemu) ";
 /// How long one reply may take.
 const LIMIT: Duration = Duration::from_secs(10);
 
-/// Gives one command and returns its reply.
+/// Sends one command and returns its reply.
 pub(super) fn ask(socket: &Path, command: &str) -> Result<String> {
     let asked = || -> Result<String> {
         let mut stream = UnixStream::connect(socket)?;

@@ -1,5 +1,5 @@
-//! The record of one lab, `lab.json`: everything another program needs to talk to it. A record is only believed together
-//! with the process it names (pid and start time); no signal is ever sent on the strength of a pid alone.
+//! The record of one lab, `lab.json`: everything that another program needs to talk to it. A record is only trusted together with the process it
+//! names (pid and start time); no signal is ever sent on the basis of a pid alone.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -25,15 +25,15 @@ pub enum State {
 /// The content of `lab.json`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Record {
-    /// Which lab: the name of its directory.
+    /// The name of the lab and of its directory.
     pub name: String,
-    /// How far it came.
+    /// Its state.
     pub state: State,
     /// The QEMU process.
     pub pid: u32,
     /// Field 22 of its `/proc/<pid>/stat`.
     pub start_ticks: u64,
-    /// The boot of this host in which it was started; an older xtask's record has none, and is believed to be of this one.
+    /// The host's boot in which it was started; missing in records of an older xtask, which are assumed to be of this boot.
     #[serde(default = "this_boot")]
     pub boot_id: String,
     /// When it was started, in seconds since the unix epoch.
@@ -56,9 +56,9 @@ pub struct Record {
     pub kernel_dir: PathBuf,
     /// The directory of its images; the name is the digest of the recipe they were built from.
     pub images: PathBuf,
-    /// The directory that is mounted at `/artefacts`, if any.
+    /// The directory mounted at `/artefacts`, if any.
     pub artefacts: Option<PathBuf>,
-    /// What the kernel and init said.
+    /// The output of the kernel and init.
     pub console: PathBuf,
     /// Memory in MiB.
     pub memory_mib: u32,
@@ -76,7 +76,7 @@ impl Record {
         }
     }
 
-    /// Asks the machine to end, insists after five seconds, and returns when it is gone.
+    /// Asks the machine to end, kills it after five seconds, and returns when it is gone.
     pub(super) fn end(&self) -> Result<()> {
         if let Some(handle) = process::open(&self.process())? {
             handle.terminate(GRACE)?;
@@ -84,7 +84,7 @@ impl Record {
         Ok(())
     }
 
-    /// The record in `dir`; `None` when there is none or it cannot be read (an older xtask's).
+    /// The record in `dir`; `None` if it does not exist or cannot be read (an older xtask's).
     pub(super) fn load(dir: &Path) -> Option<Self> {
         serde_json::from_slice(&fs::read(dir.join("lab.json")).ok()?).ok()
     }
@@ -99,7 +99,7 @@ impl Record {
 }
 
 fn this_boot() -> String {
-    // Without it no process is the one that is looked for.
+    // An empty boot id matches no process.
     process::boot_id().unwrap_or_default()
 }
 

@@ -1,7 +1,7 @@
-//! Somebody's images: a Debian with systemd and cloud-init as anyone would make one, knowing nothing of crabbox, as a kernel with a root
-//! file system and as an OCI image.
+//! Foreign images: a Debian with systemd and cloud-init as anyone would build it, unaware of crabbox, both as a kernel with a root file system and as
+//! an OCI image.
 //!
-//! Made once for a recipe and cached; what changes with our own code, its import, is done anew when that does.
+//! Made once per recipe and cached; only the import, which depends on our code, is repeated when that changes.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -23,17 +23,17 @@ use crate::workspace;
 
 mod oci;
 
-/// The name in the lab of the image with a kernel of its own, booted by cloud-init.
+/// The name in the lab of the image with its own kernel, booted by cloud-init.
 const NAME: &str = "cloud";
 
-/// The name in the lab of the one made of OCI layers, on the kernel of ours and with its own systemd.
+/// The name in the lab of the image made from OCI layers, with our kernel and its own systemd.
 const SYSTEMD: &str = "systemd";
 
-/// Packages of both. `ifupdown` is what cloud-init configures the network with; the kernel is the distribution's own.
+/// Packages of both. cloud-init configures the network with `ifupdown`; the kernel is the distribution's own.
 const PACKAGES: &str = "systemd-sysv,dbus,udev,kmod,ifupdown,cloud-init,openssh-server,sudo,rsync,git,curl,ca-certificates,jq,\
                         python3,tar,iproute2,procps,linux-image-cloud-amd64";
 
-/// What is left out, so that it is soon in the lab: nothing that runs.
+/// Files left out to speed up copying into the lab: nothing that runs.
 const LEFT_OUT: [&str; 7] = [
     "/usr/share/doc/*",
     "/usr/share/man/*",
@@ -44,16 +44,16 @@ const LEFT_OUT: [&str; 7] = [
     "/lib/modules/*/kernel/drivers/infiniband/*",
 ];
 
-/// The kernel's package would build an initrd, which takes a minute and nobody boots.
+/// Keeps the kernel's package from building an initrd, which takes a minute and is never booted.
 const NO_INITRD: &str = r#"mkdir -p "$1/etc/initramfs-tools"; echo update_initramfs=no > "$1/etc/initramfs-tools/update-initramfs.conf""#;
 
-/// Host keys of the machine that builds are nobody's.
+/// The image must not contain host keys generated on the build machine.
 const NO_HOST_KEYS: &str = r#"rm -f "$1"/etc/ssh/ssh_host_*"#;
 
 /// Length of the file system in MiB; sparse.
 const ROOM_MIB: u64 = 700;
 
-/// What others bring, on disk.
+/// The foreign images on disk.
 struct Brought {
     kernel: PathBuf,
     rootfs: PathBuf,
@@ -71,7 +71,7 @@ impl Brought {
     }
 }
 
-/// Makes sure that `store`, which has ours, has both images, imported with the first process `guest`.
+/// Makes sure that `store`, which has our image, also has both of these, imported with the first process `guest`.
 pub(super) fn ensure(store: &Store, guest: &Path, cache: &Cache) -> Result<()> {
     let Brought {
         kernel,
@@ -102,7 +102,7 @@ pub(super) fn ensure(store: &Store, guest: &Path, cache: &Cache) -> Result<()> {
     Ok(())
 }
 
-/// The recipe of what others bring.
+/// The recipe of the foreign images.
 fn recipe() -> String {
     format!(
         "{PACKAGES}\n{LEFT_OUT:?}\n{NO_INITRD}\n{NO_HOST_KEYS}\n{ROOM_MIB}\n{}\n",
@@ -110,7 +110,7 @@ fn recipe() -> String {
     )
 }
 
-/// The key of all images, of which `ours` is that of ours.
+/// The key of all images, given the key of ours.
 pub(super) fn key(ours: &str) -> String {
     short(&format!("{ours}\n{}", recipe()))
 }
@@ -119,13 +119,13 @@ fn short(text: &str) -> String {
     crabbox_core::id::hex(&Sha256::digest(text)[..8])
 }
 
-/// All of it, from the cache or made.
+/// The foreign images, from the cache or newly made.
 fn build(cache: &Cache) -> Result<Brought> {
     let dir = cache.entry("foreign", &short(&recipe()), make)?;
     Ok(Brought::of(&dir))
 }
 
-/// Makes it in the empty directory `dir`.
+/// Makes them in the empty directory `dir`.
 fn make(dir: &Path) -> Result<()> {
     let brought = Brought::of(dir);
     let tree = dir.join("tree");
@@ -146,7 +146,7 @@ fn make(dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The packages, unpacked and set up in `tree`.
+/// Installs the packages in `tree`.
 fn bootstrap(tree: &Path) -> Result<()> {
     Cmd::inheriting("mmdebstrap")
         .args(["--mode=root", "--variant=minbase", "--format=directory"])

@@ -12,13 +12,13 @@ use super::{LIMIT, LineError, Reply, Verb};
 /// Why there is no reply.
 #[derive(Debug, thiserror::Error)]
 pub enum AskError {
-    /// Nobody listens: the supervisor has ended, or belongs to a release without a control socket.
+    /// Nothing listens: the supervisor has ended, or belongs to a release without a control socket.
     #[error("no supervisor listens on {}", .0.display())]
     Absent(std::path::PathBuf),
-    /// No process of a job waits there: it has not started, or is over.
+    /// No process of a job waits there: it has not started yet, or has ended.
     #[error("nobody waits on {}", .0.display())]
     NoJob(std::path::PathBuf),
-    /// The process of the job has had its request.
+    /// The process of the job has already accepted a request.
     #[error("it has had its one request")]
     JobTaken,
     /// The socket cannot be reached, or belongs to another user.
@@ -86,7 +86,8 @@ fn say(dir: &LeaseDir, verb: &Verb) -> Result<(Reply, DeadlineStream<'static>), 
     stream.set_limit(LIMIT);
     let request = super::line(verb).map_err(|error| AskError::Send(error.into()))?;
     stream.write_all(&request).map_err(AskError::Send)?;
-    // A supervisor that gives its lease away says nothing more until it is asked for something, so nothing is read too far.
+    // `read` may read ahead, but the supervisor sends nothing more until the client's next request, so nothing is
+    // lost.
     let reply = super::read(&mut stream).map_err(AskError::Reply)?;
     Ok((reply, stream))
 }

@@ -29,7 +29,7 @@ fn lease(home: &Path, deep: bool) -> LeaseDir {
     LeaseDir::at(dir)
 }
 
-/// What listens there, its log, and what keeps the log's filter alive.
+/// A control server that listens in `dir`, its log, and a guard that keeps the log's filter alive.
 fn listening(dir: &LeaseDir) -> (Control, SupervisorLog, impl Sized) {
     let (log, subscriber) = SupervisorLog::new(LogFilter::level(LevelFilter::INFO));
     let mut control = Control::new(&log).unwrap();
@@ -43,7 +43,7 @@ fn raw(dir: &LeaseDir, bytes: &[u8]) -> String {
     stream.write_all(bytes).unwrap();
     stream.shutdown(std::net::Shutdown::Write).unwrap();
     let mut text = String::new();
-    // Who sends more than is read may lose the reply with the rest.
+    // A client that sends more than the server reads may lose the reply.
     stream.read_to_string(&mut text).ok();
     text
 }
@@ -158,7 +158,7 @@ fn what_is_no_request_is_refused_by_name_and_changes_nothing() {
     }
     assert!(!control.is_asked());
     assert_eq!(log.filter(), "crabbox=info");
-    // Who connects and says nothing, and who goes away, keeps nobody from being heard.
+    // Neither a silent client nor one that disconnects may keep others from being served.
     drop(unix::connect(&dir.supervisor_socket()).unwrap());
     let _silent = unix::connect(&dir.supervisor_socket()).unwrap();
     assert!(clock::poll_until(Duration::from_secs(20), || ask(&dir, &Verb::Ping).ok()).is_some());
@@ -172,7 +172,7 @@ fn only_this_user_is_listened_to_and_only_in_a_private_directory() {
     let socket = dir.supervisor_socket();
     let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
     assert_eq!(mode(&socket), 0o600);
-    // The walls are torn down, so that another user gets as far as the check of who asks.
+    // Open up the permissions, so that another user gets as far as the check of the peer's uid.
     for path in [home.path(), dir.path(), socket.as_path()] {
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o777)).unwrap();
     }
@@ -189,7 +189,7 @@ fn only_this_user_is_listened_to_and_only_in_a_private_directory() {
     assert!(heard.contains("heard") && !heard.contains("done"), "{heard}");
     assert!(!control.is_asked());
     drop(control);
-    // In a directory that others can write to there is no socket at all.
+    // In a directory that others can write to, no socket is made at all.
     let (_control, ..) = listening(&dir);
     assert!(matches!(ask(&dir, &Verb::Ping), Err(AskError::Absent(_))));
 }
@@ -199,7 +199,7 @@ fn a_socket_that_is_not_there_or_dead_is_told_apart_and_replaced() {
     let home = tempfile::tempdir().unwrap();
     let dir = lease(home.path(), false);
     assert!(matches!(ask(&dir, &Verb::End), Err(AskError::Absent(_))));
-    // As a killed supervisor leaves it: the name, and nobody behind it.
+    // What a killed supervisor leaves behind: the socket's name, with nothing listening.
     let dead = unix::bind(&dir.supervisor_socket()).unwrap();
     rustix::net::shutdown(&dead, rustix::net::Shutdown::Both).unwrap();
     drop(dead);
@@ -222,7 +222,7 @@ fn a_reply_that_is_none_is_an_error() {
         }
     });
     for _ in 0..3 {
-        // One that hangs up with our request unread is a broken line, not a reply.
+        // A server that hangs up before it reads our request causes an error, not a reply.
         let error = ask(&dir, &Verb::End).unwrap_err();
         assert!(
             matches!(error, AskError::Reply(_) | AskError::Send(_)),
@@ -250,7 +250,7 @@ fn a_lease_on_offer_goes_to_one_of_all_who_ask_and_to_nobody_of_another_pool() {
         });
         assert_eq!(won.len(), 1);
         let mut taker = control.taker().unwrap();
-        // The connection is theirs, in both directions and without a limit.
+        // The winner keeps the connection: both directions work, and there is no time limit.
         (&won[0]).write_all(b"x").unwrap();
         let mut byte = [0];
         taker.read_exact(&mut byte).unwrap();
@@ -276,25 +276,25 @@ fn only_a_lease_that_is_nobodys_gives_way() {
         Reply::Refused { .. } => false,
         other => panic!("{other:?}"),
     };
-    // One that is made for somebody.
+    // A lease that is being made for a client.
     let (control, _log, _alive) = listening(&dir);
     assert!(!gives_way() && !control.is_asked() && !control.gave_way());
     drop(control);
-    // One that is made ahead.
+    // A lease that is being made for a pool.
     let (control, _log, _alive) = listening(&dir);
     control.reserve();
     assert!(gives_way());
     assert!(clock::poll_until(Duration::from_secs(20), || control.is_asked().then_some(())).is_some());
     assert!(control.gave_way());
     drop(control);
-    // One that waits: nobody gets it any more.
+    // A lease on offer: afterwards nobody can claim it.
     let (control, _log, _alive) = listening(&dir);
     control.offer("one");
     assert!(gives_way());
     assert!(matches!(claim(&dir, "one"), Err(AskError::Refused { .. })));
     assert!(control.taker().is_none());
     drop(control);
-    // One that somebody has, or is being given.
+    // A lease that a client has claimed, or is just being given.
     let (control, _log, _alive) = listening(&dir);
     control.offer("one");
     let _theirs = claim(&dir, "one").unwrap();

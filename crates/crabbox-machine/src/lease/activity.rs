@@ -72,7 +72,8 @@ pub fn renew(places: &Places, dir: &LeaseDir, id: &str) {
     }
     labels::touch(&mut stored.record.labels, None, None, seconds);
     stored.record.updated_at = timestamp::rfc3339_nano(seconds, nanoseconds);
-    // A record that cannot be written now is written at the next look; until then the lease only looks older than it is.
+    // If the record cannot be written now, the next check writes it; until then the lease only looks older than it
+    // is.
     if let Err(error) = stored.save() {
         tracing::warn!(
             "the lease is in use and cannot be renewed: {}",
@@ -160,7 +161,7 @@ mod tests {
         let mut owned = record.clone();
         labels::set_owner(&mut owned.labels, "alice");
         assert_eq!(Watchpoint::of(&owned, &journal), None);
-        // Nobody on this machine is connected there.
+        // No local process is connected to that address.
         assert!(!with.in_use().unwrap());
     }
 }

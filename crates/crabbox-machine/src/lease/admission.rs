@@ -41,10 +41,10 @@ pub(crate) fn fits_frozen(
     request: &AcquireRequest,
     layer: &Path,
 ) -> Result<(), NoRoomForTemplate> {
-    // What st_blocks counts: 512 bytes each, holes left out (stat(2)).
+    // `st_blocks` counts units of 512 bytes, without holes (stat(2)).
     let layer_mib = std::fs::metadata(layer).map_or(0, |facts| (facts.blocks() * 512).div_ceil(1 << 20));
     let needed_mib = u64::from(request.machine.memory_mib) + layer_mib + TEMPLATE_MIB;
-    // What cannot be asked is told by the first write.
+    // If the free space is unknown, let the first write fail instead.
     let Ok(free) = files::free_bytes(&places.state) else {
         return Ok(());
     };
@@ -64,7 +64,7 @@ pub(crate) fn fits_frozen(
 pub(crate) fn demand(places: &Places, request: &AcquireRequest) -> Demand {
     let copied_mib = match &request.guest {
         GuestSource::Foreign { rootfs, .. } if !shares_blocks(&places.state) => {
-            // What st_blocks counts: 512 bytes each, holes left out (stat(2)).
+            // `st_blocks` counts units of 512 bytes, without holes (stat(2)).
             std::fs::metadata(rootfs).map_or(0, |meta| meta.blocks() * 512 / (1 << 20))
         }
         _ => match request.start {
@@ -90,7 +90,7 @@ pub(crate) fn room<'a>(
 ) -> Result<Room, FileError> {
     let mut room = Room {
         leases: 0,
-        // A kernel that does not say is one that cannot be asked to refuse.
+        // If the kernel does not report its free memory, admission does not limit memory.
         available_mib: memory::available_mib().unwrap_or(u64::MAX / 2),
         promised_mib: 0,
         free_disk_mib: files::free_bytes(&places.state)? >> 20,

@@ -47,7 +47,7 @@ pub enum AllocateError {
         /// The id.
         id: String,
     },
-    /// Another program has its lease already, or is getting it.
+    /// The lease that another program asks for exists already, or is being made.
     #[error("a lease for {lease} is here already or is being made")]
     External {
         /// That program's id of the lease.
@@ -118,7 +118,7 @@ impl Fault for AllocateError {
 }
 
 impl AllocateError {
-    /// What `asker` can do about it.
+    /// What the requester can do about it.
     pub(crate) fn hints_for(&self, asker: Asker) -> Vec<String> {
         let stop = || asker.can_stop().to_owned();
         match (self, asker) {
@@ -186,13 +186,14 @@ pub fn allocate(places: &Places, request: &AcquireRequest, id: &LeaseId) -> Resu
     crabbox_core::admission::admit(&request.limits, &demand, &room)?;
     let slug = choose_slug(request, id, |slug| taken.slugs.contains(slug))?;
     let exists = || AllocateError::Exists { id: id.to_string() };
-    // Held before the entry is made: an entry whose lease has neither a held lock nor a directory is nobody's.
+    // Take the lock before making the entry: an entry whose lease has neither a held lock nor a directory counts as
+    // abandoned.
     let lock = locks::try_lease(places, id.as_str())?.ok_or_else(exists)?;
     let dir = LeaseDir::at(places.lease(id));
     if dir.path().exists() {
         return Err(exists());
     }
-    // The record is written before the allocation lock is given up: it is what takes the slug.
+    // Write the record before the allocation lock is released, because the record reserves the slug.
     let made = hold(places, request, id, &taken).and_then(|(uid, subnet)| {
         let share = Share { slug, uid, subnet };
         let (journal, stored) = open(&dir, request, id, &share)?;
@@ -323,7 +324,7 @@ fn open(
             memory_mib: Some(request.most_memory_mib()),
         },
     )?;
-    // Before the record, by whose label the job's end finds the lease otherwise.
+    // Write this before the record: if the record is missing, the job's epilog finds the lease by this note.
     if let Some(job) = &request.job {
         journal.note(JOB, &job.id.to_string())?;
     }
@@ -465,7 +466,7 @@ impl Taken {
 fn taken(places: &Places) -> Result<Taken, AllocateError> {
     let mut taken = Taken::default();
     for lease in leases::list(&places.leases())?.leases {
-        // What was given back takes nothing of its owner's share, although its directory stays.
+        // A released lease does not count towards its owner's quota, even if its directory is kept.
         if let Some(owner) = labels::owner(&lease.record.labels)
             && labels::state(&lease.record.labels) != LeaseState::Released
         {
@@ -487,7 +488,7 @@ pub(crate) fn journals(places: &Places) -> Vec<(Journal, bool)> {
         let Ok(Some(journal)) = journal::read(&LeaseDir::at(entry.path()).journal()) else {
             continue;
         };
-        // A lock that cannot be looked at must not block everybody; it counts as held.
+        // If a lock cannot be inspected, treat it as held; failing here would block every allocation.
         let busy = locks::is_busy(places, &entry.file_name().to_string_lossy()).unwrap_or(true);
         journals.push((journal, busy));
     }
@@ -513,7 +514,7 @@ mod tests {
         }
         let taken = taken(&places).unwrap();
         assert_eq!(taken.had("alice").leases, 1);
-        // Its slug is in use all the same: its directory is there.
+        // Its slug is still in use, because its directory exists.
         assert!(taken.slugs.contains("s-released"));
     }
 }

@@ -19,15 +19,15 @@ pub fn of(record: &LeaseRecord) -> Option<u64> {
 }
 
 fn of_parts(record: &LeaseRecord, journal: &Journal) -> Option<u64> {
-    // A VMM that was taken over may put something else in the place of its disk; longer than that its jail lets no file be.
+    // A compromised VMM may replace its disk, but the file-size limit of its jail bounds the length of any file.
     let disk = length(&record.rootfs_path)?;
     let base = if journal.note("disk")? == SHARED_BASE {
         length(&record.source_rootfs)?
     } else {
-        // The disk began as a copy of it.
+        // The disk is a copy of the base, so the base adds nothing.
         0
     };
-    // There are file systems in memory, too.
+    // Count memory too, because the guest can have file systems in memory.
     let memory = journal.memory_mib?.checked_mul(1 << 20)?;
     let volumes = journal.volumes_mib().checked_mul(1 << 20)?;
     disk.checked_add(base)?.checked_add(memory)?.checked_add(volumes)

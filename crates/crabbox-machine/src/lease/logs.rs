@@ -59,7 +59,7 @@ pub enum LogsError {
     Read {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         #[source]
         source: io::Error,
     },
@@ -150,7 +150,7 @@ impl Log {
         if let Some((mut file, inode)) = open_regular(&self.path)?
             && inode != self.inode
         {
-            // What came between the last read and the turn is in the file that we still hold.
+            // Read what was written to the old file between our last read and the rotation.
             self.file.read_to_end(&mut bytes).map_err(failed(&self.path))?;
             file.read_to_end(&mut bytes).map_err(failed(&self.path))?;
             (self.file, self.inode) = (file, inode);

@@ -1,7 +1,7 @@
 //! Finds machines among the processes of this host by the socket path in a lease directory.
 //!
-//! It is for leases whose record does not name their process: the Go program starts its VMM with the lease's socket as
-//! its only mark. Nothing here may end a process.
+//! It is for leases whose record does not name their process, or names one that is gone: the Go program starts its VMM with
+//! the lease's socket as its only mark. Nothing here may end a process.
 
 use std::path::{Path, PathBuf};
 
@@ -19,7 +19,7 @@ pub(crate) fn lease_of(candidate: &ProcessInfo, leases: &Path) -> Option<LeaseId
         return None;
     }
     let socket = socket_of(candidate)?;
-    // The one who started it may have spelled a path that leads through links.
+    // The socket's path may have been given through symbolic links.
     let real = std::fs::canonicalize(leases).ok();
     let inside = [Some(leases), real.as_deref()]
         .into_iter()

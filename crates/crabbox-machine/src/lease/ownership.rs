@@ -47,7 +47,7 @@ pub enum OwnershipError {
     Look {
         /// The path.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         #[source]
         source: std::io::Error,
     },

@@ -62,7 +62,7 @@ pub fn touch(
         Ok(stored) => stored,
         Err(error) => {
             if !places.leases().join(id).exists() {
-                // Taken back while we waited; the lock file that we made for it goes again.
+                // The lease was torn down while we waited; remove the lock file that we created by locking it.
                 guard.remove_while_held()?;
             }
             return Err(error.into());

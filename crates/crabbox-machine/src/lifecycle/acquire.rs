@@ -1,4 +1,4 @@
-//! Acquiring a Firecracker lease, from the request to a guest that says it is ready. Runs in the supervisor.
+//! Acquiring a Firecracker lease, from the request to a guest that reports that it is ready. Runs in the supervisor.
 //!
 //! ```text
 //!  allocate ─ key ─ network ─ disk ─ vmm ─ boot ─ ready         every arrow: journal entry, effect, journal entry
@@ -63,7 +63,7 @@ pub struct Making<'a> {
     recorder: Option<Recorder>,
     names: Option<NameServer>,
     trims: Option<Trims>,
-    /// The volumes that it has, in the order of their drives.
+    /// The lease's volumes, in the order of their drives.
     drives: Vec<Drive>,
     stage: Instant,
 }
@@ -123,7 +123,8 @@ pub fn allocate<'a>(
         if gone() {
             return Err(AcquireError::Abandoned);
         }
-        // What is nobody's gives way to somebody. Those who make more of it do not outlast the time for a launch.
+        // An unclaimed pool member gives way to a requested lease. Stop retrying after the launch timeout, since the
+        // pool may be refilled faster than we free it.
         let is_in_time = stage.elapsed() < request.launch_timeout;
         if request.member_of().is_some()
             || !is_in_time
@@ -159,7 +160,7 @@ impl Making<'_> {
         cancelled: &dyn Fn() -> bool,
     ) -> Result<Acquired, AcquireError> {
         self.effect(Step::Supervisor {}, || Ok(((), Some(supervisor.clone()))))?;
-        // A file system that has to be checked may take minutes, which are no time of the launch.
+        // Checking a volume's file system may take minutes, which do not count towards the launch timeout.
         self.volumes(places, cancelled)?;
         let deadline = Instant::now() + self.request.launch_timeout;
         let keys = self.keys(places)?;
@@ -167,7 +168,8 @@ impl Making<'_> {
         if plan.gives_tap() && !self.request.start.is_boot() {
             return Err(AcquireError::TapGiven);
         }
-        // A chain that makes the guest's tap must run first. Any other runs while the guest boots, whose own network is fixed.
+        // A CNI chain that makes the guest's tap must run first. Any other runs while the guest boots, because the
+        // guest's own network is fixed.
         let early = if plan.gives_tap() {
             Some(self.attach(places, &plan)?)
         } else {
@@ -220,7 +222,7 @@ impl Making<'_> {
             address: outer.address.to_string(),
             key: keys.private,
             known_hosts: keys.known_hosts,
-            // Where it belongs is for whoever enters the lease to say.
+            // The process that enters the lease sets this.
             control: std::path::PathBuf::new(),
             guest_stages: stages,
             identity,
@@ -271,7 +273,7 @@ impl Making<'_> {
         let deadline = Instant::now() + self.request.launch_timeout;
         let patience = Patience { deadline, cancelled };
         self.effect(Step::Supervisor {}, || Ok(((), Some(supervisor.clone()))))?;
-        // It is thrown away before anything is frozen, so nobody has to know of it.
+        // This host key is discarded before the snapshot, so nothing has to record it.
         let host_key = keys::generate("of a template")?;
         if self.namespace()?.gives_tap() {
             return Err(AcquireError::TapGiven);
@@ -287,17 +289,17 @@ impl Making<'_> {
         self.over("boot", Whose::Guest);
         drop(boot);
         let _freeze = stage_span("freeze");
-        // What was free when the machine was let in may be taken by now, and one that stands still with half of its memory written helps
-        // nobody.
+        // The space that was free at admission may be used up by now. Check again, because a machine that is paused
+        // with half of its memory written is useless.
         admission::fits_frozen(places, self.request, &home.dir.join(disk::DISK))?;
-        // Writing the memory of a large machine may take longer than one may take to start.
+        // Writing the memory of a large machine may take longer than a launch is allowed to take.
         let patience = Patience {
             deadline: Instant::now() + vmm::FREEZE_LIMIT,
             cancelled,
         };
         vmm::freeze_guest(&plan, &vmm, patience)?;
         self.over("freeze", Whose::Firecracker);
-        // The disk belongs to the memory: both are of the moment when the machine stood still.
+        // Disk and memory must be from the same moment, so the VMM is killed while the guest is paused.
         vmm.kill()?;
         disk::keep(&home, dir)?;
         self.over("keep", Whose::Ours);
@@ -336,7 +338,8 @@ impl Making<'_> {
         Ok(pipe)
     }
 
-    /// Takes the volumes that the lease is to have. Of one that it can do without, a warning is what remains.
+    /// Takes the volumes that the lease requests. If one that is not required is unavailable, the lease goes on with
+    /// a warning.
     fn volumes(&mut self, places: &Places, cancelled: &dyn Fn() -> bool) -> Result<(), AcquireError> {
         let request = self.request;
         if request.volumes.is_empty() {
@@ -354,7 +357,8 @@ impl Making<'_> {
         Ok(())
     }
 
-    /// Takes one volume, or returns why the lease cannot have it; then it has nothing of it.
+    /// Takes one volume, or returns why the lease cannot have it; in that case the lease holds nothing of it, or its
+    /// journal entry stays.
     fn volume(
         &mut self,
         places: &Places,
@@ -399,7 +403,7 @@ impl Making<'_> {
             }
             Err(source) => {
                 if let Err(error) = volume::give_back(places, &dir, &id) {
-                    // It stays in the journal, and goes back with the lease.
+                    // The step stays in the journal, and the volume is given back with the lease.
                     tracing::warn!(
                         "volume {:?} is not given back yet: {}",
                         wanted.name,
@@ -429,8 +433,8 @@ impl Making<'_> {
         Ok(())
     }
 
-    /// Goes on without the volumes that the guest has not mounted, unless one is required: its image may be older than volumes, and what earlier
-    /// machines made of a volume may be newer than its kernel.
+    /// Goes on without the volumes that the guest has not mounted, unless one is required. The image may be too old
+    /// to know volumes, or the volume's file system may have been written by a newer kernel than the guest's.
     fn must_be_mounted(&mut self, places: &Places, stages: &[(String, u64)]) -> Result<(), AcquireError> {
         let request = self.request;
         let mut without: BTreeMap<_, _> = volume::not_mounted(self.drives.len(), stages)
@@ -438,13 +442,13 @@ impl Making<'_> {
             .collect();
         for number in 0..self.drives.len() {
             let path = &self.drives[number].path;
-            // No two are mounted in one place.
+            // Mount paths are unique, so this finds the right volume.
             let Some(wanted) = request.volumes.iter().find(|wanted| wanted.path == *path) else {
                 continue;
             };
             match without.remove(&number) {
                 Some(why) => self.do_without(wanted, why)?,
-                // For whoever asks later whether the lease has it there.
+                // Note the mount path for later commands that ask whether the lease has the volume there.
                 None => self.made.journal.note(
                     &volumes::dir_of(places, &wanted.key).to_string_lossy(),
                     wanted.path.as_str(),
@@ -454,7 +458,7 @@ impl Making<'_> {
         Ok(())
     }
 
-    /// Has the user told something, and the log.
+    /// Warns the user, and logs the warning.
     fn warn(&mut self, text: String) {
         tracing::warn!("{text}");
         self.tell(Event::Warning { text });
@@ -470,7 +474,8 @@ impl Making<'_> {
         let owner = self.request.owner.as_ref();
         let keys = self.effect(step, || {
             let authorized = if let Some(owner) = owner {
-                // Its private half is on the owner's machine; here is only what pins the guest's host key.
+                // The private key is on the owner's machine; this directory holds only the pinned host key of the
+                // guest.
                 files::create_private_dir(&dir).map_err(KeyError::from)?;
                 keys::public(&owner.public_key, &format!("crabbox {id}"))?
             } else {

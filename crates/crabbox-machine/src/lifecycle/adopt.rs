@@ -1,10 +1,10 @@
 //! Leases whose supervisor has died: the machine keeps running, and the next command starts a new supervisor for it. If
 //! the old one died during acquisition or teardown, the new one ends the lease.
 //!
-//! The cost is one read of each journal. It must never start a supervisor for a lease that another process is making or
-//! tearing down: the new supervisor takes the lease's lock first and checks again
-//! ([`crate::lifecycle::supervise::watch`]). Nor for a lease of a scheduler's job: with its supervisor its job is over, and
-//! the room that it takes may be another's already ([`crate::lifecycle::epilog`]).
+//! The cost is one read of each journal. It must never start a supervisor for a lease that another process is making
+//! or tearing down: the new supervisor takes the lease's lock first and checks again
+//! ([`crate::lifecycle::supervise::watch`]). Nor for a lease of a scheduler's job: the job ends with its supervisor,
+//! and its resources may already be allotted to another job ([`crate::lifecycle::epilog`]).
 
 use std::process::Stdio;
 
@@ -30,10 +30,11 @@ pub fn orphans(engine: &Engine) -> Result<Vec<String>, RecordError> {
         let Ok(Some(journal)) = journal::read(&stored.dir.journal()) else {
             continue;
         };
-        // One that was never handed over is nobody's, and one whose end has begun is as good as gone: the new supervisor ends both.
+        // A lease that was never handed over has no user, and one whose teardown has begun cannot be used: the new
+        // supervisor ends both.
         let unfinished = journal.note(ENDING).is_some() || !journal.is_claimed();
         let alive = |name: &str| journal.process(name).map(process::is_alive);
-        // A lease that is being made has a supervisor that lives.
+        // A lease that is being made has a live supervisor.
         if alive("supervisor") == Some(false)
             && (unfinished || alive("vmm") == Some(true))
             && labels::state(&stored.record.labels) != LeaseState::Released
@@ -56,6 +57,6 @@ fn watch(engine: &Engine, id: &str) -> Result<(), CommandError> {
         .stdout(Stdio::null())
         .stderr(Stdio::null());
     tracing::debug!(lease = id, "its supervisor is gone; it gets a new one");
-    // It outlives us, and init reaps it.
+    // The new supervisor outlives us, and init reaps it.
     cmd.spawn(process::new_session(&mut command)).map(drop)
 }

@@ -47,7 +47,7 @@ pub enum ClientError {
     /// Communication with the supervisor failed.
     #[error("cannot speak to the lease's supervisor")]
     Speak(#[source] std::io::Error),
-    /// A pool member was not given away.
+    /// The supervisor of a pool member refused to give it away.
     #[error("cannot take lease {id} from its pool")]
     Taken {
         /// The lease.
@@ -82,7 +82,7 @@ pub enum ClientError {
         /// What could not be removed.
         leftovers: Vec<String>,
     },
-    /// The lease's lock cannot be had.
+    /// The lease's lock cannot be taken.
     #[error(transparent)]
     Lock(#[from] LockError),
     /// The lease directory is not ours.
@@ -180,7 +180,7 @@ pub struct Acquisition<'e> {
 }
 
 impl<'e> Acquisition<'e> {
-    /// The one of `request`, which a supervisor that is no child of ours is asked for over `stream`.
+    /// The acquisition of `request` over `stream`, whose supervisor is not our child process.
     fn asked_for(
         engine: &'e Engine,
         id: LeaseId,
@@ -201,8 +201,8 @@ impl<'e> Acquisition<'e> {
     }
 }
 
-/// Takes the member of the pool of `request` under its id. What it was made with stays; the rest is set as in
-/// `request`.
+/// Takes the member of the pool of `request` under its id. Its machine stays as it was made; everything else is set
+/// as in `request`.
 pub fn take<'e>(
     engine: &'e Engine,
     request: &AcquireRequest,
@@ -223,7 +223,8 @@ fn parse(id: &str) -> Result<LeaseId, ClientError> {
         .map_err(|error| ClientError::Speak(std::io::Error::new(std::io::ErrorKind::InvalidInput, error)))
 }
 
-/// Has the process of a scheduler's job, which is waited for until `until`, make the lease of `request`, whose supervisor it becomes.
+/// Asks the process of a scheduler's job to make the lease of `request` and become its supervisor. Waits for that
+/// process until `until`.
 pub fn knock<'e>(
     engine: &'e Engine,
     request: &AcquireRequest,
@@ -402,7 +403,7 @@ impl Acquisition<'_> {
                 PollFd::new(self.output.get_ref(), PollFlags::IN),
                 PollFd::new(interrupts, PollFlags::IN),
             ];
-            // An interrupted poll is looked at like a finished one: the flag is what counts.
+            // Ignore an interrupted poll: the flag below decides.
             poll(&mut fds, None).ok();
             if interrupts.caught().is_some() {
                 return Err(self.interrupted());
@@ -443,7 +444,8 @@ impl Acquisition<'_> {
             Err(error) => return error.into(),
         };
         match OwnedLease::prove(places, &self.id, guard) {
-            // Of a lease that was taken it is not known why its supervisor says no more; one that lives has its reasons.
+            // If the lease came from a pool or a job, its supervisor is not our child, and why it closed the
+            // connection is unknown. While it lives, leave the lease to it.
             Ok(lease) if self.child.is_none() && lives_on(lease.dir()) => {
                 lease.release();
                 ClientError::Kept {
@@ -474,7 +476,8 @@ impl Acquisition<'_> {
         if let Some(input) = self.input.take()
             && self.child.is_none()
         {
-            // A pipe's end shows when it is closed; of a socket the other direction is still open.
+            // Closing a pipe signals its end to the reader; a socket must be shut down, because our reading half
+            // stays open.
             rustix::net::shutdown(&input, rustix::net::Shutdown::Write).ok();
         }
     }
@@ -528,7 +531,7 @@ mod tests {
                 stream
                     .write_all(b"{\"version\":1,\"reply\":\"yours\"}\n")
                     .unwrap();
-                // It hears all of the wish before it hangs up.
+                // Read the whole request before hanging up.
                 heard.read_line(&mut String::new()).unwrap();
             });
             let engine = Engine {

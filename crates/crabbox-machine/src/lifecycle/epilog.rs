@@ -1,7 +1,9 @@
-//! The end of a scheduler's job on its host: whatever is left of the job's lease is taken back, also processes that still run.
+//! The end of a scheduler's job on its host: takes back whatever is left of the job's lease, including processes that
+//! still run.
 //!
-//! It runs as root after every job, so it must never touch what is not that job's, and must succeed where nothing is left. Only
-//! a lease of which something stays is an error, because the scheduler then gives this host no more work.
+//! It runs as root after every job, so it must never touch anything of another job, and must succeed if nothing is
+//! left. It fails only if something of the job cannot be found or removed, because an error makes the scheduler drain
+//! this host.
 
 use std::os::unix::fs::MetadataExt as _;
 use std::time::Duration;
@@ -26,7 +28,7 @@ use crate::lifecycle::teardown;
 /// How long the job's process may take to end by itself: it may be in the middle of its own teardown.
 const GRACE: Duration = Duration::from_secs(5);
 
-/// What was taken back.
+/// The result of [`take_back`].
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct TakenBack {
     /// Processes of the job that still ran, by pid.
@@ -105,7 +107,7 @@ pub fn take_back(engine: &Engine, job: u32) -> Result<TakenBack, EpilogError> {
     Ok(taken)
 }
 
-/// Ends the processes that hold the job: after the death of the scheduler's own process on this host they still run.
+/// Ends the processes that hold the job: they keep running if the scheduler's own process on this host has died.
 fn end_processes(job: u32) -> Result<Vec<u32>, ProcessError> {
     let number = job.to_string();
     let mut ended = Vec::new();
@@ -121,8 +123,8 @@ fn end_processes(job: u32) -> Result<Vec<u32>, ProcessError> {
     Ok(ended)
 }
 
-/// Whether nobody ever had the lease in `dir`, so that its disk is nobody's to keep. A teardown undoes the claim first: of one that has
-/// begun, as of a journal that cannot be read, nothing is known.
+/// Whether the lease in `dir` was never claimed, so that no user's disk has to be kept. A teardown undoes the claim
+/// first, so the answer is false once a teardown has begun, and also if the journal cannot be read.
 fn was_nobody_s(dir: &LeaseDir) -> bool {
     matches!(
         journal::read(&dir.journal()),
@@ -137,12 +139,12 @@ pub struct OfJob {
     pub lease: LeaseId,
     /// The job.
     pub job: u32,
-    /// Since when there is something of it, in seconds since 1970.
+    /// When it was made, in seconds since 1970.
     pub since: i64,
 }
 
-/// The leases of jobs on this host, by what their records say, and where one cannot be read by their journals. What somebody said of a job is
-/// no proof. A disk that its user keeps is no lease.
+/// The leases of jobs on this host, according to their records, or to their journals if a record is unreadable. A
+/// record can be wrong, so this proves nothing. A released lease whose disk is kept does not count.
 pub fn of_jobs(engine: &Engine) -> Result<Vec<OfJob>, RecordError> {
     let all = leases::list(&engine.places.leases())?;
     let recorded = all.leases.iter().filter_map(|stored| {
@@ -204,7 +206,7 @@ mod tests {
             "cbx_000000000003",
             "cbx_000000000004",
         );
-        // No job of any scheduler on this machine has this number.
+        // A number that no scheduler on this machine has given to a job.
         let job = 4_100_000_007;
         lease(&engine, ours, r#""job":"4100000007","node":"h1""#);
         lease(&engine, theirs, r#""job":"8","node":"h1""#);
@@ -221,7 +223,7 @@ mod tests {
         let taken = take_back(&engine, job).unwrap();
         assert_eq!(taken.leases, [ours, early]);
         assert!(!there(ours) && !there(early) && there(theirs) && there(plain));
-        // One says of itself that it is another's, and one nothing.
+        // One lease names another job, and one names none.
         assert!(there(silent) && there(eighth));
         assert!(!engine.places.job_socket(job).exists());
         assert_eq!(take_back(&engine, job).unwrap(), TakenBack::default());
@@ -265,8 +267,8 @@ mod tests {
                 process: None,
             },
         ];
-        // A release that came to its end, one that was killed once it had undone the claim, one that had not begun; a lease that nobody
-        // entered, and one of which its journal says nothing.
+        // In order: a finished release, a release that was killed after undoing the claim, one that had not begun, a
+        // lease that was never claimed, and a lease whose journal has no claim.
         let ending = noted(teardown::ENDING, "yes");
         for (state, entries, is_to_stay) in [
             ("released", vec![ending.clone()], true),
@@ -302,7 +304,7 @@ mod tests {
         let engine = engine(root.path());
         let id = "cbx_000000000001";
         lease(&engine, id, r#""job":"4100000008""#);
-        // A later release's journal, of which nothing may be undone.
+        // A journal of a later release, which this program must not undo.
         let dir = LeaseDir::at(engine.places.leases().join(id));
         std::fs::write(
             dir.journal(),

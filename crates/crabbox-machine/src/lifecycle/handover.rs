@@ -44,7 +44,7 @@ impl Promised {
         request: &AcquireRequest,
     ) -> Result<Self, AcquireError> {
         let target = connection::target(record, places)?;
-        // Looked at again: the request came from another process, some time ago.
+        // Check the directory again: the request came from another process, some time ago.
         let dir = connection::control_dir(&request.control_dir)?;
         let control = connection::control(&dir, &target)?;
         let connection = Step::Connection {
@@ -67,7 +67,7 @@ impl Promised {
         for pending in self.steps {
             journal.done(pending, None)?;
         }
-        // A cleanup after a power cut takes a lease without these marks for one that nobody ever had.
+        // Without these marks, a cleanup after a power cut would treat the lease as never claimed.
         journal.sync()?;
         failpoint::hit(armed, Who::Supervisor, "claim", Phase::Done);
         let (seconds, nanoseconds) = clock::unix_now();
@@ -93,7 +93,7 @@ pub(super) fn says_claimed(
             PollFd::new(interrupts, PollFlags::IN),
             PollFd::new(vmm, PollFlags::IN),
         ];
-        // An interrupted poll is looked at like a finished one.
+        // Ignore an interrupted poll: the checks below decide.
         poll(&mut fds, None).ok();
         if control.is_asked() || interrupts.caught().is_some() || is_readable(vmm) {
             return false;

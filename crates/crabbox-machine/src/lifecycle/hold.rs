@@ -1,7 +1,8 @@
-//! The process of a scheduler's job: waits for the one request that is meant for it, and is then the supervisor of that lease.
+//! The process of a scheduler's job: waits for the one request that is meant for it, and then becomes the supervisor
+//! of that lease.
 //!
-//! It stays in the foreground, so that the job lasts exactly as long as the lease. It must never make a lease for a request that
-//! is not bound to this job, this lease and this submission, nor for more than one.
+//! It stays in the foreground, so that the job lasts exactly as long as the lease. It must never make a lease for a
+//! request that is not bound to this job, this lease and this submission, nor more than one lease.
 
 use std::fs::File;
 use std::io::{self, BufReader, Write as _};
@@ -29,29 +30,30 @@ use crate::request::{AcquireRequest, Job};
 /// The hidden command that runs this program as the process of a job.
 pub const HOLD: &str = "__hold";
 
-/// How long a job waits for its request at most. A job that was started a second time, on another host, is over after that.
+/// The longest time that a job waits for its request. A job that the scheduler started a second time on another host
+/// ends after that.
 pub const LONGEST_WAIT: Duration = Duration::from_mins(1);
 
-/// How long after an attempt in vain the process of a job is looked for again.
+/// Pause between two attempts to reach the process of a job.
 const AGAIN: Duration = Duration::from_millis(50);
 
-/// What a request must know of the job that it is meant for.
+/// What a client must know about a job to prove that its request is meant for it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Knock {
     /// The number of the job.
     pub job: u32,
     /// The lease that the job was submitted for.
     pub lease: LeaseId,
-    /// Whose lease it is.
+    /// The owner of the lease.
     pub owner: String,
-    /// Drawn at submission: the scheduler gives numbers anew once it has lost its state.
+    /// Random, drawn at submission: the scheduler may reuse job numbers after losing its state.
     pub nonce: String,
 }
 
-/// What the process of a job was started with.
+/// The parameters of a job's process.
 #[derive(Debug, Clone)]
 pub struct Held {
-    /// What a request must say.
+    /// What a request must name.
     pub knock: Knock,
     /// The scheduler's name of this host.
     pub node: String,
@@ -71,7 +73,7 @@ pub enum Outcome {
 /// Why a job has no lease.
 #[derive(Debug, thiserror::Error)]
 pub enum HoldError {
-    /// Nobody asked.
+    /// No request came in time.
     #[error("no request for lease {lease} came to job {job} within {} s", waited.as_secs())]
     NoRequest {
         /// The job.
@@ -81,19 +83,19 @@ pub enum HoldError {
         /// How long it waited.
         waited: Duration,
     },
-    /// There is no place for its socket.
+    /// The directory for its socket cannot be prepared.
     #[error(transparent)]
     Files(#[from] FileError),
-    /// Nobody can reach it.
+    /// The socket cannot be made.
     #[error(transparent)]
     Socket(#[from] SocketError),
-    /// It cannot wait.
+    /// Waiting for the request failed.
     #[error("cannot wait for the request of a lease")]
     Wait(#[source] io::Error),
-    /// The request makes no sense.
+    /// The request is invalid.
     #[error(transparent)]
     Request(#[from] RequestError),
-    /// The lease cannot be made or looked after.
+    /// The lease cannot be made or watched.
     #[error(transparent)]
     Supervise(#[from] SuperviseError),
 }
@@ -109,7 +111,7 @@ impl Fault for HoldError {
 
 /// Waits for the request of a job, makes its lease and watches it to its end. Takes over this process including its log.
 pub fn run(places: &Places, held: &Held) -> Result<Outcome, HoldError> {
-    // A job of the gateway's has no variable that asks for a filter.
+    // The gateway starts a job without `CRABBOX_LOG`, so the default filter applies.
     let log = SupervisorLog::install(None);
     logged(hold(places, held, &log))
 }
@@ -121,7 +123,7 @@ fn hold(places: &Places, held: &Held, log: &SupervisorLog) -> Result<Outcome, Ho
     if !is_bound(&request, held) {
         let refused = Failure::of(&Unbound, Vec::new(), Vec::new());
         let line = protocol::line(&Event::Failed(refused)).unwrap_or_default();
-        // One that has gone away need not be told.
+        // If the client has gone away, it does not need the reason.
         (&output).write_all(&line).ok();
         return Ok(Outcome::NotMade);
     }
@@ -133,7 +135,7 @@ fn hold(places: &Places, held: &Held, log: &SupervisorLog) -> Result<Outcome, Ho
     })
 }
 
-/// A request that passed for this job's and describes another lease.
+/// A request whose client proved that it knows this job, but which describes another lease.
 #[derive(Debug, thiserror::Error)]
 #[error("the request is not one for the lease of this job")]
 struct Unbound;
@@ -156,12 +158,13 @@ fn is_bound(request: &AcquireRequest, held: &Held) -> bool {
         && request.pool.is_none()
 }
 
-/// The one request that knows of this job, and its connection. From then on no other one finds it.
+/// Waits for the one request that is meant for this job; returns its connection and the request. Afterwards the
+/// socket is gone, so no other client finds it.
 fn admit(places: &Places, held: &Held) -> Result<(UnixStream, AcquireRequest), HoldError> {
     let job = held.knock.job;
     files::create_private_dir(&places.jobs())?;
     let path = places.job_socket(job);
-    // A job of this number that is over: the scheduler runs one at a time.
+    // Remove the socket of an earlier job with this number: the scheduler runs only one at a time.
     files::remove_tree(&path)?;
     let listener = unix::bind(&path)?;
     let waited = held.wait.min(LONGEST_WAIT);
@@ -174,8 +177,8 @@ fn admit(places: &Places, held: &Held) -> Result<(UnixStream, AcquireRequest), H
     })
 }
 
-/// Answers each that comes until one knows of this job. A wrong one must not cost the right one its lease, and one that knocks and then
-/// falls silent must not keep the job.
+/// Answers each client until one knows this job. A wrong client must not cost the right one its lease, and a client
+/// that falls silent must not hold the job.
 fn first_bound(
     listener: &UnixListener,
     held: &Held,
@@ -202,7 +205,8 @@ fn first_bound(
             continue;
         }
         stream.set_limit(LIMIT);
-        // What comes behind the request comes only once its client has heard something, so nothing is read too far.
+        // The reader may read ahead, but the client sends nothing after its request until it has received an event,
+        // so nothing is lost.
         match protocol::read_request(&mut BufReader::new(&mut stream)) {
             Ok(request) => {
                 let stream = stream.into_inner().map_err(HoldError::Wait)?;
@@ -215,8 +219,8 @@ fn first_bound(
     Ok(None)
 }
 
-/// Reaches the process of the job that `knock` knows of, which may still be on its way: it is waited for until `until`, and no longer than
-/// `interrupts` let. From here on the connection is that of a lease that is being made.
+/// Connects to the process of the job that `knock` names. The process may not have started yet, so this waits until
+/// `until`, or until an interrupt. From then on the connection carries the acquisition protocol.
 pub(super) fn knock(
     places: &Places,
     knock: &Knock,
@@ -228,7 +232,7 @@ pub(super) fn knock(
             Err(error @ AskError::NoJob(_)) => error,
             reached => return reached,
         };
-        // Its process takes one request, and has the lease's directory from then on.
+        // The job accepts one request, and from then on the lease's directory exists.
         if places.lease(&knock.lease).exists() {
             return Err(AskError::JobTaken);
         }
@@ -284,7 +288,7 @@ mod tests {
         Instant::now() + Duration::from_secs(20)
     }
 
-    /// Says what a client says once it has been let in.
+    /// Sends the request that a client sends once it has been let in.
     fn ask(stream: &mut UnixStream) {
         let request = crate::protocol::tests::request();
         stream.write_all(&protocol::opening(&request).unwrap()).unwrap();
@@ -316,10 +320,10 @@ mod tests {
             for wrong in &wrong {
                 assert!(matches!(reach(wrong), Err(AskError::Refused { .. })), "{wrong:?}");
             }
-            // One that knocks and dies, and one that knocks and says nothing, keep nobody out.
+            // Neither a client that disconnects nor one that stays silent keeps others out.
             drop(reach(&held.knock).unwrap());
             let silent = reach(&held.knock).unwrap();
-            // The control socket's own limit would end the wait for this one's turn.
+            // Keep trying: while the silent client has its turn, `reach` fails at the limit of the control socket.
             let turn =
                 crabbox_host::clock::poll_until(Duration::from_secs(20), || match reach(&held.knock) {
                     Err(AskError::Reply(_)) => None,
@@ -330,7 +334,7 @@ mod tests {
             drop(silent);
             let again = knock(&places, &held.knock, Instant::now(), &interrupts);
             assert!(matches!(again, Err(AskError::NoJob(_))), "{again:?}");
-            // As it is known by what it has made, nobody waits for it.
+            // Once the lease directory exists, a late client is refused without waiting.
             std::fs::create_dir_all(places.lease(&held.knock.lease)).unwrap();
             let again = reach(&held.knock);
             assert!(matches!(again, Err(AskError::JobTaken)), "{again:?}");
@@ -353,7 +357,7 @@ mod tests {
             ask(&mut knock(places, &held.knock, soon(), &interrupts).unwrap());
             assert!(late.join().unwrap().is_ok());
         });
-        // Who is asked to end waits for none.
+        // After an interrupt, `knock` does not wait for the job.
         interrupts.asker().unwrap().ask();
         let given_up = knock(&places, &held.knock, soon(), &interrupts);
         assert!(matches!(given_up, Err(AskError::NoJob(_))), "{given_up:?}");

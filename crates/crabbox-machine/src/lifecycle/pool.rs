@@ -83,7 +83,7 @@ pub fn tell_used(members: &[Member], pool: &str) {
         .filter(|member| member.waits && member.pool == pool)
     {
         if let Err(error) = client::ask(&member.stored.dir, &Verb::PoolUsed) {
-            // It ends without a successor; the next lease has the pool filled up.
+            // The member will end without a successor; the next lease refills the pool.
             tracing::debug!("{}", fault::chain(&error));
         }
     }
@@ -106,7 +106,7 @@ pub fn end(places: &Places, member: &Member, actor: Actor<'_>) -> Result<bool, R
         }
         Err(_) => {
             if !lease.dir().path().exists() {
-                // It is gone already; the lock file that we made for it goes again.
+                // It is gone already; remove the lock file that we created by locking it.
                 lease.forget()?;
             }
             return Ok(false);
@@ -173,13 +173,13 @@ pub(crate) fn make_room(
 /// not. Returns whether it is gone.
 pub fn give_way(member: &Member, gone: &dyn Fn() -> bool) -> bool {
     let dir = &member.stored.dir;
-    // Its supervisor has its record before it can be asked.
+    // Its record exists before its supervisor listens, so retry while nothing listens.
     let told = clock::poll_until(TELL_LIMIT, || match client::ask(dir, &Verb::GiveWay) {
         Ok(Reply::Done) => Some(true),
         Err(AskError::Absent(_)) if dir.path().exists() && !gone() => None,
         _ => Some(false),
     });
-    // It went by itself.
+    // It was not asked to end, but may have ended by itself.
     if told != Some(true) {
         return !dir.path().exists();
     }

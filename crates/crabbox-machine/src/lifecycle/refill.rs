@@ -54,12 +54,12 @@ fn try_start(request: &AcquireRequest) -> Result<(), RefillError> {
         .take()
         .map_or(Ok(()), |mut input| input.write_all(&order));
     let reaper = std::thread::Builder::new().name("refill".to_owned());
-    // Without the thread the process is reaped by init once we end.
+    // Without the thread, init reaps the process once we end.
     reaper
         .spawn(move || {
             match child.wait() {
                 Ok(status) if status.success() => tracing::debug!("the pool's maker is done"),
-                // What it lacked is told by `crabbox pool fill`, which does the same before the user's eyes.
+                // `crabbox pool fill` does the same in the foreground and shows why it fails.
                 ended => tracing::warn!(?ended, "the pool's maker failed"),
             }
         })

@@ -8,7 +8,7 @@
 //!                 └────────────────────────────────────────────────────────────> ^
 //! ```
 //! No lock is held while it waits. It must never be given to two clients, or return to the pool after a client has been
-//! told how to enter it.
+//! sent the data to enter it.
 
 use std::fs::File;
 use std::io::BufReader;
@@ -79,11 +79,11 @@ pub(super) enum Fate {
     Taken(Box<AcquireRequest>),
     /// It ends.
     Ends(End),
-    /// Its client has gone away, and no other client may have it.
+    /// Its client has gone away after learning how to enter it, so no other client may have it.
     Spoilt(Box<Spoilt>),
 }
 
-/// A lease that was being handed over and is torn down instead. The client is told only afterwards, because until then
+/// A lease that was being handed over and is torn down instead. The client is informed only afterwards, because until then
 /// the lease occupies the room that the client will request next.
 pub(super) struct Spoilt {
     /// The lease's lock, under which this was decided.
@@ -142,7 +142,7 @@ impl<'a> Waiting<'a> {
             if let Some(end) = self.wait(too_old) {
                 return Fate::Ends(end);
             }
-            // Nobody gets it from here on but the one who has it.
+            // From here on nobody but this client can get it.
             if let Some(stream) = self.life.control.taker() {
                 match self.hand_over(stream) {
                     Handing::Done(request) => return Fate::Taken(request),
@@ -166,7 +166,7 @@ impl<'a> Waiting<'a> {
             PollFd::new(self.life.control, PollFlags::IN),
             PollFd::from_borrowed_fd(self.life.control.bell(), PollFlags::IN),
         ];
-        // An interrupted poll is looked at like one in which nothing happened.
+        // Treat an interrupted poll as one in which nothing happened.
         poll(&mut fds, wait.as_ref()).ok();
         if !fds[0].revents().is_empty() {
             return Some(End::MachineGone);
@@ -184,7 +184,7 @@ impl<'a> Waiting<'a> {
             Ok(request) => request,
             Err(error) => {
                 tracing::info!("who took it did not say what for: {}", fault::chain(&error));
-                // Without a word they would believe that we have died, and take the lease back.
+                // Without a reply the client would take us for dead and tear the lease down.
                 if let Ok(stream) = input.into_inner().into_inner() {
                     tell(&stream, &failed(&error));
                 }
@@ -230,7 +230,7 @@ impl<'a> Waiting<'a> {
             });
         }
         let (places, id) = (self.life.places, self.life.id.as_str());
-        // A slug is handed out under the allocation lock.
+        // Slugs are handed out under the allocation lock.
         let (allocation, guard) = if request.slug.is_some() {
             let (allocation, guard) = locks::allocation_and_lease(places, id, LOCK_LIMIT)?;
             (Some(allocation), guard)
@@ -304,7 +304,7 @@ impl Taken {
         tell(output, &allocated);
         let ready = Event::Ready(Ready {
             control: promised.control.clone(),
-            // Nobody waited for them now.
+            // The client did not wait for these stages.
             guest_stages: Vec::new(),
             ..waiting.ready.clone()
         });

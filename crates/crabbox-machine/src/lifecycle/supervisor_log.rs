@@ -57,7 +57,7 @@ impl SupervisorLog {
     /// Makes this process log here, including panics of any thread. Must be called once, before anything else.
     pub(crate) fn install(filter: Option<LogFilter>) -> Self {
         let (log, subscriber) = Self::new(filter.unwrap_or_else(|| LogFilter::level(LEVEL)));
-        // Somebody who has installed a subscriber before us logs elsewhere, and that is as good.
+        // If a subscriber is installed already, events go there instead.
         tracing::subscriber::set_global_default(subscriber).ok();
         std::panic::set_hook(Box::new(|panic| tracing::error!("{panic}")));
         log
@@ -81,7 +81,7 @@ impl SupervisorLog {
 
     /// Replaces the filter.
     pub(crate) fn set_filter(&self, filter: LogFilter) {
-        // Without its subscriber there is nothing that could log.
+        // This fails only if the subscriber is gone, and then nothing is logged anyway.
         self.filter.reload(filter.into_targets()).ok();
     }
 
@@ -101,7 +101,7 @@ impl SupervisorLog {
                 }
                 Sink::File(file)
             }
-            // A log that cannot be written is no reason to refuse a lease, and there is no other place to say so.
+            // A log that cannot be written is no reason to refuse a lease, and there is no other place to report it.
             Err(_) => Sink::Nowhere,
         };
     }
@@ -175,7 +175,7 @@ struct WallClock;
 impl FormatTime for WallClock {
     fn format_time(&self, writer: &mut Writer<'_>) -> fmt::Result {
         let (seconds, nanoseconds) = clock::unix_now();
-        // Microseconds, so that the columns stand below each other more often than not.
+        // Microseconds, so that columns usually line up.
         writer.write_str(&timestamp::rfc3339_nano(seconds, nanoseconds / 1000 * 1000))
     }
 }

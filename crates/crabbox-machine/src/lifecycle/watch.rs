@@ -86,7 +86,8 @@ pub(super) fn observe(
             Err(leases::RecordError::Missing { .. }) if !dir.path().exists() => {
                 return (End::LeaseGone, None);
             }
-            // An unreadable record is left for `cleanup` to report; the machine goes on. One line says so, not one every look.
+            // An unreadable record is left for `cleanup` to report; the machine goes on. Log it once, not at every
+            // check.
             Err(error) => {
                 if std::mem::take(&mut readable) {
                     tracing::warn!("the record cannot be read: {}", fault::chain(&error));
@@ -99,7 +100,8 @@ pub(super) fn observe(
 /// Refreshes a lease that is in use; returns the reason if it has expired. The time to live ends the lease even if it
 /// is in use.
 fn expired(places: &Places, stored: &StoredLease) -> Option<String> {
-    // What cannot be looked at is taken for in use: better a lease that lives to its time to live than work that is ended.
+    // If activity cannot be determined, assume that the lease is in use: better that it lives until its time to live
+    // than that work is interrupted.
     let in_use = match journal::read(&stored.dir.journal()) {
         Ok(Some(journal)) => Watchpoint::of(&stored.record, &journal)
             .is_some_and(|watchpoint| watchpoint.in_use().unwrap_or(true)),

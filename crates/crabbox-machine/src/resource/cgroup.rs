@@ -21,7 +21,7 @@ const BUSY_LIMIT: Duration = Duration::from_secs(2);
 /// Why control groups could not be removed.
 #[derive(Debug, thiserror::Error)]
 pub enum GroupError {
-    /// The journal names another one: it is not touched.
+    /// The journal names a group that is not this lease's: it is not touched.
     #[error("the journal names {}, which is not part of this lease", path.display())]
     Outside {
         /// The path.
@@ -32,14 +32,15 @@ pub enum GroupError {
     Remove {
         /// Its path.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         #[source]
         source: io::Error,
     },
 }
 
-/// Removes the lease's own groups, `<root>/crabbox-<tag>/<machine>` and the one around it, which are both named with its tag. What is still in the
-/// inner one ends: a VMM whose start was never noted. It is not found by its root, which its jailer has made `/`.
+/// Removes the lease's own groups, `<root>/crabbox-<tag>/<machine>` and the one around it, which are both named with
+/// its tag. Kills what is still in the inner one: a VMM whose start was never recorded, and which cannot be found by
+/// its root, because its jailer has made that `/`.
 pub(crate) fn remove(path: &Path, lease: &OwnedLease) -> Result<(), GroupError> {
     let tag = lease.id().tag();
     let tagged = |path: &Path| {
@@ -77,7 +78,7 @@ fn remove_one(path: &Path) -> Result<(), GroupError> {
 
 /// Kills all processes in the group at `path`; a group that does not exist has none.
 fn end_members(path: &Path) -> io::Result<()> {
-    // Never made: on a host without the second version of control groups the directory may be an ordinary one.
+    // Open without creating: on a host without cgroup v2 the directory may be an ordinary one.
     let kill = File::options().write(true).open(path.join("cgroup.kill"));
     match kill {
         Ok(mut kill) => kill.write_all(b"1"),
@@ -86,14 +87,14 @@ fn end_members(path: &Path) -> io::Result<()> {
     }
 }
 
-/// The same on a kernel before 5.14, which has no `cgroup.kill`. The group of a machine has none below it.
+/// The same on a kernel before 5.14, which has no `cgroup.kill`. A machine's group has no groups below it.
 fn end_one_by_one(path: &Path) -> io::Result<()> {
     for pid in members(path)? {
         let Some(id) = process::identify(pid).map_err(io::Error::other)? else {
             continue;
         };
         let handle = process::open(&id).map_err(io::Error::other)?;
-        // The number may have become somebody else's between the two looks.
+        // The pid may have been reused before the handle was opened, so check again that it is in the group.
         if let Some(handle) = handle
             && members(path)?.contains(&pid)
         {
@@ -121,7 +122,7 @@ mod tests {
 
     use super::*;
 
-    /// The hierarchy of control groups, where the test has mounted it: hosts with both versions have it anywhere.
+    /// A test directory in place of the cgroup hierarchy, whose mount point differs on hosts with both versions.
     struct Groups(tempfile::TempDir);
 
     impl Groups {

@@ -160,7 +160,7 @@ fn assign_with(
     }
     words.extend(format!("{END} {}\n", files.len()).into_bytes());
     let sent = guest.say(&words, READY);
-    // It holds the lease's host key.
+    // Erase the message: it contains the guest's private host key.
     words.fill(0);
     std::hint::black_box(&words);
     sent?;
@@ -228,7 +228,7 @@ impl<'a> Guest<'a> {
             let mut chunk = [0; LINE_LIMIT];
             match self.stream.read(&mut chunk) {
                 Ok(0) => {
-                    // A VMM that ended says more than its closed socket.
+                    // If the VMM has ended, that is the better error than its closed socket.
                     return Err((self.stop)().unwrap_or_else(|| unexpected(&self.heard)));
                 }
                 Ok(count) => self.heard.extend_from_slice(&chunk[..count]),
@@ -446,7 +446,7 @@ mod tests {
             (&hello, format!("{}ready 0123 0.750\n", identity_line())),
             (&hello, "ready {nonce} 0.750\n".to_owned()),
             (&hello, format!("{}ready {{nonce}} soon\n", identity_line())),
-            // An hour ago.
+            // The guest's clock is wrong by far more than the limit.
             (
                 &hello,
                 format!(

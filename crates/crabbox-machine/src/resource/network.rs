@@ -54,7 +54,7 @@ pub enum SavedAttach {
 impl SavedAttach {
     /// The attachment as JSON for the journal.
     pub fn to_value(&self) -> Value {
-        // Plain data with text keys always has a JSON form.
+        // Serialisation of plain data with text keys cannot fail.
         serde_json::to_value(self).unwrap_or_default()
     }
 
@@ -192,7 +192,8 @@ pub fn detach(places: &Places, saved: &SavedAttach) -> Result<(), DetachError> {
     match saved {
         SavedAttach::Cni(attachment) => Ok(detach_cni(attachment)?),
         SavedAttach::Nat(spec) => {
-            // Forwarding of the host's uplinks is shared by all leases of all state directories: one at a time may look at it and change it.
+            // Forwarding on the host's uplinks is shared by all leases of all state directories, so only one process
+            // at a time may inspect and change it.
             let _host = registry::host_network(places)?;
             Ok(detach_nat(spec)?)
         }
@@ -200,7 +201,7 @@ pub fn detach(places: &Places, saved: &SavedAttach) -> Result<(), DetachError> {
 }
 
 /// The mapping of the outer address onto the guest. It is computed when the outer side exists, because the outer
-/// gateway is also an address of the host: the guest may reach none of those.
+/// gateway is also an address of the host, and the guest may reach none of those.
 pub fn mapping(netns: &Path, outer: &Outer, owner: Option<(u32, u32)>) -> Result<Inner, NetworkError> {
     let own = crabbox_host::netlink::own_addresses()?;
     let host_addresses = own.into_iter().filter_map(|address| match address {
@@ -230,7 +231,7 @@ impl Drop for NameServer {
     fn drop(&mut self) {
         drop(self.stop.take());
         if let Some(thread) = self.thread.take() {
-            // A forwarder that panicked has ended, which is what we want.
+            // A forwarder that panicked has ended too, which is all that we want.
             thread.join().ok();
         }
     }
@@ -241,7 +242,7 @@ pub(crate) fn serve_names(netns: &Path) -> Result<NameServer, NetworkError> {
     let listeners = dns::listen(netns, dns::LISTEN)?;
     let (ended, stop) = std::io::pipe().map_err(NetworkError::Pipe)?;
     let thread = std::thread::spawn(move || {
-        // Without names the guest still runs, and says so itself whenever it asks.
+        // The guest still runs without DNS; it notices when it sends a query.
         dns::serve(&listeners, &Resolvers::from_file(RESOLV_CONF), ended.as_fd()).ok();
     });
     Ok(NameServer {
@@ -279,7 +280,7 @@ impl GuestSide {
         let address = Ipv4Net::new_assert(crabbox_net::GUEST_ADDRESS, crabbox_net::INNER_PREFIX);
         let gateway = crabbox_net::TAP_ADDRESS;
         let mac = crabbox_net::GUEST_MAC.to_owned();
-        // Names are asked of the lease's forwarder, which asks the host's resolvers.
+        // The guest sends its DNS queries to the lease's forwarder, which asks the host's resolvers.
         Self {
             tap: TAP.to_owned(),
             seed: SeedNetwork {
@@ -306,7 +307,7 @@ impl GuestSide {
         } else {
             partner.mac.clone()
         };
-        // A prefix that the kernel gave is never above 32.
+        // The kernel reports no prefix above 32.
         let address = Ipv4Net::new_assert(outer.address, outer.prefix.min(32));
         let seed = SeedNetwork {
             mac,
@@ -398,7 +399,7 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let places = Places::below(root.path());
         std::fs::create_dir_all(places.leases()).unwrap();
-        // Whoever detaches holds a lease's lock, and whoever allocates may be waiting for it.
+        // A process that detaches holds a lease's lock, and one that allocates may be waiting for that lock.
         let _allocating = crabbox_store::locks::allocation(&places).unwrap();
         let host = root.path().join("host");
         netns::create(&host).unwrap();

@@ -144,7 +144,8 @@ fn hear(
         );
         poll(&mut sources, Some(&PAUSE)).ok();
         if let Ok((stream, _)) = listener.accept() {
-            // Whatever runs in the guest may connect: the oldest silent one makes room, or it would keep the real report out.
+            // Any program in the guest may connect: drop the oldest silent connection, or it would keep the real
+            // report out.
             if reports.len() == MOST_REPORTS {
                 reports.remove(0);
             }
@@ -205,7 +206,7 @@ impl Report {
                 return Progress::Broken;
             }
         }
-        // One deadline for the whole of it: a byte now and then does not prolong it.
+        // One deadline for the whole report: a byte now and then does not extend it.
         if Instant::now() >= self.until {
             return Progress::Broken;
         }
@@ -272,7 +273,7 @@ fn shows_banner(address: SocketAddr, stop: &dyn Fn() -> Option<ReadyError>) -> b
             Err(_) => break,
         }
     }
-    // A polite goodbye keeps the guest's log clean; sshd waits for a version line.
+    // Send our version line, so that sshd does not log an incomplete handshake.
     stream.write_all(b"SSH-2.0-crabbox\r\n").ok();
     &word == b"SSH-"
 }
@@ -347,7 +348,7 @@ mod tests {
         let result = heard(usize::MAX, |path| {
             let mut flood = UnixStream::connect(&path).unwrap();
             while flood.write_all(&[b'x'; 4096]).is_ok() {}
-            // Only now, that it was hung up on, does the real report come.
+            // The real report comes only after the flooding connection was closed.
             let mut report = UnixStream::connect(&path).unwrap();
             report.write_all(b"ready 1.3\n").unwrap();
         });
@@ -359,7 +360,7 @@ mod tests {
         let result = heard(20, |path| {
             let mut drip = UnixStream::connect(path).unwrap();
             drip.write_all(b"x").unwrap();
-            // Silent until it is hung up on; a reader that waited for the next byte would wait as long.
+            // Stay silent until the other side closes; a reader that blocked on the next byte would never return.
             drip.read_to_end(&mut Vec::new()).ok();
         });
         assert!(matches!(result, Err(ReadyError::Cancelled)), "{result:?}");

@@ -1,7 +1,8 @@
-//! The end of a machine with volumes: its guest is asked to write them out, and to change nothing any more.
+//! The end of a machine with volumes: asks its guest to write them out and stop changing them.
 //!
-//! The guest is untrusted, and so is its VMM, which may put anything in the place of its socket. It can only cost us [`LIMIT`]: whatever it
-//! replies, the machine ends, and what was not written out is what the volume's journal makes of it.
+//! The guest is untrusted, and so is its VMM, which may replace its socket by anything. At most they cost us
+//! [`LIMIT`]: whatever the guest replies, the machine ends, and what was not written out is left to the journal of
+//! the volume's file system.
 
 use std::io::{Read as _, Write as _};
 use std::os::fd::AsRawFd as _;
@@ -15,16 +16,16 @@ use rustix::fs::{FileType, Mode, OFlags};
 
 use crate::resource::disk::VSOCK;
 
-/// Time limit for the guest: what it holds unwritten goes through its disk in that time, or is given up.
+/// Time limit for the guest: whatever it has not written out by then is lost.
 const LIMIT: Duration = Duration::from_secs(10);
 
-/// A guest that holds all writes to its volumes, as long as this lives.
+/// Keeps the guest's writes to its volumes frozen as long as this lives.
 #[derive(Debug)]
 pub(crate) struct Settled {
     _stream: DeadlineStream<'static>,
 }
 
-/// Has the guest of the VMM in `home` write out its volumes; `None` when it does not say that it has.
+/// Asks the guest of the VMM in `home` to write out its volumes; `None` if it does not confirm that it has.
 pub(crate) fn settle(home: &Path) -> Option<Settled> {
     let outcome = ask(home, LIMIT);
     match &outcome {
@@ -35,19 +36,19 @@ pub(crate) fn settle(home: &Path) -> Option<Settled> {
 }
 
 fn ask(home: &Path, limit: Duration) -> std::io::Result<DeadlineStream<'static>> {
-    // The file itself and no link's target: a VMM that was taken over would have us speak to a socket of the host's.
+    // Open the file itself and not a link's target: a compromised VMM could make us connect to a socket of the host.
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let socket = rustix::fs::open(home.join(VSOCK), flags, Mode::empty())?;
     if !FileType::from_raw_mode(rustix::fs::fstat(&socket)?.st_mode).is_socket() {
         return Err(std::io::Error::other("its socket is none"));
     }
     let path = PathBuf::from(format!("/proc/self/fd/{}", socket.as_raw_fd()));
-    // A VMM that does not accept must not hold us either; what is left of the time is for the words.
+    // A VMM that does not accept must not block us either; the conversation gets what is left of the time.
     let began = Instant::now();
     let stream = unix::connect_within(&path, limit).map_err(std::io::Error::other)?;
     let mut stream = DeadlineStream::new(stream);
     stream.set_limit(limit.saturating_sub(began.elapsed()));
-    // Firecracker's own words: it connects us to a port of the guest.
+    // Firecracker's own protocol: this connects us to a port of the guest.
     stream.write_all(format!("CONNECT {SETTLE_PORT}\n").as_bytes())?;
     expect(&mut stream, "OK")?;
     stream.write_all(format!("{SETTLE}\n").as_bytes())?;
@@ -71,7 +72,7 @@ fn expect(stream: &mut DeadlineStream<'_>, word: &str) -> std::io::Result<()> {
     {
         return Ok(());
     }
-    // What it says goes into a log that people read.
+    // The reply goes into a log that people read, so it is escaped.
     let said: String = String::from_utf8_lossy(&text).escape_debug().take(120).collect();
     Err(std::io::Error::other(format!("it said {said}")))
 }
@@ -83,14 +84,14 @@ mod tests {
 
     use super::*;
 
-    /// Asks a VMM that gives these replies, one a line; returns whether it settled, and what it heard.
+    /// Asks a VMM that gives these replies, one per line; returns whether it settled, and what it received.
     fn asked(replies: &'static [&'static str]) -> (bool, Vec<String>) {
         let home = tempfile::tempdir().unwrap();
         let listener = UnixListener::bind(home.path().join(VSOCK)).unwrap();
         std::thread::scope(|threads| {
             let vmm = threads.spawn(move || {
                 let (mut stream, _) = listener.accept().unwrap();
-                // Whoever asks nothing is not waited for.
+                // The timeout ends the test if the client sends nothing.
                 stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
                 let mut lines = BufReader::new(stream.try_clone().unwrap()).lines();
                 let mut heard = Vec::new();
@@ -101,7 +102,7 @@ mod tests {
                 heard
             });
             let settled = settle(home.path()).is_some();
-            // One that never connected would leave the listener waiting for good.
+            // If `settle` never connected, this connection keeps the listener from waiting forever.
             drop(UnixStream::connect(home.path().join(VSOCK)));
             (settled, vmm.join().unwrap())
         })

@@ -92,7 +92,7 @@ impl Drop for Trims {
     fn drop(&mut self) {
         drop(self.stop.take());
         if let Some(thread) = self.thread.take() {
-            // One that panicked has ended, which is what we want.
+            // A thread that panicked has ended too, which is all that we want.
             thread.join().ok();
         }
     }
@@ -107,7 +107,8 @@ pub fn serve(listener: UnixListener, disk: Holes) -> std::io::Result<Trims> {
         .spawn(move || {
             while wait(listener.as_fd(), ended.as_fd(), None).is_ok() {
                 let Ok((stream, _)) = listener.accept() else {
-                    // Somebody who came and went, or no descriptor left: it passes, but not at once.
+                    // The client has disconnected already, or no descriptor is free: temporary, but do not retry at
+                    // once.
                     if pause(ended.as_fd(), PAUSE.0) {
                         continue;
                     }
@@ -204,7 +205,7 @@ impl Session<'_> {
         let most = disk.length() / BATCH_SHARE + SPARE_BATCHES;
         let mut word = format!("{GO} {}\n", disk.length());
         for _ in 0..most {
-            // Taken before the word: whatever the guest does with it, it does later.
+            // Take the time before our message is sent: whatever the guest does with the message happens later.
             let credit = clock::since_boot();
             self.say(&word)?;
             let Some(text) = self.hear()? else {
@@ -227,7 +228,7 @@ impl Session<'_> {
                 named = named.saturating_add(part.length);
             }
             given += before.saturating_sub(disk.allocated()?);
-            // Each part once, and some of it once more because it was late.
+            // Allow each part of the disk once, and once more because batches that were late are repeated.
             if named / 2 > disk.length() {
                 break;
             }

@@ -89,7 +89,7 @@ pub enum VmmError {
     Disk {
         /// The disk.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         #[source]
         source: std::io::Error,
     },
@@ -168,7 +168,7 @@ pub struct Plan {
     pub cgroup: Option<PathBuf>,
 }
 
-/// The configuration of a VMM once its API is up.
+/// What the VMM is told once its API is up.
 #[derive(Debug)]
 enum Told {
     /// Boot.
@@ -264,17 +264,17 @@ pub fn plan(
     })
 }
 
-/// The limits on the VMM's files: none longer than the longest of its disks. It is one limit for all, so a compromised VMM can make any of its
-/// files as long as its largest volume.
+/// The size limits on the VMM's files: the length of its longest disk. There is one limit for all files, so a
+/// compromised VMM can make any of its files as long as its largest volume.
 fn file_limits(request: &AcquireRequest, home: &Home) -> Result<Vec<(ResourceLimit, u64)>, VmmError> {
-    // Nothing ran in the directory yet: these are the disk that we made, and the volumes that we placed.
+    // No VMM has run in the directory yet, so these are the disk that we made and the volumes that we placed.
     let mut longest = 0;
     for name in std::iter::once(DISK).chain(home.drives.iter().map(String::as_str)) {
         let path = home.join(name);
         let facts = std::fs::metadata(&path).map_err(|source| VmmError::Disk { path, source })?;
         longest = facts.len().max(longest);
     }
-    // Who is frozen writes its memory into one.
+    // A VMM that is frozen writes its memory to a file.
     let memory = match request.start {
         Start::Freeze { .. } => u64::from(request.machine.memory_mib) << 20,
         Start::Boot | Start::Restore { .. } => 0,
@@ -292,7 +292,7 @@ fn limits(request: &AcquireRequest) -> Vec<(String, String)> {
     vec![
         ("memory.max".to_owned(), memory.to_string()),
         ("memory.swap.max".to_owned(), "0".to_owned()),
-        // Quota and period in microseconds: as many whole CPUs as the guest has, and one more for the VMM's own threads.
+        // Quota and period in microseconds: one CPU per vCPU, and one more for the VMM's own threads.
         (
             "cpu.max".to_owned(),
             format!("{} 100000", (u64::from(machine.cpus) + 1) * 100_000),
@@ -331,12 +331,12 @@ fn boot(request: &AcquireRequest, home: &Home, side: &GuestSide) -> BootPlan {
         ),
     };
     drives.extend(home.drives.iter().enumerate().map(|(index, name)| Drive {
-        // What the guest has written out is on the host's disk: a volume outlives the host's next power cut, too.
+        // With writeback, the guest's flushes reach the host's disk: a volume must survive a power cut of the host.
         cache_type: Some(CacheType::Writeback),
         ..drive(&format!("volume{index}"), name, false, false)
     }));
     let machine = MachineConfig {
-        // The settings allow no more than Firecracker's 32.
+        // The settings allow no more than Firecracker's limit of 32.
         vcpu_count: u8::try_from(request.machine.cpus).unwrap_or(u8::MAX),
         mem_size_mib: request.machine.memory_mib,
         smt: false,
@@ -378,7 +378,7 @@ impl Running {
         &self.id
     }
 
-    /// What becomes readable when it ends.
+    /// A handle that becomes readable when it ends.
     pub(crate) fn handle(&self) -> &ProcessHandle {
         &self.handle
     }
@@ -406,7 +406,7 @@ pub fn start(plan: &Plan, pipe: &File) -> Result<Running, VmmError> {
     let mut command = plan.cmd.to_std();
     command.stdin(Stdio::null()).stdout(stream()?).stderr(stream()?);
     process::new_session(&mut command);
-    // The child is not waited for: its end is seen through the pidfd, and it is reaped when the supervisor ends.
+    // The child is not waited for: the pidfd shows its end, and it is reaped when the supervisor ends.
     let child = if plan.enters {
         plan.cmd.spawn(&mut command)?
     } else {
@@ -451,7 +451,7 @@ pub(crate) fn freeze_guest(plan: &Plan, vmm: &Running, patience: Patience<'_>) -
         client.send(&Request::snapshot_create(&create)).map(drop)
     })
     .map_err(|error| match error {
-        // Its deadline is not that of a start.
+        // The deadline that passed is that of a freeze, not of a start.
         VmmError::TimedOut => VmmError::FreezeTimedOut,
         error => error,
     })
@@ -482,8 +482,8 @@ fn check_files(pid: u32, files: &[PathBuf]) -> Result<(), VmmError> {
     Ok(())
 }
 
-/// Calls `act` with the API once it is up. However a VMM that its guest controls answers, this ends with the VMM's end, a
-/// cancellation, the lease's deadline or `limit`.
+/// Calls `act` with the API once it is up. However a VMM that its guest controls answers, the call ends when the VMM
+/// ends, at a cancellation, at the lease's deadline or after `limit`.
 fn ask(
     plan: &Plan,
     vmm: &Running,
@@ -542,7 +542,7 @@ mod tests {
         let api = dir.path().join(API);
         let listener = unix::bind(&api).unwrap();
         let id = process::identify(std::process::id()).unwrap().unwrap();
-        // The VMM lives as long as this test.
+        // The test's own process stands for the VMM, so it stays alive.
         let vmm = Running {
             handle: process::open(&id).unwrap().unwrap(),
             id,

@@ -1,12 +1,13 @@
-//! Volumes in the hands of a lease: taken from their store before its machine starts, and given back after the machine's end.
+//! Volumes of a lease: taken from their store before its machine starts, and given back after the machine has ended.
 //!
 //! ```text
 //! free ──> held: the record names the lease ──> made, or mended and grown ──> the VMM's uid has it ──> linked into the VMM's directory
 //!   ^                                                                                                      │ the VMM has ended
 //!   └───────────── the record names nobody <── owner and mode are ours again <─────────────────────────────┘
 //! ```
-//! One machine has a volume at a time: a volume must never be attached while any process may write to its image. Its contents are a guest's:
-//! nothing here mounts them, and nothing removes or shortens them. What is to become of an image is recorded before it happens.
+//! A volume belongs to one machine at a time: it must never be attached while any process may write to its image. Its
+//! contents come from a guest: nothing here mounts them, and nothing removes or shortens them. Every change to an
+//! image is recorded before it is made.
 
 use std::path::{Path, PathBuf};
 
@@ -27,39 +28,39 @@ mod error;
 
 pub use error::VolumeError;
 
-/// A lease that wants a volume.
+/// A request of a lease for a volume.
 pub(crate) struct Wish<'a> {
     /// The volume.
     pub(crate) volume: &'a Volume,
-    /// The lease, whose journal has the intent.
+    /// The lease, whose journal contains the intent.
     pub(crate) lease: &'a LeaseId,
     /// The VMM's uid, if it has its own.
     pub(crate) uid: Option<u32>,
     /// The administrator's limits.
     pub(crate) limits: Limits,
-    /// Whether whoever asked for the lease gave up. It is polled by everything that takes long.
+    /// Whether the requester gave up. Polled by everything that takes long.
     pub(crate) cancelled: &'a dyn Fn() -> bool,
 }
 
-/// A moment within the taking, for tests that kill the taker there.
+/// A moment while a volume is taken, at which tests kill the process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Moment {
-    /// The record names the lease, and the size that the volume is to have.
+    /// The record names the lease, and the size that the volume will have.
     Held,
-    /// There is a copy of the image whose file system has grown.
+    /// There is a copy of the image with a grown file system.
     Grown,
-    /// The record says that there is an image which was set aside; it is not yet.
+    /// The record says that an image was set aside, but it has not been moved yet.
     Condemned,
-    /// The image is set aside.
+    /// The damaged image has been set aside.
     Aside,
     /// There is a new image.
     Made,
-    /// The file system is complete; the image is still ours.
+    /// The file system is complete; the image still belongs to us.
     Whole,
 }
 
 impl Moment {
-    /// Its name as a point of failure.
+    /// Its name as a failpoint.
     pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::Held => "volume-held",
@@ -77,15 +78,15 @@ pub(crate) fn link(index: usize) -> String {
     format!("volume{index}.ext4")
 }
 
-/// Takes the volume for the lease: makes it if there is none, and mends and grows it otherwise. Returns its image, and what its user should
-/// know. Whatever fails, [`give_back`] makes it right.
+/// Takes the volume for the lease: makes it if there is none, otherwise repairs and grows it. Returns its image, and
+/// a warning for the user. After any failure [`give_back`] restores a consistent state.
 pub(crate) fn take(
     places: &Places,
     wish: &Wish<'_>,
     at: &dyn Fn(Moment),
 ) -> Result<(PathBuf, Option<String>), VolumeError> {
     let dir = volumes::dir_of(places, &wish.volume.key);
-    // Whoever has it may hold its lock for minutes: that is known without waiting.
+    // The holder may keep the lock for minutes, so check without waiting first.
     if let Ok(Some(about)) = volumes::read(&dir) {
         must_be_free(places, wish, &about, &dir)?;
     }
@@ -134,7 +135,7 @@ fn hold(
 ) -> Result<About, VolumeError> {
     let now = clock::unix_seconds();
     let Volume { name, key, .. } = wish.volume;
-    // Of one whose record is lost, the image alone knows the size.
+    // If the record is lost, only the image tells the size.
     let mut about = known.unwrap_or_else(|| About::new(name, key, locked.length_mib(), now));
     about.size_mib = about.size_mib.max(wish.volume.size_mib());
     about.holder = Some(wish.lease.to_string());
@@ -144,14 +145,16 @@ fn hold(
         about.created_at = now;
     }
     let allocated_mib = locked.allocated() >> 20;
-    // One that is to be larger is copied: a size for which there is no room must not be recorded, for it is never made smaller.
+    // A volume is grown by copying it. Do not record a size for which there is no room, because a volume is never
+    // shrunk.
     let copy_mib = if locked.has_image() && locked.length_mib() < about.size_mib {
         allocated_mib
     } else {
         0
     };
     let _room = volumes::room(places).map_err(VolumesError::from)?;
-    // The file system bounds what guests write, and not the length of the file, which a VMM that was taken over could have changed.
+    // The limit applies to the file system that guests write to; a compromised VMM could have changed the length of
+    // the file.
     admit(
         places,
         wish,
@@ -162,8 +165,8 @@ fn hold(
     Ok(about)
 }
 
-/// Admits the volume if it can grow by `growth_mib`, and so can the others that leases have, as much as they may. The lock of the room must be
-/// held until the record says what was admitted.
+/// Admits the volume if there is room for it to grow by `growth_mib`, and for all other held volumes to grow to their
+/// full size. The lock of the room must be held until the record says what was admitted.
 fn admit(places: &Places, wish: &Wish<'_>, locked: &Locked, growth_mib: u64) -> Result<(), VolumeError> {
     let free_mib = files::free_bytes(&places.state)? >> 20;
     let promised_mib = promised_mib(places, locked.dir())?;
@@ -175,7 +178,7 @@ fn admit(places: &Places, wish: &Wish<'_>, locked: &Locked, growth_mib: u64) -> 
     )?)
 }
 
-/// How much the volumes that leases have may still grow, in MiB, without the one in `except`.
+/// How much the volumes held by leases may still grow, in MiB, without the one in `except`.
 fn promised_mib(places: &Places, except: &Path) -> Result<u64, VolumeError> {
     let promised = |listed: &Listed| -> Option<u64> {
         let about = listed.about.as_ref().ok()?;
@@ -187,7 +190,8 @@ fn promised_mib(places: &Places, except: &Path) -> Result<u64, VolumeError> {
     Ok(others.filter_map(promised).fold(0, u64::saturating_add))
 }
 
-/// Makes the image ready for its next machine. One that is damaged is set aside; then there is none, and its user is told.
+/// Prepares the image for its next machine. A damaged image is set aside and replaced by a new one, and the user is
+/// warned.
 fn renew(
     places: &Places,
     wish: &Wish<'_>,
@@ -205,7 +209,7 @@ fn renew(
         return Err(VolumeError::DamagedAgain { path: aside, why });
     }
     let _room = volumes::room(places).map_err(VolumesError::from)?;
-    // The new one lies beside the old one, and takes nothing over from it.
+    // The new image exists beside the old one, and shares nothing with it.
     admit(places, wish, locked, about.size_mib)?;
     let now = clock::unix_seconds();
     about.created_at = now;
@@ -224,7 +228,7 @@ fn renew(
     )))
 }
 
-/// Mends the image, and has one with a larger file system take its place where that is smaller than `size_mib`.
+/// Repairs the image, and replaces it by one with a larger file system if it is smaller than `size_mib`.
 fn refresh(
     places: &Places,
     wish: &Wish<'_>,
@@ -237,7 +241,7 @@ fn refresh(
     if health != Health::Whole || !image::is_smaller(&path, size_mib)? {
         return Ok(health);
     }
-    // For a moment there are two, which share nothing where the host's file system cannot have them share.
+    // For a moment there are two images, which share no blocks if the host's file system cannot share them.
     admit(places, wish, locked, locked.allocated() >> 20)?;
     let health = image::grow(&path, &locked.join(MAKING), size_mib, wish.cancelled)?;
     at(Moment::Grown);
@@ -247,13 +251,13 @@ fn refresh(
     Ok(health)
 }
 
-/// Gives the volume in `dir` back, if lease `lease` has it. Its machine must have ended.
+/// Gives the volume in `dir` back if `lease` has it. Its machine must have ended.
 pub(crate) fn give_back(places: &Places, dir: &Path, lease: &LeaseId) -> Result<(), VolumeError> {
     if !volumes::is_dir_of_one(places, dir) {
         return Err(VolumeError::Outside { path: dir.to_owned() });
     }
     let has_it = |about: &About| about.holder.as_deref() == Some(lease.as_str());
-    // Who does not have it does not wait for who does.
+    // A lease that does not have the volume must not wait for the one that does.
     let locked = match volumes::read(dir) {
         _ if !volumes::is_begun(dir) => return Ok(()),
         Ok(Some(about)) if !has_it(&about) => return Ok(()),
@@ -268,7 +272,7 @@ pub(crate) fn give_back(places: &Places, dir: &Path, lease: &LeaseId) -> Result<
         return Ok(());
     }
     if known.is_ok() && !locked.has_image() && !locked.has_set_aside() {
-        // It was never made.
+        // The image was never made.
         return Ok(locked.remove()?);
     }
     locked.tidy()?;
@@ -282,7 +286,8 @@ pub(crate) fn give_back(places: &Places, dir: &Path, lease: &LeaseId) -> Result<
         Ok(Some(about)) => about,
         Ok(None) => return Ok(()),
         Err(error) => {
-            // Nobody can write into it that it is free. Nor need anybody: a lease that is gone has nothing.
+            // The record that it is free cannot be written. It need not be: once the lease is gone, it no longer
+            // counts as holder.
             tracing::warn!(
                 dir = %dir.display(),
                 "a volume is given back without its record: {}",
@@ -299,7 +304,7 @@ pub(crate) fn give_back(places: &Places, dir: &Path, lease: &LeaseId) -> Result<
     Ok(locked.save(&about)?)
 }
 
-/// Which of a guest's `drives` volumes it has not mounted, by the `stages` of its report, and why.
+/// Which of a guest's `drives` volumes it did not mount, according to the `stages` of its report, and why.
 pub(crate) fn not_mounted(drives: usize, stages: &[(String, u64)]) -> Vec<(usize, VolumeError)> {
     let has = |wanted: &str| stages.iter().any(|(name, _)| name == wanted);
     let why = |number| {
@@ -315,7 +320,8 @@ pub(crate) fn not_mounted(drives: usize, stages: &[(String, u64)]) -> Vec<(usize
 
 /// Removes the volume in `dir` with all that is in it, unless a lease has it.
 pub fn remove(places: &Places, dir: &Path) -> Result<(), VolumeError> {
-    // One whose record cannot be read is nobody's who could be asked; its image tells whether a machine has it.
+    // If the record is unreadable, no holder is known; whether its image is open for writing shows if a machine uses
+    // it.
     let must_be_free = |about: Result<Option<About>, VolumesError>| match about {
         Ok(Some(about)) => match holder(places, &about, dir) {
             Some(lease) => Err(VolumeError::Busy { lease }),
@@ -323,7 +329,7 @@ pub fn remove(places: &Places, dir: &Path) -> Result<(), VolumeError> {
         },
         Ok(None) | Err(_) => Ok(()),
     };
-    // Whoever has it may hold its lock for minutes: that is known without waiting.
+    // The holder may keep the lock for minutes, so check without waiting first.
     must_be_free(volumes::read(dir))?;
     let locked = Locked::take(places, dir)?;
     must_be_free(locked.about())?;
@@ -333,8 +339,8 @@ pub fn remove(places: &Places, dir: &Path) -> Result<(), VolumeError> {
     Ok(locked.remove()?)
 }
 
-/// The lease that has the volume in `dir`: the one that the record names, as long as its journal says the same. One whose journal cannot be
-/// read keeps it.
+/// The lease that has the volume in `dir`: the one that the record names, provided that its journal agrees. A lease
+/// whose journal is unreadable keeps it.
 pub fn holder(places: &Places, about: &About, dir: &Path) -> Option<String> {
     let named = about.holder.as_ref()?;
     let Ok(id) = LeaseId::parse(named) else {

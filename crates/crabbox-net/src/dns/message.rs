@@ -53,7 +53,7 @@ fn question(message: &[u8]) -> Option<&[u8]> {
         at += 1;
         match length {
             0 => break,
-            // Longer ones are pointers, which have nothing to point to in a question.
+            // Larger values are compression pointers, which are not valid in a question.
             1..64 => at += length,
             _ => return None,
         }
@@ -83,7 +83,7 @@ pub(super) fn answers(answer: &[u8], asked: &[u8]) -> bool {
     let is_response = answer.get(2).is_some_and(|flags| flags & 0x80 != 0);
     let same_question = match (question(answer), question(asked)) {
         (Some(one), Some(other)) => one.eq_ignore_ascii_case(other),
-        // A resolver that understood nothing may leave the question out of its refusal.
+        // A resolver that could not parse the query may leave the question out of its error reply.
         (None, Some(_)) => is_setback(answer) && answer.get(4..6) == Some([0, 0].as_slice()),
         _ => false,
     };
@@ -101,7 +101,7 @@ pub(super) fn is_setback(answer: &[u8]) -> bool {
 pub(super) fn refusal(asked: &[u8], code: u8) -> Option<Vec<u8>> {
     let header = asked.first_chunk::<HEADER>()?;
     let question = question(asked).unwrap_or_default();
-    // Response; operation code and "recursion desired" as they were asked; "recursion available".
+    // Response; operation code and "recursion desired" copied from the query; "recursion available".
     let mut answer = vec![header[0], header[1], 0x80 | (header[2] & 0x79), 0x80 | code];
     answer.extend([0, u8::from(!question.is_empty()), 0, 0, 0, 0, 0, 0]);
     answer.extend(question);

@@ -59,7 +59,7 @@ impl Resolvers {
     pub(super) fn now(&self) -> Vec<SocketAddr> {
         match &self.source {
             Source::Fixed(addresses) => addresses.clone(),
-            // Like the C library: without the file, or a line in it, there is a resolver on this host.
+            // Like the C library: if the file is missing or names none, use a resolver on this host.
             Source::File(path) => parse(&std::fs::read_to_string(path).unwrap_or_default()),
         }
     }
@@ -70,7 +70,7 @@ fn parse(text: &str) -> Vec<SocketAddr> {
         .lines()
         .filter_map(|line| {
             let mut words = line.split_ascii_whitespace();
-            // A link-local IPv6 resolver has a zone behind a percent sign, and is left out.
+            // A link-local IPv6 address with a zone (after `%`) is not supported and is left out.
             let address: IpAddr = words
                 .next()
                 .filter(|word| *word == "nameserver")

@@ -32,7 +32,7 @@ fn ask_all(question: &[u8], resolvers: &Resolvers, way: Way) -> Option<Vec<u8>> 
     let mut setback = None;
     for resolver in list {
         let id = crabbox_host::random::bytes().ok()?;
-        // A resolver that is silent or gone leaves the question to the next.
+        // If a resolver fails or does not answer in time, try the next one.
         match way(resolver, &message::with_id(question.to_vec(), id), share) {
             Ok(answer) if !message::is_setback(&answer) => return Some(answer),
             Ok(answer) => setback = Some(answer),
@@ -50,7 +50,7 @@ pub(super) fn over_udp(resolver: SocketAddr, question: &[u8], limit: Duration) -
     };
     let deadline = Instant::now() + limit;
     let socket = UdpSocket::bind((any, 0))?;
-    // A connected socket takes packets from this resolver only, and learns when nobody listens there.
+    // A connected socket accepts packets from this resolver only, and reports an error if nothing listens there.
     socket.connect(resolver)?;
     socket.send(question)?;
     let mut buffer = vec![0; LONGEST];

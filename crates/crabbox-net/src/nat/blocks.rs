@@ -50,7 +50,7 @@ fn chains(ruleset: &Value) -> Vec<FilterChain> {
     let owned = |chain: &Value| {
         objects(ruleset, "table")
             .filter(|table| table["family"] == chain["family"] && table["name"] == chain["table"])
-            // One flag is a string, several are a list.
+            // nft prints a single flag as a string, several as a list.
             .any(|table| table["flags"].to_string().contains("\"owner\""))
     };
     objects(ruleset, "chain")
@@ -122,7 +122,7 @@ mod tests {
             chain("inet", "firewalld", "filter_FORWARD", "forward", "accept"),
             rule("inet", "firewalld", "filter_FORWARD", json!({"reject": {"type": "icmpx"}})),
             chain("ip", "crabbox_a1", "forward", "forward", "drop"),
-            // By way of another chain, which leads back.
+            // A jump to a second chain, which jumps back.
             chain("ip", "deep", "first", "postrouting", "accept"),
             rule("ip", "deep", "first", json!({"jump": {"target": "second"}})),
             rule("ip", "deep", "second", json!({"goto": {"target": "first"}})),

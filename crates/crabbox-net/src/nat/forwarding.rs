@@ -4,7 +4,7 @@
 //! the replies. So `net.ipv4.ip_forward`, which would make every interface of the host a router, must never be changed. An
 //! nft set on the host records the uplinks that we enabled: it lasts exactly as long as the settings themselves, and
 //! outlives our processes. Such an uplink would forward for every neighbour, for example into another uplink (a VPN);
-//! therefore the chain next to the set drops packets that come in there and are not for a link of ours. An interface that
+//! therefore the chain next to the set drops packets that arrive there and are not for one of our links. An interface that
 //! forwarded before is not in the set, and keeps forwarding for everybody.
 
 use std::fmt::Write as _;
@@ -23,7 +23,7 @@ const TABLE: &str = "crabbox_host";
 const SET: &str = "forwarding";
 
 fn setting(link: &str) -> PathBuf {
-    // A VLAN has a dot in its name, which is no separator for a path below /proc/sys.
+    // Use a path below /proc/sys: in a dotted setting name the dot of a VLAN's name would be taken for a separator.
     Path::new("/proc/sys/net/ipv4/conf").join(link).join("forwarding")
 }
 
@@ -78,8 +78,9 @@ pub(super) fn note(links: &[&str]) -> Result<String, NatError> {
     if links.is_empty() && !is_noted()? {
         return Ok(String::new());
     }
-    // Replies to what another interface of the host may send out (a container bridge that came later) pass, as they would without us:
-    // no new connection begins by one of these links, so that none is established but from the inside.
+    // Established connections pass, as they would without us, for example replies to a container bridge that was
+    // added later. No new connection can begin at one of these links, so every established one was opened from
+    // inside.
     let mut rules = format!(
         "table ip {TABLE} {{
   set {SET} {{

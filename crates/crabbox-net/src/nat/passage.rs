@@ -5,7 +5,7 @@
 //!   veth0 10.213.x.2 -- cbx<tag> --- every filter of the host --- a real uplink ~~~~ upl<tag><n>, a tap that answers
 //! ```
 //! The packets have interface names and addresses like a lease's. They pass every filter up to the point where they would
-//! leave through the uplink, and are redirected to a tap of ours there; its reply arrives at the uplink as if it came from
+//! leave through the uplink, and are redirected to one of our taps there; its reply arrives at the uplink as if it came from
 //! outside. No packet may leave the host: packets that are not redirected are dropped after all other filters. Links and
 //! tables are removed before the result is returned. If this process dies first, the links disappear with it, and `cleanup`
 //! finds the tables by their name.
@@ -36,7 +36,7 @@ pub(super) use guard::remove_at_uplinks;
 const UPLINK: &str = "upl";
 /// The address range of the far side: a documentation range, which is not routed (RFC 5737).
 const FAR: &str = "198.51.100.0/24";
-/// The destination port: one that firewalls usually let out.
+/// The destination port, to which firewalls usually permit connections.
 const PORT: u16 = 443;
 /// Time limit of a connection. It takes less than a millisecond; the kernel resends a lost first packet after a second.
 const PATIENCE: Duration = Duration::from_millis(1300);
@@ -138,7 +138,8 @@ pub fn passage() -> Result<Passage, PassageError> {
     }
     let verdict = match dropped {
         Some(dropped) => dropped,
-        // No uplink whose replies can be tried: a link of ours stands for it. Rules that name the uplink drop what goes to ours.
+        // The reply could not be tested through any uplink, so use one of our links instead. A rule that names the
+        // uplink drops packets to ours.
         None => match way.to_a_link_of_ours()? {
             Seen::Connected => Passage::Open,
             Seen::Dropped(Passage::Outward(_)) if unseen => Passage::OpenByUplink,
@@ -195,7 +196,8 @@ impl Way {
             host,
             lease,
         };
-        // From here on whatever fails removes what there is. Without rules nothing may be forwarded yet.
+        // From here on, dropping `way` on an error removes everything. Nothing may be forwarded before the rules are
+        // loaded.
         Guard::closed(&way.spec, way.lease).load()?;
         way.set_up()?;
         Ok(way)
@@ -217,14 +219,15 @@ impl Way {
         let mut far = Vec::new();
         for (number, uplink) in uplinks()?.into_iter().enumerate() {
             let link = format!("{UPLINK}{}{number}", self.spec.tag);
-            // Without its redirection (a kernel that has no `act_mirred`) what goes there is dropped, and so no reply comes.
+            // If the link cannot be made (a kernel without `act_mirred`), packets to it are dropped, and no reply
+            // comes.
             far.extend(Far::at(link, Some(uplink)).ok());
         }
         let attempt = Attempt::new(self, target)?;
         let guard = Guard::closed(&self.spec, self.lease).but(target, attempt.port);
         let mut held = guard.clone().handing_on(&far);
         if held.load().is_err() {
-            // An nft or a kernel that knows no hook where packets leave: nothing is handed on, and so no reply comes.
+            // This nft or kernel does not know the egress hook: nothing is redirected, and no reply comes.
             held = guard;
             held.load()?;
             far.clear();
@@ -232,7 +235,7 @@ impl Way {
         let met = |far: &[Far]| far.iter().find(|far| far.peer.was_met()).map(|far| far.forwards);
         let mut connected = attempt.connect(GLANCE)?;
         let mut counted = held.counted()?;
-        // Of a reply that is not forwarded there is no more to come.
+        // A reply that has arrived but is not forwarded will not get any further.
         let is_over = met(&far) == Some(false) && counted.back_prerouting > 0;
         if !connected && !is_over {
             connected = attempt.wait(PATIENCE)?;
@@ -240,7 +243,8 @@ impl Way {
         }
         let waits = counted.out_postrouting > 0 && counted.out_egress == 0 && !far.is_empty();
         if !connected && waits {
-            // It waits for a next hop that may not be there; were the guard taken away now, it might leave.
+            // The packet waits for the hardware address of a next hop, which may never be found. If the guard were
+            // removed now, the packet might leave the host.
             connected = attempt.wait(NEIGHBOUR)?;
             counted = held.counted()?;
         }
@@ -250,11 +254,12 @@ impl Way {
             (_, Some(hook), _) => Seen::Dropped(Passage::Outward(hook)),
             (_, None, None) if counted.out_egress > 0 => Seen::Dropped(Passage::Outward(Hook::Egress)),
             (_, None, None) => Seen::Sent,
-            // The kernel forwards no reply from an uplink that does not forward; a lease switches that on for its own time, we do not.
+            // The kernel does not forward a reply that arrives at an uplink with forwarding off. A lease enables it
+            // while it exists; this test does not.
             (_, None, Some(false)) if counted.back_prerouting > 0 => Seen::Sent,
             (_, None, Some(_)) => Seen::Dropped(Passage::Reply(counted.back())),
         };
-        // Closed before the uplinks' ends go, so that nothing gets past them.
+        // Close the guard before the uplinks' links are removed, so that no packet gets past.
         Guard::closed(&self.spec, self.lease).load()?;
         if !far.is_empty() {
             remove_at_uplinks(&self.spec.table())?;
@@ -262,7 +267,7 @@ impl Way {
         Ok(seen)
     }
 
-    /// Tests a connection to an address that is only reachable through a link of ours.
+    /// Tests a connection to an address that is only reachable through one of our links.
     fn to_a_link_of_ours(&self) -> Result<Seen, PassageError> {
         let subnet = free(range(FAR), &routes()?, usize::from(self.lease.octets()[3]))?;
         let mut hosts = subnet.hosts();
@@ -287,10 +292,10 @@ impl Way {
         })
     }
 
-    /// Removes link and tables and reports what could not be.
+    /// Removes the link and the tables.
     fn remove(&self) -> Result<(), PassageError> {
-        // The kernel ends a namespace some time after its last descriptor; until then its link would be seen here. And what is still on its
-        // way comes from there, so the link goes before the rules do.
+        // The kernel removes a namespace with a delay after its last descriptor is closed; until then its link would
+        // be visible here. Packets in flight come from that link, so remove it before the rules.
         Netlink::open()?.delete_link(&self.spec.link())?;
         guard::remove(&self.spec)?;
         Ok(())
@@ -299,7 +304,7 @@ impl Way {
 
 impl Drop for Way {
     fn drop(&mut self) {
-        // After an error; that error is the one to report, and a second removal finds nothing.
+        // This matters only after an error, which is the one to report; a second removal finds nothing.
         self.remove().ok();
     }
 }
@@ -320,7 +325,7 @@ impl<'a> Attempt<'a> {
             let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
             let socket = rustix::net::socket_with(AddressFamily::INET, SocketType::STREAM, flags, None)?;
             rustix::net::bind(&socket, &own)?;
-            // Whatever comes of it ends at once, here and in the host's table of connections.
+            // Close with a reset, so that no connection remains here or in the host's connection tracking.
             sockopt::set_socket_linger(&socket, Some(Duration::ZERO))?;
             let bound = SocketAddr::try_from(rustix::net::getsockname(&socket)?)?;
             Ok((socket, bound.port()))
@@ -365,7 +370,7 @@ impl<'a> Attempt<'a> {
     }
 }
 
-/// A link of ours with an answering peer: in place of a real uplink's far side, or standalone.
+/// One of our links with an answering peer: in place of a real uplink's far side, or standalone.
 #[derive(Debug)]
 struct Far {
     link: String,
@@ -406,7 +411,7 @@ fn outer_links(netlink: &mut Netlink) -> Result<Vec<(u32, String)>, NetlinkError
     Ok(netlink
         .links()?
         .into_iter()
-        // A frame is what we can read and write.
+        // Only Ethernet links: the peer can only handle Ethernet frames.
         .filter(|link| link.up && link.mac.len() == 6 && link.name != "lo")
         .filter(|link| !link.name.starts_with(LINK) && !link.name.starts_with(UPLINK))
         .filter(|link| crabbox_host::netlink::valid_name(&link.name))
@@ -434,7 +439,7 @@ fn outside() -> Result<Vec<Ipv4Addr>, PassageError> {
     let mut netlink = Netlink::open()?;
     let routes = netlink.routes()?;
     if routes.iter().any(|route| route.destination.prefix_len() == 0) {
-        // Its range is the far side's, but no subnet of a link's.
+        // Choose an address in the far side's range that no route to a specific subnet covers.
         let far = range(FAR);
         let near = |host: &Ipv4Addr| {
             let mut others = routes.iter().filter(|route| route.destination.prefix_len() > 0);
@@ -458,7 +463,7 @@ fn outside() -> Result<Vec<Ipv4Addr>, PassageError> {
         .collect())
 }
 
-/// A constant range; a test parses each of them.
+/// A constant range; a test checks that each of them parses.
 fn range(text: &'static str) -> Ipv4Net {
     text.parse().unwrap_or_default()
 }

@@ -58,7 +58,7 @@ table ip {table} {{
     )
 }
 
-/// Removes a table of ours. It succeeds for a missing table, because the same transaction creates it first.
+/// Removes one of our tables. It succeeds for a missing table, because the same transaction creates it first.
 pub(super) fn drop_table(table: &str) -> Result<(), NatError> {
     nft::apply(
         "drop the NAT rules of the lease",

@@ -14,7 +14,7 @@ use crabbox_net::{AttachCniError, CniSpec, Outer, Policy, attach_cni, detach_cni
 
 use crate::lab::{Guest, HOST_PUBLIC, INTERNET, LAN, Lab, greeting, inner, links, refusal, serve};
 
-/// Where Debian's `containernetworking-plugins` puts them.
+/// Where Debian's `containernetworking-plugins` installs them.
 const PLUGINS: &str = "/usr/lib/cni";
 
 fn network(lab: &Lab, plugins: &str) {
@@ -33,7 +33,7 @@ fn ipam(lab: &Lab) -> String {
     )
 }
 
-/// A tag for a lease of that name, as a number of its bytes.
+/// A tag for the lease with this name, computed from its bytes.
 fn tag(lease: &str) -> String {
     let sum = lease.bytes().fold(0_u32, |sum, byte| {
         sum.wrapping_mul(31).wrapping_add(u32::from(byte))
@@ -54,7 +54,7 @@ fn plan(lab: &Lab, lease: &str) -> Attachment {
     plan_cni(&spec).unwrap()
 }
 
-/// A lease whose attachment has been through the journal, as the engine's has.
+/// A lease whose attachment was serialised and read back, as in the engine's journal.
 fn attach(lab: &Lab, lease: &str) -> (Attachment, Outer) {
     netns::create(&lab.path(lease)).unwrap();
     let saved = serde_json::to_string(&plan(lab, lease)).unwrap();
@@ -129,14 +129,14 @@ fn an_address_that_the_host_gets_later_is_closed_as_well() {
         serve(Ipv4Addr::UNSPECIFIED, 80, "host");
         assert_eq!(greeting(later, 80).unwrap(), "host", "the control");
         guest.within(|| refusal(later, 80));
-        // What the host begins is replied to all the same.
+        // Connections that the host opens still get replies.
         assert_eq!(greeting(outer.address, 22).unwrap(), "ssh");
         let [table] = nat::owned_tables().unwrap().try_into().unwrap();
         assert_eq!(table, tag("lease"));
-        // The path itself is open: without the table the guest gets through.
+        // To show that the path itself is open: without the table the guest gets through.
         nat::remove("", &table).unwrap();
         assert_eq!(guest.within(|| greeting(later, 80)).unwrap(), "host");
-        // The lease ends without it as well as with it.
+        // Detaching succeeds without the table, too.
         detach_cni(&attachment).unwrap();
         let (attachment, _) = attach(lab, "second");
         assert_eq!(nat::owned_tables().unwrap(), [tag("second")]);
@@ -151,7 +151,7 @@ fn a_namespace_that_died_first_is_detached_all_the_same() {
         network(lab, &format!(r#"{{"type":"ptp","ipam":{}}}"#, ipam(lab)));
         let (attachment, _) = attach(lab, "lease");
         netns::remove(&attachment.netns).unwrap();
-        // As a reboot leaves it: the file is there and holds no namespace.
+        // What a reboot leaves: the file exists, but no namespace is mounted on it.
         std::fs::write(&attachment.netns, "").unwrap();
         assert_eq!(reserved(lab).len(), 1);
         detach_cni(&attachment).unwrap();
@@ -165,7 +165,7 @@ fn a_bridge_carries_two_leases_that_do_not_see_each_other() {
     Lab::run(|lab| {
         let bridge = r#""type":"bridge","bridge":"lab0","isGateway":true"#;
         network(lab, &format!(r#"{{{bridge},"ipam":{}}}"#, ipam(lab)));
-        // The internet knows the way back: masquerade is the chain's business, and this one has none.
+        // The internet needs a route back, because this chain does not masquerade.
         netns::within(&lab.internet, || {
             let back = "10.99.0.0/24".parse().unwrap();
             Netlink::open().unwrap().add_route(back, HOST_PUBLIC).unwrap();
@@ -186,7 +186,8 @@ fn a_bridge_carries_two_leases_that_do_not_see_each_other() {
         let [(first, outer, _), (second, _, client)] = &leases;
         client.within(|| refusal(outer.address, 22));
         netns::within(&second.netns, || refusal(outer.address, 22)).unwrap();
-        // They share a bridge, and its way is open: without the guard in the first lease the second gets through.
+        // Both leases share a bridge, and the path is open: without the guard in the first lease, the second gets
+        // through.
         netns::within(&first.netns, || {
             Cmd::new("nft")
                 .args(["add", "chain", "ip", "crabbox", "forward", "{ policy accept; }"])
@@ -207,7 +208,7 @@ fn a_bridge_carries_two_leases_that_do_not_see_each_other() {
         detach_cni(first).unwrap();
         detach_cni(second).unwrap();
         assert_eq!(reserved(lab), Vec::<String>::new());
-        // The bridge is the network's, not the lease's, and stays.
+        // The bridge belongs to the network, not to the lease, and stays.
         assert_eq!(
             links().iter().map(|link| link.name.as_str()).collect::<Vec<_>>(),
             ["lab0"]
@@ -250,7 +251,8 @@ fn macvlan_puts_the_guest_on_the_lan() {
 fn fake(lab: &Lab, name: &str, result: &str) {
     let script =
         format!("#!/bin/sh\ncat >/dev/null\ntest $CNI_COMMAND = ADD || exit 0\ncat <<END\n{result}\nEND\n");
-    // By a child, as a descriptor of ours could be held by another test's fork when the script is to run ("text file busy").
+    // Written by a child process: otherwise a fork by another test could hold the writable descriptor when the script
+    // is run ("text file busy").
     let file = lab.path("bin").join(name);
     Cmd::new("install")
         .args(["-D", "-m", "755", "/dev/stdin"])

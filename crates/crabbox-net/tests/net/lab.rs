@@ -115,7 +115,7 @@ pub(crate) fn wire(name: &str, address: &str, other: &Path, far: &str, far_addre
     .unwrap();
 }
 
-/// The rules of the host, all of them.
+/// The complete ruleset of the host.
 pub(crate) fn rules() -> String {
     Cmd::new("nft")
         .args(["list", "ruleset"])
@@ -132,7 +132,7 @@ pub(crate) fn setting(name: &str) -> String {
         .to_owned()
 }
 
-/// The links of the host but those of the lab itself.
+/// The links of the host except those of the lab itself.
 pub(crate) fn links() -> Vec<Link> {
     let mut links = Netlink::open().unwrap().links().unwrap();
     links.retain(|link| !["lo", "lan0", "up0"].contains(&link.name.as_str()));
@@ -250,7 +250,7 @@ fn pump(mut from: &File, mut to: &File, stop: &AtomicBool) {
     while !stop.load(Ordering::Relaxed) {
         let ready = poll(&mut [PollFd::new(from, PollFlags::IN)], Some(&wait)).unwrap();
         if ready > 0 {
-            // A device that is gone, or down, carries nothing: the guest notices by silence.
+            // Reading fails once the device is gone or down; the guest notices by silence.
             let Ok(length) = from.read(&mut frame) else { return };
             to.write_all(&frame[..length]).ok();
         }

@@ -22,7 +22,7 @@ pub(crate) fn spec(netns: &Path, tag: &str, subnet: &str) -> NatSpec {
         ifname: "veth0".to_owned(),
         subnet: subnet.parse().unwrap(),
     };
-    // As the journal hands it back.
+    // Serialised and read back, as from the journal.
     serde_json::from_str(&serde_json::to_string(&spec).unwrap()).unwrap()
 }
 
@@ -120,7 +120,8 @@ fn the_last_lease_switches_forwarding_off_and_not_the_first() {
     });
 }
 
-/// A network behind a second uplink of the host (a VPN's), and a neighbour on the first one that sends to it by way of the host.
+/// A network behind a second uplink of the host (such as a VPN), and a neighbour on the first uplink that sends to it
+/// through the host.
 fn vpn(lab: &Lab) {
     let vpn = lab.namespace("vpn");
     wire("vpn0", "10.99.0.1/24", &vpn, "eth0", "10.99.0.2/24");
@@ -163,8 +164,8 @@ fn what_we_switched_on_forwards_for_our_links_only() {
         detach_nat(&two).unwrap();
         neighbour().unwrap_err();
         assert_eq!(guest.within(|| greeting(ELSEWHERE, 80)).unwrap(), "internet");
-        // The path itself is open: without the guard the neighbour gets through. A lease that comes later closes it again, as it does
-        // on a host whose first lease is of a version that had no guard.
+        // To show that the path itself is open: without the guard the neighbour gets through. A later lease closes it
+        // again, also on a host whose first lease was made by a version without the guard.
         Cmd::new("nft")
             .args(["flush", "chain", "ip", "crabbox_host", "forward"])
             .run()
@@ -223,7 +224,7 @@ fn a_lease_without_a_record_is_removed_by_what_its_link_says() {
         let [orphan] = nat::owned_links().unwrap().try_into().unwrap();
         nat::remove(&orphan.lease, &orphan.tag).unwrap();
         assert_eq!((links(), rules()), (Vec::new(), String::new()));
-        // The link went with its namespace, the table did not: a death of the namespace leaves this.
+        // The state after a namespace has died: its link is gone, the table is not.
         attach_nat(&spec(&lab.namespace("second"), "d4", "10.213.0.0/30")).unwrap();
         Netlink::open().unwrap().delete_link("cbxd4").unwrap();
         let [tag] = nat::owned_tables().unwrap().try_into().unwrap();

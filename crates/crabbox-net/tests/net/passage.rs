@@ -1,4 +1,5 @@
-//! The result of the forwarding test under firewalls that hosts have, compared with a lease that really connects.
+//! The result of the forwarding test under firewalls that are common on hosts, compared with a lease that really
+//! connects.
 
 use crabbox_host::command::Cmd;
 use crabbox_host::netns;
@@ -29,11 +30,11 @@ const KNOWN: &str = "table inet f {
   oifname \"cbx*\" accept
  }
 }";
-/// One that lets them pass in one direction only.
+/// A firewall that lets them pass in one direction only.
 const ONE_WAY: &str = "table inet f {
  chain forward { type filter hook forward priority 0; policy drop; iifname \"cbx*\" accept; }
 }";
-/// One that matches our interfaces and the uplink's name.
+/// A firewall that matches our interfaces and the uplink's name.
 const BY_UPLINK: &str = "table inet f {
  chain forward {
   type filter hook forward priority 0; policy drop;
@@ -41,12 +42,12 @@ const BY_UPLINK: &str = "table inet f {
   iifname \"up0\" ct state established,related accept
  }
 }";
-/// One that drops in a chain reached by a jump.
+/// A firewall that drops in a chain reached by a jump.
 const DEEP: &str = "table ip f {
  chain deep { tcp flags syn drop; }
  chain forward { type filter hook forward priority 0; policy accept; jump deep; }
 }";
-/// One that drops everything that leaves through a link that is not ours.
+/// A firewall that drops everything that leaves through a link that is not ours.
 const NO_UPLINK: &str = "table ip f {
  chain post { type filter hook forward priority 50; policy accept; oifname != \"cbx*\" reject; }
 }";
@@ -138,7 +139,8 @@ fn rules_of_legacy_iptables_count_although_nft_does_not_list_them() {
     });
 }
 
-/// Rules that name the real uplink, or one place of the way: each is one chain, `HOOK PRIORITY | RULE | VERDICT`.
+/// Rules that name the real uplink, or match at one point of the path: each is one chain, `HOOK PRIORITY | RULE |
+/// VERDICT`.
 const AT_ONE_PLACE: &[(&str, &str, &str, Passage)] = &[
     ("forward", "0", "oifname \"up0\" drop", OUT_FORWARD),
     (
@@ -167,7 +169,7 @@ const AT_ONE_PLACE: &[(&str, &str, &str, Passage)] = &[
         OUT_POSTROUTING,
     ),
     ("postrouting", "0", "iifname \"cbx*\" drop", OUT_POSTROUTING),
-    // Behind masquerade, whose address is the uplink's.
+    // After masquerade, so the source address is the uplink's.
     (
         "postrouting",
         "200",
@@ -204,7 +206,7 @@ const AT_ONE_PLACE: &[(&str, &str, &str, Passage)] = &[
         "iifname \"up0\" tcp flags & (syn|ack) == (syn|ack) drop",
         Passage::Reply(Hook::Prerouting),
     ),
-    // A connection that nobody follows has no way back through masquerade.
+    // Replies to an untracked connection cannot pass back through masquerade.
     (
         "prerouting",
         "raw",
@@ -229,7 +231,7 @@ const AT_ONE_PLACE: &[(&str, &str, &str, Passage)] = &[
         "meta protocol ip drop",
         Passage::Outward(Hook::Egress),
     ),
-    // What only others send and get is no matter.
+    // Rules that do not match a lease's packets do not matter.
     ("postrouting", "0", "oifname \"lan0\" drop", Passage::Open),
     ("forward", "0", "iifname \"lan0\" drop", Passage::Open),
     ("forward", "0", "ct state invalid drop", Passage::Open),
@@ -347,7 +349,7 @@ fn a_host_without_a_default_route_is_judged_by_its_neighbours() {
             Passage::Reply(Hook::Forward),
         );
         look(BY_UPLINK, Passage::Open);
-        // And one without any: only a link of ours can stand for an uplink.
+        // A host without any uplink: only one of our links can stand in for one.
         Cmd::new("ip").args(["link", "set", "up0", "down"]).run().unwrap();
         look("", Passage::Open);
         look(DOCKER, OUT_FORWARD);
@@ -358,7 +360,7 @@ fn a_host_without_a_default_route_is_judged_by_its_neighbours() {
 #[test]
 fn an_uplink_whose_replies_cannot_be_tried_is_judged_by_what_passes_to_it() {
     Lab::run(|lab| {
-        // Nobody is there any more who would say where the next hop is.
+        // The next hop no longer answers ARP requests.
         netns::within(&lab.internet, || {
             Cmd::new("ip")
                 .args(["link", "set", "eth0", "down"])

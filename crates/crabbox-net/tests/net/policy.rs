@@ -52,7 +52,7 @@ fn the_guest_reaches_the_internet_and_neither_the_host_nor_its_lan() {
             }
             let metadata = refusal(Ipv4Addr::new(169, 254, 169, 254), 80);
             assert_eq!(metadata.kind(), ErrorKind::TimedOut);
-            // A refusal is reported at once, in place of a wait.
+            // A rejected connection fails at once instead of timing out.
             assert_eq!(greeting(LAN, 80).unwrap_err().kind(), ErrorKind::HostUnreachable);
         });
     });
@@ -60,7 +60,7 @@ fn the_guest_reaches_the_internet_and_neither_the_host_nor_its_lan() {
 
 #[test]
 fn the_host_s_own_addresses_are_closed_by_the_list_of_them() {
-    // The host's own table would stop these as well; it is dropped, so that the namespace's rule stands alone.
+    // The host's own table would block these too; it is removed, so that only the namespace's rule is tested.
     Lab::run(|lab| {
         serve(Ipv4Addr::UNSPECIFIED, 80, "host");
         let (spec, _, without) = lease(lab, "a1", "10.213.0.0/30", Policy::default());
@@ -84,9 +84,9 @@ fn only_the_host_reaches_the_guest() {
         server.within(|| serve(Ipv4Addr::UNSPECIFIED, 22, "ssh"));
         assert_eq!(greeting(one.address, 22).unwrap(), "ssh");
         client.within(|| refusal(one.address, 22));
-        // Not even the other lease's namespace can, whose rules bind only its guest.
+        // The other lease's namespace cannot either, although its rules only bind its guest.
         netns::within(&two.netns, || refusal(one.address, 22)).unwrap();
-        // With the host's own barrier gone, the guard in the first lease's namespace still holds.
+        // Even without the host's own rules, the guard in the first lease's namespace holds.
         Cmd::new("nft").args(["flush", "ruleset"]).run().unwrap();
         netns::within(&two.netns, || refusal(one.address, 22)).unwrap();
         let internet = netns::within(&lab.internet, || {
@@ -97,7 +97,7 @@ fn only_the_host_reaches_the_guest() {
             refusal(one.address, 22)
         });
         internet.unwrap();
-        // The path itself is open: without the guard both get through.
+        // To show that the path itself is open: without the guard both get through.
         netns::within(&lab.path("a1"), || {
             let open = "add rule ip crabbox forward accept\n";
             Cmd::new("nft")
@@ -170,7 +170,7 @@ fn a_guest_that_pretends_to_be_another_is_not_believed() {
         let (_, _, guest) = lease(lab, "a1", "10.213.0.0/30", policy());
         let seen = netns::within(&lab.internet, || UdpSocket::bind((INTERNET, 53)).unwrap()).unwrap();
         seen.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
-        // The gateway's hardware address is known before the lies begin, so that none of them is lost for want of it.
+        // Resolve the gateway's hardware address before sending forged packets, so that none of them is lost.
         assert_eq!(guest.within(|| greeting(INTERNET, 80)).unwrap(), "internet");
         guest.within(|| {
             Cmd::new("ip")
@@ -244,7 +244,8 @@ fn there_is_no_ipv6_in_the_namespace() {
 #[test]
 fn ranges_that_are_never_the_internet_are_closed_though_the_host_reaches_them() {
     Lab::run(|lab| {
-        // Metadata services first: Azure's, Oracle's, Alibaba's, everybody else's. What the host itself would not send is left out.
+        // Metadata services first: Azure's, Oracle's, Alibaba's, and the common link-local one. Addresses to which
+        // the host itself would not send are left out.
         let closed = [
             [168, 63, 129, 16],
             [192, 0, 0, 192],
@@ -258,7 +259,7 @@ fn ranges_that_are_never_the_internet_are_closed_though_the_host_reaches_them() 
             [203, 0, 113, 1],
         ]
         .map(Ipv4Addr::from);
-        // Neighbours of the closed ranges that are the internet.
+        // Public addresses next to the closed ranges.
         let open = [
             [168, 63, 129, 17],
             [192, 0, 1, 1],
@@ -275,13 +276,13 @@ fn ranges_that_are_never_the_internet_are_closed_though_the_host_reaches_them() 
             }
         })
         .unwrap();
-        // The widest policy there is without naming a destination.
+        // The widest policy that does not allow specific destinations.
         let wide = Policy {
             lan: true,
             ..policy()
         };
         let (spec, _, guest) = lease(lab, "a1", "10.213.0.0/30", wide);
-        // The open ones come first, so that no packet below is lost for want of a hardware address.
+        // Test the open addresses first, so that hardware addresses are resolved and no packet below is lost.
         for address in open {
             assert_eq!(
                 guest.within(|| greeting(address, 80)).unwrap(),
@@ -290,7 +291,7 @@ fn ranges_that_are_never_the_internet_are_closed_though_the_host_reaches_them() 
             );
         }
         for address in closed {
-            // The same path but for the guest's own rules.
+            // A control: the same path, except for the guest's own rules.
             let beside = netns::within(&spec.netns, || greeting(address, 80)).unwrap();
             assert_eq!(beside.unwrap(), "internet", "{address}: the control");
             guest.within(|| refusal(address, 80));
@@ -298,8 +299,8 @@ fn ranges_that_are_never_the_internet_are_closed_though_the_host_reaches_them() 
     });
 }
 
-/// Sends `count` packets from the guest, each the first of a flow, and sees to it that each has left the guest. `after` is called now and
-/// then.
+/// Sends `count` packets from the guest, each the first of a flow, and ensures that each has left the guest. Calls
+/// `after` every hundred packets.
 fn flood(
     guest: &crate::lab::Guest,
     to: Ipv4Addr,
@@ -310,10 +311,10 @@ fn flood(
     guest.within(|| {
         let socket = UdpSocket::bind((GUEST_ADDRESS, 0)).unwrap();
         for number in 0..count {
-            // Nobody listens there; an error that came back for an earlier packet is reported by a later send.
+            // Nothing listens there; a later send may report the ICMP error for an earlier packet.
             socket.send_to(b"flood", (to, ports(number))).ok();
             if number % 100 == 99 {
-                // The tap keeps the order: with this answer, what was sent before has been judged.
+                // The tap keeps the order: once this is answered, all earlier packets have been filtered.
                 assert_eq!(greeting(TAP_ADDRESS, 53).unwrap(), "dns");
                 after();
             }
@@ -321,7 +322,7 @@ fn flood(
     });
 }
 
-/// Takes the rule with `part` in it out of a chain of the lease, so that another stands alone.
+/// Removes the rule that contains `part` from a chain of the lease, so that the other limit is tested alone.
 fn without(netns: &Path, chain: &str, part: &str) {
     netns::within(netns, || {
         let listing = Cmd::new("nft")
@@ -339,12 +340,12 @@ fn without(netns: &Path, chain: &str, part: &str) {
     .unwrap();
 }
 
-/// How many flows the connection tracking of the host knows, with those of the lab's own controls.
+/// The number of flows in the host's connection tracking, including the lab's own.
 fn flows() -> u64 {
     setting("../netfilter/nf_conntrack_count").parse().unwrap()
 }
 
-/// Room for what the tests themselves connect to.
+/// An allowance for the tests' own connections.
 const OWN_FLOWS: u64 = 200;
 
 #[test]
@@ -353,10 +354,10 @@ fn a_guest_cannot_fill_the_host_s_connection_tracking() {
         let (spec, _, guest) = lease(lab, "a1", "10.213.0.0/30", policy());
         let (_, _, bystander) = lease(lab, "b2", "10.213.0.4/30", policy());
         netns::within(&spec.netns, || serve(TAP_ADDRESS, 53, "dns")).unwrap();
-        // A thousand connections at once are a build, and pass.
+        // A thousand connections at once are typical of a build, and pass.
         flood(&guest, ELSEWHERE, |number| 2000 + number, 1000, || {});
         assert!(flows() >= 1000, "{}", flows());
-        // Ten thousand are not, by either limit alone.
+        // Ten thousand do not pass, with either limit alone.
         let started = Instant::now();
         without(&spec.netns, "admit", "ct count");
         flood(&guest, ELSEWHERE, |number| 10_000 + number, 10_000, || {});

@@ -1,6 +1,6 @@
-//! A command in the lease, over the conversation that all the rest goes over.
+//! Runs a command in the lease over the agent's conversation.
 //!
-//! A status is only reported when it arrived, and the end of a command that nobody wants any more is asked for where it runs.
+//! A status is only reported if it arrived. A cancelled command is stopped on the remote side.
 
 use std::io::{self, PipeReader, PipeWriter, Read as _, Write};
 use std::os::fd::{AsFd as _, BorrowedFd};
@@ -14,7 +14,7 @@ use super::{Far, FarError, Heard};
 use crate::exec::{DRAIN_LIMIT, RemoteStatus};
 use crabbox_host::wait::{Ready, wait};
 
-/// Where the streams of a command go, unbuffered.
+/// Where the output of a command goes, unbuffered.
 pub struct Streams<'a> {
     /// Standard output.
     pub out: &'a mut (dyn Write + Send),
@@ -35,7 +35,7 @@ pub enum Ran {
     Ended {
         /// How it ended.
         status: RemoteStatus,
-        /// Whether it has told that its start-up files are behind it.
+        /// Whether it has signalled that its start-up files were read.
         told: bool,
     },
     /// It was not started.
@@ -47,16 +47,16 @@ pub enum Ran {
     },
 }
 
-/// What the thread that listens comes back with.
+/// The result of the listening thread.
 struct Listened {
     end: Result<Reply, FarError>,
-    /// Why what came could not be handed on.
+    /// Whether the output could be written.
     sink: io::Result<()>,
 }
 
 impl Far {
-    /// Runs `command` to its end, with `input` as its standard input where it wants one; it is ended when `cancel` becomes readable, or when what it
-    /// says cannot be handed on.
+    /// Runs `command` to its end, with `input` as its standard input if it takes one. It is stopped when `cancel` becomes readable, or when its
+    /// output cannot be written.
     pub fn run(
         &mut self,
         command: Command,
@@ -72,7 +72,7 @@ impl Far {
         let local = |source| FarError::Exec(crate::exec::ExecError::Local { source });
         let (mut told, telling) = io::pipe().map_err(local)?;
         let (stop, stopping) = io::pipe().map_err(local)?;
-        // An interrupt ends the command first, and the conversation only when that takes too long.
+        // An interrupt stops the command first, and ends the conversation only if that takes too long.
         let source = self.frames.source().get_mut();
         let before = source.cancelled_by(Some(stop.into()));
         let mut way = self.input.take();
@@ -80,7 +80,7 @@ impl Far {
             let listening = scope.spawn(|| self.listen(&mut streams, telling));
             let gave_up = !comes_to_its_end(&mut told, way.as_mut(), cancel);
             if gave_up {
-                // The agent ends the command when nobody speaks to it any more.
+                // Closing its input makes the agent end the command.
                 way = None;
             }
             drop(stopping);
@@ -98,12 +98,12 @@ impl Far {
             });
         }
         let ended = self.judge(listened.end)?;
-        // Only now is it clear that nothing else is on its way.
+        // Only now is it certain that no further message is on its way.
         if !self.is_over {
             self.input = way;
         }
         match listened.sink {
-            // Whoever reads our output has gone.
+            // A broken pipe only means that the reader of our output has gone.
             Err(source) if source.kind() != io::ErrorKind::BrokenPipe => {
                 Err(FarError::Exec(crate::exec::ExecError::Output { source }))
             }
@@ -126,7 +126,8 @@ impl Far {
         }
     }
 
-    /// Hands on what comes until the command's end is told. `telling` says when something could not be handed on, and ends with this.
+    /// Forwards output until the end of the command is reported. A byte in `telling` reports that output could not be written; it closes when this
+    /// returns.
     fn listen(&mut self, streams: &mut Streams<'_>, mut telling: PipeWriter) -> Listened {
         let mut sink = Ok(());
         let end = loop {
@@ -136,11 +137,11 @@ impl Far {
                         Stream::Err => &mut *streams.err,
                         Stream::Out | Stream::Data => &mut *streams.out,
                     };
-                    // What cannot be handed on is still taken, so that the command's end is seen; it is told afterwards.
+                    // Output is still read after a write error, so that the end of the command is seen; the error is reported afterwards.
                     if sink.is_ok() {
                         sink = to.write_all(self.bytes()).and_then(|()| to.flush());
                         if sink.is_err() {
-                            // Its reader waits for nothing else.
+                            // The reader stops the command when it gets this byte.
                             telling.write_all(b"!").ok();
                         }
                     }
@@ -153,14 +154,14 @@ impl Far {
     }
 }
 
-/// Waits for a command's end, and asks for it when `cancel` is readable or nobody takes what it says; whether it came.
+/// Waits for the end of a command, and stops it when `cancel` is readable or its output cannot be written; returns whether the end came.
 fn comes_to_its_end(
     told: &mut PipeReader,
     mut way: Option<&mut Input>,
     cancel: Option<BorrowedFd<'_>>,
 ) -> bool {
     let is_wanted = match wait(told.as_fd(), PollFlags::IN, cancel, None) {
-        // A byte says that it should end, the end of the pipe that it has.
+        // A byte means that the command should be stopped, the end of the pipe that it has ended.
         Ok(Ready::First) => matches!(told.read(&mut [0]), Ok(0)),
         _ => false,
     };
@@ -171,7 +172,7 @@ fn comes_to_its_end(
     let mut asked = Vec::new();
     Request::Stop {}.frame(&mut asked);
     if let Some(way) = &mut way {
-        // One that cannot be asked is left when this returns.
+        // If this fails, the conversation is ended when this returns.
         way.write(&asked, None, Some(until)).ok();
     }
     loop {

@@ -1,4 +1,4 @@
-//! How far a wait has come, in the words of the Go program.
+//! The progress of a wait, in the words of the Go program.
 //!
 //! It holds facts and one line of text. It must never decide how long to wait.
 
@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crabbox_core::duration::GoDuration;
 
-/// When the first line is due: a usual wait is over before it.
+/// When the first line is due: a normal wait is over before it.
 pub(super) const FIRST_LINE: Duration = Duration::from_secs(3);
 
 /// Time between two lines.
@@ -16,7 +16,7 @@ pub(super) const NEXT_LINE: Duration = Duration::from_secs(10);
 /// How far a wait has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stage {
-    /// Nothing greets on the port.
+    /// No SSH greeting on the port yet.
     Port,
     /// The port is open; no login yet.
     Auth,
@@ -25,7 +25,7 @@ pub enum Stage {
 }
 
 impl Stage {
-    /// How the Go program marks it behind the phase.
+    /// The suffix that the Go program appends to the phase.
     pub(super) fn suffix(self) -> &'static str {
         match self {
             Self::Port => "",
@@ -44,7 +44,7 @@ impl Stage {
     }
 }
 
-/// What a progress line is made of. Its text is the Go program's.
+/// The contents of a progress line. The text is that of the Go program.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Progress {
     /// The host.
@@ -53,7 +53,7 @@ pub struct Progress {
     pub port: u16,
     /// What the wait is for: `bootstrap`, `before sync` and so on.
     pub phase: String,
-    /// How far it is.
+    /// How far the wait has come.
     pub stage: Stage,
     /// Time since the start.
     pub elapsed: Duration,

@@ -46,7 +46,7 @@ pub(super) fn digest(dir: &Path, program: &Path) -> Result<String, FileError> {
             },
         );
         lines.truncate(MOST);
-        // Where it cannot be written down it is read again each time.
+        // If the cache cannot be written, the program is read again each time.
         files::write_atomic(&dir.join(KNOWN), text(&lines).as_bytes(), 0o600).ok();
     }
     Ok(sha256)
@@ -132,7 +132,7 @@ mod tests {
         let other = "0".repeat(64);
         forge(dir.path(), &other);
         assert_eq!(digest(dir.path(), &program).unwrap(), other, "it is remembered");
-        // The same bytes under another mode, or put there once more, are the same program.
+        // A new mode, or the same bytes written again, changes the attributes but not the digest.
         let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
         std::fs::set_permissions(&program, mode).unwrap();
         assert_eq!(digest(dir.path(), &program).unwrap(), first);
@@ -141,7 +141,7 @@ mod tests {
         std::fs::write(&copy, std::fs::read(&program).unwrap()).unwrap();
         std::fs::rename(&copy, &program).unwrap();
         assert_eq!(digest(dir.path(), &program).unwrap(), first);
-        // Other bytes of the same length, with the times of the old ones as far as anybody can set them.
+        // Other bytes of the same length, with the old timestamps as far as they can be set.
         forge(dir.path(), &first);
         let modified = program.metadata().unwrap().modified().unwrap();
         std::fs::write(&program, "other").unwrap();

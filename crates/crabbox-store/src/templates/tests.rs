@@ -20,7 +20,7 @@ fn about() -> About {
     }
 }
 
-/// Publishes one with something in each part.
+/// Publishes a template with data in each part.
 fn made(templates: &Templates, key: &str) -> Template {
     let lock = templates.try_make().unwrap().unwrap();
     let dir = templates.workplace(&lock).unwrap();
@@ -119,7 +119,7 @@ fn a_template_of_which_anything_has_changed_is_not_used() {
             std::fs::write(dir.join(MANIFEST), forged).unwrap();
         }),
         ("other bytes", |dir| {
-            // The time is set back, as somebody would who wants it unseen; the host has come up again since.
+            // The modification time is reset to hide the change; the host has rebooted since.
             let path = dir.join(MEMORY);
             let modified = path.metadata().unwrap().modified().unwrap();
             let memory = std::fs::File::options().write(true).open(&path).unwrap();
@@ -231,7 +231,7 @@ fn whoever_gives_up_while_it_is_sealed_is_heard_at_once_and_nothing_is_described
     for name in [MEMORY, VMSTATE, LAYER] {
         std::fs::write(dir.join(name), vec![7; 8 << 20]).unwrap();
     }
-    // Reading each of them takes 8 looks for its zeros and 8 for its digest.
+    // `seal` polls `stop` 8 times per part while punching zeros and 8 times for the digest.
     for patience in [0, 4, 12, 20, 47] {
         let looks = std::cell::Cell::new(0);
         let stop = || looks.replace(looks.get() + 1) >= patience;

@@ -1,12 +1,12 @@
-//! The filter for many paths: what holds for a whole directory is found out once.
+//! The filter for many paths: results that hold for a whole directory are computed once.
 //!
-//! It must never say anything else of a path than [`Filter::judge`] does, which knows nothing of this.
+//! It must never give another verdict than [`Filter::judge`], which does not use it.
 
 use super::{Filter, Pattern, Verdict, is_protected, path_matches};
 use crate::glob;
 
 impl Filter {
-    /// A judge for many paths, cheap where neighbours come one after the other.
+    /// A judge for many paths, which is fast if paths of one directory follow each other.
     pub(crate) fn judge_of_many(&self) -> Judge<'_> {
         Judge {
             filter: self,
@@ -33,18 +33,18 @@ impl Filter {
     }
 }
 
-/// Judges path after path as [`Filter::judge`] does, and remembers what holds for all paths of a directory.
+/// Judges paths like [`Filter::judge`], and remembers what holds for all paths of a directory.
 #[derive(Debug)]
 pub(crate) struct Judge<'a> {
     filter: &'a Filter,
-    /// The directory of the last path; paths in the root have none.
+    /// The directory of the last path; `None` for the root.
     dir: Option<Vec<u8>>,
     above: Above,
-    /// Kept only for its memory.
+    /// A buffer that is kept to avoid allocations.
     hits: Vec<usize>,
 }
 
-/// What the path of a directory alone says of everything in it.
+/// What the path of a directory alone decides for everything in it.
 #[derive(Debug, Default)]
 struct Above {
     protected: bool,
@@ -54,7 +54,7 @@ struct Above {
 }
 
 impl<'a> Judge<'a> {
-    /// As [`Filter::judge`]: a rule matches a path if it matches its directory, or the path itself by its last component.
+    /// Like [`Filter::judge`]: a rule matches a path if it matches its directory, or the path itself by its last component.
     pub(crate) fn judge(&mut self, path: &[u8], tracked: bool) -> Verdict<'a> {
         let filter = self.filter;
         let cut = path.iter().rposition(|byte| *byte == b'/');
@@ -142,7 +142,7 @@ mod tests {
                 seen
             })
             .collect();
-        // Every kind of verdict was met in the first, and none of them is all there is anywhere.
+        // The first filter has produced every kind of verdict, and no filter only one.
         assert!(
             seen[0].len() >= 3 && seen.iter().all(|seen| seen.len() >= 2),
             "{seen:?}"

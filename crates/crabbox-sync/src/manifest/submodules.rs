@@ -1,7 +1,7 @@
-//! What git lists, in the repository itself and in each submodule that is checked out.
+//! Asks git for its lists, in the repository itself and in each submodule that is checked out.
 //!
-//! A submodule's files are the tree's files, by the rules of its own repository. It must never take another repository that
-//! lies in the tree for a submodule, nor ask git in a directory that git would take for a part of the repository around it.
+//! A submodule's files belong to the tree, by the rules of its own repository. It must never take another nested repository for a submodule, nor run
+//! git in a directory that git would treat as part of the surrounding repository.
 
 use std::collections::HashSet;
 use std::ffi::OsStr;
@@ -19,13 +19,13 @@ use crate::listing::{Index, Status, Tracked};
 use crate::mark::{HOLLOW, Mark, SKIPPED};
 use crate::{filtered, redirect, repo};
 
-/// What git and the disk say of a repository.
+/// What git and the file system report of a repository.
 pub(super) struct Tree {
     pub(super) index: Index,
-    /// Of each path of the index.
+    /// For each path of the index.
     pub(super) looks: Vec<Look>,
     pub(super) status: Status,
-    /// The settings that decide whether a file counts as unchanged, as a file of them.
+    /// The settings that decide whether a file counts as unchanged, as a configuration file.
     pub(super) settings: Vec<u8>,
 }
 
@@ -36,14 +36,14 @@ pub(super) struct Submodules {
     pub(super) present: Vec<Vec<u8>>,
     /// Those that are not checked out, sorted.
     pub(super) absent: Vec<Vec<u8>>,
-    /// What the index in the lease must say of some.
+    /// Flags that the index in the lease must have for some of them.
     pub(super) marks: Vec<Mark>,
 }
 
-/// Asks in the repository at `prefix`, which is empty or ends in a slash; all paths of the answer are relative to the root.
+/// Asks git in the repository at `prefix`, which is empty or ends in a slash; all returned paths are relative to the root.
 pub(super) fn ask(scan: &Scan, filter: &Filter, prefix: &[u8]) -> Result<Tree, ManifestError> {
     let dir = scan.root.join(OsStr::from_bytes(prefix));
-    // git looks for what has changed while we look at what is tracked.
+    // git looks for changes while we examine the tracked files.
     let (tracked, status) = std::thread::scope(|threads| {
         let status = threads.spawn(|| ask_status(&dir));
         let tracked = ask_index(&dir).and_then(|index| {
@@ -64,8 +64,8 @@ pub(super) fn ask(scan: &Scan, filter: &Filter, prefix: &[u8]) -> Result<Tree, M
     })
 }
 
-/// Adds the files of the submodules of `tree`, and of theirs. What `excluded` drops is not even looked at; it knows nothing of
-/// `sync.include`, which may name what lies deeper.
+/// Adds the files of the submodules of `tree`, recursively. Submodules that `excluded` drops are not examined at all; it does not contain
+/// `sync.include`, which may name a deeper path.
 pub(super) fn add(
     tree: &mut Tree,
     scan: &Scan,
@@ -80,7 +80,7 @@ pub(super) fn add(
     let own: HashSet<Vec<u8>> = waiting.iter().cloned().collect();
     while let Some(path) = waiting.pop() {
         let mut mark = |flags| {
-            // Those of a submodule are in its own index.
+            // Nested submodules belong to the index of their own parent.
             if own.contains(&path) {
                 found.marks.push(Mark {
                     path: path.clone(),
@@ -93,7 +93,7 @@ pub(super) fn add(
             continue;
         }
         if let Some(entry) = scan.eye().look(&path, true)? {
-            // A file or link in its place, which git tracks under the same name.
+            // A file or link in place of the submodule, which git tracks under the same name.
             if filter.judge(&path, false) != Verdict::Drop {
                 tree.index.paths.push(Tracked::in_place_of_submodule(&path));
                 tree.looks.push(Look::InScope {
@@ -131,7 +131,7 @@ pub(super) fn add(
     Ok(found)
 }
 
-/// Whether the submodule at `path` is a repository of its own, in a directory that is the tree's own.
+/// Whether the submodule at `path` is a repository of its own, in a directory that is not reached through a link.
 fn is_checked_out(scan: &Scan, path: &[u8]) -> Result<bool, ManifestError> {
     let dir = scan.root.join(OsStr::from_bytes(path));
     if !scan.is_own_dir(path) || dir.join(".git").symlink_metadata().is_err() {
@@ -148,13 +148,13 @@ fn is_checked_out(scan: &Scan, path: &[u8]) -> Result<bool, ManifestError> {
     };
     let (git_dir, top) = match said.strip_suffix(b"\n").and_then(repo::places) {
         Some(places) => places,
-        // The end of a line in one of the names: then each alone.
+        // One of the paths contains a newline, so ask for each separately.
         None => (
             only_path(&ask_git(&dir, &["rev-parse", "--absolute-git-dir"])?),
             only_path(&ask_git(&dir, &["rev-parse", "--show-toplevel"])?),
         ),
     };
-    // With a `.git` that is none git goes on to look above it.
+    // With an invalid `.git`, git goes on to the directories above.
     if top != dir {
         return Ok(false);
     }
@@ -167,18 +167,17 @@ fn is_checked_out(scan: &Scan, path: &[u8]) -> Result<bool, ManifestError> {
     }
 }
 
-/// The one path that git printed.
+/// The single path that git printed.
 fn only_path(printed: &[u8]) -> PathBuf {
     PathBuf::from(OsStr::from_bytes(printed.strip_suffix(b"\n").unwrap_or(printed)))
 }
 
-/// What `git` prints for these words.
-/// It must read no file of the working tree; see [`ask_comparing`].
+/// The output of `git` with these arguments.
 pub(crate) fn ask_git(root: &Path, args: &[&str]) -> Result<Vec<u8>, ManifestError> {
     printed(root, &git(root, Contents::Unread).args(args))
 }
 
-/// The same for words that compare files of the working tree with the index.
+/// The same for arguments that compare files of the working tree with the index.
 fn ask_comparing(root: &Path, args: &[&str]) -> Result<(Vec<u8>, Configuration), ManifestError> {
     let configuration = Configuration::read(root).map_err(|source| ManifestError::Configuration {
         root: root.to_owned(),
@@ -215,7 +214,7 @@ fn unreadable(root: &Path) -> impl Fn(String) -> ManifestError {
     }
 }
 
-/// What differs, and the settings that decide about it.
+/// The differences, and the settings that decide about them.
 fn ask_status(root: &Path) -> Result<(Status, Vec<u8>), ManifestError> {
     let (said, configuration) = ask_comparing(
         root,
@@ -241,14 +240,14 @@ fn ask_index(root: &Path) -> Result<Index, ManifestError> {
 /// Longest file of attributes in bytes; a hand-written one has a few KiB.
 const ATTRIBUTES_LIMIT: u64 = 1 << 20;
 
-/// The attributes that only this clone has, `info/attributes`. One that is no small regular file is left where it is: it could be
-/// anything that whoever wrote the repository wants to see in a lease.
+/// The attributes that only this clone has, `info/attributes`. Anything but a small regular file is ignored: an untrusted repository could use it to
+/// bring any file into a lease.
 pub(super) fn own_attributes(root: &Path) -> Vec<u8> {
     let git_dir = root.join(".git");
     let common = if git_dir.symlink_metadata().is_ok_and(|meta| meta.is_dir()) {
         git_dir
     } else {
-        // A linked worktree has them in the repository that it belongs to.
+        // A linked worktree has them in its main repository.
         match ask_git(root, &["rev-parse", "--git-common-dir"]) {
             Ok(said) => root.join(only_path(&said)),
             Err(_) => return Vec::new(),
@@ -257,15 +256,15 @@ pub(super) fn own_attributes(root: &Path) -> Vec<u8> {
     read_small(&common, Path::new("info/attributes"), ATTRIBUTES_LIMIT).unwrap_or_default()
 }
 
-/// What a look at a tracked path gave.
+/// The result of examining a tracked path.
 pub(super) enum Look {
     /// It is out of scope.
     Dropped,
     /// It is in scope.
     InScope {
-        /// What stands there.
+        /// The file or link there, if any.
         entry: Option<Entry>,
-        /// The rule that only its being tracked kept it from.
+        /// The rule that would have dropped it if it were not tracked.
         spared: Option<Vec<u8>>,
     },
 }
@@ -280,7 +279,7 @@ fn look_at_tracked(scan: &Scan, filter: &Filter, index: &Index) -> Result<Vec<Lo
                 Verdict::Keep => None,
                 Verdict::KeepTracked(rule) => Some(rule.to_vec()),
             };
-            // Whether it has changed is git's to say.
+            // Whether it has changed is reported by git.
             let entry = eye.look(&tracked.path, false)?;
             Ok(Look::InScope { entry, spared })
         },

@@ -1,15 +1,14 @@
-//! The file that a look is kept in: a magic line, the CRC-32 of what follows, then numbers in little endian and byte
-//! strings with their length before them.
+//! The file format of a remembered manifest: a magic line, the CRC-32 of the rest, then little-endian numbers and length-prefixed byte strings.
 //!
-//! It is written by this program for itself, and may be cut or damaged by a crash: reading must never panic, never take
-//! more memory than the file is long, and never give anything but what was written.
+//! It is written by this program for itself, and may be truncated or damaged by a crash: reading must never panic, never allocate more than the
+//! file's length, and never return anything but what was written.
 
 use super::Seen;
 use crate::entry::{Entry, Kind, Standing};
 use crate::listing::Staged;
 use crate::mark::Mark;
 
-/// Of an entry's flags: what git's index has of it.
+/// Bits of an entry's flags: how it compares with git's index.
 const UNLIKE: u8 = 4;
 const SAME: u8 = 8;
 
@@ -117,7 +116,7 @@ impl Input<'_> {
         Some(*first)
     }
 
-    /// A number of things that take at least a byte each.
+    /// A count of items that take at least one byte each.
     fn count(&mut self) -> Option<usize> {
         let count = usize::try_from(u64::from_le_bytes(self.array()?)).ok()?;
         (count <= self.0.len()).then_some(count)

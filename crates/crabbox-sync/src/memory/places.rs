@@ -1,6 +1,6 @@
-//! What a manifest depends on besides its own files: directories in which one could appear, rules of what is ignored, the index.
+//! What a manifest depends on besides its own files: directories in which a file could appear, ignore rules, the index.
 //!
-//! It must never leave one out that git would read, and never call one the same that a later change could make look so.
+//! It must never omit anything that git would read, and never call anything unchanged if a later change could look the same.
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
@@ -15,10 +15,10 @@ use crate::entry::Scan;
 use crate::git::{Contents, git};
 use crate::manifest::{IGNORE_FILE, Manifest, Scope};
 
-/// An absolute path and its identity; zero when nothing was there.
+/// An absolute path and its identity; zero if nothing existed there.
 pub(super) type Place = (Vec<u8>, u64);
 
-/// File systems that change a directory's times whenever a name in it comes or goes; their numbers are of statfs(2).
+/// File systems that change a directory's times whenever an entry is added or removed; the numbers are those of statfs(2).
 const HONEST: [u32; 8] = [
     0xEF53,      // ext2, ext3, ext4
     0x5846_5342, // XFS
@@ -30,7 +30,7 @@ const HONEST: [u32; 8] = [
     0x794C_7630, // overlayfs
 ];
 
-/// All that a new file or another rule would change, with its identity; none when one of them cannot be believed.
+/// Everything that a new file or a changed rule would touch, with its identity; `None` if any of it cannot be trusted.
 pub(super) fn find(
     scan: &Scan,
     manifest: &Manifest,
@@ -40,7 +40,7 @@ pub(super) fn find(
     let root = manifest.root.as_path();
     let file_system = rustix::fs::statfs(root).ok()?.f_type;
     let device = rustix::fs::stat(root).ok()?.st_dev;
-    // The number has 32 bits, in a type that is wider on some machines.
+    // The number has 32 bits, but on some machines its type is wider.
     if !HONEST.iter().any(|honest| i64::from(*honest) == file_system) {
         return None;
     }
@@ -74,7 +74,7 @@ pub(super) fn find(
             "info/sparse-checkout",
         ],
     )?;
-    // These may not be set.
+    // These settings may be absent.
     let of_config = ["core.excludesFile", "core.attributesFile"]
         .into_iter()
         .filter_map(|name| lines(root, &["config", "--type=path", "--get", name]))
@@ -90,7 +90,7 @@ pub(super) fn find(
         .collect()
 }
 
-/// Whether it is what it was.
+/// Whether it is unchanged.
 pub(super) fn is_same((path, was): &Place) -> bool {
     match rustix::fs::statat(CWD, path.as_slice(), AtFlags::SYMLINK_NOFOLLOW) {
         Ok(stat) => stands_for(&stat) == *was,
@@ -98,7 +98,7 @@ pub(super) fn is_same((path, was): &Place) -> bool {
     }
 }
 
-/// What git prints for these words, as paths; none when it fails.
+/// The output of git with these arguments, as paths; `None` if it fails.
 fn lines(root: &Path, args: &[&str]) -> Option<Vec<PathBuf>> {
     let out = git(root, Contents::Unread).args(args).capture().ok()?;
     let lines = out.stdout.split(|byte| *byte == b'\n');
@@ -110,14 +110,14 @@ fn lines(root: &Path, args: &[&str]) -> Option<Vec<PathBuf>> {
     })
 }
 
-/// Of a directory or a file of rules: zero when it is absent, none when it was touched too recently to be believed.
+/// The identity of a directory or a file of rules: zero if absent, `None` if it was touched too recently to be trusted.
 fn identity(scan: &Scan, path: &[u8]) -> Option<u64> {
     let stat = match rustix::fs::statat(CWD, path, AtFlags::SYMLINK_NOFOLLOW) {
         Ok(stat) => stat,
         Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) => return Some(0),
         Err(_) => return None,
     };
-    // Rules behind a link could change without it.
+    // The target of a link could change without the link.
     if FileType::from_raw_mode(stat.st_mode) == FileType::Symlink || scan.is_fresh(&stat) {
         return None;
     }

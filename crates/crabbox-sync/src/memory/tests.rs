@@ -36,7 +36,7 @@ impl Tree {
         Manifest::build_remembering(&self.repo(), &Scope::default(), &self.memory).unwrap()
     }
 
-    /// The manifest from memory alone, if it is believed.
+    /// The manifest from memory alone, if it is trusted.
     fn remembered(&self) -> Option<Manifest> {
         let (repo, scope) = (self.repo(), Scope::default());
         let mut seen = self.memory.recall(&repo, &scope)?;
@@ -51,7 +51,7 @@ impl Tree {
     }
 }
 
-/// Until nothing was touched a moment ago.
+/// Waits until all changes are old enough to be trusted.
 fn settle() {
     let started = std::time::Instant::now();
     while started.elapsed() < Duration::from_millis(130) {
@@ -77,7 +77,7 @@ fn nothing_changed_is_remembered_and_ignored_files_do_not_count() {
             ..first.clone()
         })
     );
-    // Ignored as a whole, and a repository of its own: nobody asks what is in there.
+    // In an ignored directory and in a nested repository, changes do not matter.
     tree.sh("echo y > out/y; echo n > nested/.git/n");
     assert!(tree.remembered().is_some());
     let again = tree.look();
@@ -102,7 +102,7 @@ fn an_edit_is_told_by_asking_about_it_alone() {
         .map(|at| manifest.entries[*at].path.as_slice())
         .collect();
     assert_eq!(paths, [&b"src/a"[..], b"src/deep/b", b"untracked"]);
-    // And is remembered: taken back, the file counts as clean again.
+    // The edit is remembered, too: after reverting it, the file counts as clean again.
     tree.sh("git checkout -q src/a");
     settle();
     assert_eq!(tree.look().entries, tree.asked().entries);
@@ -115,7 +115,7 @@ fn whatever_else_could_change_the_list_is_noticed() {
         "echo n > src/deep/new",
         "echo n > empty/new",
         "echo n > objs/new",
-        // A link that is out of scope, a submodule that is nowhere, and a `.git` that is none are all that is there.
+        // Directories whose only contents are a link out of scope, a missing submodule, or an invalid `.git`.
         "echo n > shelf/new",
         "echo n > box/new",
         "echo n > bogus/new",
@@ -182,7 +182,7 @@ fn a_directory_that_was_just_touched_is_not_believed() {
     };
     keep(&Scan::start(&repo.root).unwrap());
     assert!(tree.remembered().is_some(), "it was touched long before");
-    // The look begins before the touch, so that it is too young however slow this machine is.
+    // The scan begins before the touch, so the touch is too recent however slow this machine is.
     let scan = Scan::start(&repo.root).unwrap();
     tree.sh("touch d");
     keep(&scan);

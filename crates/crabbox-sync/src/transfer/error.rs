@@ -1,6 +1,6 @@
 //! Why the workdir in the lease could not be made equal to the manifest.
 //!
-//! What is the connection's fault must never be told as the sync's own.
+//! A failure of the connection must never be reported as one of the sync.
 
 use crabbox_ssh::far::FarError;
 
@@ -28,7 +28,7 @@ pub enum TransferError {
         /// The workdir.
         workdir: String,
     },
-    /// The comparison got no answer.
+    /// The lease did not answer during the comparison.
     #[error("write sync manifests to {workdir}")]
     Compare {
         /// The workdir.
@@ -37,7 +37,7 @@ pub enum TransferError {
         #[source]
         source: FarError,
     },
-    /// The lease's side could not make ready.
+    /// The lease's side could not prepare the sync.
     #[error("remote sync prune failed: {why}")]
     Prepare {
         /// The path and the reason.
@@ -67,7 +67,7 @@ pub enum TransferError {
         /// The path and the reason.
         why: String,
     },
-    /// The same, without an answer.
+    /// The lease did not answer when the sync was to be finished.
     #[error("finalize the sync of {workdir}")]
     FinalizeCall {
         /// The workdir.
@@ -87,7 +87,7 @@ pub enum TransferError {
 }
 
 impl TransferError {
-    /// Whether the lease could not be reached or spoken to (exit code 7), rather than the sync itself failing (6).
+    /// Whether talking to the lease failed (exit code 7), rather than the sync itself failing (6).
     pub fn is_remote(&self) -> bool {
         matches!(self, Self::Compare { .. } | Self::OutOfOrder { .. })
     }

@@ -1,7 +1,7 @@
-//! What a guest of the fake does that parks before it is anybody's, and what it does once it goes on from what was frozen.
+//! The fake's guest that parks before it has an identity, and its continuation after it was frozen.
 //!
-//! It speaks the handshake word by word, as the real one does, and knows nothing of memory: what the fake freezes is the token. It must never
-//! share the code whose bytes it is there to check.
+//! It implements the handshake literally, like the real one, and has no memory to freeze: the fake stores the token instead. It must never share code
+//! with the implementation whose bytes it checks.
 
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::os::unix::net::UnixStream;
@@ -31,7 +31,7 @@ fn line(host: &mut BufReader<UnixStream>) -> io::Result<String> {
     Ok(line.trim_end().to_owned())
 }
 
-/// Parks; returns the token, and the connection that is to live as long as the machine.
+/// Parks; returns the token, and the connection, which must stay open as long as the machine lives.
 pub(super) fn park(vsock: &Path) -> io::Result<(String, UnixStream)> {
     let mut stream = connect(vsock)?;
     stream.write_all(b"park 1\n")?;
@@ -45,16 +45,16 @@ pub(super) fn park(vsock: &Path) -> io::Result<(String, UnixStream)> {
     Ok((token, host.into_inner()))
 }
 
-/// How a machine that goes on behaves.
+/// How a thawed machine behaves.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Habits {
     /// Whether an sshd answers.
     pub(super) sshd: bool,
-    /// Whether it says the same random numbers, boot id and machine id as its sisters.
+    /// Whether it reports the same random numbers, boot id and machine id as the other clones.
     pub(super) alike: bool,
 }
 
-/// Wakes with `token`, becomes what the host says, and says that it is ready.
+/// Wakes with `token`, takes the identity from the host, and reports that it is ready.
 pub(super) fn wake(vsock: &Path, token: &str, habits: Habits) -> io::Result<()> {
     let mut stream = connect(vsock)?;
     stream.write_all(format!("hello 1 {token}\n").as_bytes())?;

@@ -1,7 +1,7 @@
-//! A guest for the fake: an sshd in namespaces of its own, behind the lease's tap, with the keys of the lease's seed.
+//! A guest for the fake: an sshd in its own namespaces, behind the lease's tap, with the keys of the lease's seed.
 //!
-//! It lets a whole lease be tested where nothing can boot: addresses, rules, host key and login are the real ones, only the machine
-//! is not. It shares the host's files, so it must only run where those are a test's own. It dies with the VMM, as a guest does.
+//! It allows testing a whole lease where nothing can boot: addresses, rules, host key and login are real, only the machine is not. It shares the
+//! host's files, so it must only run where those belong to a test. It dies with the VMM, as a guest does.
 
 use std::io;
 use std::net::Ipv4Addr;
@@ -14,11 +14,11 @@ use crabbox_host::clock;
 use crabbox_host::command::Cmd;
 use crabbox_host::process;
 
-/// How long the namespaces and the server may take.
+/// How long the namespaces and the server may take to start.
 const LIMIT: Duration = Duration::from_secs(20);
-/// The lease's side of the wire, and the guest's.
+/// The addresses of the lease's end of the link, and of the guest's.
 const ENDS: (Ipv4Addr, Ipv4Addr) = (Ipv4Addr::new(172, 16, 0, 1), Ipv4Addr::new(172, 16, 0, 2));
-/// Waits for its end of the wire, then serves.
+/// Waits for its end of the link, then serves.
 const SERVE: &str = "until ip link show eth0 >/dev/null 2>&1; do sleep 0.01; done; \
      ip link set lo up && ip addr add \"$1\"/30 dev eth0 && ip link set eth0 up && ip route add default via \"$2\" && \
      exec /usr/sbin/sshd -D -e -f \"$3\"";
@@ -37,14 +37,14 @@ pub(super) fn start(seed: &[u8]) -> io::Result<()> {
     let config = configure(&dir, seed)?;
     let (ours, theirs) = ENDS;
     let (sent, received) = std::sync::mpsc::channel();
-    // The guest dies with the thread that starts it, so that one stays for as long as the VMM does.
+    // The guest dies with the thread that starts it, so this thread lives as long as the VMM.
     std::thread::spawn(move || {
         let cmd = Cmd::new("unshare")
             .args([
                 "--net",
                 "--pid",
                 "--fork",
-                // As a guest has it: the processes that it shows are its own.
+                // As in a real guest, only its own processes are visible.
                 "--mount-proc",
                 "--kill-child=KILL",
                 "sh",
@@ -69,7 +69,7 @@ pub(super) fn start(seed: &[u8]) -> io::Result<()> {
     let there = pid.to_string();
     clock::poll_until(LIMIT, || namespace(&there).ok().filter(|inode| *inode != here))
         .ok_or_else(|| io::Error::other("the guest got no namespace"))?;
-    // The lease's end of the wire keeps its address while the tap gives way to it: the forwarder for names listens there.
+    // Keep the address of the lease's end on `lo` while the tap is replaced, because the DNS forwarder listens there.
     let wire = format!(
         "ip addr add {ours}/32 dev lo; ip link del tap0; ip link add tap0 type veth peer name eth0 && ip link set eth0 netns {pid} && \
          ip addr add {ours}/30 dev tap0 && ip link set tap0 up"
@@ -106,9 +106,9 @@ fn configure(dir: &Path, seed: &[u8]) -> io::Result<PathBuf> {
     file("fake-sshd-config", &config)
 }
 
-/// The private host key and the user's public key, wherever they stand in a seed of either kind: both write them as lines.
+/// The private host key and the user's public key from a seed of either kind, both of which contain them as lines.
 fn keys(seed: &str) -> Option<(String, String)> {
-    // cloud-init's form is YAML with line ends as escapes.
+    // cloud-init's form is YAML with escaped line ends.
     let seed = &seed.replace("\\n", "\n");
     let (first, last) = (
         "-----BEGIN OPENSSH PRIVATE KEY-----",

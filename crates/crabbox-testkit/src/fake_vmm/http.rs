@@ -1,4 +1,4 @@
-//! As much HTTP as a client of Firecracker sends.
+//! The subset of HTTP that a client of Firecracker uses.
 
 use std::io::Read;
 

@@ -1,7 +1,7 @@
-//! A stand-in for the jailer: it lays out the jail, enters the network namespace and becomes the program.
+//! A stand-in for the jailer: it lays out the jail, enters the network namespace and executes the program.
 //!
-//! It sets resource limits, keeps its rights, does not change the root directory and touches no control group: what holds a process in
-//! must be tested with the real one.
+//! It sets resource limits, but drops no privileges, does not change the root directory and uses no cgroup: confinement must be tested with the real
+//! one.
 
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt as _;
@@ -13,7 +13,7 @@ use rustix::process::{Resource, Rlimit};
 
 use super::say;
 
-/// The flags that the fake looks at.
+/// The flags that the fake uses.
 #[derive(Debug, Default)]
 struct Flags {
     id: Option<String>,
@@ -24,7 +24,7 @@ struct Flags {
     rest: Vec<OsString>,
 }
 
-/// Flags with a value that change nothing here.
+/// Flags with a value that have no effect here.
 const IGNORED: [&str; 5] = [
     "--uid",
     "--gid",
@@ -56,7 +56,7 @@ fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Flags, String> {
     Ok(flags)
 }
 
-/// A limit as the real one takes it, `fsize=4096`.
+/// A limit in the real one's format, `fsize=4096`.
 fn limit(text: &str) -> Result<(Resource, u64), String> {
     let invalid = || format!("Invalid format for resources limits: {text}");
     let (name, value) = text.split_once('=').ok_or_else(invalid)?;
@@ -68,7 +68,7 @@ fn limit(text: &str) -> Result<(Resource, u64), String> {
     Ok((resource, value.parse().map_err(|_| invalid())?))
 }
 
-/// The program `fake-jailer`, without its own name in `args`. It returns only when it fails.
+/// The program `fake-jailer`, without its own name in `args`. Returns only on failure.
 pub fn jailer_main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let args: Vec<OsString> = args.into_iter().collect();
     if args.iter().any(|arg| arg == "--version") {
@@ -77,7 +77,7 @@ pub fn jailer_main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     }
     let problem = parse(args).and_then(|flags| enter(&flags));
     say(&format!("Jailer error: {}", problem.err().unwrap_or_default()));
-    // The real one panics, which is an abort.
+    // The real one panics, with the exit code of an abort.
     ExitCode::from(134)
 }
 

@@ -1,7 +1,6 @@
-//! What the fake remembers of its machine, and how it answers.
+//! The state of the fake's machine, and its answers.
 //!
-//! Field names are checked as strictly as the real one checks them, from a list of its own: it must not share the types
-//! whose spelling it is there to check.
+//! Field names are checked as strictly as by the real one, against a separate list: it must not share the types whose spelling it checks.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
@@ -13,7 +12,7 @@ use serde_json::{Map, Value, json};
 
 use super::{VERSION, http::Request};
 
-/// One kind of body: method, beginning of the path, fields that must be there, fields that may be there.
+/// One kind of body: method, path prefix, required fields, optional fields.
 struct Form {
     method: &'static str,
     path: &'static str,
@@ -46,7 +45,7 @@ const fn form(
     }
 }
 
-/// The API of 1.12.1, as far as crabbox may use it. A path that ends in a slash goes on with an id.
+/// The API of 1.12.1, as far as crabbox may use it. A path that ends in a slash is followed by an id.
 const FORMS: [Form; 15] = [
     form(
         "PUT",
@@ -182,7 +181,7 @@ impl Answer {
         }
     }
 
-    /// As the real one writes it: no reason phrase, no length without a body.
+    /// Encodes it as the real one does: no reason phrase, no length without a body.
     pub(super) fn encode(&self) -> Vec<u8> {
         let head = format!(
             "HTTP/1.1 {} \r\nServer: Firecracker API\r\nConnection: keep-alive\r\n",
@@ -209,11 +208,11 @@ pub(super) struct Machine {
     has_kernel: bool,
     vsock: Option<(PathBuf, UnixListener)>,
     drives: Vec<String>,
-    /// What a guest that parks has in its memory.
+    /// The token that a parked guest has in its memory.
     pub(super) token: Option<String>,
-    /// Files that a machine which was loaded has open.
+    /// Files that a loaded machine keeps open.
     open: Vec<File>,
-    /// How many requests came.
+    /// The number of requests so far.
     pub(super) requests: u32,
 }
 
@@ -238,7 +237,7 @@ impl Machine {
         self.vsock.as_ref().map(|(path, _)| path.clone())
     }
 
-    /// Where the host's connections to the guest arrive.
+    /// Receives the host's connections to the guest.
     pub(super) fn vsock_listener(&self) -> Option<UnixListener> {
         self.vsock
             .as_ref()
@@ -278,7 +277,7 @@ impl Machine {
             _ => self
                 .apply(form, &request.path, &fields)
                 .map_or_else(Answer::fault, |()| {
-                    // One that was loaded goes on for the first time.
+                    // A loaded machine resumes for the first time.
                     let goes_on = !self.open.is_empty() && form.path == "/vm";
                     let begun = (!started || goes_on) && self.state == "Running";
                     Answer {
@@ -373,7 +372,7 @@ impl Machine {
         Ok(())
     }
 
-    /// Writes what the fake has instead of a machine's state; the memory has its length and a few bytes at both ends.
+    /// Writes the fake's substitute for a machine's state; the memory has the right length and a few bytes at both ends.
     fn save(&self, state: &str, memory: &str) -> std::io::Result<()> {
         let text = json!({ "token": self.token, "drives": self.drives, "vsock": self.vsock_path() });
         std::fs::write(state, text.to_string())?;
@@ -422,7 +421,7 @@ fn must_exist(path: &str, what: &str) -> Result<(), String> {
     }
 }
 
-/// The fields of `body`, if it has all that it must and none that it may not have.
+/// The fields of `body`, if all required ones and only allowed ones are present.
 fn check(form: &Form, body: &[u8]) -> Result<Map<String, Value>, String> {
     let fields: Map<String, Value> = serde_json::from_slice(body).map_err(|error| error.to_string())?;
     let known =

@@ -1,6 +1,7 @@
-//! What a guest of the fake says when the host asks it, before its end, to write out its volumes.
+//! The fake's guest when the host asks it to write out its volumes before its end.
 //!
-//! It speaks word by word, as the real one does, and has nothing to write. It must never share the code whose bytes it is there to check.
+//! It implements the protocol literally, like the real one, and has nothing to write. It must never share code with the implementation whose bytes it
+//! checks.
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::net::UnixStream;
@@ -12,7 +13,7 @@ pub(super) fn has_volumes(seed: &[u8]) -> bool {
     seed.windows(mark.len()).any(|window| window == mark)
 }
 
-/// Serves one connection until the host hangs up, or hangs up at once where the guest does not settle.
+/// Serves one connection until the host hangs up, or hangs up at once if the guest is not to settle.
 pub(super) fn serve(stream: UnixStream, settles: bool, trace: Option<&Path>) {
     let mut host = BufReader::new(stream);
     let line = |host: &mut BufReader<UnixStream>| {

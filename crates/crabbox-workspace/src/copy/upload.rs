@@ -1,6 +1,6 @@
-//! Into a lease.
+//! Copies into a lease.
 //!
-//! What was looked at is sent, in that order; it must never follow a link that nobody asked to be followed.
+//! The files are sent in the order in which they were listed; it must never follow a link unless asked to.
 
 use std::fs::{self, File, Metadata};
 use std::io::{self, Read as _};
@@ -17,11 +17,11 @@ use rustix::fs::{Mode, OFlags};
 
 use super::{COPY, CopyError, checked, failed, remote_path};
 
-/// How often is looked whether the other side has something to say before it has all.
+/// How often to check for an early reply of the agent.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
-/// Copies `local` to `remote`, following symbolic links if `follow`. A directory that is there gets the copy under its own
-/// name; one that would be the copy gets the files added. Stops when `cancel` becomes readable.
+/// Copies `local` to `remote`, following symbolic links if `follow`. The copy goes into an existing directory under its own name; if that is a
+/// directory too, the files are merged into it. Stops when `cancel` becomes readable.
 pub fn upload(
     target: &Target,
     local: &Path,
@@ -35,7 +35,7 @@ pub fn upload(
         items: Vec::new(),
         parents: Vec::new(),
     };
-    // All of it is looked at before a connection is made: most mistakes are here.
+    // Everything is listed before a connection is opened, because most mistakes are local.
     walk.add(local, COPY.as_bytes())?;
     let mut far = Far::open(target, Some(cancel)).map_err(|error| failed(error, "to", remote))?;
     let put = Request::Put {
@@ -46,7 +46,7 @@ pub fn upload(
     match send(&mut far, &put, &walk.items) {
         Ok(()) | Err(Stop::Answered) => {}
         Err(Stop::Here(error)) => {
-            // The other side has half of a file, and takes the end of the conversation for a copy that is not wanted.
+            // The agent has half of a file; when the conversation ends, it discards the copy.
             far.give_up();
             return Err(error);
         }
@@ -62,13 +62,13 @@ pub fn upload(
     }
 }
 
-/// Why nothing more is sent.
+/// Why sending stopped.
 enum Stop {
-    /// Something here cannot be read.
+    /// A local file cannot be read.
     Here(CopyError),
-    /// Nobody listens.
+    /// The conversation failed.
     Far(FarError),
-    /// The other side has something to say, which is that it takes no more.
+    /// The agent has replied early, because it takes no more.
     Answered,
 }
 
@@ -105,7 +105,7 @@ fn send(far: &mut Far, put: &Request, items: &[Item]) -> Result<(), Stop> {
     Ok(())
 }
 
-/// The name that the copy gets in a directory.
+/// The name of the copy in a directory.
 fn local_name(local: &Path) -> Result<String, CopyError> {
     let nameless = || CopyError::Nameless {
         source_path: local.display().to_string(),
@@ -113,7 +113,7 @@ fn local_name(local: &Path) -> Result<String, CopyError> {
     let name = if let Some(name) = local.file_name() {
         name.to_owned()
     } else {
-        // `.` and `..` have names of their own.
+        // For `.` and `..`, use the name of the directory they refer to.
         let full = local.canonicalize().map_err(unread(local))?;
         full.file_name().ok_or_else(nameless)?.to_owned()
     };
@@ -132,7 +132,7 @@ fn unread(path: &Path) -> impl Fn(io::Error) -> CopyError {
 /// Something to be copied.
 struct Item {
     path: PathBuf,
-    /// What it is called where the copy is made.
+    /// Its name in the staging directory.
     name: Vec<u8>,
     kind: Kind,
 }
@@ -142,7 +142,7 @@ enum Kind {
         mode: u32,
         seconds: i64,
     },
-    /// With links followed, or not.
+    /// A file, reached by following links or not.
     File {
         follow: bool,
     },
@@ -152,11 +152,11 @@ enum Kind {
     },
 }
 
-/// All of what is to be copied, in the order in which it is sent.
+/// Everything to copy, in the order in which it is sent.
 struct Walk {
     follow: bool,
     items: Vec<Item>,
-    /// Device and inode of the directories that we are in, for links that lead back.
+    /// Device and inode of the directories above, to detect circular links.
     parents: Vec<(u64, u64)>,
 }
 
@@ -228,13 +228,13 @@ fn kind_of(path: &Path, facts: &Metadata, follow: bool) -> Result<Kind, CopyErro
     })
 }
 
-/// The part of a second of the time of its last change.
+/// The nanoseconds of its modification time.
 fn nanoseconds(facts: &Metadata) -> u32 {
     u32::try_from(facts.mtime_nsec()).unwrap_or(0)
 }
 
 impl Item {
-    /// Sends it as the one with this number.
+    /// Sends it with this number.
     fn send(&self, far: &mut Far, number: u32, block: &mut [u8], looked: &mut Instant) -> Result<(), Stop> {
         match self.kind {
             Kind::Directory { mode, seconds } => {
@@ -259,7 +259,7 @@ impl Item {
         }
     }
 
-    /// As many bytes as it has now: one that grows meanwhile is cut, and one that becomes shorter is an error.
+    /// Sends as many bytes as the file has now: if it grows meanwhile, the rest is cut; if it shrinks, that is an error.
     fn send_file(
         &self,
         far: &mut Far,
@@ -268,7 +268,7 @@ impl Item {
         looked: &mut Instant,
     ) -> Result<(), Stop> {
         let unread = unread(&self.path);
-        // A named pipe that has come into its place meanwhile must not hold us up, nor a link lead elsewhere.
+        // A named pipe in its place must not block us, and a link must not lead elsewhere.
         let mut flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
         if !follow {
             flags |= OFlags::NOFOLLOW;
@@ -291,7 +291,7 @@ impl Item {
         while left > 0 {
             let piece = read(&mut file, block, left).map_err(&unread)?;
             left -= piece.len() as u64;
-            // A hole costs nothing on the way, and stays one.
+            // A hole costs no bandwidth, and stays a hole.
             if piece.iter().all(|byte| *byte == 0) {
                 far.ask(&Request::Hole {
                     bytes: piece.len() as u64,
@@ -308,8 +308,7 @@ impl Item {
     }
 }
 
-/// Whether the other side has something to say, or nobody here wants the copy any more: a full disk there is not filled with the rest, and holes
-/// never wait for room on their way.
+/// Checks for an early reply or an interrupt: a full disk should not be sent the rest, and sending holes would never wait for room in the pipe.
 fn heard(far: &mut Far) -> Result<(), Stop> {
     if far.answers_within(Duration::ZERO)? {
         return Err(Stop::Answered);

@@ -1,7 +1,7 @@
-//! The bundle that a failed run leaves on this side, with the entries of the Go program's.
+//! The local bundle of a failed run, with the same entries as the Go program's.
 //!
-//! It holds what was shown anyway, without values of variables or secrets of the configuration; who passes it on must still
-//! look at it. Its directory and file are private.
+//! It contains what was shown anyway, without values of variables or secrets of the configuration; a user should still review it before sharing. Its
+//! directory and file are private.
 
 use std::io::{self, Write as _};
 use std::path::Path;
@@ -13,7 +13,7 @@ use flate2::write::GzEncoder;
 
 use crate::command::RemoteError;
 
-/// Writes the bundle of these files to its place, where nothing may be yet; returns its size in bytes.
+/// Writes the bundle of these files to its place, where nothing may exist yet; returns its size in bytes.
 pub fn write(place: &Place, files: &[(String, Vec<u8>)]) -> Result<u64, RemoteError> {
     let packed = pack(files).map_err(|source| RemoteError::Local {
         path: place.path(),

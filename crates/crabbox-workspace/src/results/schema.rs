@@ -1,7 +1,7 @@
-//! JSON files of a run, held against JSON schemas.
+//! Validates JSON files of a run against JSON schemas.
 //!
-//! The schema is the user's, the file the machine's, and both are bounded: in size, in depth, and in how long they are looked at.
-//! It must never fetch a schema from anywhere, or repeat the file's own values.
+//! The schema comes from the user, the file from the machine, and both are bounded: in size, in depth, and in processing time. It must never fetch a
+//! schema from anywhere, or repeat values from the file.
 
 mod references;
 
@@ -31,7 +31,7 @@ const SCHEMA: Limits = Limits {
     depth: 64,
     values: 4096,
 };
-/// The largest file that is looked at, in bytes.
+/// The largest file that is checked, in bytes.
 const FILE_BYTES: usize = 5 << 20;
 /// The most values of such a file, and its deepest nesting.
 const FILE: Limits = Limits {
@@ -40,24 +40,24 @@ const FILE: Limits = Limits {
 };
 /// The largest pattern, compiled, in bytes.
 const PATTERN_BYTES: usize = 1 << 20;
-/// How often values of a file and of its schema may meet so that all violations are looked for: each is kept until the last is found.
+/// The most combinations of file values and schema values for which all violations are collected, because they are all kept in memory.
 const MEETINGS: usize = 1 << 20;
-/// The most violations that are told of one file.
+/// The most violations reported for one file.
 const VIOLATIONS: usize = 100;
-/// The longest a schema is compiled or a file looked at.
+/// The longest time to compile a schema or to check a file.
 const LIMIT: Duration = Duration::from_secs(30);
-/// Schemas call each other, as deep as they are long.
+/// Stack size in bytes: validation recurses through references as deep as the schema is long.
 const STACK: usize = 256 << 20;
 
 const NO_FILE: u8 = 8;
 
-/// Why there is no schema to hold a file against.
+/// Why a schema cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum SchemaError {
-    /// The flag has not both of its halves.
+    /// The flag lacks one of its two parts.
     #[error("--require-artifact-schema expects remote=schema.json")]
     Spec,
-    /// The file could be anywhere, or be many.
+    /// The path could be anywhere, or match several files.
     #[error("--require-artifact-schema requires a safe relative artifact path: {remote}")]
     Remote {
         /// Its path.
@@ -78,7 +78,7 @@ pub enum SchemaError {
         #[source]
         source: std::io::Error,
     },
-    /// It is no schema, or none that is taken.
+    /// It is not a valid or supported schema.
     #[error("--require-artifact-schema: invalid schema {}: {why}", path.display())]
     Invalid {
         /// Its file.
@@ -94,28 +94,28 @@ impl Fault for SchemaError {
     }
 }
 
-/// A file that has to be there and to satisfy a schema.
+/// A file that must exist and satisfy a schema.
 #[derive(Debug)]
 pub struct Required {
     /// Its path below the working directory.
     pub remote: String,
-    /// The schema's file as it was named.
+    /// The schema's file as given.
     pub schema: PathBuf,
     validator: Arc<Validator>,
-    /// How many values the schema has, each reference replaced by what it leads to.
+    /// How many values the schema has with every reference expanded.
     size: usize,
 }
 
-/// What became of such a file.
+/// The result for such a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Judgement {
-    /// It could not be had.
+    /// The file could not be fetched; the reason.
     Absent(String),
-    /// It was held against the schema; these places do not satisfy it.
+    /// It was checked; these places violate the schema.
     Held(Vec<String>),
 }
 
-/// Reads the schemas of `specs`, each `remote=schema.json`. One that is said twice is said once.
+/// Reads the schemas of `specs`, each `remote=schema.json`. Duplicates are ignored.
 pub fn load(specs: &[String]) -> Result<Vec<Required>, SchemaError> {
     let mut required: Vec<Required> = Vec::new();
     let said: Vec<&String> = specs
@@ -154,7 +154,7 @@ pub fn load(specs: &[String]) -> Result<Vec<Required>, SchemaError> {
     Ok(required)
 }
 
-/// A path of one file below the working directory, without what says nothing in it.
+/// Normalises the path of one file below the working directory.
 fn below(path: &str) -> Option<String> {
     let allowed = |c: char| c.is_ascii_alphanumeric() || "_./@+=,-".contains(c);
     if path.starts_with(['-', '/']) || !path.chars().all(allowed) {
@@ -164,7 +164,7 @@ fn below(path: &str) -> Option<String> {
     (!parts.is_empty() && !parts.contains(&"..")).then(|| parts.join("/"))
 }
 
-/// How many values there are in `value`, itself among them.
+/// The number of values in `value`, including itself.
 fn size(value: &Value) -> usize {
     match value {
         Value::Array(values) => 1 + values.iter().map(size).sum::<usize>(),
@@ -190,13 +190,13 @@ fn slow(what: &str) -> String {
     format!("{what} takes longer than {} s", LIMIT.as_secs())
 }
 
-/// What `work` gives, if it does so in time. What does not is left to itself: this program ends soon.
+/// The result of `work`, if it finishes in time. Otherwise it keeps running: this program ends soon.
 fn bounded<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
     let (told, heard) = mpsc::channel();
     std::thread::Builder::new()
         .stack_size(STACK)
         .spawn(move || {
-            // Nobody hears it any more when it took too long.
+            // The receiver is gone if it took too long.
             told.send(work()).ok();
         })
         .ok()?;
@@ -204,7 +204,7 @@ fn bounded<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Opti
 }
 
 impl Required {
-    /// Fetches the file and holds it against the schema. Stops when `cancel` becomes readable.
+    /// Fetches the file and checks it against the schema. Stops when `cancel` becomes readable.
     pub fn judge(
         &self,
         owner: &mut Owner,
@@ -228,7 +228,7 @@ impl Required {
         }
     }
 
-    /// The places of `file` that do not satisfy the schema, each with the place in the schema; none of what stands there.
+    /// The places of `file` that violate the schema, each with the place in the schema, without the values there.
     pub fn violations(&self, file: Vec<u8>) -> Vec<String> {
         let (validator, schema) = (Arc::clone(&self.validator), self.size);
         let found = bounded(move || {
@@ -240,7 +240,7 @@ impl Required {
                 Err(error) => return vec![format!("(root): artifact is not taken: {error}")],
             };
             let mut found = Found::default();
-            // Only the first is looked for where all of them together might fill the memory.
+            // Collect only the first violation if all of them might exhaust memory.
             if schema.saturating_mul(size(&value)) <= MEETINGS {
                 for error in validator.iter_errors(&value) {
                     found.add(&error);
@@ -255,7 +255,7 @@ impl Required {
     }
 }
 
-/// What was found, each place once.
+/// The violations found, each place once.
 #[derive(Debug, Default)]
 struct Found {
     lines: Vec<String>,
@@ -267,7 +267,7 @@ impl Found {
         self.lines.len() > VIOLATIONS
     }
 
-    /// Adds an error, or in its place those that led to it.
+    /// Adds an error, or instead the errors that caused it.
     fn add(&mut self, error: &ValidationError<'_>) {
         match error.kind() {
             ValidationErrorKind::AnyOf { context } | ValidationErrorKind::OneOfNotValid { context }
@@ -294,10 +294,10 @@ impl Found {
     }
 }
 
-/// Stands behind the first violation where no more of them were looked for.
+/// Added after the first violation if no others were collected.
 const ONLY_FIRST: &str = "(root): no other violation was looked for, since schema or file are large";
 
-/// How many checks failed, for a line.
+/// The number of failed checks, as text.
 pub fn count(violations: &[String]) -> String {
     if violations.last().is_some_and(|last| last == ONLY_FIRST) {
         return format!("at least {} check(s)", violations.len() - 1);

@@ -1,6 +1,6 @@
-//! The flags of `run` as others are told of them: with type and compiled-in default.
+//! The flags of `run` with their types and compiled-in defaults, for `providers describe`.
 //!
-//! They are read off the command line's own definition. A flag that is refused must never be among them.
+//! They are read from clap's own definition of the command line. A refused flag must never be among them.
 
 use clap::{Arg, ArgAction};
 use crabbox_core::config::key::{Group, KEYS, Key, Kind};
@@ -13,11 +13,11 @@ use super::{command, refused};
 pub(crate) struct DescribedFlag {
     /// Its name without dashes.
     pub(crate) name: String,
-    /// Whether it is a provider's own.
+    /// Whether it belongs to one provider.
     pub(crate) of_provider: bool,
-    /// What its help says.
+    /// Its help text.
     pub(crate) usage: String,
-    /// Its default as it would be given; empty where there is none.
+    /// Its default as it would be typed; empty where there is none.
     pub(crate) default: String,
     /// The type of its value.
     pub(crate) kind: FlagType,
@@ -34,7 +34,7 @@ pub(crate) enum FlagType {
     Duration,
     /// Any other single value.
     Text,
-    /// Several texts: the flag is repeated, or they have commas between them.
+    /// Several texts: the flag is repeated, or its values are separated by commas.
     List,
 }
 
@@ -48,7 +48,7 @@ pub(crate) fn described_flags() -> Vec<DescribedFlag> {
     flags
 }
 
-/// One flag for each of its names; none for help, for what every command has, and for what is refused.
+/// One entry per name of the argument; none for help, for global flags, and for refused flags.
 fn described(arg: &Arg) -> Vec<DescribedFlag> {
     let Some(long) = arg.get_long() else {
         return Vec::new();
@@ -97,7 +97,7 @@ fn of_key(key: &Key) -> FlagType {
         Kind::Integer => FlagType::Int,
         Kind::Duration => FlagType::Duration,
         Kind::List | Kind::Ports => FlagType::List,
-        // The Go program has ports as texts.
+        // The Go program treats ports as texts.
         Kind::Text | Kind::Path | Kind::Program | Kind::Port | Kind::Choice(_) => FlagType::Text,
     }
 }

@@ -327,7 +327,7 @@ fn explain(error: &clap::Error, vector: &[OsString], root: &clap::Command) -> St
 fn missing(error: &clap::Error) -> String {
     match error.get(ContextKind::InvalidArg) {
         Some(ContextValue::Strings(names)) => {
-            // Without what stands for a value that may be left out.
+            // Strip the placeholder of an optional value (`[=…]`).
             let names: Vec<_> = names.iter().filter_map(|name| name.split('[').next()).collect();
             names.join(", ")
         }

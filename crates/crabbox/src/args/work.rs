@@ -1,4 +1,4 @@
-//! Arguments of the commands that are made of others: `watch`, `job`, `prewarm`; and of `init` and `pull`.
+//! Arguments of the commands that are built from others (`watch`, `job`, `prewarm`), and of `init` and `pull`.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -206,7 +206,7 @@ pub(crate) struct PullArgs {
     /// Bring what can be brought although other files changed on both sides
     #[arg(long)]
     pub(crate) skip_conflicts: bool,
-    /// Only these files, or files below these directories, named from the root of the repository
+    /// Only these files, or files below these directories, relative to the root of the repository (`.`), or absolute
     #[arg(value_name = "PATH")]
     pub(crate) paths: Vec<String>,
     /// Flags that set configuration keys.

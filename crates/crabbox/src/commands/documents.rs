@@ -1,7 +1,7 @@
 //! Every JSON document that this program prints, each with the name of its schema.
 //!
-//! The one list: a type that does not stand here is no [`Document`] and cannot be printed as JSON. The schemas are made from the
-//! types; they must never be written by hand.
+//! This is the only list: a type missing here is not a [`Document`] and cannot be printed as JSON. The schemas are generated from the types and must
+//! never be written by hand.
 
 use crabbox_engine::external::Answer;
 use schemars::generate::SchemaSettings;
@@ -82,7 +82,7 @@ fn schema<T: JsonSchema>(command: &str) -> Schema {
     schema
 }
 
-/// A field that may be left out is never `null`: it is left out then.
+/// An optional field is omitted rather than `null`, so remove `null` from its schema.
 fn absent_is_not_null(schema: &mut Schema) {
     let required = schema.get("required").cloned().unwrap_or_default();
     let is_required = |name: &str| {

@@ -10,18 +10,18 @@ use crabbox_machine::lifecycle::adopt;
 use crate::context::Ctx;
 use crate::env::EnvError;
 
-/// The variable with the failpoint that is armed ([`crabbox_machine::failpoint`]); for tests alone.
+/// The variable that arms a failpoint ([`crabbox_machine::failpoint`]); only for tests.
 pub(in crate::commands) const FAILPOINT_VARIABLE: &str = "CRABBOX_TEST_FAILPOINT";
 
-/// The engine for this environment, after leases whose supervisor has died were given a new one.
+/// The engine for this environment, after giving a new supervisor to leases whose own has died.
 pub(in crate::commands) fn adopting(ctx: &Ctx<'_>) -> Result<Engine, EngineError> {
     let engine = looking(ctx)?;
-    // Records that cannot be read are told by the commands that need them.
+    // Ignored here: commands that need the records report unreadable ones.
     adopt::orphans(&engine).ok();
     Ok(engine)
 }
 
-/// The engine for a command that changes nothing at all.
+/// The engine for a command that changes nothing.
 pub(in crate::commands) fn looking(ctx: &Ctx<'_>) -> Result<Engine, EngineError> {
     let exe = std::env::current_exe().map_err(EngineError::Exe)?;
     Ok(Engine {
@@ -33,13 +33,13 @@ pub(in crate::commands) fn looking(ctx: &Ctx<'_>) -> Result<Engine, EngineError>
     })
 }
 
-/// Why there is no engine.
+/// Why the engine could not be set up.
 #[derive(Debug, thiserror::Error)]
 pub(in crate::commands) enum EngineError {
     /// This program cannot find itself.
     #[error("cannot find this program's own file")]
     Exe(#[source] std::io::Error),
-    /// The environment does not say where state is.
+    /// The environment does not say where state is kept.
     #[error(transparent)]
     Env(#[from] EnvError),
     /// Signals cannot be watched.

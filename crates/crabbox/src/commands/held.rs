@@ -1,7 +1,7 @@
-//! `__hold`, `__epilog` and `__health`: the beginning and the end of a scheduler's job on a host of a fleet, and what an end left. The
-//! scheduler starts each, never a user.
+//! `__hold`, `__epilog` and `__health`: the start and the end of a scheduler's job on a fleet host, and cleanup of leases that outlived their job.
+//! The scheduler starts each of them, never a user.
 //!
-//! None of them reads a repository or a configuration: what they need stands on their command lines.
+//! None of them reads a repository or a configuration: everything they need is on their command lines.
 
 use std::time::Duration;
 
@@ -19,22 +19,22 @@ use crate::commands::engine;
 use crate::context::Ctx;
 use crate::ui::{CommandError, Exit};
 
-/// The variable with Slurm's name of the host that a job runs on (sbatch(1), slurmd(8)).
+/// The variable in which Slurm puts the name of the host that runs the job (sbatch(1), slurmd(8)).
 const NODE: &str = "SLURMD_NODENAME";
 
-/// What the scheduler started us with makes no sense.
+/// The scheduler started this command with invalid arguments or environment.
 #[derive(Debug, thiserror::Error)]
 enum Started {
-    /// The lease is none.
+    /// The lease id is invalid.
     #[error(transparent)]
     Lease(#[from] LeaseIdError),
-    /// The owner is none.
+    /// The owner's name is invalid.
     #[error("{name:?} is no owner's name")]
     Owner {
         /// The name.
         name: String,
     },
-    /// It is no job that we run in.
+    /// We do not run inside a Slurm job.
     #[error("{NODE} names no host: this runs as the process of a job of Slurm")]
     NoJob,
 }
@@ -67,7 +67,7 @@ pub(super) fn hold(ctx: &Ctx<'_>, args: &HoldArgs) -> Result<Exit, CommandError>
     };
     match hold::run(&ctx.env.places()?, &held)? {
         Outcome::Ended => Ok(Exit::SUCCESS),
-        // Its client was told why.
+        // The client has already been told the reason.
         Outcome::NotMade => Err(CommandError::silent(Kind::Unavailable)),
     }
 }
@@ -88,7 +88,7 @@ pub(super) fn epilog(ctx: &Ctx<'_>, args: &EpilogArgs) -> Result<Exit, CommandEr
 }
 
 pub(super) fn health(ctx: &Ctx<'_>, args: &HealthArgs) -> Result<Exit, CommandError> {
-    // Only asked for jobs by their numbers, which no partition or account is needed for.
+    // It is only queried for jobs by number, which needs neither partition nor account.
     let slurm = Slurm {
         partition: String::new(),
         account_prefix: None,

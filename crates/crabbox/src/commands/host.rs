@@ -1,4 +1,4 @@
-//! Commands about this host and its configuration: set-up, images, providers, claims, receipts.
+//! Commands about this host and its configuration: setup, images, providers, claims, receipts.
 
 pub(crate) mod claims;
 pub(crate) mod config;

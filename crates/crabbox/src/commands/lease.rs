@@ -1,4 +1,4 @@
-//! Commands about leases: made, looked at, kept, given back; and how a lease is found for any command.
+//! Commands about leases: making, inspecting, keeping and giving them back; and how any command finds its lease.
 
 pub(crate) mod adapter;
 pub(crate) mod cleanup;

@@ -1,4 +1,4 @@
-//! One file a command: each gathers what the engine needs, calls it, and chooses the words for what came of it.
+//! One file per command: each gathers what the engine needs, calls it, and words the outcome.
 
 mod documents;
 mod engine;
@@ -41,7 +41,7 @@ pub(crate) fn main(argv: &[OsString], env: Env, printer: &'static Printer) -> Re
         _ => {}
     }
     match args::parse_with_flags(argv) {
-        // A supervisor has a log of its own, and its standard error is nobody's.
+        // A supervisor has its own log; nobody reads its standard error.
         Ok(Parsed {
             command: Command::Supervise(args),
             ..
@@ -60,7 +60,7 @@ pub(crate) fn main(argv: &[OsString], env: Env, printer: &'static Printer) -> Re
     }
 }
 
-/// The provider that the command would have worked with.
+/// The provider that the command would have used.
 fn provider(env: &Env, refused: &Refused) -> &'static str {
     let flags: Vec<FlagValue> = refused
         .provider
@@ -94,7 +94,7 @@ fn help(path: &[OsString], printer: &Printer) -> Result<Exit, CommandError> {
             .expect("it was found a line above");
     }
     let text = command.render_help().ansi().to_string();
-    // There is one help, so none that says more.
+    // Short and long help are the same here.
     let text = text.replace("Print help (see more with '--help')", "Print help");
     printer.line(text.trim_end());
     Ok(Exit::SUCCESS)

@@ -1,6 +1,6 @@
 //! `__reference`: man pages and JSON schemas as files, for packages and for `docs/`.
 //!
-//! Both are made from the program itself. It must never write outside the directory that it was given.
+//! Both are generated from the program itself. It must never write outside the given directory.
 
 use std::fs;
 use std::io::{self, Write as _};
@@ -37,7 +37,7 @@ pub(super) fn run(ctx: &Ctx<'_>, args: &ReferenceArgs) -> Result<Exit, CommandEr
     Ok(Exit::SUCCESS)
 }
 
-/// One page a command, hidden ones left out.
+/// One page per command, without hidden ones.
 fn man(dir: &Path) -> Result<(), WriteError> {
     make(dir)?;
     page(&args::command(), dir)
@@ -55,7 +55,7 @@ fn page(command: &clap::Command, dir: &Path) -> Result<(), WriteError> {
         .try_for_each(|inner| page(inner, dir))
 }
 
-/// The library's page with our one line of usage: its own synopsis names each of some forty flags.
+/// The library's page with our one-line usage: its own synopsis would list each of some forty flags.
 fn render(man: &Man, command: &clap::Command) -> io::Result<Vec<u8>> {
     let mut text = Vec::new();
     man.render_title(&mut text)?;

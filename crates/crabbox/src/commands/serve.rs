@@ -1,6 +1,6 @@
-//! `__serve` and `__proxy`: the two ends of what goes between a laptop and its KVM host. Nobody starts either by hand.
+//! `__serve` and `__proxy`: the two ends of the connection between a laptop and its KVM host. Neither is started by hand.
 //!
-//! Their standard output is the protocol's, or an SSH server's: nothing else may be printed there.
+//! Their standard output carries the protocol or an SSH connection: nothing else may be printed there.
 
 use std::fs::File;
 use std::os::fd::AsFd as _;
@@ -22,7 +22,7 @@ use crate::context::Ctx;
 use crate::settings::{self, SettingsError};
 use crate::ui::{CommandError, Exit};
 
-/// The settings of this host make no sense, whatever a client says on top.
+/// This host's settings are invalid, whatever the client adds to them.
 #[derive(Debug, thiserror::Error)]
 #[error(transparent)]
 struct Unsettled(#[from] SettingsError);
@@ -38,14 +38,14 @@ impl Fault for Unsettled {
 }
 
 pub(super) fn run(ctx: &Ctx<'_>, args: &ServeArgs) -> Result<Exit, CommandError> {
-    // Whatever directory a login begins in, no repository has a say on this host.
+    // A login may start in any directory, but no repository may influence this host, so read the settings as if in `/`.
     let env = ctx.env.clone().standing_in(Path::new("/"));
     let settings = |flags: &[FlagValue]| -> Result<Settings, LeaseError> {
         let loaded = settings::load(&env, flags).map_err(|error| LeaseError::new(Unsettled(error)))?;
         Ok(loaded.resolution.settings)
     };
     let engine = engine::adopting(ctx)?;
-    // A host that its gateway lets in is none to it, whatever else it is.
+    // To its gateway this host is a plain node, even if it is a gateway itself.
     let gateway = if args.for_gateway {
         None
     } else {
@@ -69,7 +69,7 @@ pub(super) fn run(ctx: &Ctx<'_>, args: &ServeArgs) -> Result<Exit, CommandError>
     Ok(Exit::SUCCESS)
 }
 
-/// Who somebody is that logged in without a name of their own: the account.
+/// The owner name of a login without `--as`: the account's uid.
 fn account() -> String {
     format!("uid-{}", crabbox_host::process::euid())
 }

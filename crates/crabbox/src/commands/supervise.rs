@@ -12,7 +12,7 @@ use crate::context::Ctx;
 use crate::ui::{CommandError, Exit, log_filter};
 
 pub(super) fn run(ctx: &Ctx<'_>, args: &SuperviseArgs) -> Result<Exit, CommandError> {
-    // The command that started us has refused a wrong filter.
+    // An invalid filter was already refused by the command that started us.
     let filter = log_filter(&ctx.env).ok().flatten();
     if let Some(lease) = &args.adopt {
         supervise::watch(

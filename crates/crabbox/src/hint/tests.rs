@@ -40,7 +40,7 @@ fn a_command_gets_the_flags_that_it_takes_and_has_not() {
     assert_eq!(complete("`crabbox list`", &[]), "`crabbox list`");
 }
 
-/// The string literals of a source file, without its tests; parts of comments are no literals.
+/// The string literals of a source file, without its tests and comments.
 fn literals(source: &str) -> Vec<String> {
     let source = source
         .split("#[cfg(test)]\nmod tests {")
@@ -51,7 +51,7 @@ fn literals(source: &str) -> Vec<String> {
     while let Some(c) = rest.next() {
         match c {
             '/' if rest.peek() == Some(&'/') => while rest.next_if(|c| *c != '\n').is_some() {},
-            // A quote as a character is no beginning.
+            // A quote in a character literal does not begin a string.
             '\'' if rest.next_if_eq(&'\\').is_some() || rest.peek() == Some(&'"') => {
                 rest.next();
             }
@@ -121,23 +121,23 @@ fn sources() -> Vec<PathBuf> {
     files
 }
 
-/// Texts that begin or are marked like a command line and are none.
+/// Texts that look like a command line but are not.
 const NO_COMMANDS: [&str; 9] = [
     "crabbox ",
     "crabbox host {id}",
     "crabbox tree 3\n",
     "# Written by `crabbox setup`; yours to change.\nprovider: firecracker\n",
     "provider={provider} does not support `crabbox {command}`",
-    // What a proof shows of what it did.
+    // Commands shown in a proof.
     "crabbox run --id proof --no-sync -- sh -c 'uname -s; cat /proc/sys/kernel/random/boot_id'",
     "crabbox run --id proof -- sh -c 'cat greeting untracked; test -e removed || echo gone'",
     "crabbox cp --id proof SANDBOX:/tmp/greeting copy && cmp greeting copy",
-    // What is run on another host.
+    // Run on another host.
     "crabbox {SERVE}",
 ];
 
-/// The command lines in a text: what stands between backquotes or quotes and begins with our name; else the whole text if it does.
-/// Behind them, what is left of the text.
+/// The command lines in a text: the parts between backquotes or quotes that begin with the program's name, else the whole text if it does. Also
+/// returns the rest of the text.
 fn commands(text: &str) -> (Vec<String>, String) {
     let mut found = Vec::new();
     let mut rest = text.to_owned();
@@ -179,7 +179,7 @@ fn problem(line: &str) -> Option<String> {
     }
 }
 
-/// Commands on one lease that the parser lets through without one.
+/// Commands on one lease that the parser accepts without one.
 fn needs_lease(argv: &[OsString]) -> Option<String> {
     let command = argv.get(1)?.to_str()?;
     let on_one = ["ssh", "connect", "status", "stop", "inspect", "heartbeat", "logs"];
@@ -199,7 +199,7 @@ fn every_command_that_a_text_of_ours_names_can_be_pasted() {
             let (lines, rest) = commands(&text);
             for line in lines {
                 seen += 1;
-                // What `init` writes is read by people and agents who know their lease.
+                // The files of `init` use `<lease>` as a placeholder.
                 let line = if file.ends_with("init.rs") {
                     line.replace('<', "{").replace('>', "}")
                 } else {
@@ -209,7 +209,7 @@ fn every_command_that_a_text_of_ours_names_can_be_pasted() {
                     bad.push(format!("{}: {line:?}: {problem}", file.display()));
                 }
             }
-            // A command in the middle of a text would be taken for prose.
+            // A command in the middle of a text without quotes would be taken for prose.
             for name in ["setup firecracker", "image ", "cleanup", "list", "stop", "doctor"] {
                 let name = format!(" {PROGRAM}{name}");
                 if rest.contains(&name) && !text.starts_with('#') {

@@ -8,7 +8,7 @@ use crabbox_core::fault::{self, Fault, Kind};
 use super::{Event, Printer};
 use crate::hint;
 
-/// The exit code of a command that did its work; `run` and `connect` hand the remote command's own through.
+/// The exit code of a command that did its work; `run` and `connect` pass the remote command's own through.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Exit(u8);
 
@@ -35,7 +35,7 @@ pub(crate) struct CommandError {
 }
 
 impl CommandError {
-    /// A failure whose reason was printed already: only the exit code is left to tell.
+    /// A failure whose reason was already printed, leaving only the exit code.
     pub(crate) const fn silent(kind: Kind) -> Self {
         Self {
             kind,
@@ -56,7 +56,7 @@ impl CommandError {
         self.kind
     }
 
-    /// The message and its causes as one text, for those who look for known words in it.
+    /// The message and its causes as one text, for callers that search it for known words.
     pub(crate) fn text(&self) -> String {
         self.error
             .as_ref()

@@ -1,7 +1,7 @@
-//! What happens on the way as JSON lines, for programs: what `--json-events` turns standard error into.
+//! Progress as JSON lines for programs: the standard error of `--json-events`.
 //!
-//! Every line is one object whose `event` says what it is. Text of the remote command must never stand outside a string, so that
-//! a command cannot say things in our name.
+//! Every line is one object whose `event` names its kind. Output of the remote command must only appear inside a string, so that a command cannot
+//! forge this program's events.
 
 use std::time::Duration;
 
@@ -74,17 +74,17 @@ impl Stages for Printer {
     }
 }
 
-/// Bytes that come in pieces as pieces of text; a character that is not whole yet waits for the rest of it.
+/// Decodes bytes that arrive in pieces; an incomplete character waits for the rest of it.
 #[derive(Debug, Default)]
 pub(super) struct Pieces(Vec<u8>);
 
 impl Pieces {
-    /// The text that is whole with `bytes`.
+    /// Adds `bytes` and returns the text that is complete.
     pub(super) fn add(&mut self, bytes: &[u8]) -> String {
         self.0.extend_from_slice(bytes);
         let open = self.0.utf8_chunks().last().map_or(0, |last| {
             let open = last.invalid();
-            // Without an end it may still become a character; anything else that is invalid stays so.
+            // An unfinished sequence may still become a character; any other invalid bytes stay invalid.
             let may_go_on = std::str::from_utf8(open).is_err_and(|error| error.error_len().is_none());
             if may_go_on { open.len() } else { 0 }
         });
@@ -93,7 +93,7 @@ impl Pieces {
         String::from_utf8_lossy(&whole).into_owned()
     }
 
-    /// What never became whole.
+    /// The bytes left incomplete at the end.
     pub(super) fn rest(&mut self) -> String {
         String::from_utf8_lossy(&std::mem::take(&mut self.0)).into_owned()
     }

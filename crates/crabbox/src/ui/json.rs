@@ -7,10 +7,10 @@ use crabbox_host::console::is_format;
 use schemars::JsonSchema;
 use serde::Serialize;
 
-/// Something that is printed as JSON. Nothing else can be: each document is named in one list, and has a schema there.
+/// A value that may be printed as JSON. Only types in the one list of documents can be, so that each has a schema.
 pub(crate) trait Document: Serialize + JsonSchema {}
 
-/// A value has no JSON form: a map with keys that are no texts.
+/// The value has no JSON form: a map with keys that are not strings.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot print JSON")]
 pub(crate) struct JsonError(#[from] serde_json::Error);
@@ -24,17 +24,17 @@ impl Fault for JsonError {
 /// `value` as one line of JSON without its line break. With `html`, characters that matter to HTML are escaped.
 pub(super) fn line(value: &impl Serialize, html: bool) -> Result<String, JsonError> {
     let plain = serde_json::to_string(value)?;
-    // These characters can only stand inside strings, so the text can be searched as a whole.
+    // These characters occur only inside strings, so the whole text can be scanned.
     let mut out = String::with_capacity(plain.len());
     for c in plain.chars() {
         match c {
             '<' if html => out.push_str("\\u003c"),
             '>' if html => out.push_str("\\u003e"),
             '&' if html => out.push_str("\\u0026"),
-            // Go escapes U+2028 and U+2029 of these; the others would reach a terminal that displays the line.
+            // Of these, Go escapes only U+2028 and U+2029; the others could affect a terminal that displays the line.
             c if c.is_control() || is_format(c) => {
                 for unit in c.encode_utf16(&mut [0; 2]) {
-                    // Writing to a text cannot fail.
+                    // Writing to a string cannot fail.
                     write!(out, "\\u{unit:04x}").ok();
                 }
             }

@@ -1,7 +1,7 @@
-//! Diagnostics on standard error: what `-v`, `-vv` and `CRABBOX_LOG` ask for.
+//! Diagnostics on standard error, as requested by `-v`, `-vv` and `CRABBOX_LOG`.
 //!
-//! They go through the printer, so that they neither drive a terminal nor break the JSON lines of `--json-events`. Nothing may be
-//! logged that could be a secret: values of variables, keys, tokens, the user's command; a child process is named by its program.
+//! They go through the printer, so that they neither control a terminal nor break the JSON lines of `--json-events`. Nothing may be logged that could
+//! be a secret: variables' values, keys, tokens, the user's command; a child process is identified by its program only.
 
 use std::io;
 
@@ -16,10 +16,10 @@ use crate::env::Env;
 /// The variable with the filter of the command line and of the supervisors that it starts.
 const VARIABLE: &str = "CRABBOX_LOG";
 
-/// What the flags ask for.
+/// The verbosity that the flags ask for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Verbosity {
-    /// Nothing beyond what the command says.
+    /// No diagnostics.
     Plain,
     /// `-v`: what is done and how long it takes.
     Verbose,
@@ -27,15 +27,14 @@ pub(crate) enum Verbosity {
     Detailed,
 }
 
-/// The filter of the environment, if it has one.
+/// The filter set in the environment, if any.
 pub(crate) fn filter(env: &Env) -> Result<Option<LogFilter>, LogFilterError> {
     env.os(VARIABLE)
         .map(|text| text.to_string_lossy().parse())
         .transpose()
 }
 
-/// Shows diagnostics from here on if somebody wants them. A flag wins over the variable, which is read all the same: a wrong one
-/// is never passed over.
+/// Enables diagnostics if they were requested. A flag overrides the variable, which is parsed anyway, so that an invalid filter is always reported.
 pub(crate) fn show(printer: &'static Printer, verbosity: Verbosity, env: &Env) -> Result<(), LogFilterError> {
     let variable = filter(env)?;
     let wanted = match verbosity {
@@ -52,12 +51,12 @@ pub(crate) fn show(printer: &'static Printer, verbosity: Verbosity, env: &Env) -
             text: Vec::new(),
         })
         .with_filter(wanted.into_targets());
-    // This is the only place of the command line that installs one; a second call would change nothing.
+    // This is the only place that installs a subscriber; a second call would change nothing.
     tracing::subscriber::set_global_default(tracing_subscriber::registry().with(lines)).ok();
     Ok(())
 }
 
-/// The text of one event, told when it is whole.
+/// The text of one event, printed when complete.
 struct Note {
     printer: &'static Printer,
     text: Vec<u8>,

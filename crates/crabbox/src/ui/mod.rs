@@ -1,7 +1,7 @@
 //! Everything the user sees: the printer, JSON as the Go program writes it, and errors with their causes and hints.
 //!
-//! The only place of the program that writes to the terminal and knows exit codes. It must never fail because a reader of
-//! the output went away.
+//! This is the only place of the program that writes to the terminal and knows exit codes. It must never fail because a reader of the output went
+//! away.
 
 mod error;
 mod events;
@@ -17,12 +17,12 @@ pub(crate) use log::{Verbosity, filter as log_filter, show as show_log};
 pub(crate) use printer::Printer;
 pub(crate) use screen::Screen;
 
-/// `value` as Go's encoder writes it, for a digest of it.
+/// `value` as Go's encoder writes it, for computing its digest.
 pub(crate) fn go_json(value: &impl serde::Serialize) -> Option<String> {
     json::line(value, true).ok()
 }
 
-/// Renders what became of a command and gives the process exit code.
+/// Prints a command's outcome and returns the process exit code.
 pub(crate) fn finish(outcome: Result<Exit, CommandError>, printer: &Printer) -> u8 {
     let code = match outcome {
         Ok(exit) => exit.code(),

@@ -1,8 +1,8 @@
 //! Standard output and standard error.
 //!
-//! Results go to standard output, everything told on the way to standard error. A reader that went away (`| head`) is no
-//! failure: what follows is dropped, and the command goes on to its end, for it may have a lease to give back. A text of ours
-//! may hold a name or message that a repository or guest wrote: it must never drive or reorder the terminal.
+//! Results go to standard output, progress and messages to standard error. A reader that went away (`| head`) is not a failure: further output is
+//! dropped, and the command continues to its end, because it may have a lease to give back. Our own messages may contain a name or text written by a
+//! repository or guest, which must never control or reorder the terminal.
 
 use std::fmt::Display;
 use std::io::{self, IsTerminal, Write};
@@ -23,17 +23,17 @@ pub(crate) struct Printer {
     err: Mutex<Stream>,
     progress: bool,
     terminal: bool,
-    /// There when standard error is for a program; holds what the remote command wrote of a character that is not whole yet.
+    /// Set when standard error is for a program; holds the remote command's bytes of an incomplete character.
     events: OnceLock<Mutex<Pieces>>,
-    /// There when a person has asked for all that a script is told.
+    /// Set when a person has asked for as much detail as a script gets.
     verbose: OnceLock<()>,
-    /// What [`Self::warn_once`] has said.
+    /// The warnings that [`Self::warn_once`] has printed.
     warned: Mutex<Vec<String>>,
 }
 
 struct Stream {
     sink: Box<dyn Write + Send>,
-    /// Whether our own text keeps its colours.
+    /// Whether this program's own text is coloured.
     coloured: bool,
     failure: Option<io::Error>,
 }
@@ -92,22 +92,22 @@ impl Printer {
         }
     }
 
-    /// Whether a terminal shows standard output, so that control characters in it would do something.
+    /// Whether standard output is a terminal, on which control characters would take effect.
     pub(crate) fn is_terminal(&self) -> bool {
         self.terminal
     }
 
-    /// Whether standard output takes nothing any more, so that producing more of it is in vain.
+    /// Whether standard output accepts nothing any more, so that producing more is pointless.
     pub(crate) fn is_deaf(&self) -> bool {
         self.out.lock().map_or(true, |stream| stream.failure.is_some())
     }
 
-    /// Whether somebody watches standard error, so that progress may be drawn there.
+    /// Whether a person watches standard error, so that progress may be drawn there.
     pub(crate) fn shows_progress(&self) -> bool {
         self.progress && !self.tells_events()
     }
 
-    /// From here on standard error is JSON lines, and nothing else.
+    /// From here on standard error carries only JSON lines.
     pub(crate) fn tell_events(&self) {
         self.events.get_or_init(Mutex::default);
     }
@@ -117,36 +117,36 @@ impl Printer {
         self.events.get().is_some()
     }
 
-    /// From here on a person is told all that a script is told.
+    /// From here on a person gets as much detail as a script.
     pub(crate) fn be_verbose(&self) {
         self.verbose.get_or_init(|| ());
     }
 
-    /// Whether a person reads standard error, who wants one calm line a stage. Scripts see what the Go program prints.
+    /// Whether standard error is read by a person, who gets one short line per stage. Scripts get what the Go program prints.
     pub(crate) fn is_brief(&self) -> bool {
         self.shows_progress() && self.verbose.get().is_none()
     }
 
-    /// A line of a stage for a person; a script is told in other lines.
+    /// A line about a stage for a person; scripts get other lines.
     pub(crate) fn brief(&self, text: impl Display) {
         if self.is_brief() {
             self.note(text);
         }
     }
 
-    /// A line that a person is spared, for scripts, programs and `--verbose`.
+    /// A detail for scripts, programs and `--verbose`; not shown to a person otherwise.
     pub(crate) fn detail(&self, text: impl Display) {
         if !self.is_brief() {
             self.note(text);
         }
     }
 
-    /// Something that happened, for a program; a person is told in other words.
+    /// An event for a program; a person gets other lines.
     pub(crate) fn event(&self, event: &Event<'_>) {
         if !self.tells_events() {
             return;
         }
-        // An event has no keys that are no texts: it always has a JSON form.
+        // All keys are strings, so serialization cannot fail.
         if let Ok(line) = json::line(event, false) {
             put(&self.err, format!("{line}\n").as_bytes());
         }
@@ -178,12 +178,12 @@ impl Printer {
         put_text(&self.out, None, &text);
     }
 
-    /// Bytes of result as they are, on standard output: the remote command's own.
+    /// Raw bytes on standard output: the remote command's own.
     pub(crate) fn bytes(&self, bytes: &[u8]) {
         put(&self.out, bytes);
     }
 
-    /// One line told on the way, on standard error.
+    /// One line on standard error.
     pub(crate) fn note(&self, text: impl Display) {
         if self.tells_events() {
             let text = harmless_lines(&text);
@@ -192,7 +192,7 @@ impl Printer {
         put_text(&self.err, None, &text);
     }
 
-    /// A line on standard error that begins with `label`, a word of ours.
+    /// A line on standard error that begins with `label`, one of this program's own words.
     fn labelled(&self, colour: AnsiColor, label: &str, text: &impl Display) {
         let style = colour.on_default().effects(Effects::BOLD);
         put_text(&self.err, Some((style, label)), text);
@@ -203,7 +203,7 @@ impl Printer {
         self.labelled(AnsiColor::Cyan, "hint:", &text);
     }
 
-    /// Bytes told on the way as they are, on standard error: the remote command's own.
+    /// Raw bytes on standard error: the remote command's own.
     pub(crate) fn note_bytes(&self, bytes: &[u8]) {
         if self.tells_events() {
             return self.stderr_event(|pieces| pieces.add(bytes));
@@ -220,7 +220,7 @@ impl Printer {
         self.labelled(AnsiColor::Yellow, "warning:", &text);
     }
 
-    /// The same, unless this process has said it already: a command that runs another one reads the same files again.
+    /// The same, unless this process has already printed it: a command that runs others reads the same files several times.
     pub(crate) fn warn_once(&self, text: impl Display) {
         let text = text.to_string();
         let is_new = self.warned.lock().map_or(true, |mut warned| {
@@ -258,7 +258,7 @@ impl Printer {
     }
 }
 
-/// One line of our own. Only the label may have a colour: of the text nobody knows who wrote it.
+/// One line of this program's own. Only the label may be coloured, because the text may come from anywhere.
 fn put_text(stream: &Mutex<Stream>, label: Option<(Style, &str)>, text: &impl Display) {
     let text = harmless_lines(text);
     let coloured = stream.lock().is_ok_and(|stream| stream.coloured);
@@ -270,13 +270,13 @@ fn put_text(stream: &Mutex<Stream>, label: Option<(Style, &str)>, text: &impl Di
     put(stream, line.as_bytes());
 }
 
-/// A text of several lines as a terminal may display it.
+/// A text of several lines, made safe for a terminal.
 fn harmless_lines(text: &impl Display) -> String {
     let text = text.to_string();
     text.split('\n').map(harmless).collect::<Vec<_>>().join("\n")
 }
 
-/// Writes unless an earlier write failed. Flushed at once: standard output may be a pipe that somebody waits on.
+/// Writes, unless an earlier write failed. Flushed at once, because standard output may be a pipe whose reader waits.
 fn put(stream: &Mutex<Stream>, bytes: &[u8]) {
     let Ok(mut stream) = stream.lock() else { return };
     if stream.failure.is_some() {
@@ -302,7 +302,7 @@ mod tests {
         }
     }
 
-    /// A sink that the test can look into.
+    /// A sink that the test can inspect.
     #[derive(Clone, Default)]
     struct Kept(std::sync::Arc<Mutex<Vec<u8>>>);
 

@@ -1,6 +1,6 @@
-//! One screen on a terminal, drawn again in place when something has changed, and gone when it is over.
+//! A full-screen view on a terminal, redrawn in place when something changes, and removed at the end.
 //!
-//! It is the terminal's second screen, so that what was on the first comes back whole. It must never leave the terminal in it.
+//! It uses the alternate screen, so that the contents of the primary one come back intact. It must never leave the terminal in it.
 
 use std::io::{self, Write as _};
 use std::os::fd::{AsFd as _, BorrowedFd};
@@ -13,20 +13,20 @@ use crabbox_host::wait;
 
 use super::Printer;
 
-/// Second screen, no cursor, and long lines cut instead of wrapped (xterm's private modes 1049, 25 and 7).
+/// Alternate screen, no cursor, and long lines cut instead of wrapped (xterm's private modes 1049, 25 and 7).
 const ENTER: &str = "\u{1b}[?1049h\u{1b}[?25l\u{1b}[?7l";
-/// The way back.
+/// Undoes [`ENTER`].
 const LEAVE: &str = "\u{1b}[?7h\u{1b}[?25h\u{1b}[?1049l";
 /// To the upper left corner.
 const HOME: &str = "\u{1b}[H";
 /// Clears the rest of the line, and of the screen.
 const REST_OF_LINE: &str = "\u{1b}[K";
 const REST_OF_SCREEN: &str = "\u{1b}[J";
-/// The lines of a terminal that does not say how many it has.
+/// The number of lines assumed for a terminal that does not report it.
 const USUAL: u16 = 24;
 
-/// The screen; the terminal is restored when it is dropped, and at once when somebody asks for an end: whoever asks twice ends the program
-/// wherever it is.
+/// The screen. The terminal is restored when it is dropped, and immediately when an end is requested: a second Ctrl-C kills the program wherever it
+/// is.
 pub(crate) struct Screen<'a> {
     printer: &'a Printer,
     shown: Vec<String>,
@@ -34,7 +34,7 @@ pub(crate) struct Screen<'a> {
 }
 
 impl<'a> Screen<'a> {
-    /// Enters the screen, where a terminal shows standard output that can. `asked` becomes readable when somebody asks for an end.
+    /// Enters the screen if standard output is a capable terminal. `asked` becomes readable when an end is requested.
     pub(crate) fn enter(printer: &'a Printer, term: Option<&str>, asked: BorrowedFd<'_>) -> Option<Self> {
         if !printer.is_terminal() || term.is_none_or(|term| term == "dumb") {
             return None;
@@ -43,7 +43,7 @@ impl<'a> Screen<'a> {
         printer.bytes(ENTER.as_bytes());
         let is_left = Arc::new(AtomicBool::new(false));
         let left = Arc::clone(&is_left);
-        // Ends with the program, whose look at a host that does not answer may take longer than anybody waits.
+        // The thread ends with the program. It is needed because polling a host that does not answer may take longer than a user would wait.
         std::thread::spawn(move || {
             if wait::readable(asked.as_fd()).is_ok() && !left.swap(true, Ordering::SeqCst) {
                 let mut out = io::stdout();
@@ -57,7 +57,7 @@ impl<'a> Screen<'a> {
         })
     }
 
-    /// Draws `lines`, unless they are what is to be seen already.
+    /// Draws `lines`, unless they are already shown.
     pub(crate) fn draw(&mut self, lines: &[String]) {
         let frame = frame(lines, terminal::rows().unwrap_or(USUAL));
         if frame == self.shown || self.is_left.load(Ordering::SeqCst) {
@@ -76,7 +76,7 @@ impl Drop for Screen<'_> {
     }
 }
 
-/// As many of the lines as there is room for, and how many are not among them.
+/// As many of the lines as fit, and how many do not.
 fn frame(lines: &[String], rows: u16) -> Vec<String> {
     let room = usize::from(rows).max(2);
     let mut frame: Vec<String> = lines.iter().take(room).map(|line| harmless(line)).collect();

@@ -1,4 +1,4 @@
-//! `adapter external` without a host to lease on: what becomes of requests that cannot be acted on, and which leases are whose.
+//! `adapter external` without a host to lease on: how requests that cannot be carried out are answered, and which leases belong to which program.
 
 use std::fs;
 use std::io::Write as _;
@@ -13,13 +13,13 @@ use crate::world::{Machine, Record, claim, read_claim, record};
 
 /// The other program's id of the lease.
 const THEIRS: &str = "cbx_0123456789ab";
-/// Ours.
+/// This program's id of it.
 const OURS: &str = "cbx_aaaaaaaaaaaa";
-/// A lease that was made here by hand.
+/// A lease made here by hand.
 const NATIVE: &str = "cbx_bbbbbbbbbbbb";
 const NAME: &str = "crabbox-jade-krill-1a2b3c4d";
 
-/// What came of a request.
+/// The outcome of a request.
 struct Said {
     code: i32,
     answer: Value,
@@ -27,7 +27,7 @@ struct Said {
 }
 
 impl Said {
-    /// The error of the answer, after a check that it is all of the answer, that people were told the same, and that it exited so.
+    /// The error of the answer, after checking that the answer has nothing else, that standard error says the same, and that the exit code is `code`.
     #[track_caller]
     fn fails(self, code: i32) -> String {
         let error = self.answer["error"].as_str().unwrap_or_default().to_owned();
@@ -42,7 +42,7 @@ impl Said {
         error
     }
 
-    /// The answer, after a check that it did not fail.
+    /// The answer, after checking that the request succeeded.
     #[track_caller]
     fn works(self) -> Value {
         assert_eq!(self.code, 0, "{} {}", self.answer, self.err);
@@ -52,7 +52,7 @@ impl Said {
     }
 }
 
-/// A place that the Go program shares: its configuration, its variable.
+/// A place shared with the Go program: its configuration, its variable.
 fn place() -> Place {
     let place = Place::new();
     let run = place.path("run");
@@ -79,7 +79,7 @@ fn say(place: &Place, bytes: &[u8], words: &[&str]) -> Said {
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    // Whoever has read enough goes before the rest is written.
+    // The program may exit before it has read everything.
     child.stdin.take().unwrap().write_all(bytes).ok();
     let output = child.wait_with_output().unwrap();
     let out = String::from_utf8(output.stdout).unwrap();
@@ -104,7 +104,7 @@ fn desired() -> Value {
     json!({"leaseId": THEIRS, "slug": "jade-krill", "name": NAME})
 }
 
-/// A lease that the other program had made.
+/// A lease made by the other program.
 fn made() -> Record {
     Record::new(OURS, "cbx-0123456789ab")
         .label("external_lease", THEIRS)
@@ -173,7 +173,7 @@ fn what_configures_another_host_or_provider_is_refused_and_what_a_repository_say
     );
     let told = acquire(json!({"sync": {"delete": false}}));
     assert!(told.contains("external.config cannot have \"sync\""), "{told}");
-    // What cannot be read of a repository is in the way of a new lease only.
+    // An unreadable repository file only blocks a new lease.
     let told = acquire(json!({}));
     assert!(told.contains(".crabbox.yaml") && told.contains("ttl"), "{told}");
     let list = br#"{"protocolVersion":1,"operation":"list","config":{"firecracker":{"kernel":"/evil"}}}"#;

@@ -1,4 +1,4 @@
-//! The table of what the Go program does, held against the built binary; and that the table can fail.
+//! Runs the table of the Go program's behaviour against the built binary, and checks that the table can fail.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -6,7 +6,7 @@ use std::path::Path;
 use crabbox_testkit::compat::{self, Case, Verdict};
 use serde_json::json;
 
-/// No fewer cases than this, so that a table that is not found is no success.
+/// The minimum number of cases, so that a missing table does not pass.
 const AT_LEAST: usize = 80;
 
 fn program() -> &'static Path {

@@ -1,5 +1,4 @@
-//! What goes wrong in the middle of a run: a client that is killed while it syncs, a disk that fills, a line that breaks;
-//! and a build that is killed.
+//! Failures in the middle of a run (a client killed while it syncs, a full disk, a broken connection), and a killed build.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -28,7 +27,7 @@ fn a_client_that_is_killed_while_it_sends_leaves_nothing_running_and_the_next_on
     let lease = entered();
     lease.place.write("repo/small", "x");
     let big = fs::File::create(lease.place.path("repo/big")).unwrap();
-    // It is hashed before it is sent: on two busy processors a larger one would take a minute until anything arrives.
+    // Files are hashed before they are sent: with two busy processors, a larger one would take a minute until anything arrives.
     big.set_len(2 << 30).unwrap();
     let mut client = lease
         .place
@@ -43,7 +42,7 @@ fn a_client_that_is_killed_while_it_sends_leaves_nothing_running_and_the_next_on
     poll_until(LONG, sending).expect("nothing arrived");
     client.kill().unwrap();
     client.wait().unwrap();
-    // The far side holds this lock while it is at work.
+    // The remote side holds this lock while it works.
     let lock = lease_dir(&lease).join(".crabbox-sync/repo/lock");
     let free = || Cmd::new("flock").arg("-n").arg(&lock).arg("true").run().ok();
     poll_until(LONG, free).expect("the far side goes on");
@@ -66,7 +65,7 @@ impl Drop for Killed {
     }
 }
 
-/// Stands in for mmdebstrap: mounts something in the tree, as that does, says so, and goes on for long in a child.
+/// Stands in for mmdebstrap: mounts something in the tree, as mmdebstrap does, says so, and keeps running in a child.
 const BOOTSTRAP: &str = r#"#!/bin/sh
 tree=
 for word; do case $word in */scratch-*/root) tree=$word ;; esac; done
@@ -75,7 +74,7 @@ mkdir -p "$tree/proc" && mount -t tmpfs tmpfs "$tree/proc" && touch "$tree/proc/
 sh -c 'sleep 600; :' "$tree" & wait
 "#;
 
-/// Builds from packages. The guest's program is looked at only when they are in.
+/// Builds from packages. The guest's program is checked only after they are installed.
 const BUILD: [&str; 4] = ["image", "build", "--guest-binary", env!("CARGO_BIN_EXE_crabbox")];
 
 /// A place where mmdebstrap is this script.
@@ -165,7 +164,7 @@ fn a_disk_that_fills_in_the_guest_is_told_and_the_next_sync_converges() {
     fs::remove_file(lease.place.path("repo/big")).unwrap();
     let fits = sync();
     assert_eq!(fits.code, 0, "{}", fits.err);
-    // The command itself fills it: the command's own failure, and the tree is still exact afterwards.
+    // The command itself fills the disk: that is the command's own failure, and the tree is still exact afterwards.
     let fills = lease.place.run(&[
         "run",
         "--id",
@@ -238,7 +237,7 @@ fn a_line_that_breaks_is_told_apart_from_a_command_that_fails() {
 fn a_signal_in_the_middle_of_a_sync_ends_it_and_gives_the_host_back() {
     let (place, sshd) = existing();
     configure(&place, &sshd, "");
-    // Packing what git has takes as long as there is to pack; here it never ends.
+    // Packing the repository takes as long as there is data; here it never ends.
     let marker = place.path("packs");
     fs::create_dir(place.path("bin")).unwrap();
     place.write(

@@ -1,4 +1,4 @@
-//! `-v`, `-vv` and `CRABBOX_LOG`: what they show, where it goes, and what is never among it.
+//! `-v`, `-vv` and `CRABBOX_LOG`: what they show, where it goes, and what must never appear in it.
 
 use crate::place::Place;
 use crate::remote::Entered;
@@ -28,7 +28,7 @@ fn flags_and_the_variable_show_diagnostics_on_standard_error_alone() {
         );
         assert!(!told.err.contains('\u{1b}'), "{}", told.err);
     }
-    // Off again by the flag's value.
+    // Switched off again by the flag's value.
     assert_eq!(place.run(&["list", "-v=false", "--json"]).err, "");
     let place = place.env("CRABBOX_LOG", "off,crabbox=debug");
     let told = place.run(&["list", "--json"]);
@@ -139,7 +139,7 @@ fn no_secret_is_logged_at_the_most_verbose_level() {
         "{}",
         done.err
     );
-    // What the command's own lines say of a command that the user typed is theirs; everything else must not know it.
+    // Normal output may show the command that the user typed; diagnostics must not.
     let logged: Vec<&str> = done
         .err
         .lines()

@@ -1,5 +1,5 @@
-//! JSON documents held against the schemas in `docs/schemas`: every answer to `--json` and `--timing-json` in these tests goes
-//! through [`check`].
+//! Validates JSON documents against the schemas in `docs/schemas`: every answer to `--json` and `--timing-json` in these tests goes through
+//! [`check`].
 
 use std::fs;
 use std::path::PathBuf;
@@ -9,18 +9,18 @@ use serde_json::{Value, json};
 
 use crate::place::{Answer, Place};
 
-/// Checks that the answer to a command with `--json` is one document on one line, and is what its schema says.
+/// Checks that the answer to a command with `--json` is one document on one line and matches its schema.
 pub(crate) fn check(words: &[&str], answer: &Answer) {
     let ours = words.split(|word| *word == "--").next().unwrap();
     if ours.contains(&"--json-events") && answer.err.starts_with('{') {
         return events(words, answer);
     }
     if ours.contains(&"--timing-json") && answer.err.contains('{') {
-        // Behind it stands only why the command failed.
+        // Only the reason of a failure may follow it.
         let line = answer.err.lines().rfind(|line| line.starts_with('{')).unwrap();
         hold("timing", words, line);
     }
-    // A command that failed before it had a result has said so on standard error.
+    // A command that failed before it had a result has reported that on standard error.
     if !ours.contains(&"--json") || (answer.code != 0 && answer.out.is_empty()) {
         return;
     }
@@ -29,7 +29,7 @@ pub(crate) fn check(words: &[&str], answer: &Answer) {
     hold(&schemas::of(ours, line), words, line);
 }
 
-/// Every line is an event, but for the timings where they were asked for too; the last one tells the exit code.
+/// Checks that every line is an event, except for requested timings, and that the last one has the exit code.
 fn events(words: &[&str], answer: &Answer) {
     for line in answer.err.lines() {
         let is_timing = words.contains(&"--timing-json") && line.starts_with("{\"provider\"");

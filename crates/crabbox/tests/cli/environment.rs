@@ -1,4 +1,4 @@
-//! What of the caller's environment reaches the programs that crabbox starts.
+//! Which of the caller's variables reach the programs that crabbox starts.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -7,7 +7,7 @@ use crabbox_host::command::Cmd;
 
 use crate::place::Place;
 
-/// A place whose `PATH` has a `git` that writes down its environment before it does its work.
+/// A place whose `PATH` has a `git` that records its environment before it does its work.
 fn place() -> Place {
     let place = Place::new();
     let repo = place.path("repo");

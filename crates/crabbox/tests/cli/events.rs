@@ -1,5 +1,4 @@
-//! `--json-events` against a real sshd. That every line is an event of the schema, the last one with the exit code, is held by
-//! `Place::run`.
+//! `--json-events` against a real sshd. `Place::run` checks that every line is an event of the schema and that the last one has the exit code.
 
 use serde_json::{Value, json};
 

@@ -1,4 +1,4 @@
-//! What a run says to do next, pasted into a shell as it stands.
+//! The next steps that a run suggests, pasted into a shell unchanged.
 
 use std::fs;
 
@@ -7,10 +7,10 @@ use crabbox_testkit::sshd::Sshd;
 use crate::place::{Answer, Place};
 use crate::static_host::{ID, claimed, configure, existing, key};
 
-/// Words that a shell would read as more than words.
+/// Words with shell metacharacters.
 const SCRIPT: &str = "echo \"it's $HOME\" >> trace; exit 3";
 
-/// A host that the command line alone tells of, with those flags.
+/// A host described only by the returned flags.
 fn told_by_flags() -> (Place, Sshd, Vec<String>) {
     let (place, sshd) = existing();
     let config = format!("ssh:\n  key: {}\n", key(&place, &sshd));
@@ -45,7 +45,7 @@ fn after<'a>(answer: &'a Answer, begin: &str) -> Vec<&'a str> {
         .collect()
 }
 
-/// The `next:` lines, held to begin with these commands.
+/// The `next:` lines, after checking that they begin with these commands.
 fn next<'a>(answer: &'a Answer, commands: &[&str]) -> Vec<&'a str> {
     let lines = after(answer, "  next: ");
     let begin: Vec<String> = lines
@@ -56,7 +56,7 @@ fn next<'a>(answer: &'a Answer, commands: &[&str]) -> Vec<&'a str> {
     lines
 }
 
-/// The command ran there, and nowhere else.
+/// Checks that the command ran there, and only there.
 fn ran_there_only(place: &Place, sshd: &Sshd, root: &str) {
     assert!(!place.path("repo/trace").exists(), "the shell here ran it");
     let there = sshd.dir().join(root).join(ID).join("repo/trace");
@@ -135,7 +135,7 @@ fn a_lease_that_is_kept_is_named_in_every_line() {
     }
     ran_there_only(&place, &sshd, "it's work");
     assert!(!claimed(&place, ID), "the last line stopped it");
-    // The block of the kept lease says the same in the Go program's form.
+    // The block about the kept lease has the same commands in the Go program's form.
     for (begin, code) in [("ssh: ", 0), ("inspect: ", 0), ("stop: ", 0)] {
         let done = place.paste(after(&failed, begin)[0]);
         assert_eq!(done.code, code, "{begin}: {}", done.err);

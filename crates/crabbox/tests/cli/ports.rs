@@ -1,4 +1,4 @@
-//! `ports`: forwards that stay, against a real sshd.
+//! `ports`: forwards that outlive the command, against a real sshd.
 
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
@@ -10,7 +10,7 @@ use crate::place::{Answer, Place};
 use crate::remote::Entered;
 use crate::static_host::{ID, configure, connected, existing};
 
-/// A server on a port of its own that answers every connection with `word`.
+/// A server on a free port that answers every connection with `word`.
 fn server(word: &'static str) -> u16 {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let port = listener.local_addr().unwrap().port();
@@ -39,7 +39,7 @@ fn ok(place: &Place, lease: &str, words: &[&str]) -> String {
     answer.out
 }
 
-/// The local port that `add` tells.
+/// The local port that `add` reports.
 fn local(line: &str) -> u16 {
     let rest = line.split_once("127.0.0.1:").unwrap().1;
     rest.split_once(' ').unwrap().0.parse().unwrap()

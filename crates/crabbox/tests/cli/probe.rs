@@ -1,4 +1,4 @@
-//! The probe of this machine's KVM, from outside: what the developers' tasks choose a host by.
+//! The probe of this machine's KVM, from outside: the developers' tasks choose a host by it.
 
 use std::fs;
 

@@ -1,4 +1,4 @@
-//! Proofs of runs: what `run --emit-proof` writes, by which template.
+//! Proofs of runs: what `run --emit-proof` writes, and with which template.
 
 use std::fs;
 
@@ -99,7 +99,7 @@ fn without_a_template_the_proof_has_words_of_its_own_and_names_what_else_there_i
         "{proof}"
     );
 
-    // A run that fails proves nothing, and takes nothing away.
+    // A failed run writes no proof, and leaves an existing one alone.
     let failed = run(&lease, &["--emit-proof", "p.md"], &["--", "false"]);
     assert_eq!(failed.code, 1, "{}", failed.err);
     assert_eq!(read(&lease, "p.md"), proof);

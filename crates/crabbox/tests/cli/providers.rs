@@ -131,12 +131,12 @@ fn providers_are_ranked_for_a_use() {
     };
     let both =
         |one: (&str, u64), other: (&str, u64)| vec![(one.0.to_owned(), one.1), (other.0.to_owned(), other.1)];
-    // The points of the Go program for what these two have.
+    // The Go program's points for what these two support.
     assert_eq!(ranked(&["self-hosted"]), both(("firecracker", 105), ("ssh", 65)));
     assert_eq!(ranked(&["homelab"]), ranked(&["--use-case", "Self-Hosted"]));
     assert_eq!(ranked(&["byo"]), both(("ssh", 125), ("firecracker", 35)));
     assert_eq!(ranked(&["linux"]), both(("firecracker", 105), ("ssh", 90)));
-    // Of equal points the name decides.
+    // Equal points are ordered by name.
     assert_eq!(ranked(&["reachability"]), both(("firecracker", 20), ("ssh", 20)));
     assert_eq!(ranked(&["offline"]), [("ssh".to_owned(), 79)]);
     assert_eq!(ranked(&["linux", "--limit", "1"]).len(), 1);
@@ -285,7 +285,7 @@ fn a_provider_is_described_with_typed_flags() {
         ),
         (&json!("string-list"), &json!([]), &json!(true))
     );
-    // Other spellings are there, sorted in; flags that are refused are not.
+    // Alternative spellings are included in the sorting; refused flags are absent.
     let names: Vec<&str> = shared
         .as_array()
         .unwrap()
@@ -296,7 +296,7 @@ fn a_provider_is_described_with_typed_flags() {
     for absent in ["pool", "image-sdk", "help", "v", "firecracker-cpus"] {
         assert!(!names.contains(&absent), "{absent}");
     }
-    // The 19 of the Go program, and where the KVM host is.
+    // The Go program's 19, and the flag for the KVM host.
     assert_eq!(own.as_array().unwrap().len(), 20);
 }
 

@@ -1,4 +1,4 @@
-//! Signed receipts of runs: written by `run --attest`, judged by `verify`.
+//! Signed receipts of runs: written by `run --attest`, checked by `verify`.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
@@ -10,7 +10,7 @@ use serde_json::Value;
 use crate::place::Place;
 use crate::run::entered;
 
-/// A receipt that the Go program's format was worked out for by hand; OpenSSL signed it.
+/// A receipt written by hand after the Go program's format and signed by OpenSSL.
 const SIGNED_ELSEWHERE: &str = include_str!("receipt-openssl.json");
 
 fn mode(path: &Path) -> u32 {
@@ -83,7 +83,7 @@ fn a_run_leaves_a_receipt_that_verifies_until_a_letter_of_it_is_changed() {
         )
     );
 
-    // The next run is signed by the same key, and takes the file's place.
+    // The next run signs with the same key and replaces the file.
     assert_eq!(lease.script(&["--attest", "out/r.json"], "true").code, 0);
     let again = lease.place.run(&["verify", "out/r.json"]);
     assert!(again.out.contains(signer), "{}", again.out);
@@ -125,7 +125,7 @@ fn a_run_that_fails_leaves_a_receipt_of_that() {
     );
     assert_eq!((good.code, good.out), (0, format!("PASS r.json {end}")));
 
-    // The command did well, and the run did not.
+    // The command succeeded, but the run did not.
     let missing = lease.script(&["--attest", "m.json", "--require-artifact", "none"], "true");
     assert_eq!(missing.code, 7, "{}", missing.err);
     assert_eq!(read(&lease.place.path("repo/m.json"))["exit_code"], 7);
@@ -206,7 +206,7 @@ fn a_key_that_others_could_have_had_signs_nothing() {
     refused(&["--attest", "k.json"], "is open to others (mode 0604)");
     fs::set_permissions(&own, fs::Permissions::from_mode(0o600)).unwrap();
 
-    // Neither the key nor another result of the run gives way to a receipt, and no link of the repository leads it away.
+    // A receipt overwrites neither the key nor another result of the run, and follows no symlink out of the repository.
     let before = fs::read(&own).unwrap();
     refused(
         &["--attest", own.to_str().unwrap()],

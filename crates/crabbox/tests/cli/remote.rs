@@ -1,4 +1,4 @@
-//! Commands that enter a lease, against a real sshd that stands in for its machine.
+//! Commands that enter a lease, with a real sshd in place of its machine.
 
 use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
@@ -21,7 +21,7 @@ const ID: &str = "cbx_0123456789ab";
 pub(crate) struct Entered {
     pub(crate) place: Place,
     pub(crate) sshd: Sshd,
-    /// Ends with the test, after everything that uses it.
+    /// Dropped last, after everything that uses it.
     _machine: Machine,
 }
 
@@ -30,7 +30,7 @@ impl Entered {
         Self::on(Sshd::start())
     }
 
-    /// A run of `script` in the lease's directory as it is, with `flags`.
+    /// Runs `script` in the lease's directory without a sync, with `flags`.
     pub(crate) fn script(&self, flags: &[&str], script: &str) -> Answer {
         let words = [
             &["run", "--id", "jade-krill", "--no-sync"],
@@ -40,7 +40,7 @@ impl Entered {
         self.place.run(&words.concat())
     }
 
-    /// One whose machine is this server.
+    /// A lease whose machine is this server.
     pub(crate) fn on(sshd: Sshd) -> Self {
         let machine = Machine::start();
         let place = Place::new().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
@@ -119,7 +119,7 @@ fn a_file_goes_there_and_back_under_any_name() {
         (fs::read(&back).unwrap(), mode(&back)),
         (fs::read(&local).unwrap(), 0o755)
     );
-    // Into a directory it goes under its own name; a slash makes one.
+    // A copy into a directory keeps its name; a trailing slash creates the directory.
     fs::create_dir(lease.there("dir")).unwrap();
     quiet(&lease.up("a 'b' [1]*", "dir"));
     quiet(&lease.up("a 'b' [1]*", "new/deep/"));
@@ -157,7 +157,7 @@ fn a_directory_goes_there_and_back_and_is_merged() {
         fs::read(there.join("big")).unwrap(),
         fs::read(lease.place.path("repo/t/big")).unwrap()
     );
-    // Once more, with the directory there: under its own name, then into it, and what is only there stays.
+    // Copy again into the existing directory, then over the copy: files that exist only there stay.
     quiet(&lease.up("t", "copy"));
     assert!(lease.there("copy/t/big").exists());
     fs::write(lease.there("copy/t/own"), "own").unwrap();
@@ -170,7 +170,7 @@ fn a_directory_goes_there_and_back_and_is_merged() {
         ),
         (b"own".to_vec(), b"run\n".to_vec())
     );
-    // Links are not taken from a lease, unless as what they lead to.
+    // Symlinks are not copied from a lease unless followed.
     let refused = lease.down("copy", "back");
     assert_eq!((refused.code, refused.out.as_str()), (7, ""));
     let why = "link\", which is a symbolic link; nothing was copied\nhint: -L copies what links lead to\n";
@@ -194,19 +194,19 @@ fn a_directory_goes_there_and_back_and_is_merged() {
         (mode(&back.join("deep/x")), mode(&back.join("deep"))),
         (0o755, 0o755)
     );
-    // Nothing is left of any of this beside what was asked for.
+    // No temporary files are left behind.
     let litter = |dir: &Path| names(dir).into_iter().any(|name| name.starts_with(".crabbox-cp"));
     assert!(!litter(lease.sshd.dir()) && !litter(&there) && !litter(&lease.place.path("repo")));
 }
 
-/// Operands of `cp`, the exit code, and how what it says begins.
+/// Operands of `cp`, the exit code, and the start of the message.
 type Case = (Vec<String>, i32, String);
 
 fn sandbox(path: &Path) -> String {
     format!("SANDBOX:{}", path.display())
 }
 
-/// What is wrong on this side.
+/// Errors on this side.
 fn local_cases(lease: &Entered, repo: &Path) -> Vec<Case> {
     let usage = "usage: crabbox cp --id <lease-id-or-slug> [-L] <src> <dst>\n";
     let x = sandbox(&lease.there("x"));
@@ -242,7 +242,7 @@ fn local_cases(lease: &Entered, repo: &Path) -> Vec<Case> {
     ]
 }
 
-/// What is wrong in the lease.
+/// Errors in the lease.
 fn remote_cases(lease: &Entered) -> Vec<Case> {
     let case = |from: Option<&str>, to: Option<&str>, about: &str, says: &str| {
         let there = |name: &str| sandbox(&lease.there(name));
@@ -359,7 +359,7 @@ fn a_tunnel_serves_until_it_is_interrupted() {
         let (mut client, _) = server.accept().unwrap();
         client.write_all(b"hello").unwrap();
     });
-    // Flags may stand behind the port, as in the Go program.
+    // Flags may follow the port, as in the Go program.
     let mut child = lease
         .place
         .command(&["tunnel", &port, "--id", "jade-krill"])

@@ -1,12 +1,12 @@
-//! What a person sees of a `run`: standard error is a terminal, made by script(1).
+//! What a person sees of a `run`: standard error is a terminal made by script(1).
 
 use crate::place::{Answer, Place};
 use crate::static_host::{configure, existing};
 
-/// The most lines that a run without anything to remark on takes.
+/// The maximum number of lines of an unremarkable run.
 const BRIEF: usize = 6;
 
-/// Runs a command line whose standard error is a terminal; that is what stands in `out`.
+/// Runs a command line with standard error on a terminal, whose contents are returned in `out`.
 fn on_terminal(place: &Place, line: &str) -> Answer {
     let line = crabbox_workspace::quote::single(&format!("{line} > stdout"));
     place.paste(&format!("script -qefc {line} /dev/null"))
@@ -47,17 +47,17 @@ fn a_person_sees_one_line_a_stage_and_everything_with_verbose() {
 fn what_a_failed_command_said_is_not_repeated_to_a_person() {
     let (place, sshd) = existing();
     configure(&place, &sshd, "");
-    // What the command prints does not stand in its words, which a line to paste repeats.
+    // The command's output does not appear in its own text, which the line to paste repeats.
     let command = "-- sh -c \"echo oops-\\$((40 + 2)) >&2; exit 3\"";
     let count = |text: &str| text.matches("oops-42").count();
     let failed = on_terminal(&place, &format!("crabbox run {command}"));
     assert_eq!((failed.code, count(&failed.out)), (3, 1), "{}", failed.out);
     assert!(failed.out.contains("  next: crabbox run "), "{}", failed.out);
     assert!(failed.out.contains("remote command exited 3"), "{}", failed.out);
-    // What went into a file was not seen yet.
+    // Output captured to a file was not seen yet, so the tail is shown.
     let kept = on_terminal(&place, &format!("crabbox run --capture-stderr err {command}"));
     assert_eq!((kept.code, count(&kept.out)), (3, 1), "{}", kept.out);
-    // A script sees what it saw: the stream, the digest, and the tail.
+    // A script gets everything: the stream, the digest, and the tail.
     let piped = place.paste(&format!("crabbox run {command}"));
     assert_eq!((piped.code, count(&piped.err)), (3, 3), "{}", piped.err);
 }

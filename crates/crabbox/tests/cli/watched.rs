@@ -1,4 +1,4 @@
-//! Leases that are watched: `list --watch` and `status --watch`, for a person on a terminal and for a script.
+//! Watching leases: `list --watch` and `status --watch`, for a person on a terminal and for a script.
 
 use std::fs;
 use std::io::{BufRead as _, BufReader};
@@ -14,7 +14,7 @@ use crate::world::{Machine, Record, claim};
 
 const ID: &str = "cbx_0123456789ab";
 const OTHER: &str = "cbx_ba9876543210";
-/// How long anything may take to be seen: many times the interval.
+/// How long a change may take to appear: many times the interval.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 fn leased() -> (Place, Machine) {
@@ -44,7 +44,7 @@ fn watching(place: &Place, words: &[&str]) -> (Child, Receiver<String>) {
     (child, lines(out))
 }
 
-/// Ctrl-C, and the exit code that it leads to.
+/// Sends Ctrl-C and returns the exit code.
 fn interrupted(mut child: Child) -> Option<i32> {
     kill_process(Pid::from_child(&child), Signal::INT).unwrap();
     child.wait().unwrap().code()
@@ -57,7 +57,7 @@ fn a_script_is_told_a_line_a_change_and_nothing_while_only_time_passes() {
     let next = || lines.recv_timeout(PATIENCE).unwrap();
     assert!(next().contains(&format!("lease={ID} slug=jade-krill")));
     let dir = Record::new(OTHER, "brisk-crab").write(&place);
-    // What comes next is about the new lease: the old one has not changed.
+    // The next line is about the new lease: the old one has not changed.
     assert!(next().contains(&format!("lease={OTHER} slug=brisk-crab")));
     fs::remove_dir_all(dir).unwrap();
     assert_eq!(next(), format!("gone lease={OTHER}"));

@@ -1,4 +1,4 @@
-//! Leases and claims on disk as the Go program writes them, and processes that stand in for their machines.
+//! Leases and claims on disk as the Go program writes them, and processes in place of their machines.
 
 use std::fs;
 use std::path::PathBuf;
@@ -9,10 +9,10 @@ use serde_json::{Value, json};
 
 use crate::place::Place;
 
-/// The moment at which every lease here was made: far enough in the past to be told apart from now.
+/// When every lease here was made: far enough in the past to differ from now.
 pub(crate) const MADE: i64 = 1_754_000_000;
 
-/// A process that stands in for a machine; it ends with the test.
+/// A process in place of a machine; it ends with the test.
 pub(crate) struct Machine(Child);
 
 impl Machine {
@@ -23,10 +23,10 @@ impl Machine {
         Self(cmd.spawn(&mut command).unwrap())
     }
 
-    /// The three fields by which a record knows its machine.
+    /// The three fields by which a record identifies its machine.
     fn identity(&self) -> Value {
         let stat = fs::read_to_string(format!("/proc/{}/stat", self.0.id())).unwrap();
-        // Field 22, counted behind the name, which is the second one and may hold blanks.
+        // Field 22, counted after the second one, the name, which may contain blanks.
         let started = stat.rsplit(") ").next().unwrap().split(' ').nth(19).unwrap();
         let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
         json!({"pid": self.0.id(), "processStarted": started, "bootID": boot.trim()})
@@ -91,7 +91,7 @@ impl Record {
     }
 }
 
-/// Reads the record of a lease as it stands.
+/// Reads the current record of a lease.
 pub(crate) fn record(place: &Place, id: &str) -> Value {
     let path = place
         .path("home/.config/crabbox/state/firecracker/leases")
@@ -114,14 +114,14 @@ pub(crate) fn claim(place: &Place, id: &str, slug: &str, provider: &str) {
     );
 }
 
-/// Writes anything where claims are.
+/// Writes an arbitrary file into the claims directory.
 pub(crate) fn claim_file(place: &Place, name: &str, text: &str) {
     let dir = place.path("home/.config/crabbox/state/claims");
     fs::create_dir_all(&dir).unwrap();
     fs::write(dir.join(name), text).unwrap();
 }
 
-/// Reads a claim as it stands.
+/// Reads the current claim.
 pub(crate) fn read_claim(place: &Place, id: &str) -> Value {
     let path = place
         .path("home/.config/crabbox/state/claims")

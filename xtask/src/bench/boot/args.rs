@@ -1,8 +1,8 @@
-//! `bench boot --kernel-args`: what each argument of the guest's kernel gains, measured by leaving it out, and what others would.
+//! `bench boot --kernel-args`: what each argument of the guest's kernel gains, measured by leaving it out, and what further arguments would gain.
 //!
-//! The machine is a lease's own, started with Firecracker alone, so that its command line can be anything. All variants take turns
-//! in every round: a busy moment of this machine hits all of them. In the lab the processor time of the emulator says more than any
-//! clock, since it does not grow when this machine does other things, too. Timings never decide a test.
+//! The machine is that of a lease, started with Firecracker alone, so that its command line can be arbitrary. All variants alternate in every round,
+//! so that a busy moment of this machine affects all of them. In the lab the emulator's processor time is more meaningful than any clock, because
+//! other load does not affect it. Timings never decide a test.
 
 use std::process::ExitCode;
 
@@ -15,13 +15,13 @@ use crate::site::{self, Site};
 use crate::workspace;
 use crabbox_lab::payload::{Build, Images};
 
-/// How many rounds at least.
+/// The minimum number of rounds.
 const LEAST: usize = 3;
 
-/// How many variants stand between two boots with our own arguments, which are what all are compared with.
+/// After how many variants there is a boot with our own arguments, the baseline of all comparisons.
 const STRIDE: usize = 4;
 
-/// Arguments that others give to guests and we do not.
+/// Arguments that other projects give to their guests and we do not.
 const CANDIDATES: [&str; 9] = [
     "tsc=reliable",
     "no_timer_check",
@@ -34,7 +34,7 @@ const CANDIDATES: [&str; 9] = [
     "mitigations=off",
 ];
 
-/// A command line, and what sets it apart.
+/// A command line, and how it differs from ours.
 struct Variant {
     /// `ours`, `without WORD` or `with WORD`.
     name: String,
@@ -48,11 +48,11 @@ struct Boot {
     whole: f64,
     /// The stage `kernel`, by the guest's clock.
     kernel: f64,
-    /// Processor time of the lab's emulator for all of it; on a host with a KVM of its own, none.
+    /// Processor time of the lab's emulator for the whole boot; `None` on a host with its own KVM.
     work: Option<f64>,
 }
 
-/// Boots every variant `rounds` times. `more` are further arguments to try.
+/// Boots every variant `rounds` times. `more` are additional arguments to try.
 pub(crate) fn main(lab: &str, rounds: usize, more: &[String]) -> Result<ExitCode> {
     ensure!(
         rounds >= LEAST,
@@ -62,7 +62,7 @@ pub(crate) fn main(lab: &str, rounds: usize, more: &[String]) -> Result<ExitCode
     let mut variants = variants(more);
     site.script(include_str!("prepare.sh"))?;
     for round in 1..=rounds {
-        // Each round begins with another one.
+        // Each round begins with a different variant.
         let first = round * variants.len() / rounds;
         let order: Vec<usize> = (0..variants.len())
             .map(|place| (place + first) % variants.len())
@@ -105,7 +105,7 @@ fn variants(more: &[String]) -> Vec<Variant> {
     variants
 }
 
-/// Boots once. A guest that does not get ready is no boot: the variant is reported as such, and the others go on.
+/// Boots once. If the guest does not get ready, the variant is reported as failing, and the others continue.
 fn boot(site: &Site, variant: &mut Variant) -> Result<()> {
     let script = format!("set -- '{}'\n{}", variant.line, include_str!("once.sh"));
     let before = site.processor_ms();
@@ -134,14 +134,14 @@ fn boot(site: &Site, variant: &mut Variant) -> Result<()> {
     Ok(())
 }
 
-/// Half of the boots lie within this range around the median, in milliseconds.
+/// The interquartile range, in milliseconds.
 fn spread(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     let at = |quarter: usize| values.get(values.len() * quarter / 4).copied().unwrap_or(0.0);
     at(3) - at(1)
 }
 
-/// The medians of a variant, in milliseconds; the work is none where the site is no lab.
+/// The medians of a variant, in milliseconds; `work` is `None` if the site is not a lab.
 struct Medians {
     whole: f64,
     kernel: f64,

@@ -1,7 +1,7 @@
-//! Horizontal bars as SVG: one scale for each unit, the median as a bar, the spread as a line, the number beside it.
+//! Horizontal bars as SVG: one scale per unit, the median as a bar, the spread as a line, and the number.
 //!
-//! Ours, because what is drawn is rectangles and words: a library for plots lays out text by the fonts of the machine or brings its own. It
-//! must never depend on anything but its arguments.
+//! Hand-written, because only rectangles and text are drawn: a plotting library would lay out text by the machine's fonts or bring its own. It must
+//! never depend on anything but its arguments.
 
 use std::fmt::Write as _;
 
@@ -29,13 +29,13 @@ pub(super) fn svg(title: &str, foot: &str, groups: &[Group]) -> String {
             .iter()
             .map(|bar| bar.spread.map_or(bar.middle, |(_, most)| most.max(bar.middle)))
             .fold(0.0, f64::max);
-        // Whatever was measured as nothing is drawn as nothing.
+        // Values of zero have zero length.
         let scale = (WIDTH - LEFT - RIGHT) / if most > 0.0 { most } else { 1.0 };
         for bar in &group.bars {
             let (length, middle) = (bar.middle * scale, at + ROW / 2.0);
             text(&mut body, LEFT - 8.0, middle + 4.0, "end", 12, &bar.name);
             let (top, tall) = (at + 4.0, ROW - 8.0);
-            // Writing to a text does not fail.
+            // Writing to a string cannot fail.
             writeln!(
                 body,
                 r##"<rect x="{LEFT:.1}" y="{top:.1}" width="{length:.1}" height="{tall:.1}" fill="#4a7ab5"/>"##

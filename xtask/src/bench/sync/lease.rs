@@ -1,6 +1,6 @@
-//! `bench sync --lease`: the same into a microVM of this host or of the lab.
+//! `bench sync --lease`: the same with a microVM of this host or of the lab.
 //!
-//! In the lab both sides are emulated, the guest within the emulation: only the ratios say something.
+//! In the lab both sides are emulated, the guest inside the emulation: only ratios are meaningful.
 
 use std::process::ExitCode;
 
@@ -11,7 +11,7 @@ use crate::bench::median;
 use crate::site;
 use crabbox_lab::payload::{Build, Images};
 
-/// Run on the host. `$1` files, `$2` runs.
+/// Run on the host. `$1` is the number of files, `$2` of runs.
 const SCRIPT: &str = concat!(include_str!("../timed.sh"), include_str!("lease.sh"));
 
 /// Measures and reports.

@@ -1,6 +1,6 @@
-//! One lease, measured: made, entered, ended. What goes wrong is told, and never ends the bench.
+//! Measures one lease: made, entered, ended. An error is reported, and never ends the bench.
 //!
-//! Each command has a limit of its own, because a lease that hangs must not take the night with it.
+//! Each command has its own time limit, because a hanging lease must not block the whole bench.
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
@@ -8,10 +8,10 @@ use serde_json::Value;
 use super::{MACHINE, number};
 use crate::site::Site;
 
-/// Seconds that one command of crabbox may take.
+/// The time limit of one crabbox command, in seconds.
 const LIMIT: u32 = 300;
 
-/// How the machine of a lease starts, as `leaseSource` has it.
+/// How the machine of a lease starts, in the words of `leaseSource`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Way {
     Cold,
@@ -39,7 +39,7 @@ impl Way {
     }
 }
 
-/// Milliseconds of one lease.
+/// The times of one lease, in milliseconds.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Lease {
     /// Until its SSH server listens.
@@ -48,23 +48,23 @@ pub(super) struct Lease {
     pub(super) exit: f64,
     /// Until it can be entered, an SSH connection to it open.
     pub(super) whole: f64,
-    /// What of that was our own work.
+    /// The part of that spent in our own code.
     pub(super) ours: f64,
-    /// Until the machine runs, once Firecracker is started: its API, and what it is told.
+    /// From the start of Firecracker until the machine runs: its API and the requests.
     pub(super) load: f64,
 }
 
-/// A new lease and `true` in it, and what both took.
+/// Makes a new lease, runs `true` in it, and returns the times of both.
 pub(super) fn lease(site: &Site, way: Way, drop_cache: bool) -> Result<Lease> {
     if way == Way::Pool {
-        // It also waits for whoever fills the pool up behind the one before.
+        // Also waits for the process that refills the pool after the previous lease.
         command(site, &format!("crabbox pool fill {MACHINE} {}", way.options()))?;
     }
     if drop_cache {
         site.script("sync && echo 3 > /proc/sys/vm/drop_caches")?;
     }
     let measured = measure(site, way);
-    // Whatever became of it, nothing of it is there at the next one.
+    // Stop it in any case, so that nothing of it is left for the next one.
     let stopped = site.run(&limited("crabbox stop bench-warm"))?;
     let lease = measured?;
     ensure!(
@@ -121,7 +121,7 @@ fn limited(command: &str) -> String {
     format!("timeout -k 10 {LIMIT} {command}")
 }
 
-/// What a command of crabbox said on standard output; it must succeed.
+/// The standard output of a crabbox command, which must succeed.
 pub(super) fn command(site: &Site, words: &str) -> Result<String> {
     let done = site.run(&limited(words))?;
     ensure!(
@@ -133,7 +133,7 @@ pub(super) fn command(site: &Site, words: &str) -> Result<String> {
     Ok(done.stdout_text())
 }
 
-/// The document that a command prints with `--timing-json`; it must succeed.
+/// The document that a command prints with `--timing-json`; the command must succeed.
 fn timings(site: &Site, words: &str) -> Result<Value> {
     let done = site.run(&limited(words))?;
     let said = done.stderr_text();
@@ -147,7 +147,7 @@ fn timings(site: &Site, words: &str) -> Result<Value> {
         .with_context(|| format!("`{words}` printed no timings: {said}"))
 }
 
-/// What loading the same machine takes with Firecracker alone, in milliseconds: all of it, and the two requests.
+/// The time to load the same machine with Firecracker alone, in milliseconds: in total, and for the two requests.
 pub(super) fn alone(site: &Site) -> Result<[f64; 2]> {
     let script = include_str!("raw.py");
     let said = site
@@ -163,19 +163,19 @@ pub(super) fn alone(site: &Site) -> Result<[f64; 2]> {
     Ok([of("raw")?, of("load")?])
 }
 
-/// Leases that were begun all at once.
+/// The result of starting leases simultaneously.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Crowd {
-    /// How many came of the template.
+    /// How many were restored from the template.
     pub(super) restored: f64,
-    /// Milliseconds by the clock until the last one was there.
+    /// Milliseconds until the last one was ready.
     pub(super) wall: f64,
-    /// Milliseconds of processors that one takes by itself.
+    /// Processor time of a single one, in milliseconds.
     pub(super) alone: f64,
     pub(super) processors: f64,
 }
 
-/// Begins `count` leases at once.
+/// Starts `count` leases at once.
 pub(super) fn crowd(site: &Site, count: usize) -> Result<Crowd> {
     let script = format!("set -- '{MACHINE}' {count}\n{}", include_str!("crowd.sh"));
     let said = site.script(&script)?.stdout_text();
@@ -191,7 +191,7 @@ pub(super) fn crowd(site: &Site, count: usize) -> Result<Crowd> {
     })
 }
 
-/// How long a build takes in a lease, in milliseconds, and how many units of work that were. `asked` are the words of `build.sh`.
+/// The time of a build in a lease in milliseconds, and the units of work it did. `asked` are the arguments of `build.sh`.
 pub(super) fn build(site: &Site, way: Way, asked: &str) -> Result<(f64, f64)> {
     let script = include_str!("build.sh");
     site.script(&format!(

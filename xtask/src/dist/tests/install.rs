@@ -1,11 +1,11 @@
-//! The install script, against releases that a server on loopback has.
+//! The install script, against releases on a loopback server.
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{TcpListener, TcpStream};
 
 use super::*;
 
-/// Serves the files below a directory over HTTP on loopback, until it is dropped.
+/// Serves the files below a directory over HTTP on loopback, until dropped.
 struct Server {
     port: u16,
     thread: Option<std::thread::JoinHandle<()>>,
@@ -43,7 +43,7 @@ impl Drop for Server {
     }
 }
 
-/// Sends the file that is asked for, or its first half if there is a file of the same name with `.half` behind it.
+/// Sends the requested file, or its first half if there is a file named like it plus `.half`.
 fn respond(root: &Path, stream: TcpStream) -> std::io::Result<String> {
     let mut lines = BufReader::new(stream.try_clone()?).lines();
     let first = lines.next().transpose()?.unwrap_or_default();
@@ -222,7 +222,7 @@ fn the_script_refuses_what_is_not_whole_not_the_digests_or_not_there() {
     place.refuses(this, &[], "names no");
     assert!(!place.at("prefix").exists());
     fs::write(&sums, text).unwrap();
-    // A program that somebody put there by hand.
+    // A program installed by hand.
     fs::create_dir_all(place.at("prefix/bin")).unwrap();
     fs::write(place.at("prefix/bin/crabbox"), "#!/bin/sh\necho 7\n").unwrap();
     place.refuses(this, &[], "did not install");

@@ -1,16 +1,16 @@
-//! The RPM package as rpm takes it, in trees with a shell and nothing else (root: scripts run in them).
+//! The RPM package handled by rpm, in trees with nothing but a shell (needs root: scripts run in them).
 
 use std::os::unix::fs::symlink;
 
 use super::*;
 
-/// The programs that the package's scripts call.
+/// The programs called by the package's scripts.
 const TOOLS: [&str; 4] = ["sh", "rm", "rmdir", "sed"];
 
-/// The one that busybox lacks: nobody else is at the lock here, which the Debian package's scripts are tried with.
+/// A substitute for the one that busybox lacks: nothing competes for the lock here; the tests of the Debian package cover that.
 const FLOCK: &str = "#!/bin/sh\nshift 2\nexec \"$@\"\n";
 
-/// A system with its own records of packages.
+/// A system with its own package records.
 struct Tree(tempfile::TempDir);
 
 impl Tree {
@@ -22,7 +22,7 @@ impl Tree {
         let dir = tempfile::tempdir().unwrap();
         let bin = dir.path().join("bin");
         fs::create_dir(&bin).unwrap();
-        // As every system has them, by its package `filesystem`.
+        // Every system has these from its package `filesystem`.
         for of_the_system in [
             "dev",
             "usr/bin",
@@ -33,7 +33,7 @@ impl Tree {
         ] {
             fs::create_dir_all(dir.path().join(of_the_system)).unwrap();
         }
-        // The package's scripts write there; a file will do.
+        // The package's scripts write there; a regular file will do.
         fs::write(dir.path().join("dev/null"), "").unwrap();
         let busybox = Path::new("/bin/busybox");
         assert!(
@@ -53,7 +53,7 @@ impl Tree {
         self.0.path().join(path)
     }
 
-    /// What it needs is not there, and is looked at apart.
+    /// Dependencies are not installed, and are checked separately.
     fn rpm(&self, words: &[&str]) -> Captured {
         Cmd::new("rpm")
             .arg(format!("--root={}", self.0.path().display()))
@@ -63,7 +63,7 @@ impl Tree {
             .unwrap()
     }
 
-    /// All that is there beside the shell, devices and rpm's own records, directories, too.
+    /// All paths except the shell, devices and rpm's own records, including directories.
     fn paths(&self) -> Vec<String> {
         const NOT_OURS: [&str; 3] = ["./bin/", "./dev", "./var/lib/rpm/"];
         let found = Cmd::new("find").cwd(self.0.path()).run().unwrap().stdout_text();
@@ -74,7 +74,7 @@ impl Tree {
     }
 }
 
-/// What rpm says of a package by this format.
+/// The result of querying a package with this format.
 fn asked(package: &Path, format: &str) -> String {
     Cmd::new("rpm")
         .args(["--query", "--nosignature", "--queryformat", format, "--package"])
@@ -115,7 +115,7 @@ fn an_rpm_is_installed_replaced_kept_while_leases_live_and_leaves_nothing() {
     }
     ok(&tree.rpm(&["--verify", "crabbox"]));
 
-    // A lease lives on through an upgrade and back, and holds the program.
+    // A lease continues through upgrade and downgrade, and protects the program.
     let entries = tree.at("var/lib/crabbox/registry/leases");
     fs::create_dir_all(&entries).unwrap();
     fs::write(entries.with_file_name("registry.lock"), "").unwrap();
@@ -140,7 +140,7 @@ fn an_rpm_is_installed_replaced_kept_while_leases_live_and_leaves_nothing() {
     assert_eq!(tree.paths(), before);
 }
 
-/// Lays macros as a vendor or an administrator has them over those of this machine, for the command line behind it alone.
+/// Overlays this machine's macros with vendor or administrator ones, only for the command line that follows.
 const FOREIGN: &str = "mount --bind \"$0\" /usr/lib/rpm/macros.d && exec rpmbuild \"$@\"";
 
 #[test]
@@ -169,7 +169,7 @@ fn an_rpm_has_the_same_bytes_whatever_the_clock_and_the_macros_of_its_machine() 
         "Somebody Something",
         "the macros would be taken"
     );
-    // The clock of whoever commits is ahead of this machine's.
+    // The committer's clock is ahead of this machine's.
     let release = Release {
         epoch: 2_100_000_000,
         ..release(&program, VERSIONS[0], &components)

@@ -1,5 +1,5 @@
-//! Commands in comments and documents: `crabbox ...` held against the program's help, `cargo xtask ...` against our own command line,
-//! `cargo test ...` against the packages and suites.
+//! Checks commands in comments and documents: `crabbox ...` against the program's help, `cargo xtask ...` against the tasks' command line, `cargo
+//! test ...` against the packages and suites.
 //!
 //! A command is read up to its first placeholder. It is never run: the program is asked for help, or given a provider that does not exist.
 
@@ -11,11 +11,11 @@ use super::super::program::{Answer, Program};
 use super::prose::Block;
 use super::{Found, Tree};
 
-/// What is known of commands, kept because the program is slow to ask.
+/// The known commands, cached because the program is slow to ask.
 pub(super) struct Commands<'a> {
     task: clap::Command,
     program: &'a Program,
-    /// The subcommands and the help of each path that was asked for.
+    /// The subcommands and the help of each requested path.
     known: BTreeMap<String, Option<(Vec<String>, String)>>,
     flags: BTreeMap<(String, String), bool>,
 }
@@ -31,7 +31,7 @@ impl<'a> Commands<'a> {
         }
     }
 
-    /// What the commands in a block have that does not exist.
+    /// The parts of a block's commands that do not exist.
     pub(super) fn of_block(&mut self, block: &Block, tree: &Tree) -> Result<Vec<Found>> {
         let lines: Vec<(usize, String)> = if block.example {
             let text = &block.text;
@@ -118,7 +118,7 @@ fn example(line: &str) -> String {
     line.strip_prefix("sudo ").unwrap_or(line).to_owned()
 }
 
-/// Whether a word of a command stands for itself; `--` ends what is ours, and so does any sign of a shell or of prose.
+/// Whether a word of a command is literal; `--` ends the checked part, and so does any sign of shell syntax or prose.
 fn is_literal(word: &str) -> bool {
     let mut chars = word.chars();
     let start = chars.next().is_some_and(|c| c.is_ascii_lowercase() || c == '-');
@@ -128,7 +128,7 @@ fn is_literal(word: &str) -> bool {
         && chars.all(|c| c.is_ascii_alphanumeric() || "-_=./:+".contains(c))
 }
 
-/// What of `words` our own command line does not have.
+/// The part of `words` that the tasks' command line does not have.
 fn of_task(task: &clap::Command, words: &[&str]) -> Option<String> {
     let mut at = task;
     for word in words.iter().take_while(|word| is_literal(word)) {
@@ -156,7 +156,7 @@ fn takes_value(at: &clap::Command, flag: &str, word: &str, words: &[&str]) -> bo
     valued && words.windows(2).any(|pair| pair[0] == named && pair[1] == word)
 }
 
-/// The package or the suite that `cargo test` and the like name and that is not there.
+/// A package or suite named to `cargo test` and the like that does not exist.
 fn of_cargo(words: &[&str], tree: &Tree) -> Option<String> {
     words
         .windows(2)

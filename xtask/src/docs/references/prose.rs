@@ -1,27 +1,27 @@
-//! What people wrote for people: the comments of sources and the text of documents, as blocks that do not break at the end of a line.
+//! Prose in the repository: the comments of sources and the text of documents, as blocks that do not break at line ends.
 //!
-//! Sources are read line by line and not parsed: a `//` inside of a string may be taken for a comment. It never reads code as prose.
+//! Sources are read line by line and not parsed: a `//` inside a string may be taken for a comment. It never reads code as prose.
 
 use std::path::Path;
 
 /// A comment or a paragraph.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Block {
-    /// Its first line, from 1.
+    /// The number of its first line, from 1.
     line: usize,
-    /// Its text without the marks of a comment; lines end as in the file.
+    /// Its text without comment markers; line ends as in the file.
     pub text: String,
-    /// It is example code between fences, not prose.
+    /// Whether it is fenced example code, not prose.
     pub example: bool,
 }
 
 impl Block {
-    /// The line of the file at which byte `at` of the text stands.
+    /// The line of the file that contains byte `at` of the text.
     pub(super) fn line_at(&self, at: usize) -> usize {
         self.line + self.text[..at].matches('\n').count()
     }
 
-    /// What stands between backticks, with its offset. A span may go on in the next line, as prose does.
+    /// The spans between backticks, with their offsets. A span may continue in the next line, as prose does.
     pub(super) fn spans(&self) -> Vec<(usize, String)> {
         let mut at = 0;
         let mut spans = Vec::new();
@@ -35,7 +35,7 @@ impl Block {
         spans
     }
 
-    /// The text with everything between backticks blanked, so that offsets stay.
+    /// The text with everything between backticks blanked, keeping offsets.
     pub(super) fn plain(&self) -> String {
         let mut inside = false;
         self.text
@@ -48,14 +48,14 @@ impl Block {
                 if !inside || c == '\n' {
                     return c;
                 }
-                // One byte stands for one byte.
+                // Keep the length in bytes.
                 if c.is_ascii() { ' ' } else { c }
             })
             .collect()
     }
 }
 
-/// How the comments of a file are marked.
+/// The comment syntax of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Marks {
     /// `//`, `///`, `//!`.
@@ -66,7 +66,7 @@ enum Marks {
     Markdown,
 }
 
-/// The prose of the file at `path`; none of a file that is neither a document nor a source of ours.
+/// The prose of the file at `path`; empty for a file that is neither a document nor a source.
 pub(super) fn blocks(path: &Path, text: &str) -> Vec<Block> {
     let extension = path.extension().unwrap_or_default().to_string_lossy();
     let marks = match &*extension {
@@ -87,7 +87,7 @@ pub(super) fn blocks(path: &Path, text: &str) -> Vec<Block> {
             continue;
         }
         let prose = prose.trim();
-        // A paragraph ends at an empty line, a comment behind code with its line.
+        // A paragraph ends at an empty line, a trailing comment with its line.
         if prose.is_empty() {
             open = false;
             continue;
@@ -127,7 +127,7 @@ fn prose(line: &str, marks: Marks) -> Option<(&str, bool)> {
     }
 }
 
-/// Where the comment of a line of Rust begins.
+/// Where the comment of a Rust line begins.
 pub(super) fn comment(line: &str) -> Option<usize> {
     line.match_indices("//")
         .map(|(at, _)| at)

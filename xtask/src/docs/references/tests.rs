@@ -1,6 +1,6 @@
 use super::*;
 
-/// The problems of the text of a file beside the files of a small repository.
+/// The problems of a file's text within a small repository.
 fn of(path: &str, text: &str) -> Vec<String> {
     let dir = tempfile::tempdir().unwrap();
     let files = [

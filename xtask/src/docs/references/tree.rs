@@ -1,6 +1,6 @@
-//! The files of the repository and the names that their code has, to hold references against.
+//! The files of the repository and the names in their code, for checking references.
 //!
-//! Only what stands on disk counts, outside of build directories; nothing is asked of git. It never looks above the root.
+//! Only files on disk outside of build directories count; git is not consulted. It never looks above the root.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -10,15 +10,15 @@ use anyhow::{Context as _, Result};
 
 use super::prose;
 
-/// Directories that a build makes or git keeps.
+/// Directories of build products and of git.
 const NOT_OURS: [&str; 3] = ["target", ".git", "node_modules"];
-/// The longest file that is read, in bytes: sources and documents are far below.
+/// The maximum size of a file to read, in bytes: sources and documents are far smaller.
 const LONGEST: u64 = 1 << 20;
 
-/// The repository as references see it.
+/// The repository as seen by references.
 #[derive(Debug, Default)]
 pub(super) struct Tree {
-    /// Files that are text, by their path from the root.
+    /// Text files, by their path from the root.
     pub texts: BTreeMap<String, String>,
     /// Every file and directory, from the root.
     paths: BTreeSet<String>,
@@ -69,7 +69,7 @@ impl Tree {
         Ok(())
     }
 
-    /// The file or directory that `name` means in the file `from`: from the root, from that file's directory, or by the end of a path.
+    /// The file or directory that `name` means in the file `from`: relative to the root, to that file's directory, or as the end of a path.
     pub(super) fn find(&self, name: &str, from: &str) -> Option<&str> {
         let name = name.trim_end_matches('/');
         let beside = from.rsplit_once('/').map(|(dir, _)| format!("{dir}/{name}"));
@@ -95,7 +95,7 @@ impl Tree {
         }
     }
 
-    /// The directory of the crate `crabbox-NAME`, should there be one.
+    /// The directory of the crate `crabbox-NAME`, if it exists.
     pub(super) fn crate_dir(&self, name: &str) -> Option<&str> {
         self.words
             .get_key_value(&format!("crates/crabbox-{}", name.replace('_', "-")))
@@ -125,7 +125,7 @@ pub(super) fn is(path: &str, extension: &str) -> bool {
         .is_some_and(|found| found == extension)
 }
 
-/// The crate that a file belongs to, as a directory; the first directory of one that belongs to none.
+/// The directory of the crate that a file belongs to; for a file outside of crates, its first directory.
 pub(super) fn home(path: &str) -> &str {
     let mut parts = path.match_indices('/').map(|(at, _)| at);
     let first = parts.next().unwrap_or(0);

@@ -58,7 +58,7 @@ fn a_jailer_is_automatic_off_or_a_program() {
         Jailer::Program(path) => assert_eq!(path.as_path(), Path::new("/opt/jailer")),
         other => panic!("{other:?}"),
     }
-    // A repository can neither choose the program nor take the jail away.
+    // A repository can neither choose the jailer program nor disable the jail.
     assert_eq!(
         planned(&world().repo("firecracker: {jailer: none}")).jailer,
         Jailer::Auto

@@ -209,7 +209,7 @@ proptest! {
                         prop_assert!(Slug::requested(&here).is_ok_and(|slug| slug.as_str() == here));
                     }
                     Operation::Touch { state, idle, .. } => {
-                        // Nobody ends a lease by a touch, nor keeps it for ever.
+                        // A touch can neither end a lease nor keep it for ever.
                         prop_assert!(state.is_none_or(|state| state.is_usable() && state != LeaseState::Pooled));
                         prop_assert!(idle.is_none_or(|idle| !idle.is_zero() && idle.as_secs() <= SECONDS_LIMIT));
                     }
@@ -220,7 +220,7 @@ proptest! {
                     Operation::Doctor | Operation::List | Operation::Cleanup { .. } => {}
                 }
                 if let Ok(file) = config::file(&request.config) {
-                    // It is believed no more than a repository.
+                    // It is trusted no more than a repository's file.
                     prop_assert_eq!(file.layer, Layer::RepoFile);
                 }
             }

@@ -1,7 +1,7 @@
-//! The bytes between a client and a guest's SSH server, and what they say of the lease's use.
+//! Carries bytes between a client and a guest's SSH server, and derives from them whether the lease is in use.
 //!
-//! A connection from afar stays open for as long as somebody's laptop is on, so it is not use by itself: moved bytes are, beyond what an
-//! idle connection says to show that it is alive. It must never outlive the lease.
+//! A remote connection stays open as long as the user's computer is on, so an open connection does not count as use. Only traffic
+//! beyond the keepalives of an idle connection does. The connection must never outlive the lease.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -27,17 +27,18 @@ use crate::provider::lease::Lease;
 /// How long the guest's SSH server may take to accept.
 const ACCEPT_LIMIT: Duration = Duration::from_secs(10);
 
-/// How long it may take to end once its client has.
+/// How long the guest's side may take to end after its client has ended.
 const LINGER: Duration = Duration::from_secs(10);
 
-/// How often it is looked whether the lease is in use, and still there; a quarter of a short idle limit.
+/// The maximum interval of the checks that the lease still exists and is in use; it is a quarter of the idle limit if that is
+/// shorter.
 const LOOK: Duration = Duration::from_mins(1);
 
-/// What an idle connection may say in a minute, both ways together, in bytes. OpenSSH asks every 15 s whether the other side is alive, and
-/// question and answer have 100 bytes; either side may ask.
+/// How many bytes an idle connection may move per minute, in both directions together. OpenSSH sends a keepalive every 15 s;
+/// request and reply take 100 bytes, and either side may send them.
 const ALIVE: u64 = 1024;
 
-/// How many bytes are copied at a time.
+/// The size of the copy buffer, in bytes.
 const CHUNK: usize = 128 * 1024;
 
 /// Connects to the SSH server of the guest of `lease`.
@@ -56,8 +57,8 @@ pub(super) fn connect(lease: &Lease) -> Result<TcpStream, ServeError> {
     Ok(guest)
 }
 
-/// Copies both ways until either side has ended, or the lease has, or `interrupts` asks for an end. Who copies is not waited for: either
-/// may be blocked on somebody who does not listen, and both end with this process.
+/// Copies in both directions until either side ends, the lease ends, or `interrupts` asks for an end. The copying threads are not
+/// joined: either may be blocked on a peer that does not read, and both end with this process.
 pub(super) fn carry(
     places: &Places,
     (id, idle): (&str, Duration),
@@ -69,7 +70,8 @@ pub(super) fn carry(
     let moved = Arc::new(AtomicU64::new(0));
     let input = lines.get_mut().try_clone().map_err(ServeError::Streams)?;
     let mut output = output.try_clone().map_err(ServeError::Streams)?;
-    // What came behind the question goes first, by whoever may be blocked on a guest that does not read.
+    // Bytes that arrived behind the request go first. The thread writes them, because a guest that does not read would block us
+    // here.
     let mut input = io::Cursor::new(lines.behind()).chain(input);
     let (up, counted) = (Arc::clone(&guest), Arc::clone(&moved));
     std::thread::spawn(move || {
@@ -91,7 +93,7 @@ pub(super) fn carry(
         let looks = Some(Instant::now() + pause);
         match wait(ended.as_fd(), PollFlags::IN, Some(interrupts), looks).map_err(ServeError::Streams)? {
             Ready::Neither if is_there(&dir) => {}
-            // A machine that was killed says no farewell.
+            // Also ends when the lease is gone: a killed machine does not close its connections.
             _ => return Ok(()),
         }
         let (now, all) = (Instant::now(), moved.load(Ordering::Relaxed));
@@ -102,22 +104,22 @@ pub(super) fn carry(
     }
 }
 
-/// Whether the lease in `dir` has not been given back; of one whose record cannot be read nobody has said so.
+/// Whether the lease in `dir` has not been released. An unreadable record counts as not released.
 fn is_there(dir: &LeaseDir) -> bool {
     dir.path().exists()
         && !leases::read(dir).is_ok_and(|stored| labels::state(&stored.record.labels) == LeaseState::Released)
 }
 
-/// Whether `bytes` in `time` are more than an idle connection says.
+/// Whether `bytes` in `time` exceed the keepalives of an idle connection.
 fn is_use(bytes: u64, time: Duration) -> bool {
     let minutes = u64::try_from(time.as_millis())
         .unwrap_or(u64::MAX)
         .div_ceil(60_000);
-    // Within a short time two questions and their answers may come together.
+    // Count at least a full minute, because within a short time the keepalives of both sides may coincide.
     bytes > ALIVE.saturating_mul(minutes.max(1))
 }
 
-/// Copies until an end or an error, which are one to a connection, and counts.
+/// Copies and counts until an end of the stream or an error; for a connection both mean the same.
 fn copy(from: &mut impl Read, to: &mut impl Write, moved: &AtomicU64) {
     let mut chunk = vec![0; CHUNK];
     loop {
@@ -144,8 +146,8 @@ mod tests {
 
     use super::*;
 
-    /// A carried connection of a lease that is there, whose guest speaks without an end to a client that reads nothing, for `while_there` to
-    /// bring to its end.
+    /// Carries a connection of an existing lease whose guest sends endlessly to a client that reads nothing; `while_there` has to
+    /// make it end.
     fn unheard(while_there: impl FnOnce(&Path, PipeWriter) -> Option<PipeWriter>) {
         let root = tempfile::tempdir().unwrap();
         let places = Places::below(root.path());
@@ -178,7 +180,7 @@ mod tests {
         });
         unheard(|dir, asker| {
             std::fs::remove_dir(dir).unwrap();
-            // Asks for nothing, and stays.
+            // Keep the writer, so that no interrupt is seen.
             Some(asker)
         });
     }
@@ -186,11 +188,11 @@ mod tests {
     #[test]
     fn what_shows_that_a_connection_is_alive_is_no_use_and_a_few_key_strokes_are() {
         let minute = Duration::from_mins(1);
-        // Four questions and answers each way.
+        // Four keepalives and their replies in each direction.
         assert!(!is_use(8 * 100, minute));
         assert!(!is_use(10 * 8 * 100, 10 * minute));
         assert!(!is_use(0, minute));
-        // A key stroke and its echo have some 100 bytes.
+        // A keystroke and its echo take about 100 bytes.
         assert!(is_use(12 * 100, minute));
         assert!(is_use(5000, Duration::from_secs(1)));
     }

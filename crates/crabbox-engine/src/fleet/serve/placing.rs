@@ -1,7 +1,8 @@
-//! A new lease of a fleet: a job is submitted, waited for, and its host asked to make the lease, for a client who hears of all of it.
+//! A new lease of a fleet: submits a job, waits for it, and has the job's host make the lease, while the client hears of every
+//! step.
 //!
-//! A client that goes away ends its job. A host that refuses is left out of the next try, a few times; of a lease that the client has
-//! been told of nothing is tried again.
+//! A client that disconnects ends its job. A host that refuses is excluded from the next try, a few times. Nothing is retried once
+//! the client has been told about the lease.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -33,50 +34,50 @@ use crate::provider::error::LeaseError;
 /// The longest reason of a host or of the scheduler that is passed on, in characters.
 const WHY: usize = 500;
 
-/// How many hosts may refuse one lease.
+/// How many hosts may refuse one lease before we give up.
 const TRIES: usize = 3;
 
-/// How much longer the job may last than the lease, in minutes: it is the supervisor that ends a lease, and its job after it.
+/// How many minutes longer than its lease a job may run: the supervisor ends the lease first, and then the job ends.
 const SLACK: u64 = 5;
 
-/// How long after its submission a job is looked at first: a host that is free takes it at once.
+/// The delay between a job's submission and the first look at it: a free host takes it at once.
 const FIRST_LOOK: Duration = Duration::from_millis(300);
 
-/// How often somebody who waits hears something, if only that all is as it was.
+/// The interval at which a waiting client hears something, even if nothing has changed.
 const SIGN_OF_LIFE: Duration = Duration::from_mins(1);
 
-/// How long the scheduler may not have looked at a job before its client hears that it is queued.
+/// How long a job may stay unseen by the scheduler before its client is told that it is queued.
 const UNSEEN: Duration = Duration::from_secs(10);
 
-/// How often in a row the scheduler may not answer while a job waits.
+/// How many times in a row the scheduler may fail to answer while a job waits.
 const SILENCES: u32 = 3;
 
-/// How long a host may take to take back what was given up.
+/// How long a host may take to roll back an abandoned lease.
 const ROLLBACK_LIMIT: Duration = Duration::from_mins(1);
 
-/// What a client wants.
+/// What the client asked for.
 struct Wanted {
     key: String,
     settings: BTreeMap<String, String>,
     slug: Option<String>,
     keep: bool,
     external: Option<External>,
-    /// The lease as the settings of this host have it.
+    /// The lease according to the settings of this host.
     plan: FirecrackerPlan,
 }
 
-/// How a host dealt with a request.
+/// The outcome of a host's try.
 enum Answer {
-    /// The lease is its client's.
+    /// The client has the lease.
     Taken,
-    /// The host did not make it, and the client has heard of nothing.
+    /// The host did not make the lease, and the client has not been told about it yet.
     Refused(String),
-    /// It failed for a reason that would be the same elsewhere, or too late; the client has been told.
+    /// It failed too late for another try, or for a reason that applies on every host. The client has been told.
     Told,
 }
 
 impl Serve<'_> {
-    /// Does one thing as a gateway; `false` when the streams have been something else's since.
+    /// Serves one request as a gateway; `false` once another protocol has used the streams.
     pub(super) fn serve_fleet(
         &self,
         gateway: &Gateway,
@@ -97,7 +98,7 @@ impl Serve<'_> {
             } => {
                 let plan =
                     firecracker::plan(&(self.settings)(&flags(&settings)?)?).map_err(LeaseError::from)?;
-                // Refused here, before anybody waits in a queue.
+                // Refuse a bad key here, before the client waits in a queue.
                 keys::public(&key, "")?;
                 let wanted = Wanted {
                     key,
@@ -145,8 +146,8 @@ impl Serve<'_> {
         Ok(true)
     }
 
-    /// The owner's leases on all hosts of the fleet, asked side by side. Of a list that is not whole nothing is told: what is missing from one
-    /// is taken not to be there, and made once more.
+    /// The owner's leases on all hosts of the fleet, which are asked in parallel. Fails if any host fails: a client would take a
+    /// lease missing from a partial list for gone and make it again.
     fn list_behind(&self, gateway: &Gateway) -> Result<Vec<FarLease>, ServeError> {
         let dir = self.engine.control_dir().map_err(FleetError::from)?;
         let (owner, access) = (&self.owner, gateway.access());
@@ -194,7 +195,7 @@ impl Serve<'_> {
             };
             let job = match placement.submit(&wish) {
                 Ok(job) => job,
-                // All others are left out.
+                // All remaining hosts are excluded.
                 Err(PlacementError::Never { .. }) if !refusals.is_empty() => break,
                 Err(error) => return Err(error.into()),
             };
@@ -220,7 +221,7 @@ impl Serve<'_> {
                 Answer::Refused(why) => {
                     let why = short(&why);
                     refusals.push(format!("{node}: {why}"));
-                    // What another program calls so is there once, and this host may not have said all that it did.
+                    // An external name may exist only once, and this host may have made the lease although it reported a failure.
                     if wanted.external.is_some() {
                         break;
                     }
@@ -239,7 +240,7 @@ impl Serve<'_> {
         Err(ServeError::NoHost { refusals })
     }
 
-    /// What the process of the job runs.
+    /// The command line of the job's process.
     fn held(&self, gateway: &Gateway, lease: &LeaseId, nonce: &str) -> Vec<String> {
         let exe = self.engine.exe.to_string_lossy().into_owned();
         let wait = gateway.request_wait().as_secs().to_string();
@@ -260,7 +261,7 @@ impl Serve<'_> {
         .into()
     }
 
-    /// Waits until the job has a host, and says meanwhile how it stands.
+    /// Waits until the job has a host, and reports its state meanwhile.
     fn wait_for(
         &self,
         placement: &dyn Placement,
@@ -294,7 +295,7 @@ impl Serve<'_> {
                     if queue::is_unseen(&reason) && began.elapsed() < UNSEEN {
                         continue;
                     }
-                    // Both are words more; without them it is told all the same.
+                    // Rank and hosts only add detail to the text; go on without them if they are unavailable.
                     let rank = placement.rank(job).unwrap_or_default();
                     let nodes = queue::is_short(&reason).then(|| placement.nodes().ok()).flatten();
                     let text = short(&queue::words(rank, &reason, need, nodes.as_deref()));
@@ -318,7 +319,7 @@ impl Serve<'_> {
         }
     }
 
-    /// Has the host of the job make the lease, and passes on what either side says.
+    /// Has the job's host make the lease, and relays the messages of both sides.
     fn make_there(
         &self,
         gateway: &Gateway,
@@ -383,14 +384,14 @@ impl Serve<'_> {
                         continue;
                     };
                     let left = Duration::from_secs(*seconds).min(limit);
-                    // From here on the client has something to say.
+                    // From here on the client is expected to send something.
                     gone = None;
                     out.put(&reply)?;
                     let said =
                         lines.next(Some(self.interrupts.as_fd()), Some(Instant::now() + left + GRACE))?;
                     match said.map(|line| Ask::read(&line)).transpose()? {
                         Some(Ask::Claimed) => {
-                            // It is almost the client's: who interrupts now has it to be stopped.
+                            // The client has claimed it, so an interrupt no longer abandons the lease; it would have to be stopped.
                             talk.heed_no_more();
                             talk.say(&Ask::Claimed)?;
                         }
@@ -402,7 +403,7 @@ impl Serve<'_> {
                     return Ok(Answer::Taken);
                 }
                 Ok(_) => return Err(talk.nonsense().into()),
-                // A host without room, or without what it needs, may be one of several; what the client asked for is the same everywhere.
+                // Lack of room or of a prerequisite may be this host's problem only. A bad request would fail on every host.
                 Err(FleetError::Refused(failure, _)) if gone.is_some() && is_the_host_s(&failure) => {
                     return Ok(Answer::Refused(whole(&failure)));
                 }
@@ -416,7 +417,7 @@ impl Serve<'_> {
     }
 }
 
-/// As much of somebody's reason as is passed on: three of them, and what is said around them, are less than one line may have.
+/// A reason, cut to the length that is passed on: three of them with the text around them must fit into one line.
 fn short(why: &str) -> String {
     why.chars().take(WHY).collect()
 }
@@ -428,15 +429,16 @@ fn whole(failure: &Failure) -> String {
     all.join(": ")
 }
 
-/// Whether a failure says something of the host, as one of its room or of its configuration does: what was asked for the gateway has
-/// judged already. A guest that did not come up is no refusal, since its console is worth more than another try.
+/// Whether a failure is due to the host, such as its capacity or its configuration; the gateway has validated the request itself
+/// already. A guest that did not come up does not count as a refusal, because its console is worth more than another try.
 fn is_the_host_s(failure: &Failure) -> bool {
     matches!(failure.kind, Kind::Unavailable | Kind::Usage)
         && !failure.machine_ended
         && failure.console.is_empty()
 }
 
-/// The client's settings with the sizes and the time that its job is submitted with, so that no host's own defaults make it another lease.
+/// The client's settings with the sizes and the TTL that its job was submitted with, so that a host's own defaults cannot change
+/// the lease.
 fn sized(mut settings: BTreeMap<String, String>, plan: &FirecrackerPlan) -> BTreeMap<String, String> {
     for (key, value) in [
         ("firecracker.cpus", plan.cpus.to_string()),
@@ -455,16 +457,16 @@ fn drawn() -> Result<LeaseId, ServeError> {
     ))
 }
 
-/// Ends the job when the lease is not made, however that comes; once a client has it, the lease ends its job and never the other way
-/// round. A job that cannot be told ends by itself: nobody asks it for a lease.
+/// Cancels the job on drop, unless the lease has been handed over; from then on the lease ends its job and never the reverse. A job
+/// that cannot be cancelled ends by itself when nobody asks it for a lease.
 struct Ending<'a> {
     placement: &'a dyn Placement,
     job: Option<(u32, &'a LeaseId)>,
 }
 
 impl Ending<'_> {
-    /// Tells the client that the lease is theirs. It is from the host's word on, whether they still hear of it or not: they have its key, and
-    /// ask for it by that.
+    /// Tells the client that the lease is theirs. It is theirs from the host's reply on, even if they do not hear of it: they have
+    /// its key and can find it by that.
     fn hand_over(&mut self, out: &Out<'_>, lease: &Reply) -> Result<(), ServeError> {
         self.job = None;
         out.put(lease)?;
@@ -487,7 +489,7 @@ mod tests {
     use super::*;
     use crate::placement::Node;
 
-    /// A scheduler that counts what it is asked to end.
+    /// A scheduler that counts its cancelled jobs.
     #[derive(Debug, Default)]
     struct Counts(Cell<usize>);
 

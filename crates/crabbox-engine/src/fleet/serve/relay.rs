@@ -1,7 +1,7 @@
-//! The streams of a client that are those of a host behind this gateway.
+//! Connects a client's streams to a host behind this gateway.
 //!
-//! The host is told for whom the gateway speaks, which is the client's owner and nobody else. What is said is neither read nor
-//! changed on its way.
+//! The host is told on whose behalf the gateway speaks, which is always the client's own owner. The relayed bytes are neither read
+//! nor changed.
 
 use std::fs::File;
 use std::io::{self, Write as _};
@@ -18,7 +18,7 @@ use crate::fleet::wire::Reply;
 use crate::placement::gateway::Gateway;
 
 impl Serve<'_> {
-    /// Makes the streams those of the host `node`, until either side has ended.
+    /// Relays between the client and the host `node` until either side has ended.
     pub(super) fn enter(
         &self,
         gateway: &Gateway,
@@ -35,10 +35,10 @@ impl Serve<'_> {
         let mut output = out.0.try_clone().map_err(ServeError::Streams)?;
         let behind = lines.behind();
         let (ended, end) = io::pipe().map_err(ServeError::Streams)?;
-        // Neither is waited for: each may be blocked on somebody who does not listen, and both end with this process.
+        // Neither thread is joined: each may be blocked on a peer that does not read, and both end with this process.
         std::thread::spawn(move || {
             if to.write_all(&behind).is_ok() {
-                // Dropped at its end, which tells the host.
+                // `to` is dropped at the end, which tells the host.
                 io::copy(&mut input, &mut to).ok();
             }
         });

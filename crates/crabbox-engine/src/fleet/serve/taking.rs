@@ -1,6 +1,6 @@
-//! Handing a machine that is ready to a client on another machine: it is told, and says when it has claimed it.
+//! Hands a ready machine over to a client on another machine: tells the client, and waits until it has claimed the machine.
 //!
-//! A client that goes away before that has given the lease up, and is noticed at once however long the machine takes.
+//! A client that disconnects before that has given up the lease. This is noticed at once, however long the machine takes.
 
 use std::fs::File;
 use std::io::{self, PipeWriter};
@@ -18,10 +18,10 @@ use crate::provider::firecracker::entering::{Made, Taker};
 use crate::provider::firecracker::error::AcquireLeaseError;
 use crate::provider::lease::Lease;
 
-/// How much longer than the lease may take to be entered its owner may take to say so: the way through the network.
+/// How much longer than the deadline for entering the lease the client's answer may take: the time through the network.
 pub(super) const GRACE: Duration = Duration::from_secs(10);
 
-/// Notices a client that goes away while nothing is expected of it.
+/// Notices a client that disconnects while we expect nothing from it.
 #[derive(Debug)]
 pub(super) struct Gone {
     stop: Option<PipeWriter>,
@@ -29,7 +29,7 @@ pub(super) struct Gone {
 }
 
 impl Gone {
-    /// Watches `input` until this is dropped; its end, or a word out of order, asks for an end through `interrupts`.
+    /// Watches `input` until this is dropped. End of input, or an unexpected message, requests an end through `interrupts`.
     pub(super) fn watch(input: BorrowedFd<'_>, interrupts: &Interrupts) -> io::Result<Self> {
         let input = input.try_clone_to_owned()?;
         let (stopped, stop) = io::pipe()?;
@@ -65,7 +65,7 @@ impl Drop for Gone {
     }
 }
 
-/// A client that is to have a lease.
+/// A client that is about to take over a lease.
 #[derive(Debug)]
 pub(super) struct Taking<'a> {
     lines: &'a mut Lines<File>,
@@ -90,7 +90,7 @@ impl Taker for Taking<'_> {
             id: made.lease.id.clone(),
         };
         let left = made.deadline.saturating_duration_since(Instant::now());
-        // The pinned key is what follows the name in the file's one line.
+        // The file has one line: a name, followed by the pinned key.
         let pinned = std::fs::read_to_string(&made.ready.known_hosts).unwrap_or_default();
         let host_key = pinned.trim().split_once(' ').map(|(_, key)| key.to_owned());
         let ready = Reply::Ready {
@@ -109,7 +109,7 @@ impl Taker for Taking<'_> {
     }
 
     fn taken(&mut self, _: &Lease) -> Result<(), AcquireLeaseError> {
-        // Its claim is on the other machine.
+        // The claim is kept on the client's machine.
         Ok(())
     }
 }

@@ -38,7 +38,7 @@ fn settings(flags: &[FlagValue]) -> Result<Settings, LeaseError> {
     Ok(resolution.unwrap().settings)
 }
 
-/// What `owner` hears when the lines are said.
+/// The replies to `owner` when the client sends `said`.
 fn heard(engine: &Engine, owner: &str, said: &[u8]) -> (Vec<String>, Result<(), ServeError>) {
     let (input, mut to) = std::io::pipe().unwrap();
     let (from, output) = std::io::pipe().unwrap();
@@ -84,7 +84,7 @@ fn an_owner_sees_what_is_theirs_and_cannot_tell_another_s_lease_from_none() {
             lines[1].replace(name, "NAME")
         };
         let none = refusal("cbx_00000000000f");
-        // By id, slug and name: another owner's, and the host's own.
+        // By id, slug and name: another owner's lease and the host's own.
         for name in [
             "cbx_000000000002",
             "two",
@@ -202,11 +202,11 @@ fn nothing_is_not_found_while_a_record_cannot_be_read() {
         );
         lines[1].replace(name, "NAME")
     };
-    // Of another owner's, of the damaged one and of none alike.
+    // Another owner's lease, the damaged one and a missing one are refused alike.
     let none = refusal("cbx_00000000000f");
     assert_eq!(refusal("cbx_000000000004"), none);
     assert_eq!(refusal("cbx_000000000002"), none);
-    // What is certain is said as ever.
+    // A lease that is found for certain is still reported.
     let (lines, _) = heard(&engine, "alice", ask("resolve", "one").as_bytes());
     assert!(lines[1].contains(r#""reply":"lease""#), "{lines:?}");
 }

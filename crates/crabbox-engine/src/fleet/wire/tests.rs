@@ -1,4 +1,4 @@
-//! The bytes of every message, which another version reads; and what no honest end says.
+//! The bytes of every message, which other versions must be able to read, and the messages that no honest peer sends.
 
 use crabbox_testkit::mutate;
 use proptest::prelude::*;
@@ -25,7 +25,7 @@ const LEASE: &str = r#"{"reply":"lease","id":"cbx_0123456789ab","slug":"jade-kri
 fn what_begins_somebody_s_work_is_not_begun_after_an_interruption_and_all_else_is_asked() {
     let begins = |line: &str| Ask::read(line.as_bytes()).unwrap().begins_work();
     let told = ASKS.map(begins);
-    // acquire, claimed, resolve, list, touch, release, logs, connect.
+    // acquire, claimed, resolve, list, touch, release, logs, connect, enter, fate, speak_for.
     assert_eq!(
         told,
         [
@@ -62,7 +62,7 @@ fn every_request_has_its_bytes_and_its_verb_is_known() {
         );
         assert!(line.contains(&format!(r#""verb":"{verb}""#)), "{line}");
     }
-    // What a gateway adds, and what a client that understands one does.
+    // Fields that a gateway adds, and one that a client with queue support sets.
     let bound = r#"{"protocol":1,"verb":"acquire","key":"k","settings":{},"slug":null,"keep":false,"queue":true,"job":{"id":7,"lease":"cbx_0123456789ab","node":"h1","nonce":"n","seconds":60}}"#;
     let ask = Ask::read(bound.as_bytes()).unwrap();
     assert_eq!(
@@ -70,7 +70,7 @@ fn every_request_has_its_bytes_and_its_verb_is_known() {
         format!("{bound}\n")
     );
     assert!(Ask::read(bound.replace("cbx_0123456789ab", "../x").as_bytes()).is_err());
-    // Another program's name for it is judged as it is read.
+    // Another program's names are validated when parsed.
     let named = |slug: &str| {
         format!(
             r#"{{"protocol":1,"verb":"acquire","key":"k","external":{{"lease":"cbx_0123456789ab","slug":"{slug}","name":"n"}}}}"#
@@ -85,7 +85,7 @@ fn every_request_has_its_bytes_and_its_verb_is_known() {
         }
     ));
     assert!(Ask::read(named("../krill").as_bytes()).is_err());
-    // What may be left out is, and what a later client adds is passed over.
+    // Optional fields may be left out, and a later client's fields are ignored.
     let short = br#"{"protocol":1,"verb":"acquire","key":"k","colour":"blue"}"#;
     assert!(
         matches!(Ask::read(short), Ok(Ask::Acquire { slug: None, keep: false, settings, .. }) if settings.is_empty())

@@ -1,4 +1,5 @@
-//! One check as it is shown and as scripts read it: an element of `checks` in what the Go program's `doctor --json` prints.
+//! One check as displayed and as read by scripts: an element of `checks` in the output of `doctor --json`, in the Go program's
+//! format.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -24,12 +25,12 @@ pub enum Status {
 }
 
 impl Status {
-    /// Whether leases cannot be made with it.
+    /// Whether it prevents leases from being made.
     pub(crate) const fn is_problem(self) -> bool {
         matches!(self, Self::Missing | Self::Failed)
     }
 
-    /// As it is printed.
+    /// The printed name.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Ok => "ok",
@@ -41,23 +42,23 @@ impl Status {
     }
 }
 
-/// What kind of trouble it is. The first two are the Go program's.
+/// The class of a problem. The first two are the Go program's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Class {
     /// The host lacks something.
     EnvironmentBlocked,
-    /// The configuration says something that cannot be.
+    /// The configuration has an impossible value.
     ConfigurationIncomplete,
-    /// It works, slower or with less than wanted.
+    /// It works, but slower or with less than wanted.
     Degraded,
-    /// It works, less well protected than it could be.
+    /// It works, but is less well protected than it could be.
     Hardening,
     /// Something was left behind.
     Residue,
 }
 
 impl Class {
-    /// As it stands in the details.
+    /// The name in the details.
     pub const fn name(self) -> &'static str {
         match self {
             Self::EnvironmentBlocked => "environment_blocked",
@@ -88,7 +89,7 @@ pub struct Check {
 }
 
 impl Check {
-    /// A check of this host, of no provider.
+    /// A check of this host that belongs to no provider.
     pub fn generic(status: Status, check: &'static str, message: impl Into<String>) -> Self {
         Self {
             status,
@@ -99,8 +100,8 @@ impl Check {
         }
     }
 
-    /// A check of the provider `firecracker`. Words of the form key=value in its message are details, too, and so is that it
-    /// changed nothing.
+    /// A check of the provider `firecracker`. Each key=value word of its message also becomes a detail, and `mutation=false`
+    /// records that the check changed nothing.
     pub fn firecracker(status: Status, check: &'static str, message: impl Into<String>) -> Self {
         Self::of_provider("firecracker", status, check, message).with("mutation", "false")
     }
@@ -131,7 +132,7 @@ impl Check {
         self
     }
 
-    /// What kind of trouble it is, and the command that fixes it.
+    /// Adds the class of the problem, and the command that fixes it.
     #[must_use]
     pub fn trouble(self, class: Class, fix: impl fmt::Display) -> Self {
         self.with("class", class.name()).with("fix", fix)
@@ -139,7 +140,7 @@ impl Check {
 }
 
 impl fmt::Display for Check {
-    /// The line of text for it.
+    /// Formats it as a line of text.
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         let status = self.status.name();
         if self.message.is_empty() {
@@ -150,7 +151,7 @@ impl fmt::Display for Check {
     }
 }
 
-/// The key=value words of a message, without the marks that belong to its sentence.
+/// The key=value words of a message, without the punctuation around them.
 fn words(message: &str) -> BTreeMap<String, String> {
     let pairs = message.split_whitespace().filter_map(|word| word.split_once('='));
     pairs
@@ -165,17 +166,17 @@ fn words(message: &str) -> BTreeMap<String, String> {
         .collect()
 }
 
-/// What the command line knows and the settings do not say.
+/// What the command line knows and the settings do not contain.
 #[derive(Debug, Clone, Default)]
 pub struct Options {
-    /// The user's configuration file, whether it is there or not.
+    /// The user's configuration file, which need not exist.
     pub config_file: PathBuf,
     /// The key that `CRABBOX_SSH_KEY` names.
     pub ssh_key: Option<PathBuf>,
     /// Whether to boot a guest.
     pub probe: bool,
-    /// Whether to find everything that a lease is made of, as a lease would.
+    /// Whether to obtain everything that a lease is made of, as making a lease would.
     pub prepare: bool,
-    /// Whether to log in to a host that exists already.
+    /// Whether to log in to a static host.
     pub probe_ssh: bool,
 }

@@ -1,7 +1,7 @@
-//! The doctor of a fleet: whether Slurm's configuration is one under which a lease is a job, and nothing of it stays behind.
+//! The doctor of a fleet: whether Slurm's configuration runs each lease as a job and cleans up after it.
 //!
-//! It reads `slurm.conf`, `gres.conf` and what makes this host a gateway, and asks Slurm nothing: a configuration is wrong before
-//! anything runs by it. It must never write one, or judge what is not about leases.
+//! It reads `slurm.conf`, `gres.conf` and the gateway's configuration, and asks Slurm nothing, so that mistakes are found before
+//! anything runs. It must never write a configuration, or judge settings that do not concern leases.
 
 mod conf;
 
@@ -16,38 +16,39 @@ use super::check::{Check, Class, Status};
 use super::observe::programs;
 use crate::placement::gateway::{Gateway, GatewayError};
 
-/// Where Slurm of Debian has its configuration.
+/// Debian's directory for the Slurm configuration.
 pub const DIR: &str = "/etc/slurm";
 
-/// The least time, in seconds, in which a lease is torn down with its network on a busy host.
+/// How long tearing down a lease and its network can take on a busy host, in seconds.
 const TEARDOWN: u64 = 10;
 
-/// After how many seconds a silent host may be given up: sooner a busy one would be, later its leases are missed for long.
+/// The acceptable range of the timeout for a silent host, in seconds. A shorter one gives up busy hosts; with a longer one their
+/// leases seem to run for too long.
 const SILENCE: std::ops::RangeInclusive<u64> = 10..=300;
 
-/// The least time, in seconds, that a job is known after its end: how a lease was lost is asked for then.
+/// The minimum time, in seconds, that Slurm must remember an ended job, so that we can ask how a lease was lost.
 const REMEMBERED: u64 = 3600;
 
-/// What the configuration is judged by.
+/// What the judgement is based on.
 #[derive(Debug, Default)]
 pub struct Facts {
     /// The text of `slurm.conf`.
     pub slurm: String,
     /// The text of `gres.conf`.
     pub gres: String,
-    /// The text of the program that `Epilog` names, when only root can write it; otherwise what is wrong with it.
+    /// The text of the program that `Epilog` names if only root can write it; otherwise the problem with it.
     pub epilog: Option<Result<String, String>>,
     /// This host's name, without its domain.
     pub hostname: String,
-    /// This host's memory, in MiB; 0 where it is not known.
+    /// This host's memory, in MiB; 0 if unknown.
     pub memory_mib: u64,
-    /// What of it is left to the host (`firecracker.reserveMemoryMiB`), in MiB.
+    /// The memory reserved for the host itself (`firecracker.reserveMemoryMiB`), in MiB.
     pub reserve_mib: u64,
-    /// The hosts that this one is the gateway of.
+    /// The fleet behind this host, if it is a gateway.
     pub gateway: Option<Behind>,
 }
 
-/// What a gateway says of its fleet.
+/// A gateway's configuration of its fleet.
 #[derive(Debug, Default)]
 pub struct Behind {
     /// The partition.
@@ -56,7 +57,7 @@ pub struct Behind {
     pub nodes: Vec<String>,
 }
 
-/// Every check of the fleet that this host belongs to.
+/// All checks of the fleet that this host belongs to.
 pub fn checks(config: &Path, reserve_mib: u64) -> Vec<Check> {
     let dir = Path::new(DIR);
     let path = dir.join("slurm.conf");
@@ -106,7 +107,7 @@ fn unusable(error: &GatewayError) -> Check {
         .trouble(Class::ConfigurationIncomplete, error.hints().join("; "))
 }
 
-/// The text of the epilog's program, or why it is none.
+/// The text of the epilog program, or the problem with it.
 fn epilog(path: &Path) -> Result<String, String> {
     let shown = || path.display().to_string();
     let facts = std::fs::metadata(path).map_err(|error| format!("{}: {error}", shown()))?;
@@ -160,7 +161,7 @@ fn weak(check: &'static str, message: impl Into<String>, fix: impl std::fmt::Dis
     Check::generic(Status::Warning, check, message).trouble(Class::Degraded, fix)
 }
 
-/// Places and disk are counted on each host.
+/// Checks that every host declares how many leases and how much disk it has.
 fn resources(conf: &Conf, gres: &str) -> Check {
     const KINDS: [&str; 2] = ["lease", "disk"];
     let types = conf.list("GresTypes");
@@ -198,7 +199,7 @@ fn resources(conf: &Conf, gres: &str) -> Check {
     well("gres", "lease,disk")
 }
 
-/// Memory is given to one job at a time.
+/// Checks that memory is allocated exclusively to a job.
 fn selection(conf: &Conf) -> Check {
     const FIX: &str = "set SelectType=select/cons_tres and SelectTypeParameters=CR_CPU_Memory";
     let select = conf.text("SelectType", "select/cons_tres");
@@ -219,7 +220,7 @@ fn selection(conf: &Conf) -> Check {
     well("select", format!("{select} {parameters}"))
 }
 
-/// What a job leaves is taken back.
+/// Checks that an epilog cleans up after a job.
 fn take_back(conf: &Conf, epilog: Option<&Result<String, String>>) -> Check {
     const FIX: &str =
         "install docs/examples/slurm/crabbox-epilog as root's own and set Epilog to its path on every host";
@@ -242,7 +243,7 @@ fn take_back(conf: &Conf, epilog: Option<&Result<String, String>>) -> Check {
     }
 }
 
-/// A lease is never made a second time behind its client's back.
+/// Checks that jobs are not requeued, which would make a lease again without its client's knowledge.
 fn once(conf: &Conf) -> Check {
     match conf.text("JobRequeue", "1") {
         "0" => well("requeue", "0"),
@@ -254,7 +255,7 @@ fn once(conf: &Conf) -> Check {
     }
 }
 
-/// All processes of a job are found.
+/// Checks that Slurm tracks all processes of a job.
 fn processes(conf: &Conf) -> Check {
     match conf.text("ProctrackType", "proctrack/cgroup") {
         found @ ("proctrack/cgroup" | "proctrack/linuxproc") => well("proctrack", found),
@@ -268,7 +269,7 @@ fn processes(conf: &Conf) -> Check {
     }
 }
 
-/// A lease that is told to end has time for it.
+/// Checks that a lease has enough time to end before it is killed.
 fn kill(conf: &Conf) -> Check {
     match conf.seconds("KillWait", 30) {
         Some(seconds) if seconds >= TEARDOWN => well("killwait", format!("{seconds}s")),
@@ -280,7 +281,7 @@ fn kill(conf: &Conf) -> Check {
     }
 }
 
-/// A dead host is noticed.
+/// Checks that a dead host is noticed, neither too early nor too late.
 fn silence(conf: &Conf) -> Check {
     match conf.seconds("SlurmdTimeout", 300) {
         Some(seconds) if SILENCE.contains(&seconds) => well("slurmdtimeout", format!("{seconds}s")),
@@ -300,7 +301,7 @@ fn shown(seconds: Option<u64>) -> String {
     seconds.map_or_else(|| "not a number".to_owned(), |seconds| seconds.to_string())
 }
 
-/// A host that was away takes leases again.
+/// Checks that a host that was away returns to service by itself.
 fn return_to_service(conf: &Conf) -> Check {
     match conf.text("ReturnToService", "0") {
         "2" => well("return", "2"),
@@ -317,7 +318,7 @@ fn return_to_service(conf: &Conf) -> Check {
     }
 }
 
-/// Who speaks for whom is proven.
+/// Checks that requests to Slurm are authenticated.
 fn trust(conf: &Conf) -> Check {
     match conf.text("AuthType", "auth/munge") {
         "auth/munge" => well("auth", "munge"),
@@ -329,7 +330,7 @@ fn trust(conf: &Conf) -> Check {
     }
 }
 
-/// Nothing that fails before a lease takes its host away from all others, and no epilog waits for another one.
+/// Checks that no failing prolog can drain a host, and that epilogs do not wait for each other.
 fn prolog(conf: &Conf) -> Check {
     if conf.list("PrologFlags").contains("Serial") {
         return wrong(
@@ -348,7 +349,7 @@ fn prolog(conf: &Conf) -> Check {
     }
 }
 
-/// What became of a lease can be asked for.
+/// Checks that Slurm remembers ended jobs for long enough.
 fn memory_of_jobs(conf: &Conf) -> Check {
     match conf.seconds("MinJobAge", 300) {
         Some(seconds) if seconds >= REMEMBERED => well("minjobage", format!("{seconds}s")),
@@ -363,7 +364,7 @@ fn memory_of_jobs(conf: &Conf) -> Check {
     }
 }
 
-/// What no host may ever have is refused at once.
+/// Checks that a job that exceeds the limits of the partition is refused at submission.
 fn limits(conf: &Conf) -> Check {
     match conf.text("EnforcePartLimits", "NO") {
         found if found.eq_ignore_ascii_case("ALL") => well("limits", "ALL"),
@@ -375,7 +376,7 @@ fn limits(conf: &Conf) -> Check {
     }
 }
 
-/// That this host is one of the fleet, without which nothing of it can be judged.
+/// Checks that this host belongs to the fleet; otherwise the fleet cannot be judged from here.
 fn here(conf: &Conf, facts: &Facts) -> Option<Check> {
     if let Some(file) = conf.includes().first() {
         return Some(wrong(
@@ -399,7 +400,7 @@ fn here(conf: &Conf, facts: &Facts) -> Option<Check> {
     })
 }
 
-/// Leases are the gateway's to submit: whoever else does runs what they like on a host, next to the leases of others.
+/// Checks that only the gateway can submit jobs: anyone else who can could run any program on a host, next to others' leases.
 fn submitters(conf: &Conf, facts: &Facts) -> Option<Check> {
     let is_meant = |partition: &&conf::Partition| {
         let is_gateway_s = |behind: &Behind| behind.partition == partition.name;
@@ -425,7 +426,7 @@ fn submitters(conf: &Conf, facts: &Facts) -> Option<Check> {
     ))
 }
 
-/// A host that cannot make leases any more is seen.
+/// Checks that a host that can no longer make leases is detected.
 fn health(conf: &Conf) -> Check {
     match (
         conf.get("HealthCheckProgram"),
@@ -440,7 +441,7 @@ fn health(conf: &Conf) -> Check {
     }
 }
 
-/// What Slurm gives of this host is there.
+/// Checks that this host really has the memory that Slurm hands out.
 fn room(conf: &Conf, facts: &Facts) -> Option<Check> {
     let node = conf.nodes().into_iter().find(|node| node.is(&facts.hostname))?;
     let free = facts.memory_mib.saturating_sub(facts.reserve_mib);
@@ -469,7 +470,7 @@ fn room(conf: &Conf, facts: &Facts) -> Option<Check> {
     )
 }
 
-/// The gateway and Slurm speak of the same hosts.
+/// Checks that the gateway and Slurm agree on the hosts.
 fn known(conf: &Conf, behind: &Behind) -> Check {
     let nodes = conf.nodes();
     if !conf

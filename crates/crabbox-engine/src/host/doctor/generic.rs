@@ -1,4 +1,4 @@
-//! The checks that belong to no provider, and the one that stands for a provider that cannot be asked.
+//! The checks that belong to no provider, and the check that replaces those of a provider that cannot be checked.
 
 use std::os::unix::fs::PermissionsExt as _;
 
@@ -11,7 +11,7 @@ use super::world::{Tools, Trouble};
 /// The programs that every provider needs, in the order they are shown.
 const NEEDED: [&str; 4] = ["git", "ssh", "ssh-keygen", "rsync"];
 
-/// Configuration, provider, tools, key.
+/// Checks the configuration, provider, tools and key.
 pub(super) fn checks(settings: &Settings, options: &Options, tools: &Tools) -> Vec<Check> {
     let mode = std::fs::metadata(&options.config_file)
         .ok()
@@ -33,7 +33,7 @@ fn config(options: &Options, mode: u32) -> Check {
     if (mode & 0o077).count_ones() == 0 {
         return with(Status::Ok, format!("{path} permissions={mode:04o}"));
     }
-    // It may hold a token, and it says which programs run here.
+    // The file may hold a token, and decides which programs run here, so others must not read or write it.
     with(
         Status::Failed,
         format!("{path}: permissions {mode:04o} want 0600"),
@@ -92,12 +92,12 @@ fn ssh_key(options: &Options) -> Check {
         )
 }
 
-/// A provider whose configuration does not make sense: this takes the place of all its checks.
+/// The check for a provider with an invalid configuration; it replaces all other checks of the provider.
 pub(crate) fn invalid(provider: &str, error: &dyn std::error::Error) -> Check {
     trouble(provider, "config", "check_provider_config", error).with("fix", "crabbox config explain")
 }
 
-/// A provider that cannot be had, in the Go program's form.
+/// The check for an unavailable provider, in the Go program's form.
 pub(crate) fn trouble(provider: &str, class: &str, hint: &str, error: &dyn std::error::Error) -> Check {
     let words = Trouble::chain(error);
     let message = format!("provider={provider} class={class} hint={hint} {words}");

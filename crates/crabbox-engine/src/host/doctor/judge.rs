@@ -1,4 +1,4 @@
-//! From what was seen to checks. Pure: a judgement looks at nothing but its arguments, so every fault can be tested.
+//! Turns observations into checks. Pure: it looks at nothing but its arguments, so every fault can be tested.
 
 mod classic;
 mod guest;
@@ -17,7 +17,7 @@ use super::world::World;
 pub fn firecracker(plan: &FirecrackerPlan, world: &World) -> Vec<Check> {
     let mut checks = classic::checks(plan, world);
     if world.host.os != "linux" {
-        // Nothing further can be told about a system that has none of it.
+        // On other systems there is nothing further to check.
         return checks;
     }
     checks.extend(host::checks(plan, world));
@@ -30,7 +30,7 @@ pub fn firecracker(plan: &FirecrackerPlan, world: &World) -> Vec<Check> {
     checks
 }
 
-/// What lies about without an owner.
+/// Leftovers without an owner.
 fn orphans(world: &World) -> Check {
     use super::check::{Class, Status};
     let found = match &world.residue {
@@ -38,7 +38,7 @@ fn orphans(world: &World) -> Check {
             return Check::firecracker(Status::Ok, "orphans", "orphans=0 mutation=false");
         }
         Ok(found) => found,
-        // Whoever may not see the objects of root has made none.
+        // A user who may not see root's objects cannot have made any.
         Err(trouble) => {
             return Check::firecracker(
                 Status::Skip,

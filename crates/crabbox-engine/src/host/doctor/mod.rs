@@ -1,8 +1,8 @@
-//! The doctor: whether this host can lease machines, and for each thing that is wrong the command that fixes it.
+//! The doctor: whether this host can lease machines, and for each problem the command that fixes it.
 //!
-//! [`observe`] looks at the host and gathers a [`World`]; [`judge`] turns it into checks without looking at anything. It must
-//! never change the host unless the boot probe was asked for; what leaves a trace, however short, says so in its check. The check
-//! `forwarding` sends packets from a namespace that it makes and removes, keeps them on this host, and says `probe=packet`.
+//! [`observe`] looks at the host and gathers a [`World`]; [`judge`] turns it into checks without looking at anything. It must never
+//! change the host unless the boot probe was requested. A check that leaves any trace, however short-lived, says so. The check
+//! `forwarding` sends packets from a temporary namespace; they do not leave this host, and the check says `probe=packet`.
 
 pub mod check;
 pub mod fleet;
@@ -22,10 +22,10 @@ pub use world::World;
 
 use crate::provider::registry;
 
-/// Longest that the checks of a provider may take together, in seconds; the number is part of a message.
+/// The time limit for all checks of a provider together, in seconds; the number is part of a message.
 pub(crate) const PROVIDER_LIMIT_SECONDS: u64 = 10;
 
-/// Every check, in the order they are shown.
+/// Runs every check, in display order.
 pub fn run(engine: &Engine, settings: &Settings, options: &Options) -> Vec<Check> {
     let mut checks = generic::checks(settings, options, &observe::tools(&engine.path));
     match settings.provider() {

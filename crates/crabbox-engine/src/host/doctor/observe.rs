@@ -1,4 +1,4 @@
-//! Looks at the host and gathers a [`World`]. Nothing here judges, and nothing here may leave a trace but the boot probe.
+//! Looks at the host and gathers a [`World`]. Nothing here judges, and nothing here may leave a trace except the boot probe.
 
 mod guest;
 mod host;
@@ -25,7 +25,7 @@ pub(super) const KVM: &str = "/dev/kvm";
 /// Bytes of a MiB.
 const MIB: u64 = 1024 * 1024;
 
-/// Everything that the checks of a Firecracker lease need to know.
+/// Gathers everything that the checks of Firecracker leases need to know.
 pub(crate) fn world(engine: &Engine, plan: &FirecrackerPlan, options: &Options) -> World {
     let tools = tools(&engine.path);
     let vmm = programs::vmm(engine, plan);
@@ -97,7 +97,7 @@ fn existing(path: &Path) -> PathBuf {
         .to_owned()
 }
 
-/// A small file of the kernel's, trimmed; empty when it is not there.
+/// The trimmed content of a small kernel file; empty if the file is missing.
 fn kernel_file(path: impl AsRef<Path>) -> String {
     std::fs::read_to_string(path)
         .unwrap_or_default()

@@ -1,4 +1,4 @@
-//! The doctor's look into a lease: whether it answers and has what a sync needs.
+//! The doctor's check of a lease: whether it answers and has what a sync needs.
 
 use std::time::Duration;
 
@@ -9,17 +9,17 @@ use crabbox_ssh::exec::{ExecError, Stdin};
 use super::check::{Check, Status};
 use crate::provider::lease::Lease;
 
-/// What a lease is asked; a program that is not there has an empty version. Only git must be there.
+/// The command run in the lease. A missing program has an empty version; only git is required.
 const QUESTION: &str = "for tool in git rsync curl jq; do \
     echo \"$tool=$($tool --version 2>/dev/null | sed -n '1s/[^0-9]*\\([0-9][0-9.]*\\).*/\\1/p')\"; done; \
     command -v git >/dev/null";
-/// How long a lease may take to answer.
+/// The time limit for the lease to answer.
 const LIMIT: Duration = Duration::from_secs(10);
 
-/// Why a lease is not well.
+/// Why a lease failed the check.
 #[derive(Debug, thiserror::Error)]
 pub enum RemoteError {
-    /// It has no address to ask at.
+    /// It has no address.
     #[error("remote doctor failed for {lease}: it has no address")]
     NoAddress {
         /// The lease.
@@ -34,7 +34,7 @@ pub enum RemoteError {
         #[source]
         source: ExecError,
     },
-    /// It lacks git.
+    /// It has no git.
     #[error("remote doctor failed for {lease}: git must be there, found {found}")]
     Lacking {
         /// The lease.

@@ -1,4 +1,4 @@
-//! What the doctor saw: plain values, so that every judgement can be made, and tested, without a host.
+//! What the doctor observed, as plain values, so that every judgement can be tested without a host.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -8,16 +8,16 @@ use crabbox_net::nat::{Filters, Passage};
 
 use crate::host::probe::{Judged, Verdict};
 
-/// What the system said when something could not be looked at.
+/// The system's error message when something could not be observed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{words}")]
 pub struct Trouble {
-    /// In its words.
+    /// The message.
     pub words: String,
 }
 
 impl Trouble {
-    /// Trouble in these words.
+    /// Trouble with this message.
     pub fn new(words: impl Into<String>) -> Self {
         Self { words: words.into() }
     }
@@ -33,7 +33,7 @@ impl Trouble {
     }
 }
 
-/// The system's word for an error as Go prints it: lower case, without a number.
+/// The system's error message as Go prints it: lower case, without the number.
 fn errno_words(error: &std::io::Error) -> String {
     let text = error.to_string();
     let text = text.split(" (os error").next().unwrap_or_default();
@@ -44,10 +44,10 @@ fn errno_words(error: &std::io::Error) -> String {
         .unwrap_or_default()
 }
 
-/// What was seen, or why it could not be.
+/// An observation, or why it could not be made.
 pub type Seen<T> = Result<T, Trouble>;
 
-/// What a path leads to.
+/// The kind of file that a path leads to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FileKind {
     /// A regular file.
@@ -79,12 +79,12 @@ impl Entry {
 pub struct Tool {
     /// Where it is.
     pub path: PathBuf,
-    /// Its version as far as it could be read, as numbers.
+    /// Its version as numbers, as far as it could be read.
     pub version: Option<Vec<u32>>,
 }
 
 impl Tool {
-    /// Its version as text, `?` when it is not known.
+    /// Its version as text, or `?`.
     pub(crate) fn version_text(&self) -> String {
         self.version.as_ref().map_or_else(
             || "?".to_owned(),
@@ -93,7 +93,7 @@ impl Tool {
     }
 }
 
-/// The programs that were looked for, by name; `None` for one that is not there.
+/// The programs that were looked for, by name; `None` for a missing one.
 pub type Tools = BTreeMap<&'static str, Option<Tool>>;
 
 /// `/dev/kvm`.
@@ -105,9 +105,9 @@ pub struct Kvm {
     pub open: Seen<()>,
     /// Whether it answers with the known API version.
     pub answers: Seen<()>,
-    /// What the boot probe found; `None` when it was not asked for.
+    /// The result of the boot probe; `None` if it was not requested.
     pub probe: Option<Seen<Judged>>,
-    /// What an earlier one found that still holds.
+    /// The verdict of an earlier probe, if it is still valid.
     pub remembered: Option<Verdict>,
 }
 
@@ -120,7 +120,7 @@ pub struct Binary {
     pub version: Seen<String>,
     /// Its SHA-256.
     pub digest: Seen<String>,
-    /// The file or directory on the way to it that somebody besides root may change.
+    /// The first file or directory on its path that a user other than root may change.
     pub loose: Option<PathBuf>,
 }
 
@@ -129,7 +129,7 @@ pub struct Binary {
 pub struct Vmm {
     /// Firecracker.
     pub firecracker: Seen<Binary>,
-    /// The jailer that leases will use; `Ok(None)` for none.
+    /// The jailer that leases will use; `Ok(None)` if they use none.
     pub jailer: Seen<Option<Binary>>,
     /// SHA-256 of the pinned Firecracker and its jailer.
     pub pinned: [String; 2],
@@ -148,23 +148,23 @@ pub struct Host {
     pub kernel: String,
     /// Processors.
     pub cpus: u32,
-    /// Memory in all, in MiB.
+    /// Total memory, in MiB.
     pub memory_mib: u64,
-    /// Memory that can be had without swapping, in MiB.
+    /// Memory available without swapping, in MiB.
     pub available_mib: u64,
     /// Whether `/dev/net/tun` opens.
     pub tun: Seen<()>,
-    /// Controllers of the unified control group tree; `None` without such a tree.
+    /// Controllers of the cgroup v2 hierarchy; `None` without it.
     pub cgroup: Option<Vec<String>>,
-    /// Whether this is itself a virtual machine.
+    /// Whether this host is itself a virtual machine.
     pub nested: bool,
     /// Swap areas that are in use and not encrypted.
     pub swaps: Vec<String>,
-    /// Whether equal pages of different processes are merged.
+    /// Whether the kernel merges equal pages of different processes (KSM).
     pub ksm: bool,
-    /// Whether processors share their cores.
+    /// Whether logical processors share cores (SMT).
     pub smt: bool,
-    /// What the kernel calls vulnerable, with its words.
+    /// The vulnerabilities that the kernel reports, in its words.
     pub vulnerable: Vec<String>,
     /// The revision of the processor's microcode.
     pub microcode: String,
@@ -173,18 +173,18 @@ pub struct Host {
 /// What a guest image offers, read without mounting it.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Contract {
-    /// Programs that a lease needs and that are not there.
+    /// Programs that a lease needs and that are missing.
     pub missing: Vec<&'static str>,
-    /// A host key that every lease would share.
+    /// Whether it has a host key, which all leases would share.
     pub host_key: bool,
 }
 
 /// What leases will boot.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Image {
-    /// Nothing is named and there is no image of ours.
+    /// Nothing is configured and there is no image of ours.
     None {
-        /// What is wrong with the image store, if that is why.
+        /// The error of the image store, if that is the reason.
         trouble: Option<Trouble>,
     },
     /// An image of ours.
@@ -195,12 +195,12 @@ pub enum Image {
         kernel: String,
         /// SHA-256 of its kernel, as its record has it.
         kernel_sha256: String,
-        /// What is not as its record says.
+        /// Differences from its record.
         damage: Vec<String>,
         /// What it offers.
         contract: Seen<Contract>,
     },
-    /// What the settings name.
+    /// The configured kernel and root file system.
     Foreign {
         /// Whether the kernel is one that Firecracker boots.
         kernel: Seen<()>,
@@ -216,7 +216,7 @@ pub enum Image {
 pub struct Ext4 {
     /// Length of its file, in MiB, rounded up.
     pub mib: u64,
-    /// What it occupies, in MiB, rounded up.
+    /// The space that it occupies, in MiB, rounded up.
     pub used_mib: u64,
 }
 
@@ -245,47 +245,47 @@ pub struct Chain {
 pub struct Network {
     /// The directory of CNI configurations.
     pub conf_dir: Entry,
-    /// The directories of CNI plugins, in the order they are looked at; the configured one first.
+    /// The directories of CNI plugins in search order, the configured one first.
     pub bin_dirs: Vec<Entry>,
     /// The configured CNI network.
     pub chain: Seen<Chain>,
     /// Whether the host forwards IPv4.
     pub forwards: bool,
-    /// What became of a packet that was sent as a lease would send it.
+    /// The result of sending a packet as a lease would.
     pub passage: Seen<Passage>,
-    /// What others have put in the way of forwarded packets.
+    /// Other programs' filters for forwarded packets.
     pub filters: Filters,
 }
 
 /// Where leases are kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Storage {
-    /// The state directory, or the nearest directory above it that is there.
+    /// The state directory, or its nearest existing parent directory.
     pub dir: PathBuf,
-    /// Whether files in it can share blocks, by trying it.
+    /// Whether files in it can share blocks (reflink), found by trying.
     pub reflink: Seen<bool>,
     /// Free space in MiB.
     pub free_mib: Seen<u64>,
 }
 
-/// What leases of these settings could come of instead of booting.
+/// The template that leases with these settings could be restored from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Frozen {
-    /// Nothing: what boots is not an image of crabbox's own.
+    /// None, because the configured image is not crabbox's own.
     Foreign,
-    /// No template was made for them.
+    /// None has been made for them.
     Absent,
-    /// There is one, and it is not used any more.
+    /// A template exists, but it is no longer used.
     SetAside {
-        /// How many machines did not come of it, one after the other.
+        /// How many restores failed in a row.
         failures: u64,
     },
-    /// There is one, and it is not what it was.
+    /// A template exists, but it no longer matches.
     Unusable {
         /// What differs.
         why: String,
     },
-    /// There is one.
+    /// A template is ready.
     Ready {
         /// Its key.
         key: String,
@@ -300,18 +300,18 @@ pub enum Frozen {
     },
 }
 
-/// Whether leases have to boot.
+/// Whether leases must boot instead of being restored.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Warm {
-    /// Whether files of the state directory can have two names; `None` where a template store is there, which could not be made without.
+    /// Whether the state directory supports hard links; `None` if a template store exists, since making one requires them.
     pub links: Option<Seen<bool>>,
-    /// Whether the network gives each guest a tap of its own.
+    /// Whether the network makes each guest's tap itself.
     pub gives_tap: bool,
-    /// What there is.
+    /// The template.
     pub template: Seen<Frozen>,
 }
 
-/// Everything.
+/// Everything that was observed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct World {
     /// The machine.
@@ -322,7 +322,7 @@ pub struct World {
     pub kvm: Kvm,
     /// The programs of the VMM.
     pub vmm: Vmm,
-    /// What boots.
+    /// The guest image.
     pub guest: Guest,
     /// The network.
     pub network: Network,
@@ -330,6 +330,6 @@ pub struct World {
     pub storage: Storage,
     /// Templates.
     pub warm: Warm,
-    /// What `cleanup` would take away, one text each.
+    /// What `cleanup` would remove, one text per object.
     pub residue: Seen<Vec<String>>,
 }

@@ -1,4 +1,4 @@
-//! A store in a home of our own; leases are hard links, as the engine makes them.
+//! A store in a temporary home; leases are hard links, as the engine makes them.
 
 use super::*;
 
@@ -32,7 +32,7 @@ fn a_url_is_told_from_a_file() {
     );
 }
 
-/// An image of one short file a part, and a name for it.
+/// An image with one short file per part, under the name `name`.
 fn put(places: &Places, content: &str, name: &str) -> Image {
     use crabbox_image::manifest;
     let store = Store::open(&places.images()).unwrap();
@@ -46,7 +46,7 @@ fn put(places: &Places, content: &str, name: &str) -> Image {
     store.put(&scratch, &staged, &record, name).unwrap()
 }
 
-/// A lease that runs from `image`: a record, and the base under a name of its own.
+/// A lease that uses `image`: a record, and a link to the base.
 fn lease(places: &Places, id: &str, image: &Image) -> PathBuf {
     let dir = places.leases().join(id);
     std::fs::create_dir_all(dir.join("vm")).unwrap();
@@ -63,7 +63,7 @@ fn an_image_that_a_lease_runs_from_is_kept_and_named() {
     let places = Places::below(dir.path());
     let old = put(&places, "old", "default");
     let lease = lease(&places, "cbx_0123456789ab", &old);
-    // The name moves on: nothing but the lease holds the old one.
+    // The name now points elsewhere, so that only the lease holds the old image.
     put(&places, "new", "default");
     let decided = gc(&places, Policy::default(), false).unwrap();
     let reason = decided
@@ -81,7 +81,7 @@ fn an_image_that_a_lease_runs_from_is_kept_and_named() {
         Err(ImagesError::InUse { .. })
     ));
 
-    // A link that no record explains holds it as well.
+    // A link that no record explains also holds the image.
     std::fs::remove_file(lease.join("metadata.json")).unwrap();
     assert!(
         !gc(&places, Policy::default(), false)

@@ -1,4 +1,4 @@
-//! The probe with programs that stand in for Firecracker; what a real one does is seen in the lab.
+//! The probe with scripts in place of Firecracker; the real one is tested in the lab.
 
 use std::os::unix::fs::PermissionsExt as _;
 
@@ -9,7 +9,7 @@ struct Place {
 }
 
 impl Place {
-    /// A cache, a kernel, and a program in Firecracker's stead.
+    /// A cache, a kernel, and a script in place of Firecracker.
     fn with(script: &str) -> Self {
         let place = Self {
             dir: tempfile::tempdir().unwrap(),
@@ -50,7 +50,7 @@ const SECONDS: Duration = Duration::from_secs(30);
 
 #[test]
 fn a_guest_that_speaks_is_proof_and_is_told_what_to_do() {
-    // It would go on for ever: the word is enough, and the program ends with the probe.
+    // The script never ends by itself: the probe must stop at the line and kill it.
     let place = Place::with(
         "cat machine.json >&2; cat vmlinux; grep -q 'the guest' initrd.img || exit 9; echo 'crabbox-guest: probe ok'; sleep 1000",
     );
@@ -79,7 +79,7 @@ fn a_silent_guest_is_broken_and_its_whole_group_is_killed() {
     assert_eq!(console, ["[    0.0] Linux"]);
     let pid = std::fs::read_to_string(place.path("pid")).unwrap();
     let pid: u32 = pid.trim().parse().unwrap();
-    // Killed is not yet reaped: that is process 1's work, or whoever stands in for it.
+    // A killed process may remain a zombie until process 1, or a subreaper, reaps it.
     let gone =
         || (process::identify(pid).unwrap().is_none() || process::is_zombie(pid).unwrap()).then_some(());
     assert!(clock::poll_until(SECONDS, gone).is_some());

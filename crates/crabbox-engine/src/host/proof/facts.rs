@@ -1,6 +1,6 @@
-//! What a proof says of the host, the VMM and the guest: kinds, numbers and digests.
+//! A proof's facts about the host, the VMM and the guest: kinds, numbers and digests.
 //!
-//! Only looks. It must never say a name, an address or a path, and what cannot be told is left out and not guessed.
+//! Only looks. It must never include a name, an address or a path. Unknown facts are left out, never guessed.
 
 use std::path::Path;
 
@@ -16,10 +16,11 @@ use crabbox_machine::request::GuestSource;
 
 use crate::host::prepare;
 
-/// Makers of virtual machines, as their firmware has them. A cloud's maker is on its real machines too, and is not among them.
+/// Vendors of virtual machines, as in their firmware. A cloud provider's name is not among them, because its physical machines have
+/// it, too.
 const VIRTUAL: [&str; 6] = ["QEMU", "innotek", "VMware", "Xen", "Bochs", "Parallels"];
 
-/// The digest of a file; `None` where it cannot be read.
+/// The digest of a file; `None` if it cannot be read.
 pub(super) fn sha256(path: &Path) -> Option<Sha256> {
     Sha256::try_from(digest::sha256_file(path).ok()?).ok()
 }
@@ -78,7 +79,7 @@ pub(super) fn vmm(engine: &Engine, plan: &FirecrackerPlan) -> Option<Vmm> {
     })
 }
 
-/// The guest that leases of `plan` boot; a large image is read whole unless somebody asks for an end.
+/// The guest that leases of `plan` boot. A large image is read completely, unless interrupted.
 pub(super) fn guest(
     engine: &Engine,
     plan: &FirecrackerPlan,

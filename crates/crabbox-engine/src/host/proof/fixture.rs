@@ -1,7 +1,7 @@
-//! The working tree that a proof syncs: a repository with a commit, and changes that nobody committed.
+//! The working tree that a proof syncs: a repository with a commit and uncommitted changes.
 //!
-//! It is a directory of its own that goes with this value, and is locked meanwhile: one whose lock is free was left by a proof that was killed,
-//! and goes when the next one is made. It must never touch a repository of the user's.
+//! It is a temporary directory, removed on drop and locked until then. A directory whose lock is free was left by a killed proof,
+//! and the next proof removes it. It must never touch a repository of the user's.
 
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -12,22 +12,22 @@ use crabbox_host::command::{Cmd, CommandError};
 use crabbox_host::files::{self, FileError};
 use crabbox_host::lock::{FileLock, LockError};
 
-/// How long `git` may take for any of it.
+/// The time limit of each `git` command.
 const LIMIT: Duration = Duration::from_mins(1);
 
-/// Why there is no tree.
+/// Why the tree could not be made.
 #[derive(Debug, thiserror::Error)]
 pub enum FixtureError {
-    /// There is no place for it.
+    /// Its directory could not be made.
     #[error("cannot make a directory for it")]
     Dir(#[source] std::io::Error),
-    /// A file cannot be written.
+    /// A file could not be written.
     #[error(transparent)]
     File(#[from] FileError),
-    /// It cannot be locked.
+    /// It could not be locked.
     #[error(transparent)]
     Lock(#[from] LockError),
-    /// Git does not work.
+    /// A git command failed.
     #[error(transparent)]
     Git(#[from] CommandError),
 }
@@ -43,10 +43,10 @@ impl FixtureError {
     }
 }
 
-/// How the directory's name begins.
+/// The prefix of the directory's name.
 const PREFIX: &str = "crabbox-proof-";
 
-/// The lock in it.
+/// The name of its lock file.
 const LOCK: &str = "lock";
 
 /// The tree.
@@ -84,7 +84,7 @@ impl Fixture {
         Ok(made)
     }
 
-    /// All of it.
+    /// The whole directory.
     pub(super) fn root(&self) -> &Path {
         self.dir.path()
     }
@@ -99,14 +99,14 @@ impl Fixture {
         self.dir.path().join("run")
     }
 
-    /// Whether two files of the tree hold the same.
+    /// Whether two files of the tree have equal content.
     pub(super) fn same(&self, one: &str, other: &str) -> bool {
         let read = |name: &str| std::fs::read(self.tree().join(name)).ok();
         read(one).is_some() && read(one) == read(other)
     }
 
     fn git(&self, words: &[&str]) -> Result<(), CommandError> {
-        // Nothing of the user's own settings has a say: no hooks, no signatures.
+        // The user's own git settings must have no effect: no hooks, no signatures.
         let set = [
             "user.name=crabbox",
             "user.email=proof@crabbox.invalid",
@@ -125,8 +125,8 @@ impl Fixture {
     }
 }
 
-/// Removes what proofs of this user that were killed have left in `temporary`: directories of our name and user with a lock that nobody has.
-/// What cannot be looked at or removed stays; it is in nobody's way.
+/// Removes leftovers of this user's killed proofs from `temporary`: directories with our prefix whose lock is free. Those that
+/// cannot be inspected or removed stay; they do no harm.
 fn sweep(temporary: &Path) {
     let Ok(entries) = std::fs::read_dir(temporary) else {
         return;

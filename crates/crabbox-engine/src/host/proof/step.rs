@@ -1,6 +1,6 @@
-//! One command of a proof: started, waited for, and what it wrote to both streams in the order in which it did.
+//! One command of a proof: runs it and records both output streams in order.
 //!
-//! It must never wait for ever, neither for the command nor for a pipe that somebody else holds open.
+//! It must never wait for ever, neither for the command nor for a pipe that another process holds open.
 
 use std::io::{Read as _, Write as _};
 use std::os::unix::process::ExitStatusExt as _;
@@ -14,30 +14,30 @@ use crabbox_host::process::Signal;
 use crabbox_host::signals::Interrupts;
 use rustix::process::{Pid, kill_process, kill_process_group};
 
-/// The longest that a command may take: a lease on an emulated host, with all that it waits for.
+/// The longest that a command may take: making a lease on an emulated host, with everything that it waits for.
 const LIMIT: Duration = Duration::from_mins(15);
-/// How long a command that was asked to end may take to give back what it has.
+/// How long an interrupted command may take to clean up.
 const GRACE: Duration = Duration::from_mins(2);
-/// How long its output is read after its end.
+/// How long its output is read after it has ended.
 const LINGER: Duration = Duration::from_secs(2);
-/// How much of its output is kept, in bytes; its end.
+/// How much of the end of its output is kept, in bytes.
 const KEPT: usize = 256 * 1024;
 
-/// A command to be run.
+/// A command to run.
 pub(super) struct Step<'a> {
     pub(super) cmd: Cmd,
-    /// What it reads.
+    /// Its standard input.
     pub(super) input: Option<&'a str>,
-    /// Whose signals are handed on to it; nobody's where it has to come to its end.
+    /// Interrupts to forward to it; `None` if it must run to its end.
     pub(super) interrupts: Option<&'a Interrupts>,
 }
 
-/// What became of it.
+/// The result of a command.
 #[derive(Debug, Default)]
 pub(super) struct Ran {
-    /// Its exit code; `None` when a signal ended it, or it was never started.
+    /// Its exit code; `None` if a signal ended it, or it was never started.
     pub(super) exit: Option<u8>,
-    /// What it wrote.
+    /// Its output.
     pub(super) output: String,
     pub(super) millis: u64,
 }
@@ -71,10 +71,11 @@ impl Step<'_> {
             Stdio::null()
         });
         let mut child = self.cmd.spawn(&mut command).map_err(std::io::Error::other)?;
-        // It has our ends of the pipe, and would keep it open.
+        // The command holds our ends of the pipe, and would keep it open.
         drop(command);
         if let (Some(text), Some(mut pipe)) = (self.input, child.stdin.take()) {
-            // A command that ends without reading is judged by its status. The text is shorter than any pipe is long.
+            // A command that ends without reading its input is judged by its status. The text always fits into the pipe, so this
+            // cannot block.
             pipe.write_all(text.as_bytes()).ok();
         }
         let kept = Arc::new(Mutex::new(Vec::new()));
@@ -111,7 +112,7 @@ impl Step<'_> {
             kill_process_group(pid, Signal::KILL).ok();
             child.wait().ok();
         }
-        // Whoever it left behind may hold the pipe; what was written is written.
+        // A surviving child may hold the pipe open; do not wait for it any longer.
         clock::poll_until(LINGER, || reading.is_finished().then_some(()));
         let bytes = kept.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let exit = status

@@ -1,6 +1,6 @@
-//! The lock of a set-up: whoever changes the host by it, or its record, holds it.
+//! The lock of a set-up, held by every process that changes the host by set-up, or changes its record.
 //!
-//! No record may be read for a change before the lock is held.
+//! A record that will be changed must not be read before the lock is held.
 
 use std::time::Duration;
 
@@ -9,17 +9,17 @@ use crabbox_store::places::Places;
 
 use super::serve::ServeSetupError;
 
-/// How long another setup may be at work: the longest of its steps builds an image.
+/// How long to wait for another setup, whose longest step builds an image.
 const LIMIT: Duration = Duration::from_mins(10);
 
-/// The lock, where nobody has it; who is to see what is done must not see another thing after a wait.
+/// Takes the lock only if it is free: after a wait, the user's confirmation might no longer match what would be done.
 pub(super) fn now(places: &Places) -> Result<FileLock, ServeSetupError> {
     let path = places.state.join("setup.lock");
     let lock = FileLock::try_acquire(&path)?;
     lock.ok_or(ServeSetupError::Busy)
 }
 
-/// The lock, once nobody has it any more.
+/// Takes the lock, waiting until it is free.
 pub(super) fn wait(places: &Places) -> Result<FileLock, ServeSetupError> {
     let path = places.state.join("setup.lock");
     FileLock::acquire_within(&path, LIMIT).map_err(|error| match error {

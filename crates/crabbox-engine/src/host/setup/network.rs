@@ -1,14 +1,14 @@
-//! The CNI network that setup writes: a pair of ends for each lease, addresses of its own, masqueraded.
+//! The CNI network that setup writes: a veth pair per lease, a subnet of its own, masqueraded.
 
 use ipnet::Ipv4Net;
 
 /// The plugins that the network needs.
 pub(super) const PLUGINS: [&str; 2] = ["ptp", "host-local"];
 
-/// Where `host-local` keeps a directory for each network, unless a network says otherwise; ours does not.
+/// The default directory of `host-local`, which has a subdirectory per network.
 pub(super) const ADDRESSES: &str = "/var/lib/cni/networks";
 
-/// Subnets to choose from: the Go program's own first, so that both programs' documentation fits.
+/// Candidate subnets. The Go program's own comes first, so that both programs' documentation applies.
 const CANDIDATES: [&str; 4] = [
     "192.168.127.0/24",
     "192.168.126.0/24",
@@ -16,7 +16,7 @@ const CANDIDATES: [&str; 4] = [
     "172.29.0.0/24",
 ];
 
-/// The first candidate that no route of this host leads into; `routes` is the text of `/proc/net/route`.
+/// The first candidate that overlaps no route of this host; `routes` is the text of `/proc/net/route`.
 pub(super) fn free(routes: &str) -> Option<&'static str> {
     let taken: Vec<Ipv4Net> = routes.lines().skip(1).filter_map(route).collect();
     CANDIDATES.into_iter().find(|candidate| {
@@ -28,8 +28,8 @@ pub(super) fn free(routes: &str) -> Option<&'static str> {
     })
 }
 
-/// Destination and mask of one line, both the hexadecimal of an address in the order of this machine's bytes. The default route
-/// leads everywhere and takes nothing.
+/// Destination and mask of one line, both in hexadecimal and in this machine's byte order. The default route is ignored, because it
+/// occupies no subnet.
 fn route(line: &str) -> Option<Ipv4Net> {
     let mut words = line.split_whitespace().skip(1);
     let address = |word: Option<&str>| {
@@ -73,10 +73,10 @@ mod tests {
     fn a_subnet_that_the_host_uses_is_passed_over() {
         let default = "eth0\t00000000\t0202000A\t0003\t0\t0\t0\t00000000\t0\t0\t0\n";
         assert_eq!(free(&format!("{HEAD}{default}")), Some("192.168.127.0/24"));
-        // 192.168.0.0/16 holds the first two.
+        // 192.168.0.0/16 contains the first two candidates.
         let broad = "eth0\t0000A8C0\t00000000\t0001\t0\t0\t0\t0000FFFF\t0\t0\t0\n";
         assert_eq!(free(&format!("{HEAD}{default}{broad}")), Some("10.214.0.0/24"));
-        // A single address within one is enough.
+        // A single address within a candidate is enough.
         let narrow = "eth0\t057FA8C0\t00000000\t0001\t0\t0\t0\tFFFFFFFF\t0\t0\t0\n";
         assert_eq!(free(&format!("{HEAD}{narrow}")), Some("192.168.126.0/24"));
     }

@@ -1,6 +1,6 @@
-//! What setup made on this host: `<state>/setup.json`, written before each thing is made.
+//! The record of what setup made on this host: `<state>/setup.json`, written before each thing is made.
 //!
-//! Nothing may be made that is not on it, for only what is on it is ever taken away.
+//! Nothing may be made that is not recorded, because only recorded things are ever removed.
 
 use std::path::{Path, PathBuf};
 
@@ -17,19 +17,19 @@ const VERSION: u32 = 1;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum Made {
-    /// A directory that was not there.
+    /// A new directory.
     Directory {
         /// Its path.
         path: PathBuf,
     },
-    /// A file that was not there.
+    /// A new file.
     File {
         /// Its path.
         path: PathBuf,
-        /// SHA-256 of what was written; a file with other content is the user's by now.
+        /// SHA-256 of what was written; if the content differs, the user has changed it.
         sha256: String,
     },
-    /// What `host-local` keeps about the addresses of our network, from the first lease on.
+    /// The address files that `host-local` keeps for our network from the first lease on.
     Addresses {
         /// The network's own directory.
         dir: PathBuf,
@@ -39,17 +39,17 @@ pub enum Made {
         /// Its key.
         key: String,
     },
-    /// The account that owners from afar log in to.
+    /// The account that remote owners log in to.
     Account {
         /// Its home.
         home: PathBuf,
     },
-    /// A file of authorised keys that was not there.
+    /// A new `authorized_keys` file.
     KeyFile {
         /// Its path.
         path: PathBuf,
     },
-    /// A line in a file of authorised keys.
+    /// A line in an `authorized_keys` file.
     Key {
         /// The file.
         path: PathBuf,
@@ -57,17 +57,17 @@ pub enum Made {
         owner: String,
         /// The line.
         line: String,
-        /// Whether the line before it had no end, and got one.
+        /// Whether a missing newline was added to the line before it.
         ended: bool,
     },
-    /// A rule of sudo.
+    /// A sudoers rule.
     Sudoers {
         /// Its file.
         path: PathBuf,
-        /// SHA-256 of what was written there, one time after the other: which of them is there depends on when it was looked at.
+        /// SHA-256 of every text that was written there, in order. Any of them may be there, depending on when setup was killed.
         sha256: Vec<String>,
     },
-    /// An image; without a digest, whatever `default` names, for there was none before.
+    /// An image. Without a digest it is the image that `default` names, because there was none before.
     Image {
         /// Its digest.
         digest: Option<String>,
@@ -77,7 +77,7 @@ pub enum Made {
 /// Why the record cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum RecordError {
-    /// It cannot be understood.
+    /// It cannot be parsed.
     #[error("cannot understand the record of what setup made, {}", path.display())]
     Parse {
         /// Its file.
@@ -86,7 +86,7 @@ pub enum RecordError {
         #[source]
         source: serde_json::Error,
     },
-    /// It was written by a newer program.
+    /// It was written by a newer version of the program.
     #[error("{} has version {found}, this program reads {VERSION}; update crabbox", path.display())]
     Version {
         /// Its file.
@@ -113,7 +113,7 @@ pub(super) struct Record {
 }
 
 impl Record {
-    /// The record, empty when there is none. Nothing is written yet.
+    /// Reads the record; it is empty if there is none. Writes nothing.
     pub(super) fn read(places: &Places) -> Result<Self, RecordError> {
         let path = places.state.join("setup.json");
         let text = match std::fs::read(&path) {
@@ -140,12 +140,13 @@ impl Record {
         Ok(Self { path, content })
     }
 
-    /// The record for more to come, and the lock under which it may be written: its directory is made, and is the first thing in it.
+    /// Opens the record for changes and takes the lock for that. Creates the state directory, which becomes its first entry.
     pub(super) fn open<E: From<RecordError>>(
         places: &Places,
         lock: &dyn Fn(&Places) -> Result<FileLock, E>,
     ) -> Result<(Self, FileLock), E> {
-        // The lock lies in it, so this is made before it is on record; killed in between, an empty directory is left.
+        // The lock is inside the directory, so the directory is made before it is recorded. If we are killed in between, an empty
+        // directory remains.
         let missing = missing(&places.state);
         files::create_private_dir(&places.state).map_err(RecordError::from)?;
         let lock = lock(places)?;
@@ -159,12 +160,12 @@ impl Record {
         Ok((record, lock))
     }
 
-    /// What was made, the first one first.
+    /// Everything that was made, oldest first.
     pub(super) fn made(&self) -> &[Made] {
         &self.content.made
     }
 
-    /// Notes what will be made below `dir`, and the directories that have to be made for it.
+    /// Records `made`, which will be made below `dir`, and the missing directories on the way to it.
     pub(super) fn add(&mut self, made: Made, dir: &Path) -> Result<(), RecordError> {
         for directory in missing(dir) {
             self.note(directory);
@@ -173,7 +174,7 @@ impl Record {
         self.save()
     }
 
-    /// Notes that an image will be put into a store that has none, when it is `wanted`.
+    /// Records that an image will be added to a store that has none, if `wanted`.
     pub(super) fn image(&mut self, places: &Places, wanted: bool) -> Result<(), RecordError> {
         if !wanted {
             return Ok(());
@@ -184,7 +185,7 @@ impl Record {
         self.add(Made::Image { digest: None }, &places.images())
     }
 
-    /// Notes which image it became.
+    /// Records the digest of the image that was made.
     pub(super) fn made_image(&mut self, image: &str) -> Result<(), RecordError> {
         for made in &mut self.content.made {
             if let Made::Image { digest } = made {
@@ -194,14 +195,14 @@ impl Record {
         self.save()
     }
 
-    /// Notes that a template was made. It is noted when it is there, since its key is not known before; what is half made has a lock to
-    /// tell whose it is.
+    /// Records a template after it was made, because its key is not known before. A half-made template can be recognised by its
+    /// lock.
     pub(super) fn template(&mut self, places: &Places, key: &str) -> Result<(), RecordError> {
         let key = key.to_owned();
         self.add(Made::Template { key }, &places.state)
     }
 
-    /// Notes that Firecracker and jailer will be put into their directory, when they are `wanted`.
+    /// Records that Firecracker and the jailer will be put into their directory, if `wanted`.
     pub(super) fn programs(&mut self, places: &Places, wanted: bool) -> Result<(), RecordError> {
         if !wanted {
             return Ok(());
@@ -217,7 +218,7 @@ impl Record {
         Ok(())
     }
 
-    /// Notes what the rule of sudo at `path` will be, beside what it has been.
+    /// Records the next text of the sudoers rule at `path`, in addition to the earlier ones.
     pub(super) fn sudoers(&mut self, path: &Path, text: &str) -> Result<(), RecordError> {
         for made in &mut self.content.made {
             if let Made::Sudoers { path: there, sha256 } = made
@@ -235,21 +236,21 @@ impl Record {
         self.add(made, path.parent().unwrap_or(path))
     }
 
-    /// Whether a rule of sudo with this SHA-256 is setup's own.
+    /// Whether setup wrote the sudoers rule with this SHA-256.
     pub(super) fn wrote(&self, path: &Path, text: &str) -> bool {
         self.content.made.iter().any(|made| {
             matches!(made, Made::Sudoers { path: there, sha256 } if there == path && sha256.iter().any(|known| known == text))
         })
     }
 
-    /// Whether the line before `line` in the file of authorised keys at `path` got its end for it.
+    /// Whether setup added the missing newline before `line` in the `authorized_keys` file at `path`.
     pub(super) fn has_ended(&self, path: &Path, line: &str) -> bool {
         self.content.made.iter().any(|made| {
             matches!(made, Made::Key { path: there, line: known, ended: true, .. } if there == path && known == line)
         })
     }
 
-    /// Takes entries off the record: what they say is not there any more.
+    /// Removes entries of things that no longer exist.
     pub(super) fn forget_where(&mut self, is_gone: &dyn Fn(&Made) -> bool) -> Result<(), RecordError> {
         self.content.made.retain(|made| !is_gone(made));
         self.save()
@@ -275,7 +276,7 @@ impl Record {
     }
 }
 
-/// `dir` and those above it that are not there, the highest first.
+/// `dir` and its parents, as far as they do not exist, the topmost first.
 fn missing(dir: &Path) -> Vec<Made> {
     let mut missing: Vec<_> = dir
         .ancestors()

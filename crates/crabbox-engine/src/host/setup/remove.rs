@@ -1,7 +1,7 @@
-//! Taking away what setup made, and nothing else.
+//! Removes what setup made, and nothing else.
 //!
-//! A file that somebody changed since is theirs and stays; so does a directory with something in it. What leases leave on a host
-//! that was set up (empty directories and lock files) goes too when no lease is left.
+//! A file that was changed since belongs to the user and stays; so does a directory that is not empty. Leftovers of leases (empty
+//! directories and lock files) are removed, too, once no lease is left.
 
 use std::path::{Path, PathBuf};
 
@@ -23,61 +23,61 @@ use crate::host::images;
 use crate::host::prepare::DEFAULT_IMAGE;
 use crate::host::warm::{self, WarmError};
 
-/// One thing of the record, and what becomes of it.
+/// The fate of one recorded thing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Removal {
-    /// An image goes.
+    /// Remove an image.
     Image {
         /// Its digest.
         digest: String,
     },
-    /// A template goes.
+    /// Remove a template.
     Template {
         /// Its key.
         key: String,
     },
-    /// A file goes.
+    /// Remove a file.
     File {
         /// Its path.
         path: PathBuf,
     },
-    /// What the plugins keep about a network of ours goes, unless an address is still given out.
+    /// Remove the plugins' address files of our network, unless an address is still allocated.
     Addresses {
         /// The network's directory.
         dir: PathBuf,
     },
-    /// A directory goes.
+    /// Remove a directory.
     Directory {
         /// Its path.
         path: PathBuf,
     },
-    /// A file stays: somebody changed it.
+    /// Keep a file, because it was changed.
     Changed {
         /// Its path.
         path: PathBuf,
     },
-    /// The account of owners from afar goes, with the sessions that are open in it.
+    /// Remove the account of remote owners, and end its open sessions.
     Account,
-    /// A file of authorised keys goes when nothing is in it any more.
+    /// Remove an `authorized_keys` file if it is empty.
     KeyFile {
         /// Its path.
         path: PathBuf,
     },
-    /// A line of a file of authorised keys goes.
+    /// Remove a line of an `authorized_keys` file.
     Key {
         /// The file.
         path: PathBuf,
         /// Whose key it is.
         owner: String,
     },
-    /// A file of authorised keys stays as it is: it cannot be read, or is not root's alone.
+    /// Keep an `authorized_keys` file: it cannot be read, or others than root can change it.
     KeysLeft {
         /// The file.
         path: PathBuf,
         /// Why.
         why: String,
     },
-    /// A line of a file of authorised keys stays: somebody changed it.
+    /// Keep a line of an `authorized_keys` file, because it was changed.
     ChangedKey {
         /// The file.
         path: PathBuf,
@@ -86,22 +86,22 @@ pub enum Removal {
     },
 }
 
-/// How much of a set-up goes.
+/// Which part of a set-up to remove.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Part {
     /// All of it.
     Everything,
-    /// What serves owners from afar.
+    /// The part that serves remote owners.
     Serving,
 }
 
-/// The leases for which `part` is still needed.
+/// The leases that still need `part`.
 fn in_use(places: &Places, part: Part) -> Result<Vec<String>, SetupError> {
     let listing = leases::list(&places.leases())?;
     let needs =
         |lease: &&StoredLease| part == Part::Everything || labels::owner(&lease.record.labels).is_some();
     let known = listing.leases.iter().filter(needs);
-    // Whose one is that cannot be read nobody can tell.
+    // An unreadable lease may belong to any owner.
     let unreadable = listing
         .unreadable
         .iter()
@@ -120,9 +120,10 @@ fn refuse_in_use(places: &Places, part: Part) -> Result<(), SetupError> {
     Err(SetupError::InUse { leases })
 }
 
-/// Takes away what setup made, or a part of it; with `dry_run` only tells. `told` hears each thing before it goes.
+/// Removes what setup made, or a part of it; only reports with `dry_run`. `told` is called for each thing before it is removed.
 ///
-/// First owners are shut out and what serves them ends; what leases need goes only when none has come until then.
+/// Remote owners are locked out first, and their sessions end. What leases need is only removed if no new lease has appeared by
+/// then.
 pub fn remove(
     engine: &Engine,
     ground: &Ground,
@@ -130,7 +131,7 @@ pub fn remove(
     told: &mut dyn FnMut(&Removal),
 ) -> Result<(), SetupError> {
     let places = &engine.places;
-    // Before anything is touched.
+    // Check before touching anything.
     refuse_in_use(places, part)?;
     let is_needed = |record: &Record| {
         let is_part = |made: &Made| part == Part::Everything || serve::is_of_serving(record, made);
@@ -139,7 +140,7 @@ pub fn remove(
     if !is_needed(&Record::read(places)?) {
         return Ok(());
     }
-    // Nobody else writes what this takes away, nor the record of it.
+    // The lock keeps others from writing the record, and the things that this removes.
     let lock = (!dry_run).then(|| lock::now(places)).transpose()?;
     let record = Record::read(places)?;
     let goes = |made: &&Made| part == Part::Everything || serve::is_of_serving(&record, made);
@@ -156,7 +157,7 @@ pub fn remove(
         told,
         removals: Vec::new(),
     };
-    // By the rule all come in: whatever else cannot be done, nobody does any more.
+    // Remove the sudoers rule first: every owner's access depends on it, so all are locked out even if a later step fails.
     let (rules, keys): (Vec<&Made>, Vec<&Made>) = ways_in
         .into_iter()
         .partition(|made| matches!(made, Made::Sudoers { .. }));
@@ -178,7 +179,7 @@ pub fn remove(
     Ok(())
 }
 
-/// A removal under way.
+/// A removal in progress.
 struct Removing<'a> {
     engine: &'a Engine,
     ground: &'a Ground,
@@ -197,7 +198,7 @@ impl Removing<'_> {
             _ => decide(places, made)?,
         };
         for removal in decided {
-            // A template of an image that goes may be one of ours as well, and a key may be an owner's second one.
+            // A template may be on record by itself and also go with its image, and an owner may have several keys; report it once.
             let is_told = self.removals.contains(&removal);
             if !is_told {
                 (self.told)(&removal);
@@ -213,27 +214,27 @@ impl Removing<'_> {
     }
 }
 
-/// Takes away what is left when all on record is gone, and the record.
+/// Removes what is left once everything recorded is gone, and then the record.
 fn forget(places: &Places, record: Record, lock: FileLock) -> Result<(), SetupError> {
-    // Before the directory that it lies in.
+    // Must come before removing the directory that contains it.
     Templates::of(places).dissolve().map_err(WarmError::from)?;
     skeleton(places)?;
-    // What leases of other state directories have there stays.
+    // Keeps the entries of leases in other state directories.
     registry::dissolve(places)?;
     let directories = directories(&record, &|_| true);
-    // From here on nothing depends on it; it lies in a directory that is to go.
+    // Nothing depends on the record from here on, and it is in a directory that will be removed.
     record.forget()?;
     lock.remove_while_held().map_err(ServeSetupError::from)?;
     directories.iter().try_for_each(|path| remove_empty(path))?;
     Ok(())
 }
 
-/// Takes what serves owners from afar off the record; the rest of the set-up is as it was.
+/// Removes the entries about serving remote owners; the rest of the set-up stays.
 fn forget_serving(mut record: Record, lock: FileLock) -> Result<(), SetupError> {
     let known = record.clone();
     let directories = directories(&record, &|made| serve::is_of_serving(&known, made));
     directories.iter().try_for_each(|path| remove_empty(path))?;
-    // A directory in which somebody has something stays, and is still one that setup made.
+    // A directory that is in use stays, and so does its entry, since setup made it.
     let is_gone = |made: &Made| match made {
         Made::Directory { path } => !path.exists(),
         _ => true,
@@ -246,7 +247,7 @@ fn forget_serving(mut record: Record, lock: FileLock) -> Result<(), SetupError> 
     Ok(())
 }
 
-/// The directories on record for which `goes` is true, the last one first.
+/// The recorded directories that satisfy `goes`, newest first.
 fn directories(record: &Record, goes: &dyn Fn(&Made) -> bool) -> Vec<PathBuf> {
     let all = record.made().iter().rev().filter(|made| goes(made));
     all.filter_map(|made| match made {
@@ -256,7 +257,7 @@ fn directories(record: &Record, goes: &dyn Fn(&Made) -> bool) -> Vec<PathBuf> {
     .collect()
 }
 
-/// What is to become of it, and of what is of no use without it; nothing when it is gone already.
+/// What to do with a recorded thing, and with everything that is useless without it. Empty if it no longer exists.
 fn decide(places: &Places, made: &Made) -> Result<Vec<Removal>, SetupError> {
     let removal = match made {
         Made::Template { key } => {
@@ -289,7 +290,7 @@ fn decide(places: &Places, made: &Made) -> Result<Vec<Removal>, SetupError> {
                 Err(error) => return Err(error.into()),
             }
         }
-        // `serve::decide` knows what becomes of the rest.
+        // `serve::decide` handles the others.
         Made::Image { .. }
         | Made::Account { .. }
         | Made::KeyFile { .. }
@@ -305,7 +306,7 @@ fn carry_out(places: &Places, removal: &Removal) -> Result<(), SetupError> {
         Removal::Template { key } => Templates::of(places).remove(key).map_err(WarmError::from)?,
         Removal::File { path } => files::remove_tree(path)?,
         Removal::Addresses { dir } => remove_bookkeeping(dir)?,
-        // When everything else is gone; and `serve::carry_out` has the rest.
+        // Directories are removed when everything else is gone; `serve::carry_out` handles the rest.
         Removal::Directory { .. }
         | Removal::Changed { .. }
         | Removal::Account
@@ -317,12 +318,12 @@ fn carry_out(places: &Places, removal: &Removal) -> Result<(), SetupError> {
     Ok(())
 }
 
-/// What a store without images and a host without leases still have: directories with nothing in them but locks, and what is
-/// remembered of working trees.
+/// Removes what remains of a store without images and a host without leases: directories that only contain locks, and cached facts
+/// about working trees.
 fn skeleton(places: &Places) -> Result<(), FileError> {
     let images = places.images();
     files::remove_tree(&images::downloads(places))?;
-    // Only what every look at a tree finds out anew.
+    // A cache that the next sync rebuilds.
     files::remove_tree(&places.trees())?;
     for dir in [images.join("images"), images.join("names")] {
         remove_empty(&dir)?;
@@ -331,7 +332,7 @@ fn skeleton(places: &Places) -> Result<(), FileError> {
         files::remove_tree(&images.join("lock"))?;
     }
     remove_empty(&places.leases())?;
-    // What its user keeps in volumes stays.
+    // Stays if there are volumes, which hold users' data.
     remove_empty(&places.volumes())?;
     if !places.volumes().exists() {
         files::remove_tree(&places.volumes_lock())?;
@@ -357,7 +358,7 @@ fn skeleton(places: &Places) -> Result<(), FileError> {
     Ok(())
 }
 
-/// Removes the lock and the note of the last address that `host-local` keeps; a file for an address keeps them.
+/// Removes the lock and the last-address files of `host-local`, unless an address is still allocated.
 fn remove_bookkeeping(dir: &Path) -> Result<(), FileError> {
     let Ok(entries) = std::fs::read_dir(dir) else {
         return Ok(());
@@ -374,7 +375,7 @@ fn remove_bookkeeping(dir: &Path) -> Result<(), FileError> {
     remove_empty(dir)
 }
 
-/// Removes a directory of lock files, which nobody can hold when there is no lease.
+/// Removes a directory of lock files. Without leases, nobody can hold them.
 fn remove_locks(dir: &Path) -> Result<(), FileError> {
     let Ok(entries) = std::fs::read_dir(dir) else {
         return Ok(());
@@ -387,7 +388,7 @@ fn remove_locks(dir: &Path) -> Result<(), FileError> {
     remove_empty(dir)
 }
 
-/// Removes a directory unless something is in it or it is not there.
+/// Removes a directory if it exists and is empty.
 fn remove_empty(dir: &Path) -> Result<(), FileError> {
     match std::fs::remove_dir(dir) {
         Err(error)

@@ -1,7 +1,7 @@
-//! All that a template depends on, as a text of which its key is made.
+//! Everything that a template depends on, as the text that its key is made from.
 //!
-//! Whatever could make a frozen machine mean something else must be in it; what two leases may have different (user, work root, network,
-//! slug) must not.
+//! It must contain everything that could change the meaning of a frozen machine, and nothing in which two leases may differ (user,
+//! work root, network, slug).
 
 use std::fmt::Write as _;
 use std::os::unix::fs::MetadataExt as _;
@@ -16,15 +16,15 @@ use crabbox_store::templates::Templates;
 
 /// What a template depends on.
 pub(crate) struct Facts {
-    /// A fact a line.
+    /// One fact per line.
     pub(crate) text: String,
     /// The digest of the image.
     pub(crate) image: String,
-    /// The digest of the host's own facts.
+    /// The digest of the facts about the host.
     pub(crate) host: String,
 }
 
-/// By what a file is known again, and known for written to.
+/// A stamp that identifies a file and changes when the file is written to.
 pub(crate) fn stamp(path: &Path) -> std::io::Result<String> {
     let file = std::fs::metadata(path)?;
     Ok(format!(
@@ -39,12 +39,12 @@ pub(crate) fn stamp(path: &Path) -> std::io::Result<String> {
     ))
 }
 
-/// The digest of what this host is to a frozen machine.
+/// The digest of the host properties that a frozen machine depends on.
 pub(crate) fn host() -> String {
     digest::sha256(hardware::facts().as_bytes())
 }
 
-/// The facts of what `request` asks for on this host; `None` where it cannot come of a template.
+/// The facts of what `request` asks for on this host; `None` if it cannot be restored from a template.
 pub(crate) fn facts(templates: &Templates, request: &AcquireRequest) -> Result<Option<Facts>, FileError> {
     let GuestSource::Ours { digest: image, .. } = &request.guest else {
         return Ok(None);
@@ -53,7 +53,7 @@ pub(crate) fn facts(templates: &Templates, request: &AcquireRequest) -> Result<O
     Ok(Some(of(image, request.machine, &program)))
 }
 
-/// The facts of a machine of this size, of the image with the digest `image`, in the Firecracker with the digest `program`.
+/// The facts of a machine of this size with the image `image` in the Firecracker with the digest `program`.
 pub(crate) fn of(image: &str, machine: Machine, program: &str) -> Facts {
     let host = host();
     let mut text = String::from("template 1\n");
@@ -74,7 +74,7 @@ pub(crate) fn of(image: &str, machine: Machine, program: &str) -> Facts {
                 crabbox_net::GUEST_MAC
             ),
         ),
-        // Its bytes decide what a snapshot means; put there once more they are the same program.
+        // The meaning of a snapshot depends on the program's bytes, so use its digest: a reinstalled copy is the same program.
         ("firecracker", program.to_owned()),
         ("host", host.clone()),
     ] {

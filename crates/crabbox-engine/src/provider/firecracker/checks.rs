@@ -1,7 +1,6 @@
 //! The doctor's checks of this provider: whether this host can make and run its machines.
 //!
-//! A configuration that makes no sense takes the place of all of them. Nothing here may change the host beyond what
-//! [`crate::host::doctor`] says of itself.
+//! An invalid configuration replaces all of them. Nothing here may change the host more than [`crate::host::doctor`] documents.
 
 use crabbox_core::config::{Settings, firecracker};
 use crabbox_machine::context::Engine;

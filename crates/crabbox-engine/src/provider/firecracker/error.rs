@@ -1,4 +1,4 @@
-//! Why the `firecracker` provider has no lease to give: its machine, its connection, or its claim failed.
+//! Why the `firecracker` provider could not acquire a lease: its machine, its connection, or its claim failed.
 //!
 //! Facts and hints only; nothing here decides whether to try again.
 
@@ -15,24 +15,24 @@ use crate::host::prepare::PrepareError;
 use crate::host::setup;
 use crate::provider::error::{LeaseError, Remedy};
 
-/// Why there is no lease.
+/// Why no lease was acquired.
 #[derive(Debug, thiserror::Error)]
 pub enum AcquireLeaseError {
     /// The machine was not made.
     #[error(transparent)]
     Machine(#[from] ClientError),
-    /// The machine is up and cannot be entered.
+    /// The machine is up, but cannot be entered.
     #[error(
         "timed out waiting for SSH on {host} during bootstrap; next_action=check lease status, then stop or replace the lease if SSH stays unreachable"
     )]
     Ssh {
         /// The machine's address.
         host: String,
-        /// What the last try met.
+        /// The error of the last try.
         #[source]
         source: ConnectError,
     },
-    /// The machine can be entered and does not finish its own set-up.
+    /// The machine can be entered, but does not finish its own set-up.
     #[error(
         "timed out waiting for SSH on {host} during bootstrap (ready-check); next_action=check lease status, then stop or replace the lease if SSH stays unreachable"
     )]
@@ -43,13 +43,13 @@ pub enum AcquireLeaseError {
     /// The record cannot be read back.
     #[error(transparent)]
     Record(#[from] RecordError),
-    /// The lease cannot be put together.
+    /// The record does not describe a usable lease.
     #[error(transparent)]
     Resolve(#[from] ResolveError),
     /// It cannot be claimed.
     #[error(transparent)]
     Claim(#[from] TouchError),
-    /// Who asked for it from another machine has gone, or never said that it was claimed.
+    /// The remote client disconnected, or did not confirm that it claimed the lease.
     #[error("lease {id} was given up before it was claimed; it was taken back")]
     GivenUp {
         /// The lease.
@@ -93,12 +93,13 @@ impl Fault for AcquireLeaseError {
 }
 
 impl AcquireLeaseError {
-    /// Whether a fresh lease may come up where this one did not: its machine ended while it booted, and nothing of it is left.
+    /// Whether another try may succeed: the machine ended while it booted, and nothing of it is left.
     pub fn is_passing(&self) -> bool {
         matches!(self, Self::Machine(ClientError::Failed(failure, _)) if failure.machine_ended && failure.leftovers.is_empty())
     }
 
-    /// Whether a boot may do better where a machine did not come of a template, or cannot be entered; nothing of it may be left.
+    /// Whether a boot may succeed where a restore failed, or where the restored machine cannot be entered. Nothing of it may be
+    /// left.
     pub fn is_of_restoring(&self) -> bool {
         match self {
             Self::Machine(ClientError::Failed(failure, _)) => {
@@ -109,7 +110,7 @@ impl AcquireLeaseError {
         }
     }
 
-    /// Whether it is the template's own fault.
+    /// Whether the template is at fault.
     pub fn blames_template(&self) -> bool {
         matches!(self, Self::Machine(ClientError::Failed(failure, _)) if failure.blames_template)
     }

@@ -1,6 +1,6 @@
-//! The leases of the `firecracker` provider in the form that commands see.
+//! The leases of the `firecracker` provider in the form that commands use.
 //!
-//! Built from records and processes each time; nothing here may be stored or changed.
+//! Computed from records and processes each time; nothing here may be stored or changed.
 
 use crabbox_core::record::LeaseRecord;
 use crabbox_machine::context::Engine;
@@ -13,7 +13,7 @@ use crabbox_store::locks;
 use crate::provider::lease::Lease;
 use crate::provider::{Leases, Unusable};
 
-/// Whether the record's VMM is running as root. A jail gives each VMM a user of its own.
+/// Whether the record's VMM is running as root. In a jail, each VMM has a uid of its own.
 fn runs_as_root(record: &LeaseRecord) -> bool {
     use std::os::unix::fs::MetadataExt as _;
     is_running(record)
@@ -46,7 +46,7 @@ pub fn lease(engine: &Engine, record: &LeaseRecord) -> Result<Lease, ResolveErro
     })
 }
 
-/// The lease of a record, to work in: with what can come out of it.
+/// The lease of a record, for working in it: includes its capacity.
 pub fn in_use(engine: &Engine, record: &LeaseRecord) -> Result<Lease, ResolveError> {
     let mut lease = lease(engine, record)?;
     if let Some(target) = &mut lease.target {
@@ -79,15 +79,15 @@ pub fn resolve(engine: &Engine, text: &str, purpose: Purpose) -> Result<Lease, R
     Ok(lease)
 }
 
-/// Every lease of this host, and the records that cannot be used, each with its reason. A record that can be read may still say
-/// what no lease can have: it has a verdict of its own, and never hides the others.
+/// Every lease of this host, and the unusable records with the reason. A readable record may still have impossible values; it is
+/// then reported by itself and does not hide the others.
 pub fn list(engine: &Engine) -> Result<Leases, ResolveError> {
     let listing = leases::list(&engine.places.leases())?;
     let mut all = Leases::default();
     for stored in listing.leases {
         match lease(engine, &stored.record) {
             Ok(lease) => all.leases.push(lease),
-            // That there is no place for sockets is this host's trouble and no record's.
+            // Without a place for sockets this host has a problem, not the record.
             Err(error @ ResolveError::Connection(ConnectionError::Control(_))) => return Err(error),
             Err(error) => all.unusable.push(Unusable {
                 name: stored.record.lease_id,
@@ -95,7 +95,7 @@ pub fn list(engine: &Engine) -> Result<Leases, ResolveError> {
             }),
         }
     }
-    // A directory whose maker has not come to its record yet is no lease so far; leases for a pool are made at any time.
+    // A directory whose maker has not written its record yet is not a lease so far. Pool members can be made at any time.
     let begins = |bad: &leases::Unreadable| {
         matches!(bad.error, RecordError::Missing { .. })
             && locks::is_busy(&engine.places, &bad.name).unwrap_or(false)
@@ -191,7 +191,7 @@ mod tests {
             for id in GOOD {
                 prop_assert!(names(&all).contains(&id), "{all:?}");
             }
-            // The third is there, too, in one list or the other.
+            // The third is in one of the lists, too.
             prop_assert_eq!(all.leases.len() + all.unusable.len(), 3, "{:?}", all);
         }
     }

@@ -1,7 +1,7 @@
-//! A new lease on another machine: asked for, entered from here, claimed here.
+//! A new lease on another machine: requested there, entered and claimed from here.
 //!
-//! The private key is made before anything is there and never leaves this machine. A lease that does not become ours is given up there, and
-//! nothing of it stays here; of one that may have become ours nothing must be thrown away.
+//! The private key is generated before the request and never leaves this machine. If we do not get the lease, it is given up on the
+//! host and nothing of it stays here. If we may have got it, nothing may be deleted.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -29,19 +29,19 @@ use crate::provider::firecracker::error::AcquireLeaseError;
 use crate::provider::lease::Lease;
 use crate::provider::{AcquiredLease, MachineStart, Notice, Provider as _};
 
-/// How long a host may take to take back what was given up.
+/// How long a host may take to roll back a lease that was given up.
 const ROLLBACK_LIMIT: Duration = Duration::from_mins(1);
 
-/// How long a host may take to say that a lease is ours once we have said so.
+/// How long a host may take to confirm our claim.
 const CLAIMED_LIMIT: Duration = Duration::from_secs(30);
 
-/// Whether a host has told more of a lease's making than there can be; `told` counts.
+/// Whether a host has reported more steps than making a lease can have; `told` counts them.
 fn is_too_much(told: &mut usize) -> bool {
     *told += 1;
     *told > STAGES
 }
 
-/// The host of a lease that was told of: the one that was asked, or the one behind that gateway which the lease names.
+/// The host of a new lease: the one that we asked, or the one behind that gateway that the lease names.
 pub(super) fn made_on(host: &KvmHost, is_gateway: bool, lease: &FarLease) -> Option<KvmHost> {
     match (is_gateway, labels::node(&lease.labels)) {
         (false, _) => Some(host.clone()),
@@ -51,13 +51,13 @@ pub(super) fn made_on(host: &KvmHost, is_gateway: bool, lease: &FarLease) -> Opt
 }
 
 impl Remote {
-    /// Whether something of a lease `id` is on this machine already.
+    /// Whether this machine already has something of a lease `id`.
     fn is_known(&self, id: &str) -> Result<bool, RemoteError> {
         let has_keys = self.engine.places.keys(id).exists();
         Ok(has_keys || claims::read(&self.engine.places, id)?.is_some())
     }
 
-    /// What a client says of its lease: what the user set, and nothing that is a default here.
+    /// The settings to request for the lease: what the user configured, without our defaults.
     fn sayable(&self) -> Result<BTreeMap<String, String>, LeaseError> {
         let plan = plans::plan(&self.settings)?;
         let (settings, own) = (&self.settings, &self.settings.firecracker);
@@ -101,8 +101,8 @@ impl Remote {
         Ok(said)
     }
 
-    /// Claims and enters the lease that `host` has ready. The claim is there before the first key: by it a cleanup finds what is left of a
-    /// command that was killed in between.
+    /// Claims and enters the ready lease on `host`. The claim is written before the keys, so that a cleanup can find the leftovers
+    /// of a command killed in between.
     fn take(
         &self,
         host: &KvmHost,
@@ -125,7 +125,7 @@ impl Remote {
         Ok(lease)
     }
 
-    /// Waits for a lease that is being made on `host`, and has it.
+    /// Waits for a lease that is being made on `host`, and takes it over.
     #[expect(
         clippy::too_many_lines,
         reason = "one conversation, whose replies share what came before"
@@ -142,7 +142,7 @@ impl Remote {
         let slug = slug.map_err(RemoteError::from)?.map(|slug| slug.to_string());
         let settings = self.sayable()?;
         let limit = self.settings.firecracker.launch_timeout.value.to_std() * 2 + ANSWER_LIMIT;
-        // Made before anything is there, so that its public half is all that ever leaves this machine.
+        // Generate the key first: only its public half ever leaves this machine.
         let pair = keys::generate("crabbox").map_err(RemoteError::from)?;
         let ask = Ask::Acquire {
             key: pair.public_openssh.clone(),
@@ -170,7 +170,7 @@ impl Remote {
                     on_notice(&Notice::Stage(&stage));
                     stages.push(stage);
                 }
-                // However long it takes: who waits sees it, and interrupts when it is too long.
+                // Queueing has no time limit: the user sees it and can interrupt it.
                 Ok(Reply::Queued { text }) if is_gateway && entered.is_none() => {
                     on_notice(&Notice::Queued(&crabbox_host::console::harmless(&text)));
                     until = Instant::now() + limit;
@@ -198,7 +198,7 @@ impl Remote {
                     }
                     match self.is_known(&id) {
                         Ok(false) => {}
-                        // A new lease has a new id: what stands here by that name is another one's.
+                        // A new lease has a new id, so the existing files belong to another lease.
                         Ok(true) => break Err(talk.nonsense().into()),
                         Err(error) => break Err(error.into()),
                     }
@@ -208,7 +208,7 @@ impl Remote {
                         Ok(lease) => {
                             stages.push(entering::entering(began));
                             entered = Some((lease, guest_stages));
-                            // It is almost ours: who interrupts now has it to be stopped.
+                            // We have claimed it, so an interrupt no longer abandons the lease; it would have to be stopped.
                             talk.heed_no_more();
                             until = until.min(Instant::now() + CLAIMED_LIMIT);
                             if let Err(error) = talk.say(&Ask::Claimed) {
@@ -216,7 +216,7 @@ impl Remote {
                             }
                         }
                         Err(error) => {
-                            // Nothing of it may stay here when it is taken back there.
+                            // Since the host rolls it back, nothing of it may stay here.
                             let lease = self.resolve_target(&id);
                             self.forget(lease.as_ref(), &id).ok();
                             break Err(error);
@@ -233,7 +233,7 @@ impl Remote {
                 Ok(_) => break Err(talk.nonsense().into()),
                 Err(FleetError::Refused(failure, cause)) => {
                     is_refused = true;
-                    // In the words, and with the remedy, of a machine that was to be made here.
+                    // Report it with the text and the remedy of a failed local machine.
                     break Err(AcquireLeaseError::from(ClientError::Failed(failure, cause)).into());
                 }
                 Err(error) => break Err(error.into()),
@@ -241,7 +241,7 @@ impl Remote {
         };
         match outcome {
             Ok(told) => {
-                // Its labels are the last ones of its making.
+                // These labels are the final ones.
                 let lease = self.lease(&at, told)?;
                 self.claim(&lease, repo, false)?;
                 Ok(AcquiredLease {
@@ -258,7 +258,7 @@ impl Remote {
                         self.forget(Some(lease), &lease.id).ok();
                         Err(error)
                     }
-                    // It may have heard that we have claimed it, and then it lives: its key is nowhere else.
+                    // The host may have received our claim, so the lease may be alive. Keep its key, which is nowhere else.
                     Some((lease, _)) => Err(RemoteError::Unheard {
                         id: lease.id.clone(),
                         host: at,

@@ -1,4 +1,4 @@
-//! Why something of a lease on another machine could not be done: there, or with what belongs to it here.
+//! Why an operation on a remote lease failed: on the host, or with our files for it.
 //!
 //! Facts and hints only.
 
@@ -13,10 +13,10 @@ use crate::fleet::address::{HostError, KvmHost};
 use crate::fleet::client::FleetError;
 use crate::provider::error::LeaseError;
 
-/// Why something of a remote lease could not be done on this side.
+/// Why an operation on a remote lease failed.
 #[derive(Debug, thiserror::Error)]
 pub enum RemoteError {
-    /// The host did not do it.
+    /// The host failed.
     #[error(transparent)]
     Fleet(#[from] FleetError),
     /// The claims cannot be read or changed.
@@ -28,13 +28,13 @@ pub enum RemoteError {
     /// The keys cannot be made or written.
     #[error("cannot make the lease's SSH keys")]
     Keys(#[from] keys::KeyError),
-    /// The name is that of several leases.
+    /// Several leases have the name.
     #[error(transparent)]
     Name(#[from] NameError),
-    /// It cannot be entered as it is.
+    /// It has no usable connection data.
     #[error(transparent)]
     Connection(#[from] ConnectionError),
-    /// It was made from another machine, and opens to that one.
+    /// The key is on another machine, from which the lease was made.
     #[error("the key of lease {id} on {host} is not on this machine: only the one that made it can enter it")]
     KeyElsewhere {
         /// The lease.
@@ -42,7 +42,7 @@ pub enum RemoteError {
         /// Its host.
         host: KvmHost,
     },
-    /// The host says that there is no such lease to somebody else than its owner.
+    /// The host reports the lease as missing, but does not take us for its owner.
     #[error(
         "lease {id} on {host} belongs to {owner:?}, and the host takes us for {now:?}: it says nothing of it"
     )]
@@ -53,10 +53,10 @@ pub enum RemoteError {
         host: KvmHost,
         /// Its owner.
         owner: String,
-        /// For whom we were taken.
+        /// Whom the host takes us for.
         now: String,
     },
-    /// The conversation ended when the lease may have been ours already.
+    /// The conversation broke off when the lease may already have been ours.
     #[error("lease {id} on {host} was entered, and whether it became ours was not heard any more")]
     Unheard {
         /// The lease.
@@ -67,7 +67,7 @@ pub enum RemoteError {
         #[source]
         source: Box<LeaseError>,
     },
-    /// Its host behind a gateway is gone.
+    /// Its host behind a gateway is down.
     #[error("lease {id} on {host} is lost ({how})")]
     Lost {
         /// The lease.
@@ -76,14 +76,14 @@ pub enum RemoteError {
         host: KvmHost,
         /// How its job ended, in the scheduler's word.
         how: String,
-        /// What the host was asked in vain.
+        /// The error of the request to the host.
         #[source]
         source: Box<LeaseError>,
     },
-    /// The slug asked for is none.
+    /// The requested slug is not valid.
     #[error(transparent)]
     Slug(#[from] crabbox_core::id::SlugError),
-    /// The shared connection is still there.
+    /// The shared connection could not be closed.
     #[error("cannot end the shared SSH connection of lease {id}")]
     Close {
         /// The lease.
@@ -95,7 +95,7 @@ pub enum RemoteError {
 }
 
 impl RemoteError {
-    /// The lease `id` is lost with its host, which did not answer for `source`; `how` is the scheduler's word.
+    /// The lease `id` is lost with its host, which failed with `source`; `how` is the scheduler's word.
     pub(super) fn lost(id: &str, host: &KvmHost, how: &str, source: LeaseError) -> Self {
         Self::Lost {
             id: id.to_owned(),

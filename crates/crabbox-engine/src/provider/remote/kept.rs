@@ -1,6 +1,6 @@
-//! Conversations with hosts that are kept for the next question.
+//! Keeps conversations with hosts for the next request.
 //!
-//! A host ends one in which nothing is said, and its last words must never be taken for the answer to the next question.
+//! A host ends a silent conversation with a last message, which must never be taken for the answer to the next request.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -9,12 +9,12 @@ use std::time::{Duration, Instant};
 use crate::fleet::address::KvmHost;
 use crate::fleet::serve::SILENCE;
 
-/// How long a conversation is kept for the next question: much less than its host lets it be silent ([`SILENCE`]).
+/// How long a conversation is kept for the next request; much less than the silence that its host allows ([`SILENCE`]).
 const KEPT: Duration = Duration::from_mins(1);
 const _: () = assert!(KEPT.as_secs() * 5 <= SILENCE.as_secs());
 
-/// What is kept of each host, for a while: a host ends a conversation in which nothing is said, and its last words would be taken for the
-/// answer to the next question.
+/// One kept conversation per host, for a limited time: a host ends a silent conversation with a last message, which would be taken
+/// for the answer to the next request.
 #[derive(Debug)]
 pub(super) struct Kept<T>(Mutex<BTreeMap<KvmHost, (T, Instant)>>);
 
@@ -29,7 +29,7 @@ impl<T> Kept<T> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What is kept of `host`, where it is young enough at `now`.
+    /// The kept conversation with `host`, if it is recent enough at `now`.
     pub(super) fn take(&self, host: &KvmHost, now: Instant) -> Option<T> {
         let (kept, since) = self.all().remove(host)?;
         (now.saturating_duration_since(since) < KEPT).then_some(kept)
@@ -60,7 +60,7 @@ mod tests {
             kept.take(&host, began + KEPT.saturating_sub(Duration::from_millis(1))),
             Some("talk")
         );
-        // It is one asker's at a time.
+        // Only one caller gets it.
         assert_eq!(kept.take(&host, began), None);
         kept.keep(&host, "talk", began);
         assert_eq!(kept.take(&host, began + KEPT), None);

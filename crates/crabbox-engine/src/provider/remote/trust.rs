@@ -1,6 +1,6 @@
-//! What a host is believed: what it says of the lease that it was asked for, to the owner of that lease.
+//! How far a host is trusted: only about the lease that it was asked for, and only if it takes us for that lease's owner.
 //!
-//! Nothing that it says may lead to the keys or the claim of any other lease.
+//! Nothing that it says may affect the keys or the claim of another lease.
 
 use crabbox_core::claim::Claim;
 use crabbox_core::id::LeaseId;
@@ -18,12 +18,12 @@ pub(super) fn nonsense(host: &KvmHost) -> FleetError {
     }
 }
 
-/// Whether a host that was asked for `text` may answer with the lease `id`. By its id a lease is that one or none.
+/// Whether a host that was asked for `text` may answer with the lease `id`. If `text` is an id, the answer must have the same id.
 pub(super) fn is_answer(text: &str, id: &str) -> bool {
     LeaseId::parse(text).is_err() || text == id
 }
 
-/// Whether `now`, for whom `host` takes us, is the owner of the lease of `claim`.
+/// Checks that `now`, the owner that `host` takes us for, is the owner of the lease of `claim`.
 pub(super) fn is_its_owner(host: &KvmHost, claim: &Claim, now: Option<String>) -> Result<(), RemoteError> {
     let owner = labels::owner(&claim.labels).unwrap_or_default();
     match now {
@@ -37,8 +37,9 @@ pub(super) fn is_its_owner(host: &KvmHost, claim: &Claim, now: Option<String>) -
     }
 }
 
-/// Whether what this machine has of the lease `id` goes, which `host` says that it gave back. `asked` is the claim by which it was asked,
-/// `standing` the one that there is of the lease: a host has no say about any other lease, and its keys are here.
+/// Whether to delete this machine's files of the lease `id`, which `host` has reported as released. `asked` is the claim that led
+/// to the request, `standing` the current claim of that lease. A host must not decide about any other lease, because its keys are
+/// here.
 pub(super) fn is_to_forget(
     host: &KvmHost,
     (text, asked): (&str, Option<&Claim>),
@@ -54,7 +55,7 @@ pub(super) fn is_to_forget(
                 Ok(true)
             }
             Some(_) => Err(nonsense(host)),
-            // Made from another machine, which has what there is of it.
+            // It was made from another machine, which has its files.
             None => Ok(false),
         },
     }
@@ -81,7 +82,8 @@ mod tests {
         };
         assert_eq!(forget(Some(&ours), "mine", one, Some(&ours)), Some(true));
         assert_eq!(forget(Some(&ours), "mine", two, None), None);
-        // Without a claim: what was asked for by id is that lease, and the claim of another host's or our own is not this host's to end.
+        // Without a claim: if an id was asked for, only that lease may be answered; and this host cannot end a claim of another
+        // host or of this machine.
         assert_eq!(forget(None, "name", one, Some(&ours)), Some(true));
         assert_eq!(forget(None, two, one, Some(&ours)), None);
         assert_eq!(forget(None, "name", one, None), Some(false));

@@ -1,6 +1,6 @@
-//! The way into a lease on another machine: through our own proxy, with keys that are here.
+//! How to enter a lease on another machine: through our own proxy, with the keys kept here.
 //!
-//! It must never be another key of the guest's than the one that was pinned when the lease was made.
+//! It must never accept a guest's host key other than the one that was pinned when the lease was made.
 
 use std::path::{Path, PathBuf};
 
@@ -15,7 +15,7 @@ use super::error::RemoteError;
 use crate::fleet::address::{Access, KvmHost};
 use crate::fleet::wire::{FarLease, PROXY};
 
-/// A lease as its claim has it.
+/// The lease as its claim describes it.
 pub(super) fn told_by(claim: &Claim) -> Option<FarLease> {
     let label = |name: &str| claim.labels.get(name).cloned().unwrap_or_default();
     let value = serde_json::json!({
@@ -26,8 +26,8 @@ pub(super) fn told_by(claim: &Claim) -> Option<FarLease> {
     serde_json::from_value(value).ok()
 }
 
-/// How a lease on `host` is entered: through our own proxy, with the key and the pinned host key that are here. It has no address that means
-/// anything here, so its id stands for one.
+/// How to enter a lease on `host`: through our own proxy, with the key and the pinned host key kept here. Its address has no
+/// meaning on this machine, so its id takes the address's place.
 pub(super) fn target(
     engine: &Engine,
     host: &KvmHost,
@@ -47,12 +47,12 @@ pub(super) fn target(
     Ok(target)
 }
 
-/// The socket of the shared connection of a lease on `host`; `None` where there is no place for one.
+/// The socket of the shared connection of a lease on `host`; `None` if there is no place for one.
 pub fn control(engine: &Engine, host: &KvmHost, access: &Access, told: &FarLease) -> Option<PathBuf> {
     target(engine, host, access, told).ok()?.control
 }
 
-/// The command of ours that leads there. OpenSSH hands it to a shell, and expands `%` before.
+/// The command line of our proxy. OpenSSH passes it to a shell, after expanding `%`.
 fn proxy_command(engine: &Engine, host: &KvmHost, access: &Access, id: &str) -> String {
     let text = |path: &Path| path.to_string_lossy().into_owned();
     let mut words = vec![

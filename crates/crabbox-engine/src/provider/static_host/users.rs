@@ -1,5 +1,5 @@
-//! Who uses a lease of a host that exists already: every command that enters it shares one lock, and whoever finds nobody else
-//! in it is the last one out. A command that gives the lease back must never end it without that lock.
+//! Tracks who uses a lease of an existing host: every command in it holds a shared lock, and a command that gets the lock
+//! exclusively is the last user. A command that gives the lease back must never end it without that lock.
 
 use std::path::PathBuf;
 
@@ -9,18 +9,18 @@ use crabbox_host::private_dir::PrivateDir;
 
 use super::error::StaticError;
 
-/// This command's part in a lease; it ends with the process at the latest.
+/// This command's use of a lease; it ends with the process at the latest.
 #[derive(Debug)]
 pub(super) struct Use {
     _lock: FileLock,
-    /// Whether this command wants the lease to stay.
+    /// Whether this command wants to keep the lease.
     pub(super) keep: bool,
-    /// Whether somebody had kept the lease before this command came.
+    /// Whether the lease was already kept before this command.
     pub(super) kept_before: bool,
 }
 
 impl Use {
-    /// Waits while somebody ends lease `id`, then keeps others from it.
+    /// Waits while another command is ending lease `id`, then keeps others from ending it.
     pub(super) fn begin(dir: &PrivateDir, id: &str, keep: bool) -> Result<Self, StaticError> {
         Ok(Self {
             _lock: FileLock::share(&path(dir, id)).map_err(StaticError::Users)?,
@@ -30,12 +30,12 @@ impl Use {
     }
 }
 
-/// The lease for its last user alone: nobody enters it while this is held. `None` while somebody uses it.
+/// Locks the lease exclusively, for its last user: nobody can enter it while this is held. `None` while somebody uses it.
 pub(super) fn last(dir: &PrivateDir, id: &str) -> Result<Option<FileLock>, StaticError> {
     FileLock::try_acquire(&path(dir, id)).map_err(StaticError::Users)
 }
 
-/// Whether a command that keeps its lease made this claim.
+/// Whether the claim was made by a command that keeps its lease.
 pub(super) fn is_kept(claim: &Claim) -> bool {
     claim.labels.get("keep").is_some_and(|keep| keep == "true")
 }

@@ -97,7 +97,7 @@ impl Place {
         build_tree(&recipe, &self.store, progress)
     }
 
-    /// A build that must fail, and what it leaves.
+    /// The error of a build that must fail; checks that it leaves nothing behind.
     fn refused(&self, init: OwnInit) -> BuildError {
         let error = self.build("tree", init).unwrap_err();
         assert!(self.store.get("mine").is_err(), "nothing half-made may be used");
@@ -152,7 +152,7 @@ fn a_tree_becomes_an_image_with_the_kernel_of_another_and_this_first_process() {
     assert!(content(&image, "/usr/local/bin/crabbox-ready").contains("/work/crabbox"));
     assert_eq!(content(&image, "/var/log/old"), "");
     assert_eq!(content(&image, "/usr/lib/crabbox/init"), "");
-    // The tree itself is only read.
+    // The tree itself is not changed.
     assert!(place.tree().join("var/log/old").exists());
 }
 
@@ -188,7 +188,7 @@ fn an_image_that_wants_systemd_says_so_in_its_base_and_must_have_it() {
         error.contains("has no /sbin/init:") && error.contains("systemd-sysv"),
         "{error}"
     );
-    // As Debian has it, where a host's path would lead elsewhere.
+    // As in Debian. On the host this path would lead elsewhere.
     place.write("usr/lib/systemd/systemd", &elf(62));
     std::fs::create_dir_all(place.tree().join("sbin")).unwrap();
     symlink("/usr/lib/systemd/systemd", place.tree().join("sbin/init")).unwrap();
@@ -298,7 +298,7 @@ fn whatever_link_a_tree_has_nothing_of_this_host_changes_its_owner_mode_or_conte
             let place = Place::new();
             place.kernel();
             place.write("sbin/init", &elf(62));
-            // The tree chooses whom its directories are given to.
+            // The tree controls which owner its directories get.
             place.write("etc/passwd", b"crabbox:x:4242:4242::/:/bin/sh\n");
             let outside = place.dir.path().join("outside");
             std::fs::create_dir(&outside).unwrap();
@@ -320,7 +320,7 @@ fn whatever_link_a_tree_has_nothing_of_this_host_changes_its_owner_mode_or_conte
             std::fs::create_dir_all(link.parent().unwrap()).unwrap();
             let target = outside.strip_prefix("/").unwrap();
             symlink(Path::new("/").join(below).join(target), &link).unwrap();
-            // Refused or built, as it may be.
+            // Either result is allowed.
             place.build("tree", OwnInit::Systemd).ok();
             assert_eq!(before, (seen(&outside), seen(&outside.join("old"))), "{path}");
             assert_eq!(Small::names(&outside), ["old"], "{path}");
@@ -373,7 +373,7 @@ fn releases_are_ordered_by_their_numbers() {
 #[test]
 fn a_disk_that_fills_at_any_stage_of_a_build_leaves_nothing_and_the_next_one_succeeds() {
     let mut place = Place::new();
-    // More than what is wanted before a build begins.
+    // More space than the build checks for at its start.
     let small = Small::new(SPACE_NEEDED / (1 << 20) + 320);
     let root = small.path().join("store");
     place.store = Store::open(&root).unwrap();
@@ -396,7 +396,7 @@ fn a_disk_that_fills_at_any_stage_of_a_build_leaves_nothing_and_the_next_one_suc
             .err()
             .map(|error| chain(error))
             .unwrap_or_default();
-        // Behind the last moment there may be nothing left to write that needs room.
+        // After the last moment there may be nothing left to write.
         if !told.is_empty() {
             refused += 1;
             assert!(

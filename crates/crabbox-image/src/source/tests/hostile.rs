@@ -3,7 +3,7 @@
 
 use super::*;
 
-/// A header of `kind`, whose size is written in base 256 so that it may be any.
+/// A header of `kind`, whose size is written in base 256 so that it can have any value.
 fn header(name: &str, kind: u8, size: u64) -> [u8; 512] {
     let mut block = [0; 512];
     block[..name.len()].copy_from_slice(name.as_bytes());
@@ -21,7 +21,7 @@ fn header(name: &str, kind: u8, size: u64) -> [u8; 512] {
     block
 }
 
-/// An entry with its content, whole.
+/// A complete entry with its content.
 fn entry(name: &str, kind: u8, content: &[u8]) -> Vec<u8> {
     let mut bytes = header(name, kind, content.len() as u64).to_vec();
     bytes.extend(content);
@@ -29,7 +29,7 @@ fn entry(name: &str, kind: u8, content: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// PAX records for the entry that follows.
+/// PAX records for the following entry.
 fn pax(records: &[(&str, &str)]) -> Vec<u8> {
     let mut text = String::new();
     for (key, value) in records {
@@ -130,7 +130,7 @@ fn what_pax_records_say_counts_before_the_header() {
         (70000, 80000, 12, 2)
     );
     assert_eq!(std::fs::read(root.join("again")).unwrap(), b"content");
-    // A size that differs from the header's is the true one.
+    // If a PAX record's size differs from the header's, the record's is used.
     let mut sized = header("sized", b'0', 0).to_vec();
     sized.extend(b"four");
     sized.resize(1024, 0);
@@ -156,7 +156,8 @@ fn an_owner_that_cannot_be_is_refused_by_name() {
 fn a_size_that_nothing_has_is_refused_before_anything_is_kept() {
     let place = Place::new();
     let huge = 1 << 40;
-    // A long name, records, a file, a file that is a hole but for its end: each of a terabyte, in an archive of a kilobyte.
+    // A long name, PAX records, a file, and a file that is a hole except for its end: each claims a terabyte in an
+    // archive of a kilobyte.
     let sparse = [
         ("GNU.sparse.major", "0"),
         ("GNU.sparse.minor", "1"),

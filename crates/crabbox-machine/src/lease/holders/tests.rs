@@ -37,9 +37,9 @@ struct World {
 
 impl World {
     fn new() -> Self {
-        // Other runs of these tests at the same time have other pids.
+        // Concurrent runs of these tests have other pids.
         let number = (std::process::id() * 64 + WORLDS.fetch_add(1, Ordering::Relaxed)) % 2048;
-        // Set aside for benchmarks (RFC 2544): no host has a route into it.
+        // Reserved for benchmarks (RFC 2544), so no host has a route into it.
         let all: Ipv4Net = "198.18.0.0/15".parse().unwrap();
         Self {
             root: tempfile::tempdir().unwrap(),
@@ -212,7 +212,7 @@ fn two_state_directories_share_no_uid_and_no_block_and_a_full_range_says_who_has
             && world.listing().holdings.len() == 5,
         "nothing is left of a lease that was refused"
     );
-    // What one directory gives back the other can have.
+    // Resources that one state directory frees can be used by the other.
     let back = made.remove(1);
     let had = got(&back);
     take_back(&world.places("b"), back);
@@ -229,13 +229,14 @@ fn an_entry_is_there_before_the_directory_and_goes_after_it() {
     let entry = &listing.holdings[0];
     assert_eq!((&entry.lease, entry.uid), (&id, made.uid));
     assert_eq!(Some(&entry.owner), owner(&places).as_ref());
-    // Its maker has died after the entry: the lock is free and there is no directory.
+    // Looks as if its maker had died after making the entry: there is no directory. First with the lock still held,
+    // then free.
     let dir = places.lease(&id);
     std::fs::rename(&dir, places.leases().join("away")).unwrap();
     assert!(world.look("b").gone.is_empty(), "its maker has the lock");
     made.lease.release();
     assert_eq!(world.look("b").gone, std::slice::from_ref(&id));
-    // The same while it is there, whoever looks.
+    // While the directory exists, the entry is kept, whichever state directory checks.
     std::fs::rename(places.leases().join("away"), &dir).unwrap();
     for name in ["a", "b"] {
         let held = world.look(name);
@@ -281,14 +282,14 @@ fn leases_of_an_earlier_version_are_seen_with_what_they_hold() {
     netns::create(&dir.netns()).unwrap();
     let held = world.look("a");
     let made = world.allocate("a", 5);
-    // No test may leave a namespace behind, whatever comes out.
+    // Remove the namespace before any assertion can fail.
     netns::remove(&dir.netns()).unwrap();
     assert!(
         held.tags.contains(&others.tag()) && held.others.contains(&there.state),
         "{held:?}"
     );
     assert_eq!(got(&made.unwrap()), (world.first_uid + 2, world.block(2)));
-    // The own one is entered from its journal, so that others step round it, too.
+    // Our own lease gets an entry from its journal, so that other state directories avoid its resources too.
     let listing = world.listing();
     let entered = listing
         .holdings
@@ -315,7 +316,7 @@ fn a_lease_that_was_given_back_after_it_was_looked_at_gets_no_entry() {
             .state()
             .clone()
     });
-    // What its journal said is known already; then it is taken back, entry and all.
+    // The journal has been read already; now the lease is torn down, including its entry.
     std::fs::remove_dir_all(places.lease(&gone)).unwrap();
     registry::forget(&places, &gone).unwrap();
     let registry = Registry::lock(&places).unwrap();
@@ -342,7 +343,7 @@ fn a_damaged_entry_of_a_live_lease_gives_nothing_away_and_of_a_dead_one_is_remov
     assert!(held.gone.is_empty() && held.tags.contains(&id.tag()), "{held:?}");
     let next = next.unwrap();
     assert!(next.uid != made.uid && next.subnet != made.subnet, "{next:?}");
-    // Its own directory knows what it says.
+    // Its own state directory restores the entry from the journal.
     drop(world.allocate("a", 5).unwrap());
     assert!(
         world
@@ -351,7 +352,7 @@ fn a_damaged_entry_of_a_live_lease_gives_nothing_away_and_of_a_dead_one_is_remov
             .iter()
             .any(|holding| holding.lease == id && holding.uid == made.uid)
     );
-    // Of a lease of which nothing is seen it goes.
+    // A damaged entry is removed if nothing else of its lease is left.
     std::fs::write(&entry, "{\"lease\":").unwrap();
     std::fs::remove_dir_all(dir.path()).unwrap();
     made.lease.release();
@@ -365,7 +366,7 @@ fn whoever_makes_a_lease_has_its_lock_before_its_entry_and_the_registry_waits_fo
     let world = World::new();
     let (places, id) = (world.places("a"), id());
     drop(world.allocate("a", 5).unwrap());
-    // Somebody has the lock of a lease that has an entry and no directory, and does not give it up.
+    // Keep the lock of a lease that has an entry and no directory.
     let held = locks::try_lease(&places, id.as_str()).unwrap().unwrap();
     let mut holding = world.listing().holdings[0].clone();
     (holding.lease, holding.uid) = (id.clone(), Some(world.first_uid + 1));
@@ -422,7 +423,7 @@ proptest! {
                 _ => {}
             }
         }
-        // The lowest that is free is given out, whatever died.
+        // The lowest free uid is handed out, whatever died before.
         let free = (world.first_uid..world.first_uid + 10).find(|uid| live.iter().all(|(_, one)| one.uid != Some(*uid)));
         prop_assert_eq!(world.allocate("b", 10).unwrap().uid, free);
         prop_assert_eq!(world.listing().holdings.len(), live.len() + 1);

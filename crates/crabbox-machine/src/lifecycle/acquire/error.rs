@@ -34,7 +34,7 @@ pub enum AcquireError {
     /// Its disk could not be prepared.
     #[error("cannot prepare the lease's disk")]
     Disk(#[from] DiskError),
-    /// A volume that it must have is not to be had.
+    /// A required volume is unavailable.
     #[error("cannot have the required cache volume {name:?}")]
     Volume {
         /// The volume's name.
@@ -77,7 +77,7 @@ pub enum AcquireError {
     /// The lease is a pool member that is being ended.
     #[error("the lease is being taken back")]
     Ending,
-    /// The pool member is not of the requested kind.
+    /// The client asked for another lease than this pool member.
     #[error("lease {id} waits here, and another one was asked for")]
     OtherLease {
         /// The lease.
@@ -86,10 +86,10 @@ pub enum AcquireError {
     /// It waits for a lock that another process holds.
     #[error(transparent)]
     Lock(#[from] LockError),
-    /// It is not ours.
+    /// The lease directory does not belong to this user.
     #[error(transparent)]
     Ownership(#[from] OwnershipError),
-    /// It was being made for a pool, and another lease needed its room.
+    /// It was being made for a pool, and gave way to another lease.
     #[error("the lease made room for somebody's")]
     GaveWay,
     /// The command line that asked for the lease is gone, or was interrupted.
@@ -144,7 +144,7 @@ impl Fault for AcquireError {
 }
 
 impl AcquireError {
-    /// What `asker` can do about it.
+    /// What the requester can do about it.
     pub(crate) fn hints_for(&self, asker: Asker) -> Vec<String> {
         match self {
             Self::Allocate(error) => error.hints_for(asker),
@@ -152,7 +152,7 @@ impl AcquireError {
         }
     }
 
-    /// Whether a machine that was to go on from a template failed in what a boot does otherwise.
+    /// Whether a restore from a template failed where an ordinary boot might succeed.
     pub(crate) fn is_of_restoring(&self, start: &Start) -> bool {
         let given_up = matches!(
             self,

@@ -10,7 +10,7 @@ use crate::resource::disk::VSOCK;
 
 const SIZE: u64 = 4 << 20;
 
-/// A full disk between two files that nothing may happen to.
+/// A full disk between two files that must not change.
 struct Dir {
     dir: tempfile::TempDir,
     path: PathBuf,
@@ -41,7 +41,7 @@ impl Dir {
     }
 }
 
-/// What a guest hears that says `text` to a fresh session, and then nothing more.
+/// The replies to a guest that sends `text` in a new session, and then nothing more.
 fn told(disk: &Holes, budget: Duration, text: &[u8]) -> Vec<String> {
     let (ours, mut guest) = UnixStream::pair().unwrap();
     let (ended, _stop) = std::io::pipe().unwrap();
@@ -54,7 +54,7 @@ fn told(disk: &Holes, budget: Duration, text: &[u8]) -> Vec<String> {
             };
             session.run(disk);
         });
-        // It may be hung up on in the middle of its words.
+        // The session may be closed while we still write.
         guest.write_all(text).ok();
         guest.shutdown(std::net::Shutdown::Write).ok();
         BufReader::new(guest).lines().map_while(Result::ok).collect()
@@ -117,7 +117,7 @@ fn what_comes_too_late_is_asked_for_again_and_not_done() {
     let said = told(&dir.holes(), Duration::ZERO, b"0 4096\nend\n");
     assert_eq!(said, [format!("go {SIZE}"), "late".to_owned()]);
     assert!(std::fs::read(&dir.path).unwrap() == vec![7; 4 << 20]);
-    // The time runs from our word on, not from the guest's.
+    // The time runs from our message on, not from the guest's.
     let (ours, mut guest) = UnixStream::pair().unwrap();
     let (ended, _stop) = std::io::pipe().unwrap();
     let holes = dir.holes();
@@ -194,7 +194,7 @@ fn guests_are_served_one_after_the_other_and_the_end_does_not_wait_for_them() {
     let mut said = said;
     said.sort();
     assert_eq!(said, ["done 0", "done 4096"]);
-    // One that says nothing.
+    // A guest that sends nothing.
     let silent = unix::connect(&socket).unwrap();
     let mut byte = [0];
     silent.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
@@ -224,7 +224,7 @@ fn a_dead_supervisors_socket_is_replaced_for_our_own_images_only() {
     assert!(trims.is_some());
     unix::connect(&socket).unwrap();
     drop(trims);
-    // What a VMM that was taken over may have put in the place of its disk.
+    // A link that a compromised VMM may have put in place of its disk.
     std::fs::remove_file(&dir.path).unwrap();
     std::os::unix::fs::symlink(dir.dir.path().join("base.ext4"), &dir.path).unwrap();
     assert!(resume(&record, &journal).is_none());
@@ -236,7 +236,8 @@ fn a_dead_supervisors_socket_is_replaced_for_our_own_images_only() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
 
-    /// Whatever a guest says: its disk stays as long as it is, parts that it did not name keep their content, and nothing else changes.
+    /// Whatever a guest sends: its disk keeps its length, ranges that it did not name keep their content, and nothing
+    /// else changes.
     #[test]
     fn whatever_a_guest_says_only_its_own_disk_changes(bytes in crabbox_testkit::mutate::damaged(vec![
         b"0 4096\n8192 4096\nend\n".to_vec(),

@@ -1,6 +1,6 @@
 //! Why a lease does not get a volume, and what its user can do about it.
 //!
-//! A hint must never name what would remove a volume without saying so.
+//! A hint that would remove a volume must say so.
 
 use std::path::PathBuf;
 
@@ -23,16 +23,16 @@ pub enum VolumeError {
         /// The lease.
         lease: String,
     },
-    /// A process may write to its image that no lease accounts for.
+    /// A process that belongs to no lease may write to its image.
     #[error("process {pid} has its image open for writing")]
     Open {
         /// The process.
         pid: u32,
     },
-    /// Only an image of ours mounts volumes, and only when it boots.
+    /// Only crabbox's own images mount volumes, and only when they boot.
     #[error("only an image of crabbox's own has volumes")]
     Foreign,
-    /// The disk has no room for what it may grow to.
+    /// There is no disk space for the size that it may grow to.
     #[error(transparent)]
     NoRoom(#[from] Refusal),
     /// Its files cannot be used.
@@ -41,7 +41,7 @@ pub enum VolumeError {
     /// Its file system cannot be made, checked or grown.
     #[error(transparent)]
     Disk(#[from] DiskError),
-    /// It is damaged, and so was one before it, which its user has not looked at yet.
+    /// It is damaged, and an earlier damaged image has not been removed by the user yet.
     #[error("it is damaged ({why}), and {} is of one that was damaged before", path.display())]
     DamagedAgain {
         /// The image that was set aside before.
@@ -119,7 +119,7 @@ impl Fault for VolumeError {
 }
 
 impl VolumeError {
-    /// Whether it is one because whoever asked for the volume gave up.
+    /// Whether the cause is that the requester gave up.
     pub(crate) fn is_cancelled(&self) -> bool {
         matches!(
             self,
@@ -132,7 +132,7 @@ impl VolumeError {
     }
 }
 
-/// What else can be done.
+/// The hint that an optional volume would only cause a warning.
 fn without() -> String {
     "a volume that is not required is left out with a warning instead".to_owned()
 }

@@ -109,7 +109,7 @@ fn what_one_lease_wrote_the_next_one_has_and_a_larger_wish_grows_it() {
     let (image, warning) = world.take(&a, &volume(1)).unwrap();
     assert_eq!(warning, None);
     write(&image, "precious");
-    // As a VMM of another uid may leave it.
+    // A VMM with another uid may leave it like this.
     std::fs::set_permissions(&image, std::fs::Permissions::from_mode(0o666)).unwrap();
     world.give_back(&a, "k");
     assert_eq!(image.metadata().unwrap().mode() & 0o7777, 0o600);
@@ -122,7 +122,7 @@ fn what_one_lease_wrote_the_next_one_has_and_a_larger_wish_grows_it() {
         (2 << 30, 2048)
     );
     world.give_back(&b, "k");
-    // It is never made smaller, and what a dead process has recorded and not done is done by the next.
+    // A volume is never shrunk, and a growth that a dead process recorded but did not make is made by the next one.
     let dir = volumes::dir_of(&world.places, "k");
     let mut about = world.about("k");
     about.size_mib = 3072;
@@ -152,10 +152,10 @@ fn one_lease_at_a_time_has_it_and_a_dead_one_s_word_does_not_count() {
         remove(&world.places, &dir),
         Err(VolumeError::Busy { .. })
     ));
-    // Who does not have it gives nothing back.
+    // A lease that does not have the volume cannot give it back.
     world.give_back(&b, "k");
     assert_eq!(world.about("k").holder.as_deref(), Some(A));
-    // The directory of a lease goes last, so without it the lease is gone.
+    // A lease's directory is removed last, so without it the lease is gone.
     std::fs::remove_dir_all(world.places.lease(&a)).unwrap();
     world.take(&b, &volume(1)).unwrap();
     world.give_back(&b, "k");
@@ -178,7 +178,7 @@ fn an_image_that_somebody_may_write_to_is_neither_attached_nor_given_back_nor_re
     std::fs::remove_dir_all(world.places.lease(&a)).unwrap();
     assert!(is_told(remove(&world.places, &dir)));
     drop(open);
-    // Whoever only reads it is in nobody's way.
+    // A process that only reads the image does not block its removal.
     let _backup = std::fs::File::open(&image).unwrap();
     remove(&world.places, &dir).unwrap();
 }
@@ -225,7 +225,7 @@ fn one_that_was_never_made_leaves_nothing_and_one_for_which_there_is_no_room_is_
     assert!(matches!(refused, VolumeError::NoRoom(_)), "{refused}");
     world.give_back(&a, "k");
     assert_eq!(std::fs::read_dir(world.places.volumes()).unwrap().count(), 0);
-    // Its taker died between the record and the image.
+    // The process that takes it dies between the record and the image.
     let dir = volumes::dir_of(&world.places, "k");
     let died = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
         take(&world.places, &wish(LIMITS), &|moment| {
@@ -250,7 +250,7 @@ fn a_journal_leads_to_no_other_directory() {
 }
 
 impl World {
-    /// Has the taker of the volume die at `moment`, and its lease with it.
+    /// Kills the taking of the volume at `moment`, and its lease with it.
     #[track_caller]
     fn dies(&self, lease: &LeaseId, volume: &Volume, moment: Moment, gives_back: bool) {
         let wish = Wish {
@@ -272,7 +272,7 @@ impl World {
     }
 }
 
-/// Destroys the superblock of `image`, and puts a mark where it can be found again.
+/// Destroys the superblock of `image`, and writes a mark into it by which it can be recognised.
 fn damage(image: &Path, mark: &[u8]) {
     use std::os::unix::fs::FileExt as _;
     let file = std::fs::File::options().write(true).open(image).unwrap();
@@ -354,7 +354,7 @@ fn a_second_damaged_image_does_not_take_the_place_of_the_first() {
     world.give_back(&a, "k");
     let aside = image.with_file_name(volumes::SET_ASIDE);
     assert!(has_mark(&aside, b"first") && has_mark(&image, b"second"));
-    // Its user has looked at the first one.
+    // The user has dealt with the first one.
     std::fs::remove_file(&aside).unwrap();
     assert!(world.take(&a, &volume(1)).unwrap().1.is_some());
     assert!(has_mark(&aside, b"second"));
@@ -385,7 +385,7 @@ fn who_gets_no_volume_does_not_wait_for_it() {
     let (a, b) = (world.lease(A, "k"), world.lease(B, "k"));
     world.take(&a, &volume(1)).unwrap();
     let dir = volumes::dir_of(&world.places, "k");
-    // As if its holder checked it at this moment: a wait would fail only after minutes.
+    // As if its holder were checking it just now. If this waited, it would fail only after minutes.
     let held = Locked::take(&world.places, &dir).unwrap();
     let busy = world.take(&b, &volume(1)).unwrap_err();
     assert!(matches!(busy, VolumeError::Busy { .. }), "{busy}");
@@ -404,11 +404,12 @@ fn who_gets_no_volume_does_not_wait_for_it() {
     let gave_up = take(&world.places, &wish, &|_| ()).unwrap_err();
     assert!(gave_up.is_cancelled(), "{gave_up}");
     drop(held);
-    // And within the check.
+    // The same while the file system is being checked.
     asked.set(1);
     let gave_up = take(&world.places, &wish, &|_| ()).unwrap_err();
     assert!(gave_up.is_cancelled(), "{gave_up}");
-    // One that was never begun leaves no lock behind, and no directory that a full disk left empty.
+    // Giving back a volume that was never begun leaves neither a lock nor an empty directory, as a full disk may have
+    // left one.
     let c = world.lease("cbx_00000000000c", "none");
     let none = volumes::dir_of(&world.places, "none");
     std::fs::create_dir(&none).unwrap();

@@ -2,7 +2,7 @@
 //! this host.
 //!
 //! They are loaded again for each attempt. They must never match a packet of another program: redirected packets have the
-//! ports and addresses of one connection of ours.
+//! ports and addresses of one of our connections.
 
 use std::fmt::Write as _;
 use std::net::Ipv4Addr;
@@ -12,12 +12,12 @@ use super::super::{NatError, NatSpec};
 use super::{Far, Hook, PORT};
 use crate::nft;
 
-/// A priority after every filter that others are likely to have; only the kernel's own comes later.
+/// A priority after every filter that other programs are likely to have; only the kernel's own hooks come later.
 const LAST: i32 = i32::MAX - 1;
 /// A priority before every filter.
 const FIRST: i32 = i32::MIN;
 
-/// What is let through, and where to.
+/// The connection that is let through, and where to.
 #[derive(Debug, Clone)]
 pub(super) struct Guard<'a> {
     spec: &'a NatSpec,
@@ -26,7 +26,7 @@ pub(super) struct Guard<'a> {
     connection: Option<(Ipv4Addr, u16)>,
     /// Links by which that connection may leave.
     open: Vec<String>,
-    /// Real uplinks, each with the link of ours that gets its outgoing packets.
+    /// Real uplinks, each with our link that gets its outgoing packets.
     handed: Vec<(String, String)>,
 }
 
@@ -120,7 +120,8 @@ impl<'a> Guard<'a> {
             back =
                 format!("ip saddr {target} tcp sport {PORT} ip daddr {lease} tcp dport {port} counter name");
             for uplink in &self.open {
-                // Writing to a string cannot fail, here and below. After masquerade only the first direction's address is the lease's.
+                // Writing to a string cannot fail, here and below. After masquerade only the original direction has
+                // the lease's address.
                 writeln!(
                     out,
                     "    ct original ip saddr {lease} oifname \"{uplink}\" {first} counter name out_postrouting accept"

@@ -58,7 +58,7 @@ impl Drop for Peer {
     fn drop(&mut self) {
         self.end.store(true, Ordering::Release);
         if let Some(thread) = self.thread.take() {
-            // A thread that panicked has answered nothing, which is the verdict then.
+            // A thread that panicked has answered nothing, so the test reports that no reply came.
             thread.join().ok();
         }
     }
@@ -72,7 +72,7 @@ fn answer(mut tap: File, host: [u8; 6], met: &AtomicBool, end: &AtomicBool) {
             Ok(_) => {}
             Err(_) => return,
         }
-        // A link that was taken down carries nothing.
+        // Reading fails once the link is down.
         let Ok(length) = tap.read(&mut frame) else { return };
         let received = &frame[..length];
         let Some(reply) = reply(received, host) else {
@@ -119,7 +119,7 @@ fn greeting(packet: &[u8], host: [u8; 6]) -> Option<Vec<u8>> {
     let first = *packet.first()?;
     let length = usize::from(first & 0x0f) * 4;
     let (head, segment) = (packet.get(..length)?, packet.get(length..)?);
-    // A part of a packet is marked in the lower bits of two bytes (RFC 791).
+    // A fragment has an offset or the "more fragments" bit set (RFC 791).
     let is_part = u16::from_be_bytes([*head.get(6)?, *head.get(7)?]).trailing_zeros() < 14;
     let is_whole = first >> 4 == 4 && length >= 20 && !is_part;
     if !is_whole || head[9] != 6 || segment.len() < 20 || segment[13] & SYN_ACK != SYN {
@@ -130,7 +130,7 @@ fn greeting(packet: &[u8], host: [u8; 6]) -> Option<Vec<u8>> {
 
     let mut answer = [&segment[2..4], &segment[..2], &SEQUENCE, &next.to_be_bytes()].concat();
     answer.extend([0x50, SYN_ACK, 0xff, 0xff, 0, 0, 0, 0]);
-    // The sum of a segment covers the addresses, the protocol and the length as well (RFC 9293).
+    // A TCP checksum also covers the addresses, the protocol and the length (RFC 9293).
     let covered = [target, source, &[0, 6, 0, 20], &answer].concat();
     answer[16..18].copy_from_slice(&sum(&covered));
 
@@ -179,7 +179,7 @@ mod tests {
         assert_eq!(segment[..4], [1, 0xbb, 0x9c, 0x40]);
         assert_eq!(segment[8..12], [0; 4], "one more than the last number is zero");
         assert_eq!(segment[13], SYN_ACK);
-        // What is right sums up to nothing.
+        // Data with a correct checksum sums to zero.
         assert_eq!(sum(head), [0, 0]);
         let covered = [&head[12..], &[0, 6, 0, 20], segment].concat();
         assert_eq!(sum(&covered), [0, 0]);

@@ -113,7 +113,7 @@ fn what_is_mounted_inside_the_destination_is_in_the_way_before_anything_is_repla
     };
     let here = Beneath::open(dir.path()).unwrap();
     let (copy, to) = (entry(b"c").unwrap(), entry(b"to").unwrap());
-    // Another file system, and the same one again, which only the number of its mount tells apart.
+    // Another file system, and a bind mount of the same one, which only differs in its mount id.
     let bound = dir.path().join("c/a");
     for how in [
         &["mount", "-t", "tmpfs", "none"][..],
@@ -137,7 +137,7 @@ fn who_has_a_stage_that_stays_is_told_where_it_is_and_what_became_of_the_copy() 
     let stays = |copied| {
         let stage = Stage::new(&here).unwrap();
         let path = stage.dir.path().to_owned();
-        // A mount point is the one thing that root cannot remove.
+        // A mount point is the one thing that even root cannot remove.
         let mount = |words: &[&str]| {
             crabbox_host::command::Cmd::new(words[0])
                 .args(&words[1..])
@@ -183,7 +183,7 @@ fn directories_are_merged_and_nothing_else_gives_way() {
     fs::write(at("file"), "").unwrap();
     assert!(matches!(put("from", "file"), Err(CopyError::InTheWay { .. })));
     assert!(matches!(put("file", "to"), Err(CopyError::InTheWay { .. })));
-    // What is in the way of one keeps all others as they were.
+    // A conflict for one file leaves all others as they were.
     for made in ["more/d/clash", "more/a"] {
         fs::create_dir_all(at(made)).unwrap();
     }

@@ -1,16 +1,16 @@
-//! References between the parts of a schema: each leads to a part of the same document, and none back to where it came from.
+//! Checks the references in a schema: each must lead to a part of the same document, and none may be circular.
 //!
-//! A schema that leads back to itself is followed without an end by whoever checks with it. It must never be compiled.
+//! A validator would follow a circular schema forever. It must never be compiled.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
 
-/// Keywords whose references are known only when a file is looked at.
+/// Keywords whose references are only resolved during validation.
 const DYNAMIC: [&str; 2] = ["$dynamicRef", "$recursiveRef"];
 
-/// Refuses a schema with references of another kind. Returns how many values the schema has with each reference replaced by what it leads to:
-/// a short one may have more of them than any memory.
+/// Refuses a schema with any other references. Returns the number of values the schema would have with every reference expanded, which can be huge
+/// for a short schema.
 pub(super) fn check(schema: &Value) -> Result<usize, String> {
     let draft = schema.get("$schema").and_then(Value::as_str).unwrap_or_default();
     Walk {
@@ -24,11 +24,11 @@ pub(super) fn check(schema: &Value) -> Result<usize, String> {
 
 struct Walk<'a> {
     root: &'a Value,
-    /// The keyword that names a part.
+    /// The keyword that gives a part an id.
     id: &'static str,
-    /// The parts through which this one was reached, by their addresses.
+    /// The parts through which the current one was reached, by address.
     above: BTreeSet<usize>,
-    /// The size of each part that was looked at.
+    /// The expanded size of each part checked so far.
     done: BTreeMap<usize, usize>,
 }
 
@@ -71,7 +71,7 @@ impl<'a> Walk<'a> {
                 let part = self.target(to)?;
                 self.enter(part)
             }
-            // It would change what the references below it are about.
+            // It would change the base of the references below it.
             (name, Value::String(_)) if name == self.id && !is_root => {
                 Err(format!("a part with an {name} of its own is not supported"))
             }

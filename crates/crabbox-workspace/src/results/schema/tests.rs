@@ -1,4 +1,4 @@
-//! Schemas that are taken and refused, and files held against them.
+//! Tests of schemas that are accepted and refused, and of files validated against them.
 
 use std::fmt::Write as _;
 
@@ -88,7 +88,7 @@ fn a_schema_that_leads_away_or_back_to_itself_is_refused() {
         let error = schema(text).unwrap_err();
         assert!(error.contains(why), "{text}: {error}");
     }
-    // The same part from two sides is no way back, and a property may be called like a keyword.
+    // Two references to the same part are not circular, and a property may be named like a keyword.
     let text = r##"{"properties":{"a":{"$ref":"#/$defs/n"},"b":{"$ref":"#/$defs/n"},"$id":{"type":"string"},"$ref":{"type":"string"}},
         "$defs":{"n":{"type":"integer"}}}"##;
     assert!(violations(text, r#"{"a":1,"b":1,"$id":"x","$ref":"y"}"#).is_empty());
@@ -152,7 +152,7 @@ fn a_flag_names_one_file_below_the_working_directory() {
 
 #[test]
 fn where_all_violations_could_fill_the_memory_only_the_first_is_looked_for() {
-    // Each definition leads to the next one twice.
+    // Each definition refers to the next one twice.
     let mut text = r##"{"$ref":"#/$defs/0","$defs":{"##.to_owned();
     for level in 0..40 {
         let next = level + 1;

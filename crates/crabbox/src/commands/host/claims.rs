@@ -1,4 +1,4 @@
-//! `claims list`: the local claims as they stand, good ones and bad ones.
+//! `claims list`: the local claims as stored, valid or not.
 
 use crabbox_core::fault::Kind;
 use crabbox_engine::provider::claims::{self, Claim, Listing, Problem};
@@ -75,7 +75,7 @@ impl ClaimsView {
         }
     }
 
-    /// YAML-like text; every value that a file brought along is quoted.
+    /// YAML-like text; values that come from a file are quoted.
     fn lines(&self) -> Vec<String> {
         let mut lines =
             vec!["Local claims (unverified local state; provider backends were not queried)".to_owned()];

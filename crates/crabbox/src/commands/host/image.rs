@@ -1,4 +1,4 @@
-//! `image`: guest images, made and looked after.
+//! `image`: builds and manages guest images.
 
 use std::path::PathBuf;
 
@@ -31,10 +31,10 @@ enum Usage {
     /// Not one of the two ways to import.
     #[error("usage: crabbox image import [--name NAME] (--kernel PATH --rootfs PATH | BUNDLE)")]
     Import,
-    /// A digest for a pair of files.
+    /// `--sha256` with a kernel and a root file system.
     #[error("--sha256 is the digest of a bundle; a kernel and a root file system have none")]
     Digest,
-    /// Image or file is missing.
+    /// The image or the file is missing.
     #[error("usage: crabbox image export <name-or-digest> <file>")]
     Export,
     /// No image was named.
@@ -404,7 +404,7 @@ fn gc(ctx: &Ctx<'_>, args: &ImageGcArgs) -> Result<Exit, CommandError> {
         max_bytes: args.max_mib.map(|limit| limit.saturating_mul(1 << 20)),
     };
     let decided = images::gc(&ctx.env.places()?, policy, args.dry_run)?;
-    // Templates of the images that have just gone among them.
+    // Count templates of the images just removed as unneeded, too.
     let going = decided.iter().filter(|one| one.reason.goes());
     let going: Vec<&str> = going.map(|one| one.image.manifest.digest.as_str()).collect();
     let swept = warm::sweep(&ctx.env.places()?, &going, args.dry_run)?;

@@ -1,6 +1,6 @@
 //! `init`: the files that make a repository ready for crabbox.
 //!
-//! It looks before it writes: when one of the files is there already, none is written.
+//! It checks before it writes: if any of the files exists already, none is written.
 
 use std::path::{Path, PathBuf};
 
@@ -15,7 +15,7 @@ use crate::ui::{CommandError, Exit};
 /// Why nothing was written.
 #[derive(Debug, thiserror::Error)]
 enum InitError {
-    /// A file is there.
+    /// A file exists already.
     #[error("{} already exists; use --force to overwrite", path.display())]
     Exists {
         /// The file.
@@ -32,7 +32,7 @@ impl Fault for InitError {
     }
 }
 
-/// Files by which a kind of project is known, and what it is tested with; the first that is there counts.
+/// Files that identify a kind of project, with its test command; the first that exists wins.
 const KINDS: &[(&str, &str)] = &[
     ("Cargo.toml", "cargo test"),
     ("go.mod", "go test ./..."),
@@ -58,14 +58,14 @@ pub(in crate::commands) fn run(ctx: &Ctx<'_>, args: &InitArgs) -> Result<Exit, C
     ];
     wanted.extend(args.skill.iter().map(|path| (path.as_path(), skill(command))));
     for (path, _) in &wanted {
-        // A link that leads nowhere is there too.
+        // A dangling symlink counts as existing, too.
         if !args.force && root.join(path).symlink_metadata().is_ok() {
             let path = path.to_path_buf();
             return Err(InitError::Exists { path }.into());
         }
     }
     for (path, text) in wanted {
-        // Whole or not at all; no link of the repository is followed.
+        // Written atomically, without following the repository's symlinks.
         let place = Place::new(&root, &root.join(path), Access::Shared).map_err(InitError::from)?;
         place
             .write(text.as_bytes(), Existing::Replace)

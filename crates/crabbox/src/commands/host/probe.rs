@@ -1,6 +1,7 @@
-//! `__probe`: whether this machine's KVM boots a guest, for the developers' tasks, which choose by it where leases are made.
+//! `__probe`: whether this machine's KVM boots a guest; the developers' tasks decide by it where to make leases.
 //!
-//! It prints one line of JSON, which is no contract with users. It must never judge by anything but a boot, nor leave anything but the verdict in the cache it was given.
+//! It prints one line of JSON, which is not a contract with users. It must judge only by an actual boot, and leave nothing but the verdict in the
+//! given cache directory.
 
 use std::fs;
 use std::time::Duration;
@@ -18,13 +19,13 @@ use crate::ui::{CommandError, Exit};
 #[derive(Debug, Serialize)]
 struct JudgedView {
     works: bool,
-    /// For a person.
+    /// The verdict for a person.
     words: String,
-    /// Whether it was found earlier, since this boot.
+    /// Whether it is a cached verdict from earlier in this boot of the host.
     remembered: bool,
 }
 
-/// Nothing was found out.
+/// The probe could not be carried out.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot find out whether this machine's KVM boots a guest")]
 enum Error {
@@ -39,7 +40,7 @@ impl Fault for Error {
     }
 }
 
-/// Boots a guest that does nothing but speak, or remembers what came of it.
+/// Boots a guest that does nothing but report, or returns the cached verdict.
 pub(in crate::commands) fn run(ctx: &Ctx<'_>, args: &ProbeArgs) -> Result<Exit, CommandError> {
     let judged = judge(args).and_then(|judged| Ok(serde_json::to_string(&judged)?))?;
     ctx.printer.line(judged);

@@ -1,6 +1,6 @@
-//! `providers`: which there are, what each can do, and which of them suits what.
+//! `providers`: which ones exist, what each can do, and which suits a use.
 //!
-//! All of it is compiled in. It must never read the configuration, look at this host or ask a network.
+//! All of it is compiled in. It must never read the configuration, inspect this host or use the network.
 
 mod catalogue;
 mod describe;

@@ -1,4 +1,4 @@
-//! A template that was made, as a line and as JSON: `image warm` and `setup` say the same of one.
+//! A newly made template as a line and as JSON, shared by `image warm` and `setup`.
 
 use std::path::PathBuf;
 
@@ -28,7 +28,7 @@ pub(in crate::commands) struct WarmView<'a> {
 }
 
 impl<'a> WarmView<'a> {
-    /// What was made.
+    /// The view of a newly made template.
     pub(super) fn new(made: &'a warm::Made) -> Self {
         let template = &made.template;
         Self {
@@ -42,7 +42,7 @@ impl<'a> WarmView<'a> {
     }
 }
 
-/// What of the machines that a template was made with is left over.
+/// Warns about leftovers of the machines that the template was made with.
 pub(super) fn tell_leftovers(ctx: &Ctx<'_>, made: &warm::Made) {
     if !made.leftovers.is_empty() {
         ctx.printer.warn(format_args!(
@@ -52,7 +52,7 @@ pub(super) fn tell_leftovers(ctx: &Ctx<'_>, made: &warm::Made) {
     }
 }
 
-/// A template that was made, in one line.
+/// A new template as one line.
 pub(super) fn line(made: &warm::Made) -> String {
     let template = &made.template;
     format!(
@@ -69,7 +69,7 @@ pub(super) fn mebibytes(bytes: u64) -> String {
     format!("{} MiB", bytes.div_ceil(1 << 20))
 }
 
-/// As much of a digest as tells it from others.
+/// A digest shortened to what is needed to tell it apart.
 pub(super) fn abbreviated(digest: &str) -> &str {
     digest.get(..12).unwrap_or(digest)
 }

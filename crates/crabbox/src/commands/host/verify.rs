@@ -1,6 +1,6 @@
-//! `verify`: whether a receipt of a run says what its signer signed.
+//! `verify`: whether a run's receipt is what its signer signed.
 //!
-//! It must never say more than that: the signer is known by a fingerprint alone, and each line says so.
+//! It must never claim more than that: the signer is known only by a fingerprint, and each line says so.
 
 use crabbox_core::fault::{Fault, Kind};
 use crabbox_engine::receipt;

@@ -1,6 +1,6 @@
-//! `adapter external`: one request of another program on standard input, one answer on standard output.
+//! `adapter external`: one request from another program on standard input, one answer on standard output.
 //!
-//! Standard output is the protocol's alone: whatever else there is to say goes to standard error, which the other program shows.
+//! Standard output carries only the protocol; everything else goes to standard error, which the other program shows.
 
 use std::cell::Cell;
 use std::os::fd::AsFd as _;
@@ -34,13 +34,13 @@ const ERROR_LIMIT: usize = 8192;
 /// Why no answer can be given.
 #[derive(Debug, thiserror::Error)]
 enum AdapterCommandError {
-    /// A provider whose machines are there without it.
+    /// The provider does not make machines.
     #[error("provider={provider} makes no machines: the adapter leases those of a provider that does")]
     Provider {
         /// The provider.
         provider: &'static str,
     },
-    /// There is more to say than fits.
+    /// The answer is too large.
     #[error("the answer is larger than {BYTES} bytes")]
     TooLarge,
 }
@@ -68,7 +68,7 @@ pub(in crate::commands) fn run(ctx: &Ctx<'_>, args: &AdapterExternalArgs) -> Res
 fn serve(ctx: &Ctx<'_>, args: &AdapterExternalArgs, speaker: &Speaker<'_>) -> Result<Exit, CommandError> {
     let bytes = input::take(std::io::stdin().as_fd(), input::PATIENCE)?;
     let request = request::parse(&bytes)?;
-    // From here on: until then the usual end of a process is the right one.
+    // Only from here on: up to this point the default action of the signals is right.
     let interrupts = engine::interrupts()?;
     let settings = settings(ctx, args, &request)?;
     let repo = match &request.repo {
@@ -99,8 +99,8 @@ fn serve(ctx: &Ctx<'_>, args: &AdapterExternalArgs, speaker: &Speaker<'_>) -> Re
     Ok(Exit::SUCCESS)
 }
 
-/// The settings for `request`. Which provider it is says a flag alone: files and environment are the other program's as well, and say
-/// there that it is this adapter.
+/// The settings for `request`. Only a flag can choose the provider: the other program reads the same files and environment, where the provider is
+/// this adapter.
 fn settings(ctx: &Ctx<'_>, args: &AdapterExternalArgs, request: &Request) -> Result<Settings, CommandError> {
     let mut flags = args.keys.values.clone();
     if !flags.iter().any(|flag| flag.key == Name::ProviderName) {
@@ -110,7 +110,7 @@ fn settings(ctx: &Ctx<'_>, args: &AdapterExternalArgs, request: &Request) -> Res
             values: vec![which.name().to_owned()],
         }));
     }
-    // Nobody must be kept from giving a machine back by a line that somebody else wrote.
+    // A broken line of configuration must not keep anyone from giving a machine back.
     let makes = matches!(request.operation, Operation::Acquire { .. } | Operation::Doctor);
     let above = match config::file(&request.config) {
         Ok(file) => Some(file),
@@ -121,7 +121,7 @@ fn settings(ctx: &Ctx<'_>, args: &AdapterExternalArgs, request: &Request) -> Res
         }
     };
     let loaded = settings::load_with(&ctx.env, &flags, above)?;
-    // They are told by this program's own commands; here they would stand before every word of the other program.
+    // This program's own commands show them; here they would precede all output of the other program.
     for warning in &loaded.notices {
         tracing::info!("{warning}");
     }
@@ -143,10 +143,10 @@ fn settings(ctx: &Ctx<'_>, args: &AdapterExternalArgs, request: &Request) -> Res
     Ok(settings)
 }
 
-/// Says the answer.
+/// Writes the answer.
 struct Speaker<'a> {
     ctx: &'a Ctx<'a>,
-    /// Whether it did not fit.
+    /// Whether it was too large to send.
     too_large: Cell<bool>,
 }
 
@@ -164,7 +164,7 @@ impl Conversation for Speaker<'_> {
     }
 }
 
-/// The way into a lease, on which nobody can be asked anything.
+/// Entering a lease without anyone to ask.
 struct Way<'a>(Entering<'a>);
 
 impl Stages for Way<'_> {

@@ -1,4 +1,4 @@
-//! The words for the way into a lease that a command works in, and the offer to set this host up where there is none to be had.
+//! The messages shown while a command enters a lease, and the offer to set up this host where it cannot make one.
 
 use std::time::Duration;
 
@@ -12,9 +12,9 @@ use crate::commands::lease::route;
 use crate::context::Ctx;
 use crate::ui::{Event, Printer};
 
-/// Says what happens on the way into a lease.
+/// Reports the steps of entering a lease.
 pub(in crate::commands) struct Entering<'a> {
-    /// Where it is said.
+    /// Where it is printed.
     pub(in crate::commands) ctx: &'a Ctx<'a>,
     /// The command.
     pub(in crate::commands) command: &'static str,
@@ -64,7 +64,7 @@ impl EntryEvents for Entering<'_> {
     }
 }
 
-/// The last words of a machine that did not come up.
+/// The last console lines of a machine that did not come up.
 pub(in crate::commands) fn console_tail(printer: &Printer, lines: &[String]) {
     if lines.is_empty() {
         return;
@@ -75,7 +75,7 @@ pub(in crate::commands) fn console_tail(printer: &Printer, lines: &[String]) {
     }
 }
 
-/// What a provider tells on the way.
+/// A provider's notice on the way.
 fn show(ctx: &Ctx<'_>, notice: &Notice<'_>) {
     match notice {
         Notice::Stage(stage) => {

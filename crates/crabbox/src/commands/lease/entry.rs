@@ -1,4 +1,4 @@
-//! Entering a lease that is there: found, claimed for the repository we stand in, touched.
+//! Entering an existing lease: found, claimed for the current repository, touched.
 
 use crabbox_core::config::FlagValue;
 use crabbox_core::state::LeaseState;
@@ -10,9 +10,9 @@ use crate::commands::lease::route;
 use crate::context::Ctx;
 use crate::ui::CommandError;
 
-/// A lease that may be used.
+/// A lease that this command may use.
 pub(in crate::commands) struct Entry {
-    /// Whose it is.
+    /// Its provider.
     provider: Box<dyn Provider>,
     /// The lease.
     pub(in crate::commands) lease: Lease,
@@ -34,7 +34,7 @@ pub(in crate::commands) fn enter(
     Ok(entry)
 }
 
-/// Finds the lease called `name` for `command`, without claiming it: for what does not depend on where we stand.
+/// Finds the lease called `name` for `command` without claiming it, for commands that do not depend on the current directory.
 pub(in crate::commands) fn visit(
     ctx: &Ctx<'_>,
     flags: &[FlagValue],
@@ -55,13 +55,13 @@ pub(in crate::commands) fn visit(
 }
 
 impl Entry {
-    /// Refreshes the lease and leaves its state as it is.
+    /// Touches the lease without changing its state.
     pub(in crate::commands) fn refresh(&self) -> Result<(), CommandError> {
         self.provider.touch(&self.lease, None, None)?;
         Ok(())
     }
 
-    /// Refreshes the lease.
+    /// Touches the lease and sets its state.
     pub(in crate::commands) fn touch(&self, state: &LeaseState) -> Result<(), CommandError> {
         self.provider.touch(&self.lease, Some(state), None)?;
         Ok(())

@@ -72,7 +72,7 @@ pub(in crate::commands) fn run(ctx: &Ctx<'_>, args: &HeartbeatArgs) -> Result<Ex
     Ok(Exit::SUCCESS)
 }
 
-/// Labels count whole seconds; less than one would be none.
+/// Labels count whole seconds, so a shorter timeout would be stored as zero.
 fn positive(idle: GoDuration) -> Result<Duration, Usage> {
     Some(idle.to_std())
         .filter(|idle| idle.as_secs() > 0)

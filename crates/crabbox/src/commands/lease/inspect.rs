@@ -30,7 +30,7 @@ pub(in crate::commands) fn run(ctx: &Ctx<'_>, args: &InspectArgs) -> Result<Exit
     if args.json {
         ctx.printer.json(&status::view(&lease))?;
     } else {
-        // Only the document tells whether the lease answers; asking would cost a connection.
+        // Only the JSON document says whether the lease answers; finding out costs a connection.
         let now = crabbox_host::clock::unix_seconds();
         for line in lines(&StatusView::new(&lease, false, now)) {
             ctx.printer.line(line);
@@ -39,7 +39,7 @@ pub(in crate::commands) fn run(ctx: &Ctx<'_>, args: &InspectArgs) -> Result<Exit
     Ok(Exit::SUCCESS)
 }
 
-/// The lines, labels last and sorted. Values of labels may come from other programs: a line break in one must not make a line.
+/// The lines; labels come last, sorted. Label values may come from other programs, so a line break in one must not start a new line.
 fn lines(view: &StatusView) -> Vec<String> {
     let text = |value: &Option<String>| blank(value.as_deref().unwrap_or_default()).to_owned();
     let fields = [

@@ -1,4 +1,4 @@
-//! `list`: the leases of this host, or of KVM hosts elsewhere.
+//! `list`: the leases of this host, or of remote KVM hosts.
 
 use crabbox_core::labels;
 use crabbox_engine::provider::Leases;
@@ -11,7 +11,7 @@ use crate::commands::lease::views;
 use crate::context::Ctx;
 use crate::ui::{CommandError, Exit};
 
-/// Lists leases; with `all` those that wait in a pool among them.
+/// Lists leases; with `all` including those that wait in a pool.
 pub(in crate::commands) fn run(ctx: &Ctx<'_>, args: &ListArgs, all: bool) -> Result<Exit, CommandError> {
     let provider = route::to_provider(ctx, &args.keys.values)?;
     let list = || -> Result<Leases, CommandError> {
@@ -54,7 +54,7 @@ pub(in crate::commands) fn run(ctx: &Ctx<'_>, args: &ListArgs, all: bool) -> Res
     Ok(Exit::SUCCESS)
 }
 
-/// Goes on listing until somebody ends it.
+/// Keeps listing until interrupted.
 fn watch(
     ctx: &Ctx<'_>,
     json: bool,
@@ -72,7 +72,7 @@ fn watch(
                 line: line(lease),
             })
             .collect();
-        // Of a look that did not see all there is no document.
+        // Print no document for a listing that missed some leases.
         if is_whole && watching.show(&rows, json) && json {
             ctx.printer
                 .json(&leases.iter().map(views::ListItem::new).collect::<Vec<_>>())?;
@@ -82,7 +82,7 @@ fn watch(
         }
         let mut now = list()?;
         is_whole = !json || now.away.is_empty() && now.unusable.is_empty();
-        // What could not be looked at is not gone.
+        // A lease that could not be looked at is not gone.
         now.leases.extend(leases.into_iter().filter(|old| {
             now.unusable.iter().any(|bad| bad.name == old.id)
                 || now

@@ -1,4 +1,4 @@
-//! `logs`: the guest's console, the VMM's log or the supervisor's, at once or as it grows.
+//! `logs`: the log of the guest's console, of the VMM or of the supervisor, printed once or followed.
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ use crate::commands::lease::route;
 use crate::context::Ctx;
 use crate::ui::{CommandError, Exit, Printer};
 
-/// How often a followed log is looked at; a person's eye is no quicker.
+/// How often a followed log is polled; fast enough for a person.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 /// Wrong usage.
@@ -34,7 +34,7 @@ enum Usage {
     /// A level for a log that has none.
     #[error("--level needs --supervisor")]
     Level,
-    /// What only the machine can do that has the lease.
+    /// Only the machine that has the lease can do this.
     #[error("{0} is not supported for a lease on another machine; use it there")]
     Far(&'static str),
     /// The supervisor does not take the level.
@@ -100,7 +100,7 @@ pub(in crate::commands) fn run(ctx: &Ctx<'_>, args: &LogsArgs) -> Result<Exit, C
     Ok(Exit::SUCCESS)
 }
 
-/// The one log that was asked for, the console without a choice.
+/// The requested log; the console by default.
 fn source(args: &LogsArgs) -> Result<Source, Usage> {
     let choices = [
         (args.console, "--console", Source::Console),
@@ -115,7 +115,7 @@ fn source(args: &LogsArgs) -> Result<Source, Usage> {
     }
 }
 
-/// The level that was asked for, looked at before anything else happens.
+/// The requested level, checked before anything else happens.
 fn filter(args: &LogsArgs) -> Result<Option<String>, CommandError> {
     let Some(filter) = &args.level else {
         return Ok(None);
@@ -127,7 +127,7 @@ fn filter(args: &LogsArgs) -> Result<Option<String>, CommandError> {
     Ok(Some(filter.clone()))
 }
 
-/// Gives the supervisor its level, and says what it is at. One that does not reply is an error only for who wants something of it.
+/// Sets the supervisor's log level, and prints the current one. A supervisor that does not reply is an error only if a level was requested.
 fn ask(ctx: &Ctx<'_>, dir: &LeaseDir, filter: Option<String>) -> Result<(), CommandError> {
     if let Some(filter) = filter
         && let Reply::Refused { why } = client::ask(dir, &Verb::LogLevel { filter })?
@@ -152,10 +152,10 @@ fn ask(ctx: &Ctx<'_>, dir: &LeaseDir, filter: Option<String>) -> Result<(), Comm
     Ok(())
 }
 
-/// Shows what is written until the lease ends or nobody reads any more. A Ctrl-C ends the program: there is nothing to undo.
+/// Prints what is written until the lease ends or the reader is gone. Ctrl-C ends the program, because there is nothing to undo.
 fn follow(ctx: &Ctx<'_>, log: &mut Log, shown: &mut Shown<'_>) -> Result<(), CommandError> {
     loop {
-        // Asked before the read: what was written until then is certainly read.
+        // Check before reading, so that everything written until then is read.
         let over = log.is_over();
         shown.put(&log.more()?);
         if over || ctx.printer.is_deaf() {
@@ -181,10 +181,10 @@ fn last_lines(bytes: &[u8], count: usize) -> &[u8] {
     &bytes[start..]
 }
 
-/// Log text on its way to standard output: as it is into a pipe or file, without control characters to a terminal.
+/// Log text for standard output: unchanged to a pipe or file, without control characters to a terminal.
 struct Shown<'a> {
     printer: &'a Printer,
-    /// The beginning of a line whose end has not come; only used for terminals.
+    /// The start of an incomplete line; only used for terminals.
     open: Vec<u8>,
 }
 
@@ -202,7 +202,7 @@ impl<'a> Shown<'a> {
             return;
         }
         self.open.extend_from_slice(bytes);
-        // A terminal sequence may be cut anywhere, a line may not.
+        // Print whole lines only: an escape sequence may be split anywhere else.
         while let Some(end) = self.open.iter().position(|byte| *byte == b'\n') {
             let line: Vec<u8> = self.open.drain(..=end).collect();
             self.printer.line(harmless(

@@ -1,5 +1,4 @@
-//! `pool`: leases that are kept ready ahead of their use, made and ended by hand; and `__fill`, which leases start to have their
-//! pool filled up.
+//! `pool`: leases kept ready ahead of their use, made and ended by hand; and `__fill`, which a lease's supervisor starts to refill its pool.
 
 use std::io::BufReader;
 use std::os::fd::AsFd as _;
@@ -19,10 +18,10 @@ use crate::commands::lease::entering::console_tail;
 use crate::context::Ctx;
 use crate::ui::{CommandError, Exit};
 
-/// Why `__fill` has nothing to do.
+/// Why `__fill` cannot start.
 #[derive(Debug, thiserror::Error)]
 enum OrderError {
-    /// What to make is not said.
+    /// The order is unreadable.
     #[error(transparent)]
     Request(#[from] RequestError),
     /// Our input cannot be read.
@@ -114,9 +113,9 @@ pub(in crate::commands) fn fill(ctx: &Ctx<'_>, args: &PoolFillArgs) -> Result<Ex
     Ok(Exit::SUCCESS)
 }
 
-/// Ends what waits.
+/// Ends the waiting leases.
 pub(in crate::commands) fn drain(ctx: &Ctx<'_>, args: &PoolDrainArgs) -> Result<Exit, CommandError> {
-    // Flags are read for their errors: all pools of this user are meant, whatever their leases are made of.
+    // The flags are only checked: `drain` empties all pools of this user, whatever their leases are made of.
     ctx.settings_on_leases(&args.keys.values)?;
     let engine = engine::adopting(ctx)?;
     let drained = pool::drain(&engine, &engine::interrupts()?, &mut |lease| {
@@ -130,7 +129,7 @@ pub(in crate::commands) fn drain(ctx: &Ctx<'_>, args: &PoolDrainArgs) -> Result<
     Ok(Exit::SUCCESS)
 }
 
-/// `__fill`: fills up the pool of the order on standard input; started by a lease's supervisor, never by a user.
+/// `__fill`: fills the pool named by the order on standard input; started by a lease's supervisor, never by a user.
 pub(in crate::commands) fn refill(ctx: &Ctx<'_>) -> Result<Exit, CommandError> {
     let input = std::io::stdin().as_fd().try_clone_to_owned();
     let input = input.map(std::fs::File::from).map_err(OrderError::Input)?;

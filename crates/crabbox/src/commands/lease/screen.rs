@@ -1,6 +1,6 @@
-//! Leases that are watched: one calm screen for a person, a line for each change elsewhere.
+//! Watching leases: one screen redrawn in place for a person, a line for each change elsewhere.
 //!
-//! It must never show as a change what only time has changed, and ends where nobody reads it any more.
+//! A difference that is only the passing of time must never count as a change. It ends when its reader is gone.
 
 use std::collections::BTreeMap;
 use std::os::fd::AsFd as _;
@@ -14,7 +14,7 @@ use crate::commands::engine::{self, EngineError};
 use crate::context::Ctx;
 use crate::ui::Screen;
 
-/// How often leases are looked at.
+/// How often leases are polled.
 const INTERVAL: Duration = Duration::from_secs(2);
 
 /// One lease as it is shown.
@@ -22,25 +22,25 @@ const INTERVAL: Duration = Duration::from_secs(2);
 pub(super) struct Row {
     /// Its id.
     pub(super) lease: String,
-    /// What counts as a change.
+    /// The part whose difference counts as a change.
     pub(super) facts: String,
     /// Its line.
     pub(super) line: String,
 }
 
-/// What has changed since the last look.
+/// The changes since the last poll.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Changes {
-    /// Lines of leases that are new or otherwise than they were, in their order, then those of leases that are gone.
+    /// Lines of new or changed leases in order, then those of leases that are gone.
     pub(super) lines: Vec<String>,
 }
 
-/// What was seen at the last look.
+/// The leases seen at the last poll.
 #[derive(Debug, Default)]
 struct Last(Option<BTreeMap<String, String>>);
 
 impl Last {
-    /// `None` where nothing has changed; the first look always counts.
+    /// `None` if nothing has changed; the first poll always counts as a change.
     fn compare(&mut self, rows: &[Row]) -> Option<Changes> {
         let now: BTreeMap<String, String> = rows
             .iter()
@@ -62,7 +62,7 @@ impl Last {
     }
 }
 
-/// The watch.
+/// A running watch.
 pub(super) struct Watching<'a> {
     ctx: &'a Ctx<'a>,
     interrupts: Interrupts,
@@ -71,7 +71,7 @@ pub(super) struct Watching<'a> {
 }
 
 impl<'a> Watching<'a> {
-    /// Begins it; with `json` there is no screen.
+    /// Starts the watch; with `json` there is no screen.
     pub(super) fn begin(ctx: &'a Ctx<'a>, json: bool) -> Result<Self, EngineError> {
         let interrupts = engine::interrupts()?;
         let screen = if json {
@@ -87,7 +87,7 @@ impl<'a> Watching<'a> {
         })
     }
 
-    /// Shows the rows: all of them on a screen, what has changed elsewhere. Says whether anything has.
+    /// Shows the rows: all of them on a screen, only the changes elsewhere. Returns whether anything has changed.
     pub(super) fn show(&mut self, rows: &[Row], json: bool) -> bool {
         let changes = self.last.compare(rows);
         if let Some(screen) = &mut self.screen {
@@ -110,13 +110,13 @@ impl<'a> Watching<'a> {
         changes.is_some()
     }
 
-    /// Waits for the next look; `false` when it is over.
+    /// Waits for the next poll; `false` when the watch is over.
     pub(super) fn goes_on(&self) -> bool {
         let next = Instant::now() + INTERVAL;
         while Instant::now() < next && self.interrupts.caught().is_none() {
             clock::is_readable(self.interrupts.as_fd(), Duration::from_millis(50));
         }
-        // Where nothing changes nothing is written, so that a reader who has gone is not noticed by that.
+        // Without changes nothing is written, so a reader that is gone would not be noticed by a failing write; check for it.
         self.interrupts.caught().is_none() && !self.ctx.printer.is_deaf() && terminal::is_read()
     }
 }

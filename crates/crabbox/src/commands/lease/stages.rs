@@ -1,4 +1,4 @@
-//! Progress of long work on this host: one calm line a stage with its seconds, a spinner on a terminal, JSON lines for programs.
+//! Progress of long work on this host: one line per stage with its seconds, a spinner on a terminal, JSON lines for programs.
 
 use std::cell::RefCell;
 use std::time::{Duration, Instant};
@@ -10,10 +10,10 @@ use serde::Serialize;
 
 use crate::ui::Printer;
 
-/// How often a program is told how many bytes are done.
+/// How often byte counts are reported to a program.
 const TELL_EVERY: Duration = Duration::from_secs(1);
 
-/// Shows stages as they come.
+/// Shows the stages.
 pub(in crate::commands) struct Stages<'a> {
     printer: &'a Printer,
     json: bool,
@@ -44,7 +44,7 @@ pub(in crate::commands) enum Line<'a> {
 }
 
 impl<'a> Stages<'a> {
-    /// Stages for a person, or with `json` for a program. Both are told on standard error: standard output is for the result.
+    /// Stages for a person, or with `json` for a program. Both go to standard error: standard output is for the result.
     pub(in crate::commands) fn new(printer: &'a Printer, json: bool) -> Self {
         let target = if printer.shows_progress() && !json {
             ProgressDrawTarget::stderr()
@@ -59,7 +59,7 @@ impl<'a> Stages<'a> {
         }
     }
 
-    /// The last stage ended well.
+    /// Marks the last stage as successful.
     pub(in crate::commands) fn done(&self) {
         let Some(stage) = self.now.borrow_mut().take() else {
             return;
@@ -77,7 +77,7 @@ impl<'a> Stages<'a> {
     }
 
     fn line(&self, line: &Line<'_>) {
-        // A line of ours has no keys that are no texts: it always has a JSON form.
+        // All keys are strings, so serialization cannot fail.
         self.printer.note_json(line).ok();
     }
 
@@ -89,7 +89,7 @@ impl<'a> Stages<'a> {
 }
 
 impl Drop for Stages<'_> {
-    /// A stage that did not end well is named; the error that follows says why.
+    /// Names the stage that failed; the error that follows gives the reason.
     fn drop(&mut self) {
         let Some(stage) = self.now.get_mut().take() else {
             return;

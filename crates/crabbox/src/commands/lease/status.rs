@@ -21,16 +21,16 @@ use crate::ui::{CommandError, Exit};
 /// How often the line is repeated while waiting.
 const REPEAT: Duration = Duration::from_secs(5);
 
-/// Why the wait ended badly.
+/// Why the wait failed.
 #[derive(Debug, thiserror::Error)]
 enum StatusError {
     /// No lease was named.
     #[error("usage: crabbox status --id <lease-id-or-slug>")]
     Usage,
-    /// The time is over.
+    /// The wait timed out.
     #[error("timed out waiting for {id} to become ready")]
     TimedOut {
-        /// What the user asked for.
+        /// The lease as the user named it.
         id: String,
     },
     /// It will never become ready.
@@ -83,7 +83,7 @@ pub(in crate::commands) fn run(ctx: &Ctx<'_>, args: &StatusArgs) -> Result<Exit,
         let next = Instant::now() + REPEAT;
         while Instant::now() < next.min(deadline) {
             clock::nap(Duration::from_millis(50));
-            // A lease that has become ready is told at once, not at the next line.
+            // Report a lease that became ready at once, not with the next repetition.
             if provider
                 .resolve(name, Purpose::Look)
                 .is_ok_and(|now| now.state != lease.state)
@@ -97,7 +97,7 @@ pub(in crate::commands) fn run(ctx: &Ctx<'_>, args: &StatusArgs) -> Result<Exit,
     }
 }
 
-/// Goes on showing the lease until somebody ends it, or it is gone.
+/// Keeps showing the lease until interrupted or the lease is gone.
 fn watch(ctx: &Ctx<'_>, json: bool, provider: &dyn Provider, name: &str) -> Result<Exit, CommandError> {
     let mut lease = provider.resolve(name, Purpose::Look)?;
     let id = lease.id.clone();
@@ -115,7 +115,7 @@ fn watch(ctx: &Ctx<'_>, json: bool, provider: &dyn Provider, name: &str) -> Resu
         if !watching.goes_on() {
             return Ok(Exit::SUCCESS);
         }
-        // The id is asked for: a slug may be another lease's by now.
+        // Look up by id, since the slug may belong to another lease by now.
         match provider.resolve(&id, Purpose::Look) {
             Ok(now) => lease = now,
             Err(error) if error.kind() == Kind::NotFound => {
@@ -129,13 +129,13 @@ fn watch(ctx: &Ctx<'_>, json: bool, provider: &dyn Provider, name: &str) -> Resu
     }
 }
 
-/// The view of a lease, with the question asked whether it can be entered now.
+/// The view of a lease, including whether it can be entered now.
 pub(in crate::commands) fn view(lease: &Lease) -> StatusView {
     let ready = lease.state.is_usable() && lease.target.as_ref().is_some_and(session::answers);
     StatusView::new(lease, ready, clock::unix_seconds())
 }
 
-/// A VMM that runs as root is one bug of Firecracker away from the host.
+/// Warns about an unjailed VMM: running as root, it is one Firecracker bug away from the host.
 fn warn_of_no_jail(ctx: &Ctx<'_>, lease: &Lease) {
     if lease.unjailed {
         let host = lease.kvm_host.as_ref();
@@ -147,9 +147,9 @@ fn warn_of_no_jail(ctx: &Ctx<'_>, lease: &Lease) {
     }
 }
 
-/// A wait that was successful counts as use.
+/// A successful wait counts as use.
 fn refresh(provider: &dyn Provider, lease: &Lease) {
-    // The lease may have been stopped in this very moment; its status was still true.
+    // Ignored: the lease may have been stopped just now, and the printed status was still true.
     provider.touch(lease, None, None).ok();
 }
 

@@ -17,15 +17,15 @@ enum StopError {
     /// No lease was named.
     #[error("usage: crabbox stop --id <lease-or-server-id>")]
     Usage,
-    /// Only some of the fences.
+    /// Only some of the `--expected-` flags were given.
     #[error(
         "--expected-provider-lease-id, --expected-attempt-lease-id, --expected-slug and --expected-resource-id go together"
     )]
     Half,
-    /// It is not the lease that is meant.
+    /// The lease is not the expected one.
     #[error("refusing to stop: expected {field}={expected}, found {field}={found}")]
     Other {
-        /// Which of the fences.
+        /// The expectation that failed.
         field: &'static str,
         /// What was expected.
         expected: String,
@@ -49,11 +49,11 @@ impl Fault for StopError {
     }
 }
 
-/// What the lease has to be.
+/// The properties that the lease must have.
 struct Expected<'a>([(&'static str, &'a str); 4]);
 
 impl<'a> Expected<'a> {
-    /// What was said; all of it or nothing.
+    /// The expectations given; either all or none.
     fn of(args: &'a ExpectedArgs) -> Result<Option<Self>, StopError> {
         let given = [
             ("provider-lease-id", &args.expected_provider_lease_id),

@@ -1,4 +1,4 @@
-//! The JSON documents about leases, one type a document; field names and order are the Go program's.
+//! The JSON documents about leases, one type per document; field names and order are the Go program's.
 
 use crabbox_core::labels::{self, Labels};
 use crabbox_core::state::LeaseState;
@@ -54,8 +54,8 @@ struct ServerType {
     name: String,
 }
 
-/// The labels of `lease` with the state that it has now, as the Go program shows them. A host that nobody has claimed is `active`, and
-/// its label says what it would be leased as.
+/// The labels of `lease` with its current state, as the Go program shows them. An unclaimed host is `active`, and its label shows the state that it
+/// would be leased in.
 fn labels(lease: &Lease) -> Labels {
     let mut labels = lease.labels.clone();
     if labels.contains_key("state") && lease.state != LeaseState::Active {
@@ -144,7 +144,7 @@ pub(in crate::commands) struct StatusView {
 }
 
 impl StatusView {
-    /// The view of `lease` at `now`; `ready` is what the caller found out.
+    /// The view of `lease` at `now`; the caller has determined `ready`.
     pub(in crate::commands) fn new(lease: &Lease, ready: bool, now: i64) -> Self {
         let touched = labels::time(&lease.labels, "last_touched_at");
         let (user, port, key) = lease.target.as_ref().map_or_else(Default::default, |target| {
@@ -179,7 +179,7 @@ impl StatusView {
         }
     }
 
-    /// What stands behind `ssh` to enter the lease: `<key> -p <port> <user>@<host>`; `-` while it has no address.
+    /// The arguments of `ssh` to enter the lease: `<key> -p <port> <user>@<host>`; `-` while it has no address.
     pub(in crate::commands) fn ssh(&self) -> String {
         if self.ssh_user.is_empty() {
             return "-".to_owned();

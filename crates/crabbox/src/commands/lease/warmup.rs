@@ -47,20 +47,20 @@ pub(in crate::commands) fn run(ctx: &Ctx<'_>, args: &WarmupArgs) -> Result<Exit,
     Ok(Exit::SUCCESS)
 }
 
-/// A lease made ready ahead of its use, and how that is told.
+/// A lease to make ready ahead of its use, and how to report it.
 pub(in crate::commands) struct Warmup<'a> {
-    /// What is wanted of the lease.
+    /// The properties wanted of the lease.
     pub(in crate::commands) wanted: Wanted,
-    /// Whether the lease is told as a JSON document.
+    /// Whether to print the lease as a JSON document.
     pub(in crate::commands) json: bool,
-    /// Whether timings are told as a line of JSON.
+    /// Whether to print timings as a line of JSON.
     pub(in crate::commands) timing_json: bool,
     /// Flags that set configuration keys.
     pub(in crate::commands) flags: &'a [FlagValue],
 }
 
 impl Warmup<'_> {
-    /// Makes the lease and says so.
+    /// Makes the lease and reports it.
     pub(in crate::commands) fn lease(
         &self,
         ctx: &Ctx<'_>,
@@ -83,7 +83,7 @@ impl Warmup<'_> {
         let lease = &acquired.lease;
         let total = started.elapsed();
         if self.json {
-            // It was entered a moment ago.
+            // It is ready: it was entered a moment ago.
             ctx.printer
                 .json(&StatusView::new(lease, true, clock::unix_seconds()))?;
         } else {
@@ -107,7 +107,7 @@ impl Warmup<'_> {
     }
 }
 
-/// The two lines by which scripts know a lease.
+/// The two lines that scripts parse.
 fn print_leased(ctx: &Ctx<'_>, lease: &Lease) {
     let idle = go::seconds(lease.idle_seconds());
     let expires = timestamp::rfc3339(lease.expires_at().unwrap_or_default());

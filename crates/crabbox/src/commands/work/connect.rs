@@ -25,7 +25,7 @@ pub(in crate::commands) fn run(ctx: &Ctx<'_>, args: &ConnectArgs) -> Result<Exit
     let entry = entry::enter(ctx, &args.keys.values, name, "connect", args.reclaim)?;
     entry.touch(&LeaseState::Running)?;
     let code = session::interactive(&entry.target);
-    // The lease may have ended with the session; what counts is how the session ended.
+    // The lease may have ended with the session; the session's own result is what counts.
     if entry.touch(&LeaseState::Ready).is_err() {
         ctx.printer.warn("the lease could not be marked as ready again");
     }

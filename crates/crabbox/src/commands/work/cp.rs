@@ -11,7 +11,7 @@ use crate::commands::lease::entry;
 use crate::context::Ctx;
 use crate::ui::{CommandError, Exit};
 
-/// What marks the operand that is in the lease, in any case.
+/// The prefix of the operand that is in the lease; case-insensitive.
 const REMOTE: &str = "SANDBOX:";
 
 /// The operands do not say what to copy.
@@ -27,7 +27,7 @@ impl Fault for Usage {
     }
 }
 
-/// Which way.
+/// The direction of the copy.
 #[derive(Debug, PartialEq, Eq)]
 enum Way<'a> {
     /// Into the lease.
@@ -59,7 +59,7 @@ pub(in crate::commands) fn run(ctx: &Ctx<'_>, args: &CpArgs) -> Result<Exit, Com
     let here = ctx.env.cwd()?;
     let cancel = interrupts.as_fd();
     match way {
-        // Joining keeps a slash at the end, which says that a directory is meant.
+        // `join` keeps a trailing slash, which means that the target is a directory.
         Way::Up { local, remote } => {
             copy::upload(
                 &entry.target,
@@ -86,7 +86,7 @@ pub(in crate::commands) fn run(ctx: &Ctx<'_>, args: &CpArgs) -> Result<Exit, Com
             }
         }
     }
-    // A long copy counts as use until its end; a lease that ended meanwhile has given what was wanted.
+    // A long copy counts as use until it ends. Ignore failure: if the lease has ended, the copy is complete anyway.
     entry.refresh().ok();
     Ok(Exit::SUCCESS)
 }

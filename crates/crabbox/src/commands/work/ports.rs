@@ -1,4 +1,4 @@
-//! `ports`: named forwards of a lease's ports to this machine, which stay when the command is over.
+//! `ports`: named forwards of a lease's ports to this machine, which outlive the command.
 
 use crabbox_core::fault::{Fault, Kind};
 use crabbox_workspace::forwards::{Forward, Ports};
@@ -22,13 +22,13 @@ enum Usage {
         "usage: crabbox ports --id <lease-id-or-slug> add <name> [<local-port>:]<remote-port>, list [--json], or rm <name>"
     )]
     Operands,
-    /// No name.
+    /// An invalid name.
     #[error("invalid name {word:?}: expected letters, digits, `.`, `_` and `-`, at most {NAME_LIMIT}")]
     Name {
         /// What was given.
         word: String,
     },
-    /// No ports.
+    /// Invalid ports.
     #[error(
         "invalid ports {word:?}: expected <remote-port> or <local-port>:<remote-port>, each from 1 to 65535"
     )]
@@ -65,7 +65,7 @@ struct ForwardView {
     state: &'static str,
 }
 
-/// What is to be done.
+/// The requested action.
 enum Action<'a> {
     Add {
         name: &'a str,
@@ -140,7 +140,7 @@ fn view(id: &str, forwards: &[(Forward, bool)]) -> PortsView {
     }
 }
 
-/// What the words ask for; `None` for words of the Go program.
+/// The action that the words ask for; `None` for the Go program's form.
 fn action(words: &[String]) -> Result<Option<Action<'_>>, Usage> {
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     Ok(Some(match words[..] {

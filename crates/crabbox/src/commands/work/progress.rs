@@ -1,4 +1,4 @@
-//! Progress of a sync: for a person one bar on a terminal, nothing elsewhere; for a program events; warnings always.
+//! Progress of a sync: a bar for a person on a terminal, events for a program, nothing elsewhere; warnings always.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -10,7 +10,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::ui::{Event, Printer};
 
-/// How often a program is told how many bytes are done.
+/// How often byte counts are reported to a program.
 const TELL_EVERY: Duration = Duration::from_secs(1);
 
 /// Shows a sync.
@@ -20,7 +20,7 @@ pub(in crate::commands) struct SyncProgress<'a> {
     now: Mutex<Option<Now<'a>>>,
 }
 
-/// The stage that is on its way, with what there is to send in it.
+/// The current stage, with the amount to send in it.
 struct Now<'a> {
     stage: stage::Stage<'a>,
     send: Option<(u64, u64)>,
@@ -29,7 +29,7 @@ struct Now<'a> {
 }
 
 impl<'a> SyncProgress<'a> {
-    /// A bar that is drawn only where somebody watches standard error.
+    /// A bar that is drawn only if standard error is an attended terminal.
     pub(in crate::commands) fn new(printer: &'a Printer) -> Self {
         let target = if printer.shows_progress() {
             ProgressDrawTarget::stderr()
@@ -71,7 +71,7 @@ impl<'a> SyncProgress<'a> {
 }
 
 impl SyncListener for SyncProgress<'_> {
-    /// Takes the bar away; with `ok` the last stage ended well.
+    /// Removes the bar; with `ok` the last stage was successful.
     fn end(&self, ok: bool) {
         self.bar.finish_and_clear();
         self.end_stage(ok);

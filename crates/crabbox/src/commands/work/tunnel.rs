@@ -1,4 +1,4 @@
-//! `tunnel`: a port of a lease on a port of this machine, as long as the command runs.
+//! `tunnel`: forwards a port of this machine to a port of a lease while the command runs.
 
 use std::os::fd::AsFd as _;
 
@@ -18,7 +18,7 @@ enum Usage {
     /// No lease or no port.
     #[error("usage: crabbox tunnel --id <lease-id-or-slug> [--local-port <port>] <remote-port>")]
     Operands,
-    /// No port.
+    /// An invalid port.
     #[error("invalid port {word:?}: expected a number from 1 to 65535")]
     Port {
         /// What was given.
@@ -39,7 +39,7 @@ pub(in crate::commands) fn run(ctx: &Ctx<'_>, args: &TunnelArgs) -> Result<Exit,
         .filter(|id| !id.trim().is_empty())
         .ok_or(Usage::Operands)?;
     let remote_port = port(args.remote_port.as_deref().ok_or(Usage::Operands)?)?;
-    // Port 0 is how programs ask for a free one.
+    // Port 0 requests a free port, as in other programs.
     let local_port = args.local_port.filter(|port| *port > 0);
     let entry = if args.reclaim {
         entry::enter(ctx, &args.keys.values, name, "tunnel", true)?
@@ -64,7 +64,7 @@ pub(in crate::commands) fn run(ctx: &Ctx<'_>, args: &TunnelArgs) -> Result<Exit,
             ));
         },
     );
-    // The lease may have ended with the tunnel; what counts is how the tunnel ended.
+    // The lease may have ended with the tunnel; the tunnel's own result is what counts.
     if entry.touch(&LeaseState::Ready).is_err() {
         ctx.printer.warn("the lease could not be marked as ready again");
     }

@@ -1,11 +1,11 @@
-//! What is read of `slurm.conf` and `gres.conf` (slurm.conf(5)): values by their keys, whose case does not count, and the lines of nodes.
+//! Reads `slurm.conf` and `gres.conf` (slurm.conf(5)): values by case-insensitive key, and the lines of nodes and partitions.
 //!
-//! It must never fail: what it does not understand is as good as not there, and Slurm itself refuses it. A file that is included is not read, and is
-//! named.
+//! Parsing never fails: it ignores what it does not understand, since Slurm itself would refuse that. Included files are not read,
+//! but their names are recorded.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-/// The most names that a range is read as.
+/// The maximum number of names that a range expands to.
 const MOST: u64 = 10_000;
 
 /// A configuration.
@@ -22,12 +22,12 @@ pub(super) struct Conf {
 pub(super) struct Partition {
     /// The name.
     pub(super) name: String,
-    /// What else the line says, by keys in lower case; what `PartitionName=DEFAULT` says before is part of it.
+    /// The other values of the line, by lower-case key, including the defaults from earlier `PartitionName=DEFAULT` lines.
     pub(super) values: BTreeMap<String, String>,
 }
 
 impl Partition {
-    /// Whether the host `name` is one of its.
+    /// Whether the host `name` belongs to it.
     pub(super) fn has(&self, name: &str) -> bool {
         let nodes = self.values.get("nodes").map(String::as_str).unwrap_or_default();
         nodes.eq_ignore_ascii_case("ALL") || expand(nodes).iter().any(|node| node == name)
@@ -39,17 +39,17 @@ impl Partition {
 pub(super) struct Node {
     /// The name, which may be a range.
     pub(super) name: String,
-    /// What else the line says, by keys in lower case; what `NodeName=DEFAULT` says before is part of it.
+    /// The other values of the line, by lower-case key, including the defaults from earlier `NodeName=DEFAULT` lines.
     pub(super) values: BTreeMap<String, String>,
 }
 
 impl Node {
-    /// Each of its names.
+    /// All of its names, with ranges expanded.
     pub(super) fn names(&self) -> Vec<String> {
         expand(&self.name)
     }
 
-    /// Whether it is that of the host `name`, which it may call otherwise.
+    /// Whether it describes the host `name`, as node name or as `NodeHostname`.
     pub(super) fn is(&self, name: &str) -> bool {
         let called = self.values.get("nodehostname").map(|called| expand(called));
         self.names()
@@ -85,25 +85,25 @@ impl Conf {
                     values.extend(words.into_iter().skip(1));
                     conf.partitions.push(Partition { name, values });
                 }
-                // The last of several counts.
+                // The last of several assignments wins.
                 _ => conf.values.extend(words),
             }
         }
         conf
     }
 
-    /// What `key` is set to.
+    /// The value of `key`.
     pub(super) fn get(&self, key: &str) -> Option<&str> {
         let found = self.values.get(&key.to_ascii_lowercase())?;
         Some(found.as_str()).filter(|text| !text.is_empty() && *text != "(null)")
     }
 
-    /// The same, or what Slurm takes without it.
+    /// The same, or Slurm's default.
     pub(super) fn text<'a>(&'a self, key: &str, default: &'a str) -> &'a str {
         self.get(key).unwrap_or(default)
     }
 
-    /// A list with commas.
+    /// The items of a comma-separated list.
     pub(super) fn list(&self, key: &str) -> BTreeSet<&str> {
         self.text(key, "")
             .split(',')
@@ -112,7 +112,7 @@ impl Conf {
             .collect()
     }
 
-    /// Seconds, or what Slurm takes without them; `None` for what is no number.
+    /// A number of seconds, or Slurm's default; `None` if the value is not a number.
     pub(super) fn seconds(&self, key: &str, default: u64) -> Option<u64> {
         self.get(key).map_or(Some(default), |text| text.parse().ok())
     }
@@ -121,7 +121,7 @@ impl Conf {
         self.nodes.iter().collect()
     }
 
-    /// The files that are read in its place.
+    /// The included files.
     pub(super) fn includes(&self) -> &[String] {
         &self.includes
     }
@@ -131,7 +131,7 @@ impl Conf {
     }
 }
 
-/// The lines of `text` that begin with `key`, each by its keys in lower case.
+/// The lines of `text` that begin with `key`, each as a map by lower-case key.
 pub(super) fn sections(text: &str, key: &str) -> Vec<BTreeMap<String, String>> {
     let key = key.to_ascii_lowercase();
     lines(text)
@@ -141,7 +141,7 @@ pub(super) fn sections(text: &str, key: &str) -> Vec<BTreeMap<String, String>> {
         .collect()
 }
 
-/// Lines without comments; one that ends with a backslash goes on in the next.
+/// Lines without comments; a backslash at the end of a line continues it.
 fn lines(text: &str) -> impl Iterator<Item = String> {
     text.replace("\\\n", " ")
         .lines()
@@ -158,7 +158,7 @@ fn words(line: &str) -> Vec<(String, String)> {
         .collect()
 }
 
-/// The names of `kvm[1-3,7]` or `kvm1,kvm2`; digits keep their zeroes.
+/// The names in `kvm[1-3,7]` or `kvm1,kvm2`; leading zeroes are kept.
 fn expand(text: &str) -> Vec<String> {
     let mut names = Vec::new();
     let mut rest = text;

@@ -1,4 +1,4 @@
-//! The example that users are given is well, and each thing that is changed in it is found, with a fix.
+//! The example configuration is healthy, and each fault put into it is found by the right check, with a fix.
 
 use super::*;
 
@@ -6,7 +6,7 @@ const SLURM: &str = include_str!("../../../../../../docs/examples/slurm/slurm.co
 const GRES: &str = include_str!("../../../../../../docs/examples/slurm/gres.conf");
 const EPILOG: &str = include_str!("../../../../../../docs/examples/slurm/crabbox-epilog");
 
-/// What is changed in the example, and which check finds it.
+/// A change to the example, and the check that must find it.
 const CHANGES: [(&str, &str, &str, Status); 28] = [
     ("GresTypes=lease,disk", "GresTypes=lease", "gres", Status::Failed),
     (
@@ -160,7 +160,7 @@ fn what_is_counted_and_what_takes_back_must_be_there_too() {
             ["epilog"]
         );
     }
-    // One that is neither a host of the fleet nor its gateway, and one that is the gateway alone.
+    // A host that is neither in the fleet nor its gateway, and a host that is only the gateway.
     assert_eq!(
         found(Facts {
             gateway: None,
@@ -176,7 +176,7 @@ fn what_is_counted_and_what_takes_back_must_be_there_too() {
         }),
         Vec::<&str>::new()
     );
-    // A node may be called otherwise than its host, whose memory it is all the same.
+    // A node's name may differ from its host name; the host's memory must be checked anyway.
     let called = SLURM.replacen("NodeName=kvm2", "NodeName=k2 NodeHostname=kvm2", 1);
     let renamed = Facts {
         gateway: None,

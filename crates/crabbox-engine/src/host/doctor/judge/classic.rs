@@ -1,6 +1,6 @@
 //! The seven checks of the Go program: its names, order, messages and classes.
 //!
-//! Where this program can more (our image, a jailer, built-in networking) a check that would fail there is well here.
+//! Where this program can do more (our image, a jailer, built-in networking), a check that would fail in the Go program passes.
 
 use std::path::Path;
 
@@ -11,7 +11,7 @@ use super::super::check::{Check, Class, Status};
 use super::super::world::{Entry, FileKind, Image, World};
 use super::network;
 
-/// The device that the reference names.
+/// The device that the Go program checks.
 const KVM: &str = "/dev/kvm";
 
 pub(super) fn checks(plan: &FirecrackerPlan, world: &World) -> Vec<Check> {
@@ -50,7 +50,7 @@ fn host(world: &World) -> Check {
 fn kvm(world: &World) -> Check {
     const ENABLE: &str =
         "enable virtualization in the firmware or hypervisor, then: sudo modprobe -a kvm_intel kvm_amd";
-    // The group kvm alone would not do: a lease has a network and a jail of its own.
+    // Membership of the group `kvm` would not suffice: a lease also needs a network and a jail.
     const ACCESS: &str = "run crabbox as root";
     if world.host.os != "linux" {
         return Check::firecracker(Status::Skip, "kvm", "/dev/kvm check skipped on non-Linux host")
@@ -105,7 +105,7 @@ fn jailer(plan: &FirecrackerPlan, world: &World) -> Check {
             let path = jailer.path.display();
             ok("jailer", format!("jailer={path} mutation=false")).with("path", path)
         }
-        // Whether root may go on without one is said once, by the check `jail`.
+        // Whether root may run without a jailer is reported by the check `jail` only.
         Ok(None) if world.host.euid == 0 && plan.jailer == Jailer::Auto => {
             Check::firecracker(Status::Skip, "jailer", "jailer=missing")
         }
@@ -168,7 +168,7 @@ fn network_check(plan: &FirecrackerPlan, world: &World) -> Check {
         .with("cniBinDir", plan.cni_bin_dir.as_path().display())
 }
 
-/// What is wrong with the configured CNI network, in the Go program's words, and what class that is.
+/// The problems of the configured CNI network, in the Go program's words, and their class.
 fn cni_problems(plan: &FirecrackerPlan, world: &World) -> Option<(String, Class)> {
     let seen = &world.network;
     let (name, conf_dir) = (plan.cni_network.as_str(), plan.cni_conf_dir.as_path());
@@ -177,7 +177,7 @@ fn cni_problems(plan: &FirecrackerPlan, world: &World) -> Option<(String, Class)
     if name.is_empty() {
         problems.push("firecracker.cniNetwork is required".to_owned());
     }
-    // Plugins may also be where Debian has them, so the configured directory matters only when that is not there either.
+    // Plugins may also be in Debian's directory, so the configured directory only matters if that one is missing.
     let bin_dir = seen
         .bin_dirs
         .first()

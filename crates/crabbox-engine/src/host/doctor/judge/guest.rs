@@ -1,19 +1,19 @@
-//! The guest image: that there is one, that it is what it should be, and that it offers what a lease needs.
+//! The guest image: whether there is one, whether it is intact, and whether it offers what a lease needs.
 
 use crabbox_core::config::firecracker::FirecrackerPlan;
 
 use super::super::check::{Check, Class, Status};
 use super::super::world::{Contract, Ext4, FileKind, Image, Seen, World};
 
-/// Without these nobody can enter a foreign image; the rest its cloud-init may still install.
+/// Programs without which a foreign image cannot be entered; its cloud-init may still install the others.
 const ESSENTIAL: [&str; 2] = ["sshd", "cloud-init"];
-/// How to fix any image.
+/// The fix that works for any image problem.
 const OURS: &str = "`crabbox image build` (and unset firecracker.kernel and firecracker.rootfs)";
 
 pub(super) fn checks(plan: &FirecrackerPlan, world: &World) -> Vec<Check> {
     let files = [&world.guest.kernel, &world.guest.rootfs];
     let check = match &world.guest.image {
-        // The checks `kernel` and `rootfs` said so.
+        // The checks `kernel` and `rootfs` already report that.
         Image::Foreign { .. } if files.iter().any(|file| file.kind != Ok(FileKind::File)) => {
             Check::firecracker(
                 Status::Skip,
@@ -64,7 +64,7 @@ fn ours(digest: &str, kernel: &str, damage: &[String], contract: &Seen<Contract>
         .trouble(Class::EnvironmentBlocked, "crabbox image build")
 }
 
-/// Whether the contract was read at all; without debugfs it is taken on trust.
+/// Records whether the contract was read; without debugfs it is taken on trust.
 fn read_note(check: Check, contract: &Seen<Contract>) -> Check {
     match contract {
         Ok(_) => check.with("contract", "read"),
@@ -72,7 +72,7 @@ fn read_note(check: Check, contract: &Seen<Contract>) -> Check {
     }
 }
 
-/// What is wrong with kernel and root file system as files.
+/// Problems with the kernel and root file system as files.
 fn foreign_files(plan: &FirecrackerPlan, kernel: &Seen<()>, rootfs: &Seen<Ext4>) -> Option<Check> {
     if let Err(trouble) = kernel {
         let fix = "take the vmlinux out of it (scripts/extract-vmlinux of the kernel's sources), or use `crabbox image build`";

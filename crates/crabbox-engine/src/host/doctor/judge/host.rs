@@ -1,4 +1,4 @@
-//! The machine: KVM beyond its device file, rights, memory, processors, disk, and the programs that leases need.
+//! The host: KVM beyond its device file, privileges, memory, processors, disk, and the programs that leases need.
 
 use crabbox_core::admission::{LEASE_DISK_MIB, VMM_OVERHEAD_MIB};
 use crabbox_core::config::firecracker::FirecrackerPlan;
@@ -7,18 +7,18 @@ use super::super::check::{Check, Class, Status};
 use super::super::world::{FileKind, Image, Seen, World};
 use crate::host::probe::{Judged, Verdict};
 
-/// `CAP_NET_ADMIN` and `CAP_SYS_ADMIN` (`linux/capability.h`): making a network namespace and what is in it.
+/// `CAP_NET_ADMIN` and `CAP_SYS_ADMIN` (`linux/capability.h`), needed to make a network namespace and its devices.
 const CAPABILITIES: u64 = (1 << 12) | (1 << 21);
 /// The oldest host kernel that Firecracker supports.
 const OLDEST_KERNEL: [u32; 2] = [5, 10];
 
-/// A program, the oldest version that does, the package that has it, and whether only images of others need it.
+/// A program, the oldest suitable version, its package, and whether only foreign images need it.
 const TOOLS: [(&str, &[u32], &str, bool); 6] = [
-    // 8.4: `StrictHostKeyChecking` and multiplexing as they are used here.
+    // 8.4: the uses of `StrictHostKeyChecking` and multiplexing in this program.
     ("ssh", &[8, 4], "openssh-client", false),
     ("rsync", &[3, 1], "rsync", false),
     ("git", &[2, 25], "git", false),
-    // 1.46: `sparse_super2` with the features that a layer is made of.
+    // 1.46: `sparse_super2` together with the features of our layers.
     ("mke2fs", &[1, 46], "e2fsprogs", false),
     ("e2fsck", &[1, 46], "e2fsprogs", true),
     ("resize2fs", &[], "e2fsprogs", true),
@@ -37,8 +37,8 @@ pub(super) fn checks(plan: &FirecrackerPlan, world: &World) -> Vec<Check> {
     checks
 }
 
-/// Only with a device that opens: without one the check `kvm` says all there is to say. A verdict of the boot probe that still
-/// holds counts for more than what KVM says of itself.
+/// Skipped if the device does not open, because the check `kvm` reports that. A boot probe's verdict that is still valid outweighs
+/// what KVM says about itself.
 fn kvm_api(world: &World) -> Check {
     const RELOAD: &str = "sudo dmesg | grep -i kvm; then reload the module: sudo modprobe -r kvm_intel kvm_amd; \
                           sudo modprobe -a kvm_intel kvm_amd";
@@ -54,7 +54,7 @@ fn kvm_api(world: &World) -> Check {
     }
     let facts = "kvm_api=12 mutation=false";
     match &kvm.remembered {
-        // What a boot just now found is for `kvm-boot` to say.
+        // A probe in this run is reported by `kvm-boot`.
         _ if kvm.probe.is_some() => Check::firecracker(Status::Ok, "kvm-api", facts),
         Some(Verdict::Broken { reason, .. }) => {
             let message = format!("{facts} boot=broken: a guest was tried since this host started: {reason}");
@@ -250,14 +250,14 @@ fn disk_space(plan: &FirecrackerPlan, world: &World) -> Check {
     Check::firecracker(Status::Ok, "disk-space", facts)
 }
 
-/// Tried, so not without a trace: for an instant there are two files without a name.
+/// Tested by trying, which leaves a short trace: for an instant there are two unnamed files.
 fn reflink(world: &World) -> Check {
     let dir = world.storage.dir.display();
     let needs = matches!(world.guest.image, Image::Foreign { .. });
     let made = |status, message: String| Check::firecracker(status, "reflink", message);
     let check = match &world.storage.reflink {
         Ok(true) => made(Status::Ok, format!("reflink=works dir={dir}")),
-        // Our image's disks are empty layers: there is nothing to copy.
+        // The disks of our own image start as empty layers, so nothing has to be copied.
         Ok(false) if !needs => made(Status::Ok, format!("reflink=no needed=false dir={dir}")),
         Ok(false) => made(
             Status::Warning,

@@ -1,4 +1,4 @@
-//! The network beyond the configuration of CNI: its programs, the packet filter, and what others drop.
+//! The network beyond CNI's configuration: its programs, the packet filter, and packets dropped by others' rules.
 
 use crabbox_core::config::firecracker::FirecrackerPlan;
 use crabbox_core::network::NetworkMode;
@@ -7,10 +7,10 @@ use crabbox_net::nat::{DEFAULT_RANGE, FilterChain, Filters, Hook, Passage};
 use super::super::check::{Check, Class, Status};
 use super::super::world::World;
 
-/// The oldest nft whose JSON and `ifname` sets are as they are used here.
+/// The oldest nft whose JSON and `ifname` sets work as we use them.
 const OLDEST_NFT: [u32; 3] = [0, 9, 3];
 
-/// The mode that a lease will have.
+/// The network mode that a lease will use.
 pub(super) fn chosen(plan: &FirecrackerPlan, world: &World) -> NetworkMode {
     NetworkMode::choose(plan.network, || world.network.chain.is_ok())
 }
@@ -24,7 +24,7 @@ pub(super) fn checks(plan: &FirecrackerPlan, world: &World) -> Vec<Check> {
 }
 
 fn plugins(world: &World) -> Option<Check> {
-    // A network that does not load is the check `network`'s to tell.
+    // A network that does not load is reported by the check `network`.
     let chain = world.network.chain.as_ref().ok()?;
     let missing: Vec<&str> = chain
         .plugins
@@ -82,7 +82,7 @@ fn nft(world: &World) -> Check {
     Check::firecracker(Status::Ok, "nft", facts)
 }
 
-/// Forwarding itself is switched on where a lease needs it, so what counts is whether a packet passes the filters of others.
+/// A lease switches forwarding on itself if needed, so the check is whether a packet passes other programs' filters.
 fn forwarding(world: &World) -> Check {
     let on = if world.network.forwards { "on" } else { "per-lease" };
     let facts = |filters: &str| format!("forwarding={on} filters={filters} probe=packet mutation=false");
@@ -132,7 +132,7 @@ fn forwarding(world: &World) -> Check {
         .trouble(Class::Degraded, let_pass(filters, &dropped))
 }
 
-/// What does not pass, and where.
+/// What is dropped, and where.
 #[derive(Debug, Clone, Copy)]
 struct Dropped {
     what: &'static str,
@@ -140,7 +140,7 @@ struct Dropped {
     is_reply: bool,
 }
 
-/// nft's word for a hook; in capitals it is the chain of iptables.
+/// nft's name of a hook; in capitals it is the name of the iptables chain.
 fn place(hook: Hook) -> &'static str {
     match hook {
         Hook::Prerouting => "prerouting",
@@ -150,7 +150,7 @@ fn place(hook: Hook) -> &'static str {
     }
 }
 
-/// The tables of legacy iptables that have a chain at `hook` and can drop there.
+/// The legacy iptables tables that have a chain at `hook` and can drop packets there.
 fn legacy_tables(filters: &Filters, hook: Hook) -> impl Iterator<Item = &str> {
     let with_hook: &[&str] = match hook {
         Hook::Prerouting => &["raw", "mangle"],
@@ -162,11 +162,13 @@ fn legacy_tables(filters: &Filters, hook: Hook) -> impl Iterator<Item = &str> {
     tables.filter(move |table| with_hook.contains(table))
 }
 
-/// The commands, to be pasted, that let the packets of leases pass every filter of others where they are dropped. Each chain is passed in
-/// turn, so each gets the rules. Where a rule could not name the packets of leases alone, the commands show the chains instead.
+/// Shell commands that let packets of leases pass other programs' filters at the hook where they are dropped. A packet traverses
+/// every chain at the hook, so each chain gets the rules. If a rule could not match packets of leases alone, the commands show the
+/// chains instead.
 fn let_pass(filters: &Filters, dropped: &Dropped) -> String {
     let (mut commands, mut managed): (Vec<String>, _) = (Vec::new(), false);
-    // A reply bears the host's own address until it is known whose it is, and what leaves bears no link that it came in by.
+    // In prerouting a reply still has the host's own address, because NAT has not been undone yet. On egress the incoming interface
+    // is unknown.
     let can_name = match dropped.hook {
         Hook::Prerouting => !dropped.is_reply,
         Hook::Forward | Hook::Postrouting => true,
@@ -209,7 +211,7 @@ fn let_pass(filters: &Filters, dropped: &Dropped) -> String {
             }
             Hook::Prerouting => commands.push(insert("PREROUTING -i cbx+")),
             Hook::Forward => commands.extend([insert("FORWARD -i cbx+"), insert("FORWARD -o cbx+")]),
-            // There it cannot ask where a packet came in.
+            // In postrouting, iptables cannot match the incoming interface.
             _ => {
                 let from = format!("POSTROUTING -s {DEFAULT_RANGE}");
                 commands.extend([insert(&from), insert("POSTROUTING -o cbx+")]);
@@ -217,7 +219,7 @@ fn let_pass(filters: &Filters, dropped: &Dropped) -> String {
         }
     }
     if managed {
-        // The kernel lets only firewalld change its table.
+        // firewalld owns its table, and the kernel lets nobody else change it.
         commands.push("sudo firewall-cmd --permanent --zone=trusted --add-interface=cbx+".to_owned());
         commands.push("sudo firewall-cmd --reload".to_owned());
     }
@@ -227,7 +229,7 @@ fn let_pass(filters: &Filters, dropped: &Dropped) -> String {
     commands.join("; ")
 }
 
-/// Whether a name needs no quotes, neither nft's nor a shell's.
+/// Whether a name needs no quotes in nft or in a shell.
 fn is_plain(name: &str) -> bool {
     !name.is_empty()
         && name

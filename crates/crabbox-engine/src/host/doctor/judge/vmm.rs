@@ -1,4 +1,4 @@
-//! Firecracker and its jailer: versions, digests, who may change them, and what the jail stands on.
+//! Firecracker and its jailer: versions, digests, ownership, and the prerequisites of the jail.
 
 use crabbox_core::config::firecracker::{FirecrackerPlan, Jailer};
 use crabbox_fc::Version;
@@ -6,14 +6,14 @@ use crabbox_fc::Version;
 use super::super::check::{Check, Class, Status};
 use super::super::world::{Binary, World};
 
-/// The oldest Firecracker that leases were tried with.
+/// The oldest Firecracker that leases were tested with.
 const OLDEST: Version = Version::new(1, 12, 0);
-/// The first Firecracker of whose changes this program knows nothing ([`crabbox_fc::Feature`]).
+/// The first Firecracker whose changes this program does not know ([`crabbox_fc::Feature`]).
 const UNKNOWN: Version = Version::new(1, 18, 0);
 /// The controllers that limit a jailed VMM.
 const CONTROLLERS: [&str; 3] = ["cpu", "memory", "pids"];
 
-/// Checks on programs that were not found are left out: `binary` and `jailer` said so.
+/// Programs that were not found are skipped here: `binary` and `jailer` report them.
 pub(super) fn checks(plan: &FirecrackerPlan, world: &World) -> Vec<Check> {
     let mut checks = Vec::new();
     let firecracker = world.vmm.firecracker.as_ref().ok();
@@ -35,7 +35,7 @@ pub(super) fn checks(plan: &FirecrackerPlan, world: &World) -> Vec<Check> {
     checks
 }
 
-/// `oldest` is not asked of the jailer: it must be of one release with Firecracker, whose age is told once.
+/// The jailer has no `oldest`: it must be of the same release as Firecracker, whose age is reported once.
 fn version(check: &'static str, binary: &Binary, pinned: &str, oldest: Option<Version>) -> Check {
     let path = binary.path.display();
     let text = match &binary.version {
@@ -86,7 +86,7 @@ fn same_version(check: Check, jailer: &Binary, firecracker: Option<&Binary>) -> 
     }
 }
 
-/// Whoever may replace a program that root starts is root.
+/// Anyone who can replace a program that root starts is root.
 fn ownership(firecracker: Option<&Binary>, jailer: Option<&Binary>) -> Check {
     let loose = [firecracker, jailer]
         .into_iter()

@@ -1,4 +1,5 @@
-//! What boots: which files, whether they are what they should be, and what the image offers, read without mounting it.
+//! The guest's kernel and root file system: which files, whether they are intact, and what the image offers, read without mounting
+//! it.
 
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
@@ -18,10 +19,11 @@ use super::{MIB, entry};
 use crate::host::prepare;
 use crate::host::probe::{self, Judged, Key, Probe, ProbeError, Verdict};
 
-/// How long reading the contract may take.
+/// The time limit for reading the contract.
 const DEBUGFS_LIMIT: Duration = Duration::from_secs(5);
 
-/// Finds what leases will boot, as `prepare` does: ours, unless kernel or root file system is named or at its default place.
+/// Finds what leases will boot, as `prepare` does: our image, unless a kernel or root file system is configured or exists at its
+/// default path.
 pub(super) fn guest(engine: &Engine, plan: &FirecrackerPlan, tools: &Tools) -> Guest {
     let (kernel, rootfs) = (
         entry(plan.kernel.value.as_path()),
@@ -38,7 +40,7 @@ pub(super) fn guest(engine: &Engine, plan: &FirecrackerPlan, tools: &Tools) -> G
             image,
         };
     }
-    // Opening the store would make it; a store that is not there holds nothing.
+    // Opening the store would create it, and a missing store has no images anyway.
     let store = engine.places.images();
     let trouble = match store.is_dir().then(|| prepare::stored_image(&store, named)) {
         Some(Ok(stored)) => {
@@ -76,7 +78,7 @@ fn ours_of(stored: &Stored, tools: &Tools) -> Image {
     });
     let mut contract = contract(&stored.base(), tools);
     if let (Ok(contract), Init::Ours) = (&mut contract, stored.manifest.init) {
-        // Our own first process does its work.
+        // Our own init does the work of cloud-init.
         contract.missing.retain(|program| *program != "cloud-init");
     }
     let kernel = stored.manifest.files.get(manifest::KERNEL);
@@ -111,18 +113,18 @@ fn foreign(kernel: &Entry, rootfs: &Entry, tools: &Tools) -> Image {
 fn ext4(path: &Path) -> Seen<Ext4> {
     inspect::superblock(path).map_err(|error| Trouble::chain(&error))?;
     let facts = std::fs::metadata(path).map_err(|error| Trouble::call("stat", path, &error))?;
-    // `blocks` counts in units of 512 bytes, whatever the file system's are.
+    // `blocks` always counts units of 512 bytes, whatever the file system's block size is.
     Ok(Ext4 {
         mib: facts.len().div_ceil(MIB),
         used_mib: (facts.blocks() * 512).div_ceil(MIB),
     })
 }
 
-/// What the file system in `image` offers, by debugfs, which opens it read-only unless told otherwise.
+/// The contract of the file system in `image`, read with debugfs, which opens it read-only by default.
 fn contract(image: &Path, tools: &Tools) -> Seen<Contract> {
     let debugfs = tools.get("debugfs").and_then(Option::as_ref);
     let debugfs = debugfs.ok_or_else(|| Trouble::new("debugfs is not installed"))?;
-    // What an image must not bring: every lease would have the same key.
+    // A host key in the image is a fault: every lease would share it.
     let host_key = crabbox_image::HOST_KEY;
     let places = programs::of(Check::Doctor)
         .flat_map(|program| program.places)
@@ -139,8 +141,8 @@ fn contract(image: &Path, tools: &Tools) -> Seen<Contract> {
     })
 }
 
-/// The verdict of an earlier probe with the same parts. Only for an image of ours, whose kernel's digest is on record: hashing
-/// 50 MB would take longer than everything else together.
+/// The verdict of an earlier probe with the same parts. Only for our own images, whose kernel digest is recorded: hashing 50 MB
+/// would take longer than all other checks together.
 pub(super) fn remembered(engine: &Engine, vmm: &Vmm, guest: &Guest) -> Option<Verdict> {
     let Image::Ours { kernel_sha256, .. } = &guest.image else {
         return None;
@@ -158,7 +160,7 @@ pub(super) fn remembered(engine: &Engine, vmm: &Vmm, guest: &Guest) -> Option<Ve
     )
 }
 
-/// Boots a guest: with the kernel that leases will have, and the first process that this program carries.
+/// Boots a guest with the kernel of future leases and the init that this program carries.
 pub(super) fn probe(engine: &Engine, vmm: &Vmm, guest: &Guest) -> Seen<Judged> {
     let firecracker = vmm.firecracker.as_ref().map_err(Clone::clone)?;
     let cache = &engine.places.cache;
@@ -200,7 +202,7 @@ mod tests {
             std::fs::create_dir_all(file.parent().unwrap()).unwrap();
             std::fs::write(file, "").unwrap();
         }
-        // As in a merged /usr: the program is reached through a link.
+        // As with a merged /usr: the program is reached through a symbolic link.
         std::os::unix::fs::symlink("usr/bin", tree.join("bin")).unwrap();
         std::fs::write(tree.join("bin/tar"), "").unwrap();
         std::fs::File::create_new(&image)

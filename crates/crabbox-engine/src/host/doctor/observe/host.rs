@@ -1,11 +1,11 @@
-//! The machine itself: rights, sizes, and what its kernel says of its own safety.
+//! The machine itself: privileges, sizes, and the kernel's report on its own safety.
 
 use std::path::Path;
 
 use super::super::world::Host;
 use super::{kernel_file, opens};
 
-/// Looks at the machine.
+/// Observes the machine.
 pub(super) fn host() -> Host {
     let status = kernel_file("/proc/self/status");
     let cpuinfo = kernel_file("/proc/cpuinfo");
@@ -36,7 +36,7 @@ pub(super) fn host() -> Host {
     }
 }
 
-/// The value behind `name:` in a file of such lines; the first one counts.
+/// The value behind `name:` in a file of such lines; the first match counts.
 fn field<'a>(text: &'a str, name: &str) -> Option<&'a str> {
     text.lines()
         .filter_map(|line| line.split_once(':'))
@@ -50,7 +50,7 @@ fn mib(meminfo: &str, name: &str) -> u64 {
     value.unwrap_or(0) / 1024
 }
 
-/// Swap areas on anything but compressed memory or an encrypted device.
+/// Swap areas that are on neither compressed memory nor an encrypted device.
 fn swaps(table: &str) -> Vec<String> {
     let areas = table
         .lines()
@@ -62,7 +62,7 @@ fn swaps(table: &str) -> Vec<String> {
         .collect()
 }
 
-/// Whether a device is one that dm-crypt made.
+/// Whether dm-crypt made the device.
 fn is_encrypted(device: &str) -> bool {
     let real = std::fs::canonicalize(device).unwrap_or_default();
     let Some(name) = real.file_name() else {

@@ -1,4 +1,4 @@
-//! The host's network, as far as leases stand on it.
+//! The parts of the host's network that leases depend on.
 
 use std::path::{Path, PathBuf};
 
@@ -10,7 +10,7 @@ use crabbox_net::nat::{self, Passage};
 use super::super::world::{Chain, Network, Seen, Trouble};
 use super::{entry, kernel_file};
 
-/// Looks at the CNI network and at what else filters packets here.
+/// Observes the CNI network and other programs' packet filters.
 pub(super) fn network(plan: &FirecrackerPlan) -> Network {
     let dirs = [plan.cni_bin_dir.as_path(), Path::new(DEBIAN_CNI)];
     let chain = crabbox_cni::load(plan.cni_conf_dir.as_path(), plan.cni_network.as_str());
@@ -26,7 +26,7 @@ pub(super) fn network(plan: &FirecrackerPlan) -> Network {
     }
 }
 
-/// Sends a packet as a lease would. Whoever is not root has no namespace to send it from, and no leases either.
+/// Sends a packet as a lease would. Only root can make the namespace to send it from, and only root can have leases.
 fn passage() -> Seen<Passage> {
     if !rustix::process::geteuid().is_root() {
         return Err(Trouble::new("only root can send a packet as a lease would"));
@@ -58,7 +58,7 @@ fn chain_of(list: &crabbox_cni::ConfList, dirs: &[&Path]) -> Chain {
     }
 }
 
-/// The executable of a plugin: the first directory that has one, as the runtime looks.
+/// The executable of a plugin: the first match in the directories, in the runtime's search order.
 fn program(name: &str, dirs: &[&Path]) -> Option<PathBuf> {
     dirs.iter()
         .find_map(|dir| find_on_path(dir.join(name).as_os_str(), "".as_ref()))

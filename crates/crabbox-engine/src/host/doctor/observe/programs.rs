@@ -1,4 +1,4 @@
-//! The programs that leases are made with: where they are, and which version.
+//! The programs that leases are made with: their paths and versions.
 
 use std::ffi::OsStr;
 use std::os::unix::fs::MetadataExt as _;
@@ -14,13 +14,13 @@ use crabbox_machine::context::Engine;
 use super::super::world::{Binary, Tool, Tools, Trouble, Vmm};
 use crate::host::prepare::{self, PrepareError};
 
-/// How long a program may take to tell its version.
+/// The time limit for a program to report its version.
 const VERSION_LIMIT: Duration = Duration::from_secs(2);
 
-/// Where administrators' programs are, which is not on every user's `PATH`.
+/// Directories of administrators' programs, which are not on every user's `PATH`.
 const ADMIN: [&str; 3] = ["/usr/sbin", "/sbin", "/usr/local/sbin"];
 
-/// The programs, and the argument by which each tells its version; none for one that cannot.
+/// The programs, each with the argument that makes it print its version, if it has one.
 const TOOLS: [(&str, Option<&str>); 9] = [
     ("git", Some("--version")),
     ("ssh", Some("-V")),
@@ -33,7 +33,7 @@ const TOOLS: [(&str, Option<&str>); 9] = [
     ("debugfs", None),
 ];
 
-/// Looks for the programs and asks each for its version, all at the same time.
+/// Looks for the programs and asks each for its version, all in parallel.
 pub(in super::super) fn tools(path: &OsStr) -> Tools {
     std::thread::scope(|scope| {
         let asked = TOOLS.map(|(name, argument)| (name, scope.spawn(move || tool(name, argument, path))));
@@ -58,7 +58,7 @@ fn tool(name: &str, argument: Option<&str>, path: &OsStr) -> Option<Tool> {
             .own_group()
             .capture()
             .ok()?;
-        // ssh and the ext4 tools say it on standard error.
+        // ssh and the ext4 tools print it on standard error.
         version_in(&said.stdout_text()).or_else(|| version_in(&said.stderr_text()))
     });
     Some(Tool { path, version })
@@ -76,7 +76,7 @@ fn version_in(text: &str) -> Option<Vec<u32>> {
     })
 }
 
-/// Firecracker and its jailer as leases will use them.
+/// Firecracker and its jailer, as leases will use them.
 pub(super) fn vmm(engine: &Engine, plan: &FirecrackerPlan) -> Vmm {
     let pinned = [
         fetch::FIRECRACKER_SHA256.to_owned(),
@@ -95,7 +95,7 @@ pub(super) fn vmm(engine: &Engine, plan: &FirecrackerPlan) -> Vmm {
         },
         Err(error) => {
             let words = look_path(&error);
-            // Firecracker is looked for first, so a missing jailer means that Firecracker is there.
+            // Firecracker is looked for first, so if the jailer is missing, Firecracker was found.
             let found = find_on_path(plan.binary.as_path().as_os_str(), &engine.path);
             match (error, found) {
                 (
@@ -119,7 +119,7 @@ pub(super) fn vmm(engine: &Engine, plan: &FirecrackerPlan) -> Vmm {
     }
 }
 
-/// A program that was not found, in the Go program's words.
+/// The error for a program that was not found, in the Go program's words.
 fn look_path(error: &PrepareError) -> Trouble {
     let PrepareError::Program { path, .. } = error else {
         return Trouble::chain(error);
@@ -149,8 +149,8 @@ fn binary(path: PathBuf) -> Binary {
     }
 }
 
-/// The first of `path` and the directories above it that somebody besides root may change. A directory with the sticky bit
-/// lets nobody replace what is in it.
+/// The first of `path` and its parent directories that a user other than root may change. A directory with the sticky bit is safe,
+/// because others cannot replace what is in it.
 pub(in crate::host::doctor) fn loose(path: &Path) -> Option<PathBuf> {
     let real = std::fs::canonicalize(path).ok()?;
     let found = real.ancestors().find(|place| {

@@ -1,4 +1,4 @@
-//! Templates: what there is for leases of these settings, by a look that reads none of their bytes and makes no secret.
+//! The templates available to leases with these settings, found without reading their contents or creating a secret.
 
 use crabbox_core::config::firecracker::FirecrackerPlan;
 use crabbox_host::{clock, hard_links};
@@ -12,7 +12,7 @@ use super::existing;
 use crate::host::prepare;
 use crate::host::warm::facts;
 
-/// Looks for a template of what leases of `plan` would boot.
+/// Looks for a template that fits what leases of `plan` would boot.
 pub(super) fn warm(engine: &Engine, plan: &FirecrackerPlan, vmm: &Vmm) -> Warm {
     let templates = Templates::of(&engine.places);
     let network = prepare::network_request(plan);

@@ -1,15 +1,15 @@
-//! The lines of a file of authorised keys, ours and others'.
+//! The lines of an `authorized_keys` file, ours and others'.
 //!
-//! A line that is not setup's stays as it is, byte for byte; nothing of a key that somebody gave is put into the file but the key itself.
+//! Lines that are not setup's are kept byte for byte. Of a key given by the user, only the key itself is written to the file.
 
 use std::path::Path;
 
 use super::ACCOUNT;
 
-/// How the names of the keys' kinds begin that OpenSSH knows (sshd(8), AUTHORIZED_KEYS FILE FORMAT).
+/// The prefixes of the key types that OpenSSH knows (sshd(8), AUTHORIZED_KEYS FILE FORMAT).
 const KINDS: [&str; 3] = ["ssh-", "ecdsa-sha2-", "sk-"];
 
-/// The line by which `key`, an OpenSSH public key, has the program at `exe` serve `owner`, and nothing else.
+/// The line that lets `key`, an OpenSSH public key, run the program at `exe` as a server for `owner`, and nothing else.
 pub(super) fn line(exe: &Path, owner: &str, key: &str) -> String {
     format!(r#"restrict,command="{}" {key}"#, command(exe, owner))
 }
@@ -19,12 +19,12 @@ pub(super) fn command(exe: &Path, owner: &str) -> String {
     format!("sudo -n {} __serve --as {owner}", exe.display())
 }
 
-/// Whether `line` serves `owner`, by whatever program.
+/// Whether `line` serves `owner`, with any program.
 pub(super) fn serves(line: &str, owner: &str) -> bool {
     line.contains(&format!(" __serve --as {owner}\""))
 }
 
-/// What `line`, one of ours, is for the program at `exe`.
+/// Rewrites `line`, one of ours, for the program at `exe`.
 pub(super) fn moved(line: &str, exe: &Path, owner: &str) -> Option<String> {
     let mut words = words(line).into_iter();
     let kind = words.by_ref().find(|word| is_kind(word))?;
@@ -32,17 +32,17 @@ pub(super) fn moved(line: &str, exe: &Path, owner: &str) -> Option<String> {
     Some(self::line(exe, owner, &key))
 }
 
-/// The comment of a key of `owner`, by which a reader of the file knows whose it is.
+/// The comment of a key of `owner`, which tells a reader of the file whose it is.
 pub(super) fn comment(owner: &str) -> String {
     format!("{ACCOUNT}-owner-{owner}")
 }
 
-/// Whether `word` is the name of a kind of keys.
+/// Whether `word` is the name of a key type.
 pub(super) fn is_kind(word: &str) -> bool {
     KINDS.iter().any(|kind| word.starts_with(kind))
 }
 
-/// The key itself in a line, in base64, whatever options stand before it.
+/// The base64 part of the key in a line, whatever options precede it.
 pub(super) fn key_of(line: &str) -> Option<&str> {
     let line = line.trim();
     if line.starts_with('#') {
@@ -53,7 +53,7 @@ pub(super) fn key_of(line: &str) -> Option<&str> {
     words.next()
 }
 
-/// The words of a line; blanks between quotes divide none.
+/// The words of a line; blanks inside quotes do not separate words.
 fn words(line: &str) -> Vec<&str> {
     let (mut words, mut begin, mut quoted, mut escaped) = (Vec::new(), 0, false, false);
     for (at, c) in line.char_indices() {
@@ -72,14 +72,14 @@ fn words(line: &str) -> Vec<&str> {
     words
 }
 
-/// The file as lines, each with its end, so that putting them together is the file again.
+/// The file as lines with their line ends, so that joining them restores the file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Lines(Vec<String>);
 
-/// A line that went into a file.
+/// A line that was added to a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Added {
-    /// Whether the line before it had no end, and got one.
+    /// Whether a missing newline was added to the line before it.
     pub(super) ended: bool,
 }
 
@@ -92,14 +92,14 @@ impl Lines {
         self.0.concat()
     }
 
-    /// The number, from 1 on, and the text of the first line with this key.
+    /// The 1-based number and the text of the first line with this key.
     pub(super) fn with_key(&self, key: &str) -> Option<(usize, &str)> {
         let is_it = |(_, line): &(usize, &String)| key_of(line) == Some(key);
         let found = self.0.iter().enumerate().find(is_it);
         found.map(|(at, line)| (at + 1, line.trim_end_matches('\n')))
     }
 
-    /// The number, from 1 on, of the first line that serves `owner` and is not one of those that are `known`.
+    /// The 1-based number of the first line that serves `owner` and that is not `known`.
     pub(super) fn serving(&self, owner: &str, known: &dyn Fn(&str) -> bool) -> Option<usize> {
         let is_it = |line: &String| {
             let line = line.trim_end_matches('\n');
@@ -108,12 +108,12 @@ impl Lines {
         self.0.iter().position(is_it).map(|at| at + 1)
     }
 
-    /// Whether this very line is there.
+    /// Whether exactly this line exists.
     pub(super) fn has(&self, line: &str) -> bool {
         self.0.iter().any(|found| found.trim_end_matches('\n') == line)
     }
 
-    /// Whether the last line has no end.
+    /// Whether the last line lacks a newline.
     pub(super) fn is_cut(&self) -> bool {
         self.0.last().is_some_and(|last| !last.ends_with('\n'))
     }
@@ -128,7 +128,7 @@ impl Lines {
         Added { ended }
     }
 
-    /// Takes out this very line; where it was the last one and the one before had got its end for it, that goes as well.
+    /// Removes exactly this line. If it was the last line, also removes the newline that was added to the line before it.
     pub(super) fn take_out(&mut self, line: &str, added: Added) {
         let Some(at) = self
             .0
@@ -144,7 +144,7 @@ impl Lines {
         }
     }
 
-    /// Puts `new` in the place of this very line.
+    /// Replaces exactly this line by `new`.
     pub(super) fn replace(&mut self, old: &str, new: &str) {
         for line in self
             .0
@@ -211,7 +211,7 @@ mod tests {
             lines.take_out("ours one", first);
             assert_eq!(lines.text(), before);
         }
-        // What others added behind it keeps its lines.
+        // Lines that others added behind ours keep their newlines.
         let mut lines = Lines::of("a");
         let added = lines.add("ours");
         lines.add("theirs");

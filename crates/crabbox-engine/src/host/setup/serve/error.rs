@@ -1,6 +1,6 @@
-//! Why a host could not be prepared for owners from afar, or not be put back.
+//! Why a host could not be prepared for remote owners, or that could not be undone.
 //!
-//! Facts and hints only; nothing of a private key that somebody gave by mistake may be repeated.
+//! Facts and hints only. No part of a private key that was given by mistake may be repeated.
 
 use std::path::PathBuf;
 
@@ -14,25 +14,25 @@ use crabbox_ssh::keys::KeyError;
 use super::super::record::RecordError;
 use super::ACCOUNT;
 
-/// Why it could not be done.
+/// Why it failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeSetupError {
-    /// Only root makes accounts.
+    /// Only root can create accounts.
     #[error("owners from afar are set up, and taken away again, by root")]
     NotRoot,
-    /// What is served is not at this place.
+    /// Set-up would use another place than the one that is served.
     #[error("owners from afar are served what is root's own, with {what} in {}, and this would use {}", served.display(), found.display())]
     Elsewhere {
-        /// What is meant.
+        /// Which data.
         what: &'static str,
-        /// Where it is for whoever is served.
+        /// The place from which remote owners are served.
         served: PathBuf,
-        /// Where it is here.
+        /// The place that set-up would use.
         found: PathBuf,
         /// Root's home directory.
         home: PathBuf,
     },
-    /// A program is not there.
+    /// A program is missing.
     #[error("{program} is not installed, which owners from afar need")]
     Program {
         /// Its name.
@@ -40,22 +40,22 @@ pub enum ServeSetupError {
         /// The Debian package that has it.
         package: &'static str,
     },
-    /// An owner is not written as one.
+    /// An owner argument has the wrong form.
     #[error("--owner is NAME=KEY or NAME=FILE, found {text:?}")]
     OwnerForm {
-        /// What stands before the first `=`, or all.
+        /// The part before the first `=`, or all of it.
         text: String,
     },
-    /// The owner's name is none.
+    /// The owner's name is not valid.
     #[error("an owner is named by up to 32 letters, digits and any of -_. between them, found {name:?}")]
     OwnerName {
         /// The name.
         name: String,
     },
-    /// What was given is the half that is to stay where it is.
+    /// The argument contains a private key, which must stay with its owner.
     #[error("--owner has a private key, which is to stay with its owner; here the public one is wanted")]
     PrivateText,
-    /// What was given is no one line.
+    /// The argument is more than one line, or has control characters.
     #[error("--owner has more than one line, or characters that no key and no name of a file has")]
     SeveralLines,
     /// The key's file cannot be read.
@@ -69,7 +69,7 @@ pub enum ServeSetupError {
         #[source]
         source: std::io::Error,
     },
-    /// It is the half that is to stay where it is.
+    /// The file has a private key, which must stay with its owner.
     #[error("the file {file:?} has a private key; {owner} is known by the public one")]
     PrivateKey {
         /// The owner.
@@ -85,7 +85,7 @@ pub enum ServeSetupError {
         /// The file's name.
         file: String,
     },
-    /// The key is none.
+    /// The key is not valid.
     #[error("the key of {owner} cannot be used")]
     Key {
         /// The owner.
@@ -94,38 +94,38 @@ pub enum ServeSetupError {
         #[source]
         source: KeyError,
     },
-    /// sshd takes no such key.
+    /// sshd does not accept keys of this type.
     #[error("the key of {owner} is of the kind {kind}, which sshd does not take")]
     Kind {
         /// The owner.
         owner: String,
-        /// Its kind.
+        /// The key's type.
         kind: String,
     },
-    /// The key is somebody else's already.
+    /// The key already belongs to another owner.
     #[error("the key of {owner} is the key of {other} already: one key is one owner")]
     OtherOwner {
-        /// Who was to have it.
+        /// The new owner.
         owner: String,
-        /// Who has it.
+        /// The present owner.
         other: String,
     },
-    /// A line that is not ours has the key, or serves the owner.
+    /// A line that setup did not write has the key, or serves the owner.
     #[error("line {line} of {}, which setup did not write, lets {owner} into the account {ACCOUNT} already, or whoever has its key", path.display())]
     ForeignLine {
         /// The owner.
         owner: String,
-        /// The file of authorised keys.
+        /// The `authorized_keys` file.
         path: PathBuf,
         /// The line.
         line: usize,
     },
-    /// A line of ours that somebody changed would not let its owner in any more.
+    /// A line that setup wrote was changed by hand and no longer matches the sudoers rule.
     #[error("line {line} of {}, with a key of {owner}, was changed by hand and does not run what sudo would let it run", path.display())]
     ChangedLine {
         /// The owner.
         owner: String,
-        /// The file of authorised keys.
+        /// The `authorized_keys` file.
         path: PathBuf,
         /// The line.
         line: usize,
@@ -135,90 +135,90 @@ pub enum ServeSetupError {
     UnknownOwner {
         /// The name.
         name: String,
-        /// Those that there are.
+        /// The owners that exist.
         known: Vec<String>,
     },
-    /// The account that is there is somebody else's.
+    /// The existing account was not made by setup.
     #[error("there is an account {ACCOUNT} already, with the home {}, which setup did not make", home.display())]
     ForeignAccount {
         /// Its home.
         home: PathBuf,
     },
-    /// The account that setup made runs nothing any more.
+    /// The account's shell does not run commands any more.
     #[error("the shell {shell} of the account {ACCOUNT} runs no command")]
     Shell {
         /// Its shell.
         shell: String,
     },
-    /// The accounts of this host cannot be read.
+    /// The host's accounts cannot be read.
     #[error("cannot tell whether there is an account {ACCOUNT}: {said}")]
     Accounts {
-        /// What getent said.
+        /// The error output of getent.
         said: String,
     },
-    /// The account could not be made or taken away.
+    /// The account could not be created or removed.
     #[error("cannot {attempt} the account {ACCOUNT}")]
     Account {
-        /// What was tried.
+        /// The attempted action.
         attempt: &'static str,
-        /// What the program said.
+        /// The program's error.
         #[source]
         source: CommandError,
     },
-    /// The account's number is another one's as well.
+    /// Another account has the same uid.
     #[error(
         "the number {uid} of the account {ACCOUNT} is that of {other:?}, whose processes would be ended with it"
     )]
     SharedNumber {
-        /// The number.
+        /// The uid.
         uid: u32,
-        /// Whose it is, first of all.
+        /// The first other account with it.
         other: String,
     },
-    /// What serves owners could not be ended.
+    /// The server processes of owners could not be ended.
     #[error("cannot end what serves owners from afar")]
     Session(#[from] ProcessError),
-    /// Our own program is not one that root should run for somebody else.
+    /// It is not safe for root to run our own program on behalf of others.
     #[error("{} cannot be what others run as root: {why}", path.display())]
     Exe {
-        /// Our program, or a directory above it.
+        /// The program, or one of its parent directories.
         path: PathBuf,
         /// Why.
         why: &'static str,
     },
-    /// Somebody else than root can say where a part of the way to the file of authorised keys leads.
+    /// A user other than root can redirect part of the path to the `authorized_keys` file.
     #[error("{} cannot lead to the keys of owners: {why}", path.display())]
     Way {
-        /// The part.
+        /// That part of the path.
         path: PathBuf,
         /// Why.
         why: &'static str,
     },
-    /// The file of authorised keys is no text, or too long.
+    /// The `authorized_keys` file is not text, or is too long.
     #[error("cannot read {}", path.display())]
     Unreadable {
-        /// It.
+        /// The file.
         path: PathBuf,
         /// Why.
         #[source]
         source: std::io::Error,
     },
-    /// The rule of sudo is not as setup wrote it.
+    /// The sudoers rule is not as setup wrote it.
     #[error("{} is not as setup wrote it, and stays", path.display())]
     Changed {
         /// The file.
         path: PathBuf,
     },
-    /// visudo does not take what was to be written.
+    /// visudo rejects the new text.
     #[error("visudo refuses what {} was to be; nothing was changed there", path.display())]
     Refused {
         /// The file.
         path: PathBuf,
-        /// What it said.
+        /// Its error output.
         #[source]
         source: CommandError,
     },
-    /// What was shown is not what would be done by now.
+    /// The host changed after the plan was shown.
     #[error("something changed since this was planned; nothing more was done")]
     Moved,
     /// Another setup is at work.
@@ -230,10 +230,10 @@ pub enum ServeSetupError {
     /// A file could not be read, written or removed.
     #[error(transparent)]
     File(#[from] FileError),
-    /// The lock cannot be had.
+    /// The lock cannot be taken.
     #[error(transparent)]
     Lock(#[from] LockError),
-    /// What setup made is not known.
+    /// The record of what setup made cannot be used.
     #[error(transparent)]
     Record(#[from] RecordError),
 }

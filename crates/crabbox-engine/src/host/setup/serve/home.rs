@@ -1,6 +1,7 @@
-//! Where what owners from afar are served is: in root's own home, whatever the environment of setup says.
+//! The home from which remote owners are served: always root's own, whatever the environment of setup says.
 //!
-//! sudo gives the served command no variable of anybody's, so nothing may be set up for it, nor taken away, at a place that only a variable names.
+//! sudo passes no environment variables to the serving command, so nothing may be set up for it, or removed, at a place that only a
+//! variable names.
 
 use std::path::{Path, PathBuf};
 
@@ -8,7 +9,7 @@ use crabbox_store::places::Places;
 
 use super::{Ground, ServeSetupError, account};
 
-/// Root's home as the host has it, which is that of the command that serves owners.
+/// Root's home according to the host, which is the home of the command that serves owners.
 pub fn served_home(ground: &Ground) -> Result<PathBuf, ServeSetupError> {
     let root = account::named(ground, "root")?;
     root.map(|root| root.home)
@@ -17,7 +18,8 @@ pub fn served_home(ground: &Ground) -> Result<PathBuf, ServeSetupError> {
         })
 }
 
-/// Refuses `here`, where setup would write, unless it is what a process of root's with the home `home` and no other variable has: `served`.
+/// Refuses `here`, where setup would write, unless it equals `served`, the places of a root process that has the home `home` and no
+/// other variables.
 pub fn check_home(here: &Places, served: &Places, home: &Path) -> Result<(), ServeSetupError> {
     let parts = [
         ("the configuration", &here.config, &served.config),

@@ -1,6 +1,6 @@
-//! Owners and their keys as a command line names them.
+//! Parses owners and their keys from the command line.
 //!
-//! Of what was given only the key itself is kept, so that nothing else can come into a file; no part of a private one is repeated.
+//! Only the key itself is kept, so that nothing else can get into a file. No part of a private key is repeated.
 
 use std::path::Path;
 
@@ -11,21 +11,21 @@ use crabbox_ssh::keys;
 use super::ServeSetupError;
 use super::authorized;
 
-/// The longest file of public keys that is read, in bytes.
+/// The longest file of public keys to read, in bytes.
 const LIMIT: u64 = 64 * 1024;
 
-/// How much of what cannot be used is shown, in characters.
+/// How much of an invalid value is shown, in characters.
 const SHOWN: usize = 32;
 
-/// How every text form of a private key begins.
+/// The beginning of every text form of a private key.
 const PRIVATE: &str = "-----BEGIN";
 
-/// Each owner with one key, in OpenSSH's form: `NAME=KEY` is one, `NAME=FILE` one for each line of the file.
+/// Pairs of an owner and a key in OpenSSH's form. `NAME=KEY` gives one pair, `NAME=FILE` one per line of the file.
 pub(super) fn read(texts: &[String]) -> Result<Vec<(String, String)>, ServeSetupError> {
     let mut all = Vec::new();
     for text in texts {
         let text = text.trim();
-        // Before anything of it is taken for a name or a path, which an error would repeat.
+        // Check this before using any part as a name or path, which an error would repeat.
         if text.contains(PRIVATE) {
             return Err(ServeSetupError::PrivateText);
         }
@@ -53,7 +53,7 @@ pub(super) fn read(texts: &[String]) -> Result<Vec<(String, String)>, ServeSetup
     Ok(all)
 }
 
-/// As much of what is no name as tells which one it is: a whole one could be a key.
+/// The beginning of an invalid name: the whole text could be a key.
 fn short(text: &str) -> String {
     match text.char_indices().nth(SHOWN) {
         Some((end, _)) => format!("{}...", &text[..end]),
@@ -61,7 +61,7 @@ fn short(text: &str) -> String {
     }
 }
 
-/// The name of a file, without the way to it.
+/// A file's name without its directory.
 fn name_of(path: &Path) -> String {
     short(&path.file_name().unwrap_or_default().to_string_lossy())
 }
@@ -97,7 +97,7 @@ fn file(owner: &str, path: &Path) -> Result<Vec<String>, ServeSetupError> {
 
 fn key(owner: &str, text: &str) -> Result<String, ServeSetupError> {
     let kind = text.split_whitespace().next().unwrap_or_default();
-    // OpenSSH took its last use of them away in 2015, and would refuse the login without a word that helps.
+    // OpenSSH disabled them in 2015, and would refuse the login without a helpful message.
     if kind == "ssh-dss" {
         return Err(ServeSetupError::Kind {
             owner: owner.to_owned(),
@@ -153,7 +153,7 @@ mod tests {
         };
         let private = at("private", &pair.private_openssh);
         let text = pair.private_openssh.as_str();
-        // Without its first and last line, in one line.
+        // The key's body on one line, without the first and last line.
         let body: String = text.lines().filter(|line| !line.starts_with("-----")).collect();
         let bare = text.replace("-----BEGIN OPENSSH PRIVATE KEY-----\n", "");
         let cases = [

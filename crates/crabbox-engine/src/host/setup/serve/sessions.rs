@@ -1,7 +1,7 @@
-//! The processes that serve owners from afar: the account's own, and root's that it asked for by sudo.
+//! The processes that serve remote owners: the account's own, and root's that the account started through sudo.
 //!
-//! One is identified before it is looked at, and looked at again under that identity before it is ended. It must never be a process of another
-//! namespace, where the same number is somebody else.
+//! A process is identified before it is inspected, and re-checked under that identity before it is ended. It must never be a
+//! process of another namespace, where the same numbers mean something else.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -11,18 +11,18 @@ use crabbox_host::process::{self, ProcessError, ProcessHandle};
 
 use super::ACCOUNT;
 
-/// How long one may take to end by itself.
+/// How long a process may take to end by itself.
 const GRACE: Duration = Duration::from_secs(5);
 
-/// The namespaces in which a number of a process and one of a user mean what they mean to us.
+/// The namespaces that must equal ours for a pid or uid to have the same meaning.
 const SPACES: [&str; 2] = ["pid", "user"];
 
-/// Ends the account's processes, which are those that have `uid` as any of theirs.
+/// Ends the processes of the account, which are those with `uid` among their uids.
 pub(super) fn end(proc: &Path, uid: u32) -> Result<(), ProcessError> {
     end_where(proc, &|dir| is_of(&text(dir, "status"), uid))
 }
 
-/// Ends what serves owners for whom `is_gone` is true; what they are connected to goes with it.
+/// Ends the server processes of the owners for whom `is_gone` is true, and thereby their connections.
 pub(super) fn end_servers(
     proc: &Path,
     exe: &Path,
@@ -31,7 +31,7 @@ pub(super) fn end_servers(
     end_where(proc, &|dir| served(dir, exe).is_some_and(|owner| is_gone(&owner)))
 }
 
-/// Whether a process of the account is left.
+/// Whether any process of the account is left.
 pub(super) fn any(proc: &Path, uid: u32) -> bool {
     pids(proc)
         .filter_map(|pid| directory(proc, pid))
@@ -47,7 +47,7 @@ fn end_where(proc: &Path, is_it: &dyn Fn(&Path) -> bool) -> Result<(), ProcessEr
         .try_for_each(|handle| handle.terminate(GRACE).map(drop))
 }
 
-/// A handle on the process with this number, if `is_it` is true of it.
+/// A handle for the process with this pid, if `is_it` is true for it.
 fn hold(proc: &Path, pid: u32, is_it: &dyn Fn(&Path) -> bool) -> Result<Option<ProcessHandle>, ProcessError> {
     let Some(handle) = process::identify(pid)?
         .map(|id| process::open(&id))
@@ -57,7 +57,7 @@ fn hold(proc: &Path, pid: u32, is_it: &dyn Fn(&Path) -> bool) -> Result<Option<P
         return Ok(None);
     };
     let is_it = directory(proc, pid).is_some_and(|dir| is_it(&dir));
-    // One that has not ended by now was the one that was looked at.
+    // If it has not ended yet, the pid was not reused and the inspected process was this one.
     let is_over = handle.wait_exit(Duration::ZERO)?;
     Ok((is_it && !is_over).then_some(handle))
 }
@@ -69,7 +69,7 @@ fn pids(proc: &Path) -> impl Iterator<Item = u32> {
         .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
 }
 
-/// The directory of the process with this number, when it is in our own namespaces.
+/// The proc(5) directory of this pid, if the process is in our own namespaces.
 fn directory(proc: &Path, pid: u32) -> Option<PathBuf> {
     let dir = proc.join(pid.to_string());
     let space = |dir: &Path, name: &str| std::fs::read_link(dir.join("ns").join(name)).ok();
@@ -79,14 +79,14 @@ fn directory(proc: &Path, pid: u32) -> Option<PathBuf> {
     is_ours.then_some(dir)
 }
 
-/// The owner for whom a process serves whom sudo started for the account, with exactly the words of the rule.
+/// The owner whom a process serves, if sudo started it for the account with exactly the arguments of the sudoers rule.
 fn served(dir: &Path, exe: &Path) -> Option<String> {
     let command = text(dir, "cmdline");
     let words: Vec<&str> = command.trim_end_matches('\0').split('\0').collect();
     let &[program, "__serve", "--as", owner] = words.as_slice() else {
         return None;
     };
-    // Wherever it was when it was started: it may have been moved since.
+    // Only compare the file name: the program may have been moved since.
     let is_ours = Path::new(program).file_name() == exe.file_name() && labels::is_owner_name(owner);
     let asked = format!("SUDO_USER={ACCOUNT}");
     let is_asked_for = text(dir, "environ").split('\0').any(|pair| pair == asked);
@@ -99,8 +99,8 @@ fn text(dir: &Path, name: &str) -> String {
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
-/// Whether proc(5)'s `status` is one of a process of `uid` by any of its uids. Whose the directory of one in proc(5) is says nothing of a
-/// process that has changed them.
+/// Whether this `status` file of proc(5) has `uid` among its uids. The owner of the process's directory in proc(5) is not reliable
+/// if the process has changed its uids.
 fn is_of(status: &str, uid: u32) -> bool {
     let uids = status.lines().find_map(|line| line.strip_prefix("Uid:"));
     uids.is_some_and(|uids| uids.split_whitespace().any(|word| word.parse() == Ok(uid)))
@@ -117,7 +117,7 @@ mod tests {
 
     const EXE: &str = "/opt/crabbox";
 
-    /// A pretended proc(5) in which we are in the namespaces 1.
+    /// A fake proc(5) in which our own namespaces are number 1.
     struct Proc(tempfile::TempDir);
 
     impl Proc {
@@ -162,7 +162,7 @@ mod tests {
         let proc = Proc::new();
         proc.add(10, (1, 1), 998, &["sshd"], "");
         assert!(any(proc.0.path(), 998) && !any(proc.0.path(), 997));
-        // One whose namespaces cannot be read may be anybody's.
+        // A process whose namespaces cannot be read may be anyone's.
         std::fs::remove_dir_all(proc.0.path().join("10/ns")).unwrap();
         assert!(!any(proc.0.path(), 998));
     }
@@ -178,7 +178,7 @@ mod tests {
             directory(proc.0.path(), 10).and_then(|dir| super::served(&dir, Path::new(EXE)))
         };
         assert_eq!(served((1, 1), us, &words, &by_sudo).as_deref(), Some("bob"));
-        // A container's, the account's own, one by hand, and those that say something else.
+        // Not counted: a container's process, the account's own, one started by hand, and those with other arguments.
         assert!(served((2, 1), us, &words, &by_sudo).is_none());
         assert!(served((1, 1), us.wrapping_add(1), &words, &by_sudo).is_none());
         assert!(served((1, 1), us, &words, "SUDO_USER=root\0").is_none());
@@ -208,7 +208,7 @@ mod tests {
         assert!(hold(proc, id, &is_one).unwrap().is_some());
         end_where(proc, &is_one).unwrap();
         assert!(other.try_wait().unwrap().is_none());
-        // Over, and not yet waited for.
+        // It has ended, but has not been reaped.
         assert!(hold(proc, id, &is_one).unwrap().is_none());
         one.wait().unwrap();
         assert!(hold(proc, id, &is_one).unwrap().is_none());

@@ -1,6 +1,7 @@
-//! The steps of `setup --serve`, one at a time: accounts, keys, the rule of sudo.
+//! The individual steps of `setup --serve`: account, keys, sudoers rule.
 //!
-//! What is about to be made is on record before it is made. It must never write where the plan did not say, nor over what was changed since.
+//! Everything is recorded before it is made. It must never write where the plan did not say so, or overwrite what was changed
+//! since.
 
 use std::path::Path;
 
@@ -16,14 +17,14 @@ use super::{
     read_text, replace, sessions,
 };
 
-/// What a step works with.
+/// The state that a step works with.
 struct Applying<'a> {
     engine: &'a Engine,
     ground: &'a Ground,
     record: &'a mut Record,
 }
 
-/// Does one step.
+/// Performs one step.
 pub(in super::super) fn apply(
     engine: &Engine,
     ground: &Ground,
@@ -81,7 +82,7 @@ impl Applying<'_> {
         Ok(())
     }
 
-    /// An owner's line `old` becomes `line`.
+    /// Replaces an owner's line `old` by `line`.
     fn rewrite(
         &mut self,
         path: &Path,
@@ -104,7 +105,7 @@ impl Applying<'_> {
     fn end(&mut self, owner: &str) -> Result<(), ServeSetupError> {
         let is_gone = |served: &str| served == owner;
         sessions::end_servers(&self.ground.processes, &self.engine.exe, &is_gone)?;
-        // A connection is whoever's key opened it, for as long as it is open, and nobody can tell whose that was.
+        // An open connection keeps working with a removed key, and we cannot tell which key opened it, so end them all.
         if let Some(account) = account::find(self.ground)?.filter(|account| is_made(account, self.record)) {
             account::end_sessions(self.ground, &account)?;
         }
@@ -112,7 +113,7 @@ impl Applying<'_> {
         Ok(())
     }
 
-    /// Refuses a rule that setup did not write: there may be another one by now than when this was planned.
+    /// Refuses to touch a rule that setup did not write: it may have changed since this was planned.
     fn check_sudoers(&self, path: &Path) -> Result<(), ServeSetupError> {
         let wrote = |there: &str| self.record.wrote(path, &digest::sha256(there.as_bytes()));
         if read_text(path)?.is_some_and(|there| !wrote(&there)) {

@@ -1,26 +1,26 @@
-//! What sudo is told: which commands the account may run as root, each with all of its words.
+//! The sudoers file: which commands the account may run as root, each with its full argument list.
 //!
-//! The file must never let the account choose a word of a command.
+//! The file must never let the account choose an argument.
 
 use std::collections::BTreeSet;
 use std::path::Path;
 
 use super::ACCOUNT;
 
-/// The name of the list of commands, which every file of sudo shares.
+/// The name of the command alias; all sudoers files share one namespace.
 const ALIAS: &str = "CRABBOX_SERVE";
 
-/// Where the commands find programs.
+/// The search path of the commands.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// The file for `owners`; `None` without any, since a list of no commands is none to sudo.
+/// The file for `owners`; `None` if there are none, because sudo does not accept an empty command list.
 pub(super) fn text(exe: &Path, owners: &BTreeSet<String>) -> Option<String> {
     let commands: Vec<String> = owners
         .iter()
         .map(|owner| format!("{} __serve --as {owner}", exe.display()))
         .collect();
-    // Its streams are pipes: a terminal of its own would only stand in their way. Of the environment nothing comes along, whatever else the
-    // host's sudo lets through or looks at first.
+    // The streams are pipes, so a pty would only get in the way. No environment variables are passed on, whatever else the host's
+    // sudoers files allow.
     (!commands.is_empty()).then(|| {
         format!(
             "# Written by `crabbox setup firecracker --serve`, which writes it anew when an owner comes or goes.\n\

@@ -1,6 +1,6 @@
-//! Taking away what makes a host serve owners from afar.
+//! Removes what lets a host serve remote owners.
 //!
-//! What somebody changed since is told and stays, and so does whatever was there before.
+//! What was changed since is reported and kept; so is everything that existed before.
 
 use std::path::Path;
 
@@ -14,11 +14,11 @@ use super::super::remove::Removal;
 use super::authorized::{self, Added};
 use super::{Ground, ServeSetupError, account, is_made, new_of, read_keys, read_text, replace, sessions};
 
-/// Whether `made` is of what serves owners from afar.
+/// Whether `made` is part of serving remote owners.
 pub(in super::super) fn is_of_serving(record: &Record, made: &Made) -> bool {
     match made {
         Made::Account { .. } | Made::KeyFile { .. } | Made::Key { .. } | Made::Sudoers { .. } => true,
-        // Those above the file of authorised keys; none goes before it is empty.
+        // Parent directories of the `authorized_keys` file; each is only removed once it is empty.
         Made::Directory { path } => record
             .made()
             .iter()
@@ -27,7 +27,7 @@ pub(in super::super) fn is_of_serving(record: &Record, made: &Made) -> bool {
     }
 }
 
-/// Whether owners come in by it.
+/// Whether owners get access through it.
 pub(in super::super) fn lets_in(made: &Made) -> bool {
     matches!(
         made,
@@ -35,7 +35,8 @@ pub(in super::super) fn lets_in(made: &Made) -> bool {
     )
 }
 
-/// Ends what serves owners, and what else is open in the account: none of it can come back once `lets_in` is gone.
+/// Ends the server processes and all other sessions of the account. None can come back, because everything that `lets_in` has been
+/// removed.
 pub(in super::super) fn end_sessions(
     engine: &Engine,
     ground: &Ground,
@@ -51,7 +52,7 @@ pub(in super::super) fn end_sessions(
     Ok(())
 }
 
-/// What is to become of it; nothing of what is gone already.
+/// What to do with a recorded thing; empty if it no longer exists.
 pub(in super::super) fn decide(ground: &Ground, made: &Made) -> Result<Vec<Removal>, ServeSetupError> {
     let mut removals = Vec::new();
     match made {
@@ -70,7 +71,7 @@ pub(in super::super) fn decide(ground: &Ground, made: &Made) -> Result<Vec<Remov
         Made::Key {
             path, owner, line, ..
         } => {
-            // What cannot be read lets nobody in either: the rule has gone before it.
+            // An unreadable file gives no access either, because the sudoers rule has been removed before.
             let lines = match read_keys(path) {
                 Ok(lines) => lines,
                 Err(error) => {
@@ -111,7 +112,7 @@ pub(in super::super) fn decide(ground: &Ground, made: &Made) -> Result<Vec<Remov
     Ok(removals)
 }
 
-/// What is left of a file that was being written.
+/// The leftover of an interrupted write.
 fn half_written(path: &Path) -> Option<Removal> {
     let path = new_of(path);
     std::fs::symlink_metadata(&path)
@@ -119,7 +120,7 @@ fn half_written(path: &Path) -> Option<Removal> {
         .then_some(Removal::File { path })
 }
 
-/// Does what was decided about `made`; a file that goes as a whole has gone by now.
+/// Carries out a decision about `made`; whole files have been removed already.
 pub(in super::super) fn carry_out(
     engine: &Engine,
     ground: &Ground,
@@ -128,7 +129,7 @@ pub(in super::super) fn carry_out(
     let hit = |step: &str| failpoint::hit(&engine.failpoint, Who::Cli, step, Phase::Done);
     match (made, removal) {
         (Made::Account { home }, Removal::Account) => {
-            // Looked at again: what was decided is some time ago.
+            // Check again, because some time has passed since the decision.
             if let Some(account) = account::find(ground)?.filter(|account| account.is_of_setup(home)) {
                 account::remove(ground, &account)?;
             }

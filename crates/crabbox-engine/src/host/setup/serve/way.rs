@@ -1,6 +1,6 @@
-//! The way to the file of authorised keys, each directory down to the file itself.
+//! Checks every component of the path to the `authorized_keys` file.
 //!
-//! Root reads and writes there by name. Where anybody else could put something else under one of these names, nothing may be read or written.
+//! Root reads and writes there by path. If another user could replace one of its components, nothing may be read or written.
 
 use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt as _;
@@ -11,11 +11,11 @@ use crabbox_host::process;
 
 use super::ServeSetupError;
 
-/// What is there of the way to `keys` is root's (or whoever we are) alone; what is not there is ours to make.
+/// Checks that the existing part of the path to `keys` belongs to root (or our own user) alone. We create the missing part.
 pub(super) fn check(keys: &Path) -> Result<(), ServeSetupError> {
     let us = process::euid();
     let mut parts: Vec<&Path> = keys.ancestors().collect();
-    // From the root down: what was looked at stays what it is, since only we can change the directory that it lies in.
+    // From the root down: a checked component cannot change any more, since only we can change its directory.
     parts.reverse();
     let home = keys.parent().and_then(Path::parent);
     for part in parts {
@@ -44,8 +44,8 @@ fn wrong_kind(found: &Metadata, is_keys: bool) -> Option<&'static str> {
     }
 }
 
-/// Why somebody else than `us` and root can change something of this owner and mode. In a directory like /tmp, where that `may_be_shared`,
-/// others can replace nothing that is not theirs.
+/// Why a user other than `us` and root could change something with this owner and mode. If it `may_be_shared`, a directory like
+/// /tmp is allowed, in which others cannot replace foreign files.
 pub(super) fn loose(owner: u32, mode: u32, us: u32, may_be_shared: bool) -> Option<&'static str> {
     let is_shared = may_be_shared && mode & 0o1000 != 0;
     if owner != us && owner != 0 {

@@ -11,7 +11,7 @@ use crate::args::ConfigExplainArgs;
 use crate::context::Ctx;
 use crate::ui::{CommandError, Exit};
 
-/// Nobody knows the key.
+/// No such key.
 #[derive(Debug, thiserror::Error)]
 #[error("unknown configuration key {key:?}")]
 struct UnknownKey {
@@ -56,7 +56,7 @@ pub(in crate::commands) struct Explanation {
     origin: String,
 }
 
-/// With a key: everything about it. Without: one line for each key that somebody set.
+/// With a key: everything about it. Without one: a line for each key that some layer sets.
 pub(in crate::commands) fn run(ctx: &Ctx<'_>, args: &ConfigExplainArgs) -> Result<Exit, CommandError> {
     let resolution = ctx.settings(&args.keys.values)?;
     let Some(path) = &args.key else {

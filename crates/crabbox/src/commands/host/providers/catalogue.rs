@@ -1,7 +1,6 @@
 //! What a provider is and can do, in the words of the Go program's catalogue.
 //!
-//! An entry says what this program does, not what the provider of the same name does there: nothing may be listed that a lease
-//! would then lack.
+//! An entry describes this program, not the Go program's provider of the same name: it must list nothing that a lease would then lack.
 
 use crabbox_core::config::Provider;
 use crabbox_engine::provider::capability::Capability;
@@ -50,7 +49,7 @@ pub(super) fn entries() -> Vec<Entry> {
     Vec::from(Provider::ALL.map(entry))
 }
 
-/// What `provider` is.
+/// The entry of `provider`.
 pub(super) fn entry(provider: Provider) -> Entry {
     let can = registry::capabilities(provider);
     let (features, lifecycle): (&[_], &[_]) = if can.has(Capability::Cleanup) {
@@ -88,7 +87,7 @@ impl Entry {
         lines
     }
 
-    /// The lines that a recommendation has too. What a provider has nothing of is left out behind the features.
+    /// The lines shared with a recommendation. After the features, empty lists are left out.
     pub(super) fn abilities(&self) -> Vec<String> {
         let mut lines = vec![
             format!("  kind: {}", self.kind),
@@ -109,7 +108,7 @@ impl Entry {
     }
 }
 
-/// Values with commas between them, or a dash.
+/// Values separated by commas, or a dash.
 pub(super) fn joined<T: AsRef<str>>(values: &[T]) -> String {
     if values.is_empty() {
         return "-".to_owned();

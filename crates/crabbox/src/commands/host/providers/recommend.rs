@@ -1,6 +1,6 @@
-//! `providers recommend`: the providers ranked for a use, by what they are and can do.
+//! `providers recommend`: ranks the providers for a use, by kind and capability.
 //!
-//! It is advice by heart: whether a provider works on this host is `doctor`'s to say, and must never be claimed here.
+//! The advice rests on compiled-in facts: whether a provider works on this host is for `doctor` to say, and must never be claimed here.
 
 use std::cmp::Reverse;
 
@@ -66,7 +66,7 @@ impl Recommendation {
     }
 }
 
-/// No advice.
+/// Why no advice can be given.
 #[derive(Debug, thiserror::Error)]
 enum RecommendError {
     #[error("--limit must be greater than 0")]
@@ -96,7 +96,7 @@ fn names() -> Vec<&'static str> {
     use_case::ALL.iter().map(|case| case.name).collect()
 }
 
-/// The use that is asked for, if any.
+/// The requested use, if any.
 fn wanted(args: &ProvidersRecommendArgs) -> Result<Option<&str>, RecommendError> {
     let given = |text: &str| !text.trim().is_empty();
     match (
@@ -154,7 +154,7 @@ pub(super) fn run(ctx: &Ctx<'_>, args: &ProvidersRecommendArgs) -> Result<Exit, 
     Ok(Exit::SUCCESS)
 }
 
-/// The uses that are known.
+/// Lists the known uses.
 fn list(ctx: &Ctx<'_>, args: &ProvidersRecommendArgs) -> Result<Exit, CommandError> {
     if args.json {
         ctx.printer.json(&names())?;

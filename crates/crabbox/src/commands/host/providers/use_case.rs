@@ -1,8 +1,7 @@
-//! What somebody may want a provider for, and what speaks for one.
+//! The uses that a provider can be recommended for, and how each is scored.
 //!
-//! Names and points are the Go program's, as far as a provider of this program can have what they are given for. A use that needs
-//! what none has (a desktop, another system, provider-made evidence) is known and has no rules: it must never get a small mark for
-//! something else.
+//! Names and points are the Go program's, as far as a provider of this program can earn them. A use that no provider here supports (a desktop,
+//! another operating system, provider-made evidence) is known but has no rules: it must never score points for something else.
 
 use super::catalogue::Entry;
 
@@ -11,20 +10,20 @@ use super::catalogue::Entry;
 pub(super) struct UseCase {
     /// Its name.
     pub(super) name: &'static str,
-    /// Other words for it.
+    /// Aliases.
     aliases: &'static [&'static str],
-    /// Without this nothing else counts.
+    /// A required property: without it the score is zero.
     only: Option<Has>,
     rules: &'static [Rule],
 }
 
-/// What is good for a use: so many points, and why.
+/// A property that counts for a use: the property, its points, and the reason shown.
 type Rule = (Has, u32, &'static str);
 
-/// Something that a provider is or has.
+/// A property of a provider.
 #[derive(Debug, Clone, Copy)]
 enum Has {
-    /// It is filed under this.
+    /// It has this category.
     Category(&'static str),
     /// It is a host of the user's own, made or found.
     Private,
@@ -55,14 +54,14 @@ impl Has {
 }
 
 impl UseCase {
-    /// The use that is called `word`, however it is written.
+    /// The use called `word`, in any case.
     pub(super) fn by_name(word: &str) -> Option<&'static Self> {
         let word = word.trim().to_ascii_lowercase();
         ALL.iter()
             .find(|case| case.name == word || case.aliases.contains(&word.as_str()))
     }
 
-    /// The points of `entry`, and the reasons for them.
+    /// The score of `entry`, and the reasons for it.
     pub(super) fn judge(&self, entry: &Entry) -> (u32, Vec<&'static str>) {
         if self.only.is_some_and(|has| !has.holds(entry)) {
             return (0, Vec::new());
@@ -85,7 +84,7 @@ const fn case(name: &'static str, aliases: &'static [&'static str], rules: &'sta
     }
 }
 
-/// All of them, in the order in which they are listed.
+/// All uses, in listing order.
 #[rustfmt::skip]
 pub(super) static ALL: &[UseCase] = &[
     case("agent-sandbox", &["agent", "agents", "sandbox", "sandboxes", "devbox", "devboxes"], &[]),

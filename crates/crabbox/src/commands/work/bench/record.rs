@@ -1,6 +1,6 @@
-//! One record of a run: what it took, of which command, in which repository and on which provider.
+//! The record of one run: what it took, which command, in which repository and on which provider.
 //!
-//! The form is the Go program's, because both append to one file. A record must never hold a value of a variable.
+//! The format is the Go program's, because both append to one file. A record must never contain a variable's value.
 
 use crabbox_core::config::Provider as Which;
 use crabbox_core::timestamp;
@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use crate::ui;
 
-/// The version of the form.
+/// The version of the format.
 pub(super) const SCHEMA_VERSION: u32 = 1;
 
 /// The record.
@@ -20,18 +20,18 @@ pub(super) const SCHEMA_VERSION: u32 = 1;
 #[serde(rename_all = "camelCase")]
 pub(in crate::commands) struct Record {
     pub(super) schema_version: u32,
-    /// RFC 3339.
+    /// When it was recorded, RFC 3339.
     pub(super) recorded_at: String,
-    /// Who made it: `run`, `bench-run`, `bench-record` or what somebody said.
+    /// Who made it: `run`, `bench-run`, `bench-record` or the text of `--source`.
     #[serde(default)]
     pub(super) source: String,
     #[serde(default)]
     pub(in crate::commands) benchmark: Context,
-    /// The document of `--timing-json`, as it came.
+    /// The document of `--timing-json`, unchanged.
     pub(super) timing: Value,
 }
 
-/// Of what it is a record.
+/// What the record describes.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub(in crate::commands) struct Context {
@@ -54,7 +54,7 @@ pub(in crate::commands) struct Context {
     /// Whether the machine was made for the run.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(in crate::commands) cold_run: Option<bool>,
-    /// Counted from 1; 0 where it is not known.
+    /// The repeat, counted from 1; 0 if unknown.
     #[serde(skip_serializing_if = "is_zero")]
     pub(in crate::commands) repeat_index: u32,
 }
@@ -69,13 +69,13 @@ fn is_zero(number: &u32) -> bool {
 pub(in crate::commands) struct Repository {
     /// Its name.
     pub(in crate::commands) name: String,
-    /// The address of its origin, without what is secret in it.
+    /// The URL of its origin, without credentials.
     pub(in crate::commands) remote: String,
     /// The commit.
     pub(in crate::commands) head: String,
 }
 
-/// What a report needs of the timings. Fields that are not there count as zero, as in the Go program.
+/// The timings that a report needs. Missing fields count as zero, as in the Go program.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub(super) struct Timing {
@@ -129,13 +129,13 @@ impl Record {
         }
     }
 
-    /// The part of the timings that a report needs; an error says what in them is of another type.
+    /// The timings that a report needs; the error names a field of the wrong type.
     pub(super) fn timing(&self) -> Result<Timing, serde_json::Error> {
         serde_json::from_value(self.timing.clone())
     }
 }
 
-/// Family, kind and category of a provider; nothing of one that is not ours.
+/// Family, kind and category of a provider; empty for one that this program does not have.
 pub(super) fn about(provider: &str) -> (String, String, String) {
     match Which::by_name(provider) {
         Ok(which) => (
@@ -147,7 +147,7 @@ pub(super) fn about(provider: &str) -> (String, String, String) {
     }
 }
 
-/// By what runs of the same command are known: the digest of its words as JSON.
+/// Identifies runs of the same command: the digest of its words as JSON.
 pub(super) fn fingerprint(command: &[String]) -> String {
     if command.is_empty() {
         return String::new();
@@ -182,7 +182,7 @@ mod tests {
         let command = ["a b".to_owned(), "<&>".to_owned()];
         let mut record = Record::new((1_754_000_000, 0), "", timing, &command, &repository);
         record.benchmark.cold_run = Some(true);
-        // The digest of the bytes that Go's encoder makes of the words.
+        // The digest of the bytes that Go's encoder produces for the words.
         assert_eq!(
             record.benchmark.command_fingerprint,
             format!("sha256:{}", digest::sha256(br#"["a b","\u003c\u0026\u003e"]"#))

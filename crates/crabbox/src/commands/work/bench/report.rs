@@ -1,6 +1,6 @@
-//! What the records of runs say: medians by provider, machine and command.
+//! Reports of recorded runs: medians by provider, machine and command.
 //!
-//! Only runs that succeeded are measured, failures are counted. A group of too few runs says so; it must never be left out.
+//! Only successful runs are measured; failures are counted. A group with too few runs says so, and must never be left out.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -14,19 +14,19 @@ use serde::Serialize;
 use super::record::{Record, SCHEMA_VERSION, Timing, about};
 use crate::go;
 
-/// A percentile of fewer runs than this says nothing.
+/// A percentile of fewer runs than this is meaningless.
 const ENOUGH_FOR_P95: usize = 3;
 
-/// A span of time that is none.
+/// An invalid `--since`.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum SinceError {
-    /// Days that are no number.
+    /// The number of days is invalid.
     #[error("--since day duration must look like 7d")]
     Days,
-    /// Nothing that is known.
+    /// Not a known form.
     #[error("--since must be a duration such as 7d or 24h")]
     Duration,
-    /// Into the future.
+    /// Negative.
     #[error("--since must not be negative")]
     Negative,
 }
@@ -37,7 +37,7 @@ impl Fault for SinceError {
     }
 }
 
-/// The unix second from which records count; `None` where all do.
+/// The Unix second from which records count; `None` for all.
 pub(super) fn since(text: &str, now: i64) -> Result<Option<i64>, SinceError> {
     let text = text.trim();
     if text.is_empty() {
@@ -198,7 +198,7 @@ fn is_zero(number: &usize) -> bool {
     *number == 0
 }
 
-/// The numbers of a group on their way.
+/// The numbers of a group while they are collected.
 #[derive(Debug, Default)]
 struct Numbers {
     total: Vec<i64>,
@@ -206,7 +206,7 @@ struct Numbers {
     command: Vec<i64>,
     skipped: usize,
     failures: usize,
-    /// Of each phase: what it took where it took time, and how often it was skipped.
+    /// For each phase: its durations where it took time, and how often it was skipped.
     phases: BTreeMap<String, (Vec<i64>, usize)>,
 }
 
@@ -284,7 +284,7 @@ fn median(values: &[i64]) -> Option<i64> {
     })
 }
 
-/// By the nearest rank.
+/// By the nearest-rank method.
 fn p95(values: &[i64]) -> Option<i64> {
     if values.len() < ENOUGH_FOR_P95 {
         return None;
@@ -294,12 +294,12 @@ fn p95(values: &[i64]) -> Option<i64> {
 }
 
 impl Report {
-    /// What `records` of the file `store` say at `now`.
+    /// The report on `records` of the file `store` at `now`.
     pub(super) fn new(store: &str, records: &[Record], filters: Filters, now: i64) -> Self {
         let mut groups: BTreeMap<Vec<String>, (Group, Numbers)> = BTreeMap::new();
         let mut matched_count = 0;
         for record in records {
-            // The store has held each against this already.
+            // The store has already checked that this parses.
             let Ok(timing) = record.timing() else { continue };
             if !filters.let_through(record, &timing) {
                 continue;
@@ -383,7 +383,7 @@ impl Report {
     }
 }
 
-/// Milliseconds as Go spells a duration.
+/// Milliseconds as Go formats a duration.
 fn spelled(ms: Option<i64>) -> String {
     ms.map_or_else(
         || "-".to_owned(),
@@ -420,7 +420,7 @@ impl Group {
         }
     }
 
-    /// By what runs are comparable.
+    /// The fields in which comparable runs agree.
     fn key(&self) -> Vec<String> {
         vec![
             self.source.clone(),
@@ -440,7 +440,7 @@ impl Group {
     }
 
     fn line(&self) -> String {
-        /// So much of a digest tells commands apart.
+        /// This many digits tell commands apart.
         const SHORT: usize = "sha256:".len() + 12;
         let command = self.command_fingerprint.get(..SHORT);
         format!(

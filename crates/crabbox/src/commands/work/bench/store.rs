@@ -1,6 +1,6 @@
-//! The file of records: a line of JSON each, appended to and read whole.
+//! The file of records: JSON lines, appended to and read whole.
 //!
-//! A line is written at once, so that two programs do not mix theirs, and a line that cannot be read is named and never passed over.
+//! Each line is written in a single write, so that two programs do not mix theirs. An unreadable line is an error, never skipped.
 
 use std::io::{BufRead as _, BufReader, ErrorKind, Read as _, Write as _};
 use std::path::{Path, PathBuf};
@@ -22,11 +22,11 @@ pub(super) enum StoreError {
     Read {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The error.
         #[source]
         source: std::io::Error,
     },
-    /// A line is no record.
+    /// A line is not a record.
     #[error("decode benchmark timing store {} line {line}: {why}", path.display())]
     Decode {
         /// The file.
@@ -36,10 +36,10 @@ pub(super) enum StoreError {
         /// What is wrong with it.
         why: String,
     },
-    /// It has no place here.
+    /// The path is not allowed.
     #[error(transparent)]
     Place(#[from] PlaceError),
-    /// The record could not be written down.
+    /// The record could not be serialized.
     #[error("cannot describe the run")]
     Json(#[from] serde_json::Error),
     /// It cannot be written.
@@ -47,7 +47,7 @@ pub(super) enum StoreError {
     Write {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The error.
         #[source]
         source: std::io::Error,
     },
@@ -80,7 +80,7 @@ pub(super) fn append(place: &Place, record: &Record) -> Result<(), StoreError> {
     })
 }
 
-/// All records; none where there is no file.
+/// All records; empty if the file does not exist.
 pub(super) fn read(path: &Path) -> Result<Vec<Record>, StoreError> {
     let failed = |source| StoreError::Read {
         path: path.to_owned(),
@@ -114,7 +114,7 @@ pub(super) fn read(path: &Path) -> Result<Vec<Record>, StoreError> {
     }
 }
 
-/// The record in a line. Earlier versions of this program wrote the timings alone.
+/// The record in a line. Earlier versions of this program wrote only the timings.
 fn record(line: &[u8]) -> Result<Record, String> {
     let mut value: Value = serde_json::from_slice(line).map_err(|error| error.to_string())?;
     if value.get("schemaVersion").is_none() && value.get("provider").is_some() {

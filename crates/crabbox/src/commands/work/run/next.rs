@@ -1,6 +1,6 @@
-//! What a failed run suggests to do next, as command lines to be pasted.
+//! The next steps that a failed run suggests, as command lines to be pasted.
 //!
-//! It must never name what is gone when the lines are read: a lease that is given back, a machine that went down.
+//! It must never name something that is gone when the lines are read: a lease that was given back, a machine that went down.
 
 use std::path::Path;
 
@@ -16,7 +16,7 @@ use crate::args::RUN_GROUPS;
 use crate::command_line::CommandLine;
 
 impl RunWords<'_> {
-    /// What can be done after a failure.
+    /// The possible next steps after a failure.
     pub(super) fn next(&self, lease: &Lease, report: &RunReport, onwards: &Onwards) -> Vec<CommandLine> {
         let given = &self.invocation.flags;
         let again = |given, name| Some(self.again(lease, given, name)?).filter(|_| report.retry() != "false");
@@ -30,7 +30,7 @@ impl RunWords<'_> {
                 next
             }
             Onwards::Host(leading) => {
-                // By the name that the flags alone give it.
+                // Name the host as the flags alone identify it.
                 let mut given: Vec<FlagValue> = given.clone();
                 given.retain(|flag| leading.iter().all(|known| known.key != flag.key));
                 given.extend(leading.iter().cloned());
@@ -41,8 +41,8 @@ impl RunWords<'_> {
         }
     }
 
-    /// The same run again: in the lease called `name`, or in a new one. None where no line can say it: a script that is gone with the
-    /// pipe that it came by, and words that a terminal does not show as they are.
+    /// The same run again: in the lease called `name`, or in a new one. `None` if no line can express it: a script read from a pipe, or words that a
+    /// terminal does not show unchanged.
     fn again(&self, lease: &Lease, given: &[FlagValue], name: Option<&str>) -> Option<CommandLine> {
         let (request, manner) = (&self.invocation.request, self.invocation.manner);
         let (wish, sync) = (&request.lease, &request.sync);
@@ -88,7 +88,7 @@ impl RunWords<'_> {
             .options("preset-var", &command.preset_vars)
             .maybe_option("scenario", command.scenario.as_deref())
             .options("script", &command.script);
-        // A script needs no word behind it.
+        // With a script the words after `--` are optional.
         if command.preset.is_none() && !(command.words.is_empty() && command.script.is_some()) {
             line = line.rest(command.words.iter().cloned());
         }
@@ -100,7 +100,8 @@ impl RunWords<'_> {
     }
 }
 
-/// Whether the same name leads to the same script once more: a file, and none that belongs to this process alone.
+/// Whether `script` will still name the same script later: a regular file, and not one below `/dev` or `/proc`, where a name can mean this process
+/// alone.
 fn is_kept(script: &Path) -> bool {
     let is_ours = ["/dev", "/proc"].iter().any(|dir| script.starts_with(dir));
     !is_ours && script.to_str().is_some() && script.is_file()

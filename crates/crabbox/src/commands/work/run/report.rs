@@ -11,7 +11,7 @@ use crate::command_line::CommandLine;
 use crate::context::Ctx;
 use crate::go;
 
-/// How many of them the digest shows.
+/// How many output lines the failure digest shows.
 const DIGEST_LINES: usize = 8;
 
 /// Where the run takes place.
@@ -27,7 +27,7 @@ pub(super) fn context(ctx: &Ctx<'_>, lease: &Lease, run: &str, workdir: &str) {
     ));
 }
 
-/// The numbers of a run that came to its end.
+/// The summary of a completed run.
 pub(super) fn summary(ctx: &Ctx<'_>, lease: &Lease, report: &RunReport, given: &[FlagValue]) {
     let outcome = &report.outcome;
     let ms = go::milliseconds;
@@ -83,7 +83,7 @@ pub(super) fn summary(ctx: &Ctx<'_>, lease: &Lease, report: &RunReport, given: &
     ));
 }
 
-/// What a failed command leaves for its reader, with what to do `next`.
+/// The digest of a failed command, with the `next` steps.
 pub(super) fn digest(
     ctx: &Ctx<'_>,
     results: &ResultWish,
@@ -94,7 +94,7 @@ pub(super) fn digest(
     let area = report.area();
     let retry = report.retry();
     let say = |line: String| ctx.printer.note(format_args!("  {line}"));
-    // A person has seen the command fail, and is told more where more is known.
+    // A person has seen the command fail; print more only if more is known.
     let phases = &report.outcome.phases;
     if !ctx.printer.is_brief() || area != "user_command" {
         ctx.printer.note("failure digest");
@@ -106,7 +106,7 @@ pub(super) fn digest(
     if area == "resource_exhaustion" {
         say("resource_exhaustion: memory".to_owned());
     }
-    // Of a command that told of no phase a person need not be told which it was in.
+    // If the command announced no phases, a person need not be told which one failed.
     if let Some((last, _)) = phases.last()
         && (!ctx.printer.is_brief() || phases.len() > 1)
     {
@@ -122,7 +122,7 @@ pub(super) fn digest(
     } else {
         ("stderr", &results.capture_stderr, &ended.stderr)
     };
-    // What went by on the terminal is not repeated there.
+    // Do not repeat output that was just shown on the terminal.
     let went_by = ctx.printer.is_brief() && path.is_none();
     if !lines.is_empty() && !went_by {
         say(format!("tail {name}:"));
@@ -159,7 +159,7 @@ pub(super) fn streams(ctx: &Ctx<'_>, results: &ResultWish, ended: &Ended, code: 
     }
 }
 
-/// How to go on with a lease that was kept because the run failed.
+/// How to continue with a lease that was kept because the run failed.
 pub(super) fn kept(ctx: &Ctx<'_>, lease: &Lease, report: &RunReport, given: &[FlagValue]) {
     let slug = &lease.slug;
     let line = |command| CommandLine::for_lease(command, lease.provider, given);
@@ -178,7 +178,7 @@ pub(super) fn kept(ctx: &Ctx<'_>, lease: &Lease, report: &RunReport, given: &[Fl
         "inspect: {}",
         line("inspect").option("id", slug).shown()
     ));
-    // Nobody enters a machine that went down.
+    // A machine that went down cannot be entered.
     if !report.down {
         printer.note(format_args!("ssh: {}", line("ssh").option("id", slug).shown()));
         if let Some(target) = &lease.target {
@@ -188,7 +188,7 @@ pub(super) fn kept(ctx: &Ctx<'_>, lease: &Lease, report: &RunReport, given: &[Fl
     printer.note(format_args!("stop: {}", line("stop").word(slug).shown()));
 }
 
-/// Whether a lease was given back, by the policy of this name.
+/// Whether a lease was given back, under the named policy.
 pub(super) fn released(ctx: &Ctx<'_>, lease: &Lease, policy: &str, stopped: Result<bool, &LeaseError>) {
     let gone = stopped.unwrap_or(false);
     let error = stopped
