@@ -1,13 +1,13 @@
-//! `setup firecracker --serve` on a pretended host with accounts, sudo and sshd of its own: who comes in, for whom, and what is left of it when
-//! it goes, whenever it is killed. No microVM runs here.
+//! `setup firecracker --serve` on a pretended host with its own accounts, sudo and sshd: who may log in, as whom, and what is left after removal,
+//! wherever it is killed. No microVM runs here.
 
 use crabbox_e2e::afar::{NO_LEASE, host, until, with_host};
 use crabbox_e2e::{Done, Host, assert_nothing_left};
 
-/// Where owners log in.
+/// The login of the owners.
 const SERVED: &str = "crabbox@127.0.0.1:2223";
 
-/// Gives the host a copy of this machine's `/etc` and an sshd that is as Debian has it, but for its port and the keys of the host.
+/// Gives the host a copy of this machine's `/etc` and an sshd configured as in Debian, except for its port and host keys.
 const ACCOUNTS: &str = r#"
 set -e
 mkdir /tmp/etc
@@ -33,7 +33,7 @@ ssh-keygen -A >/dev/null
 mkdir -p -m 700 /srv/.config/crabbox/state
 "#;
 
-/// Sets up without a template, which a pretended host has nothing for.
+/// Sets up without a template, which is not possible on a pretended host.
 const SETUP: &str = "CRABBOX_FIRECRACKER_WARM=off crabbox setup firecracker --provider firecracker";
 
 fn accounts() -> Host {
@@ -42,7 +42,7 @@ fn accounts() -> Host {
     host
 }
 
-/// What setup may write, and what is remembered of it.
+/// The files that setup may write, and its record of them.
 fn written(host: &Host) -> Vec<String> {
     let found = host
         .sh(
@@ -57,7 +57,7 @@ fn setup(host: &Host, words: &str) -> Done {
     host.sh(&format!("{SETUP} --serve --yes {words}")).exits(0)
 }
 
-/// Has setup killed at this point.
+/// Kills setup at this point.
 #[track_caller]
 fn kill(host: &Host, point: &str, words: &str) {
     let killed = format!("CRABBOX_TEST_FAILPOINT=cli:{point} {SETUP} --serve --yes {words}; test $? -gt 128");
@@ -69,9 +69,9 @@ fn serve(host: &Host, who: &str, script: &str) -> Done {
     with_host(host, who, SERVED, script)
 }
 
-/// Bob goes.
+/// Removes bob as an owner.
 fn shut_out(host: &Host) {
-    // Who may not come any more does not, over a connection that is open either, and what serves him ends in the middle of it.
+    // A removed owner cannot come back, not even over an open connection, and his server process is ended at once.
     let serves_bob = "pgrep -f '^/srv/bin/crabbox __serve --as bob' >/dev/null";
     let bobs = serve(host, "bob", "crabbox warmup --slug his").exits(0).lease();
     drop(serve(
@@ -84,10 +84,10 @@ fn shut_out(host: &Host) {
     drop(host.sh(&format!("! {serves_bob}")).exits(0));
     until(host, "grep -q '^ended [1-9]' /tmp/bob/out");
     drop(host.sh(&format!("exec crabbox stop {bobs}")).exits(0));
-    // His connection is cut, and his key opens no other.
+    // His connection is cut, and his key opens no new one.
     let gone = serve(host, "bob", "crabbox stop mine").exits(5);
     assert!(gone.stderr.contains("refused the key"), "{gone:?}");
-    // With another key he is there again, and whoever has the first one, or a connection that it opened, is not.
+    // With another key he is admitted again, but not with the first key or a connection opened with it.
     drop(setup(host, "--owner bob=/tmp/bob/key.pub"));
     drop(serve(host, "bob", "crabbox list --provider firecracker").exits(0));
     drop(
@@ -97,7 +97,7 @@ fn shut_out(host: &Host) {
     drop(setup(host, "--remove-owner bob --owner bob=/tmp/bob/other.pub"));
     let lost = serve(host, "bob", "crabbox stop mine").exits(5);
     assert!(lost.stderr.contains("refused the key"), "{lost:?}");
-    // A line that was changed by hand is not forgotten, by which its holder would come in again with the next key.
+    // A line changed by hand is still recognised; otherwise its holder would be admitted again with the next key.
     let keys = "/var/lib/crabbox-serve/.ssh/authorized_keys";
     drop(
         host.sh(&format!("sed -i '/owner-bob/s/^/from=\"127.0.0.1\",/' {keys}"))
@@ -144,7 +144,7 @@ fn each_owner_comes_in_by_their_key_as_themselves_and_all_of_it_can_be_undone() 
         "--owner bob=/tmp/bob/key.pub --owner alice=/tmp/alice/key.pub",
     );
     assert_eq!(again.stdout, "nothing to do: this host is set up\n");
-    // What sudo lets the account do is these two commands, and no other word of them.
+    // sudo allows the account these two commands only, without any other arguments.
     let as_account = |command: &str| {
         host.sh(&format!(
             "exec setpriv --reuid crabbox --regid $(id -g crabbox) --clear-groups env -i PATH=/usr/bin:/bin {command} </dev/null"
@@ -175,13 +175,13 @@ fn each_owner_comes_in_by_their_key_as_themselves_and_all_of_it_can_be_undone() 
     assert_eq!(serve(&host, "bob", "crabbox list").exits(0).stdout, "");
     let hidden = serve(&host, "bob", &format!("crabbox stop {lease}")).exits(4);
     assert!(hidden.stderr.contains("not found"), "{hidden:?}");
-    // Nobody's lease is left without its owner.
+    // A lease must not lose its owner.
     let held = host.sh(&format!("{SETUP} --serve --remove --yes")).exits(2);
     assert!(held.stderr.contains(&lease), "{held:?}");
     shut_out(&host);
     drop(serve(&host, "alice", "crabbox stop mine").exits(0));
     until(&host, NO_LEASE);
-    // Alice's connection is still open, and is no reason to stay.
+    // Alice's connection is still open, which does not prevent the removal.
     drop(host.sh("pgrep -u crabbox >/dev/null").exits(0));
     drop(host.sh(&format!("{SETUP} --serve --remove --yes")).exits(0));
     assert_nothing_left(&before, &written(&host));
@@ -197,7 +197,7 @@ fn each_owner_comes_in_by_their_key_as_themselves_and_all_of_it_can_be_undone() 
 fn what_else_keeps_owners_out_is_told_with_what_would_let_them_in() {
     let host = accounts();
     let before = written(&host);
-    // Nothing of this machine's own sshd is to be seen here.
+    // Hide this machine's own sshd configuration.
     drop(
         host.sh("printf 'UsePAM no\n' > /etc/ssh/sshd_config; cp /etc/ssh/sshd_config /tmp/usual")
             .exits(0),
@@ -231,7 +231,7 @@ fn what_else_keeps_owners_out_is_told_with_what_would_let_them_in() {
     let advice = host.sh(&format!("{SETUP} --serve --yes --json")).exits(0);
     assert!(advice.stdout.contains("is not known"), "{advice:?}");
     drop(host.sh("cp /tmp/usual /etc/ssh/sshd_config").exits(0));
-    // sudo takes the last rule that there is.
+    // sudo uses the last matching rule.
     for rule in [
         "crabbox ALL=(ALL) ALL",
         "crabbox ALL=(root) !/srv/bin/crabbox __serve --as alice",
@@ -296,7 +296,7 @@ fn what_would_be_set_up_where_nobody_is_served_from_is_refused() {
 #[test]
 fn a_setup_killed_anywhere_is_put_right_by_its_removal_and_by_itself() {
     let host = accounts();
-    // An account of somebody's is not there, and the rest of this machine's sudo is.
+    // Another user's account does not exist here, and the rest of this machine's sudo configuration does.
     let before = written(&host);
     for point in [
         "serve-account:begun",
@@ -333,7 +333,7 @@ fn a_setup_killed_anywhere_is_put_right_by_its_removal_and_by_itself() {
         drop(setup(&host, "--remove"));
         assert_nothing_left(&before, &written(&host));
     }
-    // An owner who goes, killed between the file and its record.
+    // An owner is removed, and setup is killed between the file and its record.
     drop(setup(
         &host,
         "--owner alice=/tmp/alice/key.pub --owner bob=/tmp/bob/key.pub",
@@ -359,13 +359,13 @@ fn a_setup_killed_where_a_line_moves_or_the_rule_goes_is_put_right_by_itself() {
         &host,
         "--owner alice=/tmp/alice/key.pub --owner bob=/tmp/bob/key.pub",
     ));
-    // The program is at another place now, and setup is killed when the lines say so and the record does not: either of them goes on from there.
+    // The program has moved, and setup is killed when the lines are updated and the record is not: either program can continue from there.
     drop(
         host.sh("mkdir /srv/moved && cp /srv/bin/crabbox /srv/moved/crabbox")
             .exits(0),
     );
     let moved = |exe: &str| {
-        // A connection that is open runs what its key's line said when it was opened.
+        // An open connection keeps running the command of its key's line at the time it was opened.
         drop(
             host.sh("pkill -u nobody -x ssh; pkill -u daemon -x ssh; true")
                 .exits(0),
@@ -401,19 +401,19 @@ fn a_setup_killed_where_a_line_moves_or_the_rule_goes_is_put_right_by_itself() {
         let again = host.sh(&again).exits(0);
         assert_eq!(again.stdout, "nothing to do: this host is set up\n");
     }
-    // The last owner goes, and the rule with her.
+    // The last owner is removed, and the sudo rule with her.
     kill(
         &host,
         "serve-nosudoers:done",
         "--remove-owner bob --remove-owner alice",
     );
     drop(
-        host.sh("! test -e /etc/sudoers.d/crabbox && ! grep -q __serve /var/lib/crabbox-serve/.ssh/authorized_keys")
+        host.sh("! test -e /etc/sudoers.d/crabbox && cat /var/lib/crabbox-serve/.ssh/authorized_keys >/tmp/all && ! grep -q __serve /tmp/all")
             .exits(0),
     );
     drop(setup(&host, ""));
     drop(
-        host.sh("! grep -qE 'alice|bob' /srv/.config/crabbox/state/setup.json")
+        host.sh("cat /srv/.config/crabbox/state/setup.json >/tmp/all && ! grep -qE 'alice|bob' /tmp/all")
             .exits(0),
     );
     let gone = serve(&host, "alice", "crabbox warmup").exits(5);

@@ -1,8 +1,8 @@
-//! A lease's supervisor as one hears and asks it, on pretended hosts with a fake VMM: its log and its socket.
+//! The interfaces of a lease's supervisor, on pretended hosts with a fake VMM: its log and its socket.
 
 use crabbox_e2e::{Host, PRETEND, assert_nothing_left};
 
-/// Where the leases are.
+/// The directory of the leases.
 const LEASES: &str = "/srv/.config/crabbox/state/firecracker/leases";
 
 fn lease(host: &Host, slug: &str, more: &str) {
@@ -21,7 +21,7 @@ fn until(host: &Host, condition: &str) {
     assert_eq!(waited.code, Some(0), "never became true: {condition}");
 }
 
-/// Writes a program that says "done" to whoever asks it on the socket that it is given.
+/// Writes a program that answers "done" to any request on the given socket.
 const LIAR: &str = r#"cat > /srv/liar.py <<'P'
 import socket, sys
 s = socket.socket(socket.AF_UNIX)
@@ -67,7 +67,7 @@ fn a_supervisor_logs_every_stage_of_its_lease_and_only_root_reads_it() {
 fn what_goes_wrong_after_the_hand_over_is_in_the_log() {
     let host = Host::pretend();
     lease(&host, "broken", "--ttl 8s");
-    // A mount that nobody expects there: the directory cannot be removed, and only the supervisor is there to notice.
+    // An unexpected mount: the directory cannot be removed, and only the supervisor is there to notice.
     drop(
         host.sh(&format!(
             "cd {LEASES}/cbx_* && mkdir pinned && mount -t tmpfs tmpfs pinned"
@@ -84,6 +84,33 @@ fn what_goes_wrong_after_the_hand_over_is_in_the_log() {
             .any(|line| line.contains("left over") && line.contains("pinned")),
         "{errors:#?}\n{log}"
     );
+}
+
+#[test]
+fn a_supervisor_that_cannot_read_its_record_removes_nothing_and_says_so() {
+    let host = Host::pretend();
+    lease(&host, "unread", "");
+    drop(
+        host.sh(&format!(
+            "cd {LEASES}/cbx_* && cp metadata.json /srv/kept && echo '{{' > metadata.json && pkill -KILL -x firecracker"
+        ))
+        .exits(0),
+    );
+    until(&host, "! pgrep -f '[_]_supervise' >/dev/null");
+    let log = host
+        .sh(&format!("cat {LEASES}/cbx_*/supervisor.log"))
+        .exits(0)
+        .stdout;
+    assert!(
+        log.contains("ERROR") && log.contains("the lease is left as it is: its record cannot be read: "),
+        "{log}"
+    );
+    // With its record again it is given back.
+    drop(
+        host.sh(&format!("cd {LEASES}/cbx_* && cp /srv/kept metadata.json"))
+            .exits(0),
+    );
+    drop(host.crabbox("stop unread").exits(0));
 }
 
 #[test]
@@ -134,7 +161,7 @@ fn a_lease_is_stopped_without_the_socket_of_its_supervisor_and_with_a_deaf_one()
     drop(host.crabbox("stop first").exits(0));
     let before = host.residue();
     drop(host.sh(LIAR).exits(0));
-    // As a release without sockets made it, and with something else that listens there and lies.
+    // As made by a release without sockets, and then with a lying program that listens there.
     let lies = "(python3 /srv/liar.py supervisor.sock >/dev/null 2>&1 & echo $! >/srv/liar); \
                 for i in $(seq 200); do [ -S supervisor.sock ] && break; sleep 0.05; done";
     for then in ["true", lies] {
@@ -158,7 +185,7 @@ fn a_stop_that_dies_is_finished_by_the_supervisor_that_it_asked() {
     lease(&host, "first", "");
     drop(host.crabbox("stop first").exits(0));
     let before = host.residue();
-    // The VMM is not touched yet: nothing but the wish tells the supervisor that this lease is to end.
+    // The VMM is not touched yet: only the request tells the supervisor to end this lease.
     lease(&host, "half", "");
     let died = host.sh("CRABBOX_TEST_FAILPOINT=cli:undo-claim:begun crabbox stop half");
     assert_eq!(died.code, Some(137), "{died:?}");
@@ -173,17 +200,21 @@ fn an_adopted_supervisor_can_be_asked_and_keeps_its_failpoint() {
     drop(host.crabbox("stop first").exits(0));
     let before = host.residue();
     lease(&host, "orphan", "");
-    drop(host.sh(
-        "kill -9 $(pgrep -f '[_]_supervise'); CRABBOX_TEST_FAILPOINT=supervisor:undo-vmm:begun crabbox list --provider firecracker",
-    ).exits(0));
-    // Read as a file: a command on leases would give it a supervisor of its own while the armed one is still coming up.
+    drop(host.sh("kill -9 $(pgrep -f '[_]_supervise')").exits(0));
+    // A lease is not adopted before its supervisor is completely dead.
+    until(&host, "! pgrep -f '[_]_supervise' >/dev/null");
+    drop(
+        host.sh("CRABBOX_TEST_FAILPOINT=supervisor:undo-vmm:begun crabbox list --provider firecracker")
+            .exits(0),
+    );
+    // Read the file directly: a command on leases would start another supervisor while the armed one is still coming up.
     until(
         &host,
         &format!("grep -q 'the supervisor adopts the lease' {LEASES}/cbx_*/supervisor.log"),
     );
     let log = host.crabbox("logs --supervisor orphan").exits(0).stdout;
     assert!(log.contains("the supervisor adopts the lease"), "{log}");
-    // Its machine ends, and it dies where it was armed: the lease is half taken back, and nobody is at it.
+    // Its machine ends, and the supervisor dies at its failpoint: the lease is half removed, and no process works on it.
     drop(host.sh("pkill -9 -f '[f]irecracker --id'").exits(0));
     until(&host, "! pgrep -f '[_]_supervise' >/dev/null");
     assert!(host.sh(&format!("ls -d {LEASES}/cbx_*")).stdout.contains("cbx_"));
@@ -198,7 +229,7 @@ fn an_upgrade_finds_living_leases_alive_and_the_new_program_takes_them_over() {
     lease(&host, "lived", "");
     let pid = || host.sh("pgrep -f '[_]_supervise'").exits(0).stdout;
     let old = pid();
-    // As a package does it: another file under the same name. The supervisor goes on with the one that is gone.
+    // As a package upgrade does it: another file under the same name. The supervisor continues with the deleted one.
     drop(
         host.sh("cp /srv/bin/crabbox /srv/bin/new && mv /srv/bin/new /srv/bin/crabbox")
             .exits(0),
@@ -207,7 +238,7 @@ fn an_upgrade_finds_living_leases_alive_and_the_new_program_takes_them_over() {
     assert_eq!((ran.stdout.as_str(), pid() == old), ("alive\n", true));
     let status = host.crabbox("status --id lived --json").exits(0).json();
     assert_eq!(status["ready"].as_bool(), Some(true), "{status}");
-    // The old one dies, and the next command gives the lease a supervisor of the new program.
+    // The old one dies, and the next command starts a supervisor from the new program.
     drop(host.sh("kill -9 $(pgrep -f '[_]_supervise')").exits(0));
     until(&host, "! pgrep -f '[_]_supervise' >/dev/null");
     drop(host.crabbox("list --provider firecracker").exits(0));
@@ -238,7 +269,7 @@ fn two_installations_share_a_lease_and_either_gives_back_what_the_other_made() {
     let ran = other("run --id shared --no-sync -- echo alive").exits(0);
     assert_eq!(ran.stdout, "alive\n");
 
-    // The first one is taken away, and with its supervisor goes the last of it that ran.
+    // The first program is removed, and its last process dies.
     drop(
         host.sh("rm /srv/bin/crabbox && kill -9 $(pgrep -f '[_]_supervise')")
             .exits(0),

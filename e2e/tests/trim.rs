@@ -1,11 +1,11 @@
-//! Blocks that a real guest has freed come back to the host, and nothing else of its disk is touched.
+//! Blocks freed by a real guest are returned to the host, and nothing else of its disk is touched.
 
 use crabbox_e2e::{Host, assert_nothing_left};
 use crabbox_guest_protocol::TRIM_PORT;
 
 const MIB: u64 = 1 << 20;
 
-/// A lease with its disk on the host.
+/// A lease with its disk file on the host.
 struct Leased<'a> {
     host: &'a Host,
     repo: String,
@@ -41,7 +41,7 @@ impl<'a> Leased<'a> {
         run.exits(0).stdout
     }
 
-    /// Bytes that the disk takes up on the host.
+    /// The disk's allocated bytes on the host.
     #[track_caller]
     fn taken(&self) -> u64 {
         let told = self.host.sh(&format!("stat -c %b {}", self.disk)).exits(0);
@@ -51,18 +51,18 @@ impl<'a> Leased<'a> {
     }
 }
 
-/// Two files that stay, in the overlay and beside it, written in turns with a large one that goes.
+/// Files that stay, in the overlay and beside it, written alternately with large ones that are deleted.
 const FILL: &str = "sudo mkdir -p /var/keep /var/gone && sudo chown crabbox /var/keep /var/gone && mkdir -p /tmp/keep && \
      for i in 1 2 3 4 5 6 7 8; do head -c 25M /dev/zero > /var/gone/$i; head -c 500000 /dev/urandom > /var/keep/$i; \
      head -c 300000 /dev/urandom > /tmp/keep/$i; sync; done; sha256sum /var/keep/* /tmp/keep/* > /tmp/keep/sums; sync";
 
-/// As much again, written and freed.
+/// Writes and frees as much again.
 const AGAIN: &str = "head -c 50M /dev/zero > /var/gone/again; sync; rm /var/gone/again; sync";
 
-/// The same where the lease user may write.
+/// The same in a directory where the lease user may write.
 const AGAIN_IN_TMP: &str = "head -c 50M /dev/zero > /tmp/again; sync; rm /tmp/again; sync";
 
-/// What the kept files must still be, read from the disk and not from memory.
+/// Verifies the kept files, read from the disk and not from memory.
 const CHECK: &str =
     "sudo sh -c 'echo 3 > /proc/sys/vm/drop_caches'; sha256sum --quiet -c /tmp/keep/sums && echo whole";
 
@@ -105,7 +105,7 @@ fn freed_blocks_come_back_and_the_files_that_stay_are_whole() {
     assert!(bytes >= 190 * MIB && bytes <= full, "{bytes}");
     assert_eq!(lease.guest(CHECK), "whole\n");
 
-    // Nothing is left to give; the other ways in; and what is not the lease's goes to the image's own program.
+    // Nothing is left to return; the other ways to ask; and file systems outside of the lease go to the image's own program.
     let said = lease.guest(
         "sudo crabbox-trim; sudo fstrim -a -v; sudo fstrim -v /tmp; sudo fstrim /run 2>&1 || echo code=$?; \
          /usr/local/sbin/crabbox-trim 2>&1 || echo code=$?",
@@ -138,7 +138,7 @@ fn trims_that_meet_or_are_killed_leave_a_machine_that_writes() {
     let lease = Leased::new(&host, "trims");
     lease.guest(FILL);
     lease.guest("rm -r /var/gone/*; sync");
-    // Two at once, with writers beside them.
+    // Two trims at once, concurrent with writes.
     let said = lease.guest(
         "(for i in $(seq 200); do head -c 400000 /dev/urandom > /tmp/keep/busy$i; sha256sum /tmp/keep/busy$i >> /tmp/keep/busy; done; sync) & \
          writer=$!; sudo crabbox-trim & one=$!; sudo crabbox-trim & two=$!; wait $one; echo $?; wait $two; echo $?; wait $writer; \
@@ -147,7 +147,7 @@ fn trims_that_meet_or_are_killed_leave_a_machine_that_writes() {
     panic_unless(&said, &["0\n", "busy-whole"]);
     assert_eq!(said.matches("given back to the host").count(), 2, "{said}");
 
-    // A client that dies at any moment: process 1 goes on, and thaws.
+    // A client that dies at any moment: process 1 continues, and thaws.
     for pause in ["0", "0.05", "0.2", "0.5"] {
         lease.guest(AGAIN);
         let said = lease.guest(&format!(
@@ -157,7 +157,7 @@ fn trims_that_meet_or_are_killed_leave_a_machine_that_writes() {
         assert!(said.ends_with("written\n"), "{pause}: {said}");
     }
 
-    // A supervisor that dies in the middle, and another one in its place.
+    // A supervisor dies in the middle, and another one takes its place.
     lease.guest(AGAIN);
     let said = host.sh(&format!(
         "cd {} && (crabbox run --no-sync --id trims -- sudo crabbox-trim > trim.out 2>&1; echo $? >> trim.out) & \
@@ -176,7 +176,7 @@ fn trims_that_meet_or_are_killed_leave_a_machine_that_writes() {
     assert!(lease.taken() + 40 * MIB <= full, "{full} {}", lease.taken());
     assert_eq!(lease.guest(CHECK), "whole\n");
 
-    // What is left on the disk when the machine has ended is a sound file system with the same files in it.
+    // After the machine has ended, its disk has a consistent file system with the same files.
     let sum = lease.guest("sha256sum < /var/keep/3");
     let ended = host.sh(&format!(
         "rm -f $HOME/e2e/trimmed.ext4; ln {} $HOME/e2e/trimmed.ext4 && cd {} && crabbox run --no-sync --id trims -- sudo poweroff; \
@@ -189,7 +189,7 @@ fn trims_that_meet_or_are_killed_leave_a_machine_that_writes() {
     assert_nothing_left(&before, &host.residue());
 }
 
-/// A host that lets the guest name its blocks, and then says nothing for ever.
+/// A host that lets the guest name its blocks, and then never answers.
 const SILENT: &str = r#"
 import os, socket, sys, time
 path, owner = sys.argv[1], int(sys.argv[2])
@@ -224,8 +224,8 @@ fn a_host_that_goes_silent_holds_the_guest_for_half_a_minute_and_no_longer() {
     let ran = host.sh(&format!(
         "cd {} && ssh=$(crabbox ssh silent) && kill -9 $(pgrep -f '[_]_supervise') && cat > silent.py <<'EOF'{SILENT}EOF
          python3 silent.py $HOME/{socket} $(stat -c %u $HOME/{disk}) $HOME/{disk} & silent=$!
-         for i in $(seq 600); do [ -e listens ] && break; sleep 0.1; done
-         (eval \"$ssh sudo crabbox-trim\" > trim.out 2>&1; echo code=$? >> trim.out) &
+         for i in $(seq 600); do [ -e listens ] && break; sleep 0.1; done; [ -e listens ] || {{ kill $silent; exit 8; }}
+         (eval \"$ssh sudo crabbox-trim\" > trim.out 2>&1; echo code=$? >> trim.out) >/dev/null 2>&1 &
          for i in $(seq 600); do [ -e told ] && break; sleep 0.1; done; [ -e told ] || {{ kill $silent; cat trim.out; exit 9; }}
          begun=$(date +%s); eval \"$ssh 'echo written > /tmp/w && sync && cat /tmp/w'\"; echo waited $(($(date +%s) - begun)); wait %2
          kill $silent; cat trim.out; rm -f listens told silent.py trim.out",

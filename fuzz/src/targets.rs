@@ -1,6 +1,6 @@
-//! What reads bytes that others wrote, by name: for the fuzzer, and for the test that replays its corpora.
+//! Parsers of untrusted bytes, by name: for the fuzzer, and for the test that replays its corpora.
 //!
-//! A reader may refuse anything. It must never panic, wait, take more memory than its limits say, or believe what cannot be.
+//! A parser may reject anything. It must never panic, wait, exceed its memory limits, or accept something impossible.
 
 use std::fs::File;
 use std::io::Write as _;
@@ -20,10 +20,10 @@ use crabbox_image::source::Source;
 use crabbox_image::store::Store;
 use crabbox_workspace::results;
 
-/// What reads some bytes.
+/// A parser.
 pub(crate) type Read = fn(&[u8]);
 
-/// Every reader, with the name of its corpus.
+/// Every parser, with the name of its corpus.
 pub(crate) const TARGETS: [(&str, Read); 17] = [
     ("answers", crabbox_ssh::fuzzing::answers),
     ("archive", archive),
@@ -44,10 +44,10 @@ pub(crate) const TARGETS: [(&str, Read); 17] = [
     ("yaml", yaml),
 ];
 
-/// The most that a target stores, in bytes.
+/// The most that a target may store, in bytes.
 const ROOM: u64 = 1 << 20;
 
-/// A place for what a target unpacks, in memory.
+/// A directory in memory for what a target unpacks.
 fn place() -> tempfile::TempDir {
     tempfile::tempdir_in("/dev/shm").expect("there is room for a directory")
 }
@@ -104,7 +104,7 @@ fn journal(bytes: &[u8]) {
 
 fn junit(bytes: &[u8]) {
     let mut report = results::junit::Report::default();
-    if results::junit::read("report.xml", &String::from_utf8_lossy(bytes), &mut report).is_err() {
+    if results::junit::read("report.xml", bytes, &mut report).is_err() {
         assert!(report.files.is_empty(), "half a report counts for nothing");
     }
 }
@@ -120,7 +120,7 @@ fn metadata(bytes: &[u8]) {
     serde_json::from_slice::<LeaseRecord>(bytes).ok();
 }
 
-/// The first byte chooses what the rest is: a tree, an OCI archive, or what `docker save` writes.
+/// The first byte selects the format of the rest: a tree, an OCI archive, or the output of `docker save`.
 fn oci(bytes: &[u8]) {
     let Some((first, rest)) = bytes.split_first() else {
         return;
@@ -140,7 +140,7 @@ fn oci(bytes: &[u8]) {
     assert!(names <= 3, "the input, the tree, and what the input unpacks to");
 }
 
-/// Two messages of a guest: that it is ready, and what it has freed.
+/// Two messages of a guest: that it is ready, and the blocks it has freed.
 fn trim(bytes: &[u8]) {
     crabbox_machine::resource::ready::read_report(bytes);
     let dir = place();

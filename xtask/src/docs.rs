@@ -1,7 +1,7 @@
 //! `docs`: the generated parts of the documents, from the key registry and from the program itself.
 //!
-//! A document holds blocks between `<!-- generated: WHAT -->` and `<!-- end -->`; all else in it is written by people and is
-//! never touched. With `--check` nothing is written, and a stale block fails.
+//! A document contains blocks between `<!-- generated: WHAT -->` and `<!-- end -->`; everything else in it is written by people and never touched.
+//! With `--check` nothing is written, and a stale block fails.
 
 mod blocks;
 mod book;
@@ -37,7 +37,7 @@ pub(crate) struct Arguments {
     crabbox: Option<PathBuf>,
 }
 
-/// Fails when a document says otherwise than this built program.
+/// Fails if a document contradicts this built program.
 pub(crate) fn check(crabbox: PathBuf) -> Result<()> {
     let arguments = Arguments {
         check: true,
@@ -46,7 +46,7 @@ pub(crate) fn check(crabbox: PathBuf) -> Result<()> {
     main(&arguments).map(drop)
 }
 
-/// Brings every document up to date, or reports which are not.
+/// Updates every document, or reports those that are stale.
 pub(crate) fn main(arguments: &Arguments) -> Result<ExitCode> {
     let path = match &arguments.crabbox {
         Some(path) => path
@@ -114,6 +114,7 @@ fn generate(program: &Program, reference: &Reference, what: &str) -> Result<Stri
     match what.split_once(' ').unwrap_or((what, "")) {
         ("help", path) => Ok(format!("```\n{}\n```", program.help(path)?)),
         ("keys", section) => keys::table(section),
+        ("edges", "") => Ok(crate::arch::picture()),
         ("commands", "") => commands(program),
         ("documents", "") => reference.table(),
         ("compatibility", "") => compatibility::generate(program),
@@ -124,7 +125,7 @@ fn generate(program: &Program, reference: &Reference, what: &str) -> Result<Stri
     }
 }
 
-/// The page about performance, with the blocks of figures anew.
+/// The page about performance, with its blocks of figures regenerated.
 pub(crate) fn figures(page: &str) -> Result<String> {
     blocks::replace(page, |what| match what.split_once(' ') {
         Some(("figures", name)) => report::block(name),
@@ -156,7 +157,7 @@ fn commands(program: &Program) -> Result<String> {
     ))
 }
 
-/// A table of the arguments of our kernel.
+/// A table of our kernel's arguments.
 fn kernel_arguments() -> String {
     let rows: Vec<String> = crabbox_image::guest::arguments()
         .iter()
@@ -189,7 +190,7 @@ fn documents() -> Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-/// Commands and subcommands whose help stands in no page of their own.
+/// Commands and subcommands whose help is not on a page of its own.
 fn pages_missing(program: &Program) -> Result<Vec<String>> {
     let mut missing = Vec::new();
     let commands = program.commands("")?;
@@ -208,7 +209,7 @@ fn pages_missing(program: &Program) -> Result<Vec<String>> {
     Ok(missing)
 }
 
-/// The links of a document to another one or to a section that lead nowhere.
+/// Broken links of a document to another one or to a section.
 fn broken_links(file: &Path, text: &str) -> Vec<String> {
     let dir = file.parent().unwrap_or(file);
     links::all(text)

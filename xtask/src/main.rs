@@ -1,4 +1,5 @@
-//! Developer tasks: demo, test, lab, bench, arch, docs. One file (or folder) a task; this one only names them and turns errors into an exit code.
+//! Developer tasks: demo, test, lab, bench, arch, docs. One file (or directory) per task; this one only lists them and turns errors into an exit
+//! code.
 #![expect(
     clippy::print_stdout,
     clippy::print_stderr,
@@ -10,6 +11,7 @@ mod bench;
 mod book;
 mod cache;
 mod compat;
+mod cross;
 mod demo;
 mod dist;
 mod docs;
@@ -80,6 +82,8 @@ enum Task {
     Book(book::Arguments),
     /// Fuzz what reads bytes that others wrote, guided by coverage
     Fuzz(fuzz::Arguments),
+    /// Get a compiler for aarch64, and build the agent for such machines: what is built from then on carries it
+    Cross(cross::Arguments),
     /// Build what users install: a tarball, a Debian package, a bill of materials, digests
     Dist(dist::Arguments),
     /// Check the licences of all dependencies against deny.toml
@@ -166,7 +170,7 @@ enum Bench {
     },
 }
 
-/// Our own command line, as documents may name it.
+/// The command line of `cargo xtask`, for checking mentions in documents.
 fn command() -> clap::Command {
     Arguments::command()
 }
@@ -211,6 +215,7 @@ fn main() -> ExitCode {
         Task::Docs(arguments) => docs::main(&arguments),
         Task::Book(arguments) => book::main(&arguments),
         Task::Fuzz(arguments) => fuzz::main(&arguments),
+        Task::Cross(arguments) => cross::main(arguments),
         Task::Dist(arguments) => dist::main(&arguments),
         Task::Licences => licences::main(),
     };

@@ -1,12 +1,11 @@
-//! `test`: everything that CI runs: format, lints, walls, unit and integration tests, end to end on real microVMs.
+//! `test`: everything that CI runs: format, lints, architecture checks, unit and integration tests, end-to-end tests on real microVMs.
 //!
-//! This task prepares what the tests need, runs them as cargo would, and measures; it never decides that one may be left out. All is
-//! compiled once, with the features of the whole workspace.
+//! This task prepares the hosts, runs the tests as cargo would, and measures; it never decides that one may be left out. Everything is compiled once,
+//! with the features of the whole workspace.
 //!
-//! Two things are at work at a time, because each keeps one processor busy and no more: the hosts of the last rung are made, and then
-//! the first of them takes tests, beside the checks and the tests that need none; when those are done, the second host takes tests,
-//! too, and the pretended hosts beside it, which keep nobody busy. More at a time make each other wait longer than any host should let a
-//! lease wait.
+//! The hosts of the last rung are prepared during the compilation. Then four lanes run in parallel: the checks and the tests that need no host; the
+//! pretended hosts, which mostly wait for processes and time limits; and two labs, each of which uses about two thirds of a processor, as measured.
+//! More labs would slow each other down beyond what is acceptable for a lease.
 
 mod deal;
 mod examples;
@@ -31,14 +30,13 @@ use deal::{END_TO_END, Executable, Queue, Unit, in_order};
 use ledger::{Budget, Ledger};
 use step::{Ended, Measured, Started};
 
-/// Tests for which the host is reset as a power cut would, or has packages installed and purged: nothing to be done to a machine that somebody
-/// works on.
+/// Tests that reset the host like a power cut, or install and purge packages on it: nothing to do to a machine that someone works on.
 const FOR_LABS: [&str; 2] = [
     "after_a_power_cut_one_cleanup_is_enough",
     "a_package_is_installed_replaced_under_a_lease_removed_and_purged_and_leaves_nothing",
 ];
 
-/// Samples for what reads bytes of others, many more than in a developer's loop: about a minute.
+/// The number of property test samples for parsers of untrusted bytes, many more than in a developer's loop: about a minute.
 const CASES: &str = "12000";
 
 /// Which tests.
@@ -59,7 +57,7 @@ impl Which {
         matches!(self, Self::All | Self::Local)
     }
 
-    /// Whether tests of this file of the last rung are among them.
+    /// Whether tests of this file of the last rung are included.
     fn has(self, file: &str) -> bool {
         match self {
             Self::All | Self::E2e => true,
@@ -69,7 +67,7 @@ impl Which {
     }
 }
 
-/// Runs them; those of the last rung in `labs` labs side by side, of which `name` is the first.
+/// Runs them; those of the last rung in parallel in `labs` labs, of which `name` is the first.
 pub(crate) fn main(which: Which, name: &str, labs: Option<usize>) -> Result<ExitCode> {
     packages::ensure_test_tools()?;
     let budget = Budget::committed()?;
@@ -91,19 +89,19 @@ pub(crate) fn main(which: Which, name: &str, labs: Option<usize>) -> Result<Exit
     let closed = run.ledger.close(&budget);
     if which != Which::Local {
         for name in &names {
-            // Whoever uses it by now has waited for us, and takes it away.
+            // If another task uses it by now, it was waiting for us, and will remove it.
             if let Some(lab) = Alone::try_take(name)? {
                 lab.remove()?;
             }
         }
     }
-    // What the tests themselves said stands last, as it does when cargo runs them.
+    // The tests' own output comes last, as when cargo runs them.
     print!("{}", run.words);
     outcome.and(closed)?;
     Ok(ExitCode::SUCCESS)
 }
 
-/// Two labs where there are two processors, and memory for both beside what the tests themselves take; else one.
+/// Two labs if there are two processors, and memory for both in addition to that of the tests; otherwise one.
 fn usual_labs() -> usize {
     let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let memory = rustix::system::sysinfo();
@@ -118,7 +116,7 @@ fn usual_labs() -> usize {
 /// A run of the tests.
 struct Run {
     ledger: Ledger,
-    /// What those of the last rung said.
+    /// The output of those of the last rung.
     words: String,
 }
 
@@ -127,6 +125,7 @@ impl Run {
         if which.local() {
             self.cargo("format", &["fmt", "--all", "--check"])?;
         }
+        self.here("aarch64", || crate::cross::ready().map(drop))?;
         let hosts = (which != Which::Local)
             .then(|| Started::kept("hosts", &provision(names)))
             .transpose()?;
@@ -155,37 +154,35 @@ impl Run {
             queue: OnceLock::new(),
         };
         std::thread::scope(|scope| {
-            let first = scope.spawn(|| rung.on_first(hosts, &real));
-            // Sources that do not pass make the rest worthless. A test that fails does not: all is said that there is to say.
+            let labs = scope.spawn(|| rung.on_labs(hosts, &real));
+            // If the sources fail their checks, the rest is pointless. A failing test does not stop the others: report as much as possible.
             let checked = if which.local() { self.checks() } else { Ok(()) };
+            if checked.is_err() {
+                rung.give_up();
+            }
+            let pretended = scope.spawn(|| rung.on_pretended(&pretended));
             let beside = match checked {
                 Ok(()) if which.local() => self.local(&local),
-                Ok(()) => Ok(()),
-                Err(error) => {
-                    rung.give_up();
-                    Err(error)
-                }
+                checked => checked,
             };
-            // They wait for processes and time limits most of the time, and leave the second processor to the second host.
-            let pretended = scope.spawn(|| rung.on_pretended(&pretended));
-            let others = rung.on_others();
+            let here = rung.on_this_host();
             let pretended = pretended
                 .join()
                 .unwrap_or_else(|_| Err(anyhow::anyhow!("the worker on pretended hosts panicked")));
-            let first = first
+            let labs = labs
                 .join()
-                .unwrap_or_else(|_| Err(anyhow::anyhow!("the worker on the first host panicked")));
-            let (prepared, ended) = match first {
+                .unwrap_or_else(|_| Err(anyhow::anyhow!("the worker on the labs panicked")));
+            let (prepared, ended) = match labs {
                 Ok((prepared, ended)) => (Ok(prepared), Ok(ended)),
                 Err(error) => (Err(error), Ok(Vec::new())),
             };
-            // Whatever went wrong, what has ended is told.
+            // Report what has ended, even after an error.
             let mut wrong: Vec<String> = beside
                 .err()
                 .map(|error| format!("{error:#}"))
                 .into_iter()
                 .collect();
-            for ended in [ended, others, pretended] {
+            for ended in [ended, here, pretended] {
                 match ended.map(|ended| self.ended(ended)) {
                     Ok(failed) if failed.is_empty() => {}
                     Ok(failed) => wrong.push(format!("tests failed: {}", failed.join(", "))),
@@ -210,7 +207,7 @@ impl Run {
         ];
         let files = test_files()?;
         if !which.local() {
-            // Of the whole workspace all the same: with other features than its own it would be compiled once more.
+            // Still for the whole workspace: other features would mean compiling it again.
             let with_programs = PROGRAMS_OF.into_iter().chain(files.iter().map(String::as_str));
             args.extend(with_programs.flat_map(|file| ["--test", file]));
         }
@@ -219,7 +216,7 @@ impl Run {
         deal::executables(&built.words)
     }
 
-    /// What looks at the sources.
+    /// The checks of the sources.
     fn checks(&mut self) -> Result<()> {
         let lint = [
             "clippy",
@@ -252,6 +249,14 @@ impl Run {
             let all = ["test", "--quiet", "--workspace", "--doc"];
             self.cargo("documentation tests", &all)?;
         }
+        let of_agent = executables.iter().find(|executable| executable.target == "alone");
+        let Some(of_agent) = of_agent else {
+            bail!("there is no file `alone` with tests of the agent");
+        };
+        for cmd in crate::cross::tests(of_agent.cmd::<&str>(&[]))? {
+            let ended = Started::shown("the agent for aarch64", &cmd)?.end()?;
+            self.count(&ended, "the agent for aarch64")?;
+        }
         let untrusted = executables
             .iter()
             .find(|executable| executable.target == "untrusted");
@@ -265,7 +270,7 @@ impl Run {
         self.here("documents", || crate::docs::check(crabbox))
     }
 
-    /// Notes how those of the last rung ended; the names of those that failed.
+    /// Records the results of the last rung; returns the names of those that failed.
     fn ended(&mut self, all: Vec<Ended>) -> Vec<String> {
         let mut failed = Vec::new();
         for ended in all {
@@ -280,13 +285,13 @@ impl Run {
         failed
     }
 
-    /// Runs cargo as one step with its output on ours.
+    /// Runs cargo as one step, with its output shown.
     fn cargo(&mut self, name: &str, args: &[&str]) -> Result<()> {
         let ended = Started::shown(name, &cargo(args))?.end()?;
         self.count(&ended, name)
     }
 
-    /// Does a step in this process.
+    /// Runs a step in this process.
     fn here(&mut self, name: &str, work: impl FnOnce() -> Result<()>) -> Result<()> {
         let (began, before) = (Instant::now(), step::processor_here());
         let outcome = work();
@@ -299,7 +304,7 @@ impl Run {
         outcome
     }
 
-    /// Notes what a step took, and fails if it did.
+    /// Records a step's measurements, and fails if the step did.
     fn count(&mut self, ended: &Ended, name: &str) -> Result<()> {
         self.ledger.step(ended.measured.clone());
         ensure!(ended.status.success(), "{name} failed ({})", ended.status);
@@ -307,10 +312,10 @@ impl Run {
     }
 }
 
-/// What others wait for; `None` at last, also where the way to it ends with an error.
+/// The prepared hosts and their queue, which other threads wait for; `None` if they could not be prepared.
 type Queued = OnceLock<Option<(Vec<Prepared>, Queue)>>;
 
-/// Whoever makes it.
+/// Sets it, in any case: to `None` when dropped early.
 struct Dealt<'a>(&'a Queued);
 
 impl<'a> Dealt<'a> {
@@ -328,16 +333,16 @@ impl Drop for Dealt<'_> {
 /// The tests of the last rung, on the hosts that they need.
 struct LastRung<'a> {
     budget: &'a Budget,
-    /// Set when nothing more is to be begun.
+    /// Set to start no more tests.
     stop: AtomicBool,
-    /// The hosts and the tests for them, once they were prepared; `None` when they could not be.
+    /// The hosts and the tests for them, once prepared; `None` if that failed.
     queue: Queued,
 }
 
 impl LastRung<'_> {
-    /// Waits for `hosts` and has the first of them take tests of `files`, but for this machine, on which others are at work. What
-    /// preparing took comes with their ends.
-    fn on_first(&self, hosts: Started, files: &[&Executable]) -> Result<(Ended, Vec<Ended>)> {
+    /// Waits for `hosts` and has them run tests of `files`, except for this machine, which is busy otherwise. Also returns the measurements of the
+    /// preparation.
+    fn on_labs(&self, hosts: Started, files: &[&Executable]) -> Result<(Ended, Vec<Ended>)> {
         let dealt = Dealt(&self.queue);
         let prepared = hosts.end()?;
         eprint!("{}", prepared.words);
@@ -351,17 +356,14 @@ impl LastRung<'_> {
                 if self.stop.load(Ordering::SeqCst) {
                     queue.give_up();
                 }
-                match hosts.first().filter(|host| host.name != LOCAL) {
-                    Some(host) => queue.work(Some(host), &announce)?,
-                    None => Vec::new(),
-                }
+                at_work(queue, hosts.iter().filter(|host| host.name != LOCAL))?
             }
             None => Vec::new(),
         };
         Ok((prepared, ended))
     }
 
-    /// The hosts that were prepared, and what there is to do on them.
+    /// The prepared hosts, and the tests to run on them.
     fn deal(&self, files: &[&Executable]) -> Result<(Vec<Prepared>, Queue)> {
         let hosts = Prepared::all_used()?;
         ensure!(!hosts.is_empty(), "no host was prepared for the tests");
@@ -381,7 +383,7 @@ impl LastRung<'_> {
         Ok((hosts, Queue::new(in_order(units, self.budget))))
     }
 
-    /// Those on pretended hosts, file by file.
+    /// The tests on pretended hosts, file by file.
     fn on_pretended(&self, files: &[&Executable]) -> Result<Vec<Ended>> {
         if self.stop.load(Ordering::SeqCst) {
             return Ok(Vec::new());
@@ -390,31 +392,15 @@ impl LastRung<'_> {
         Queue::new(in_order(units, self.budget)).work(None, &announce)
     }
 
-    /// Waits for the hosts and has all take tests that have not yet, should there be any left.
-    fn on_others(&self) -> Result<Vec<Ended>> {
+    /// Waits for the hosts and has this machine run tests, if it is one of them.
+    fn on_this_host(&self) -> Result<Vec<Ended>> {
         let Some((hosts, queue)) = self.queue.wait() else {
             return Ok(Vec::new());
         };
-        std::thread::scope(|scope| {
-            let workers: Vec<_> = hosts
-                .iter()
-                .enumerate()
-                .filter(|(index, host)| *index > 0 || host.name == LOCAL)
-                .map(|(_, host)| scope.spawn(|| queue.work(Some(host), &announce)))
-                .collect();
-            let mut ended = Vec::new();
-            for worker in workers {
-                ended.extend(
-                    worker
-                        .join()
-                        .map_err(|_| anyhow::anyhow!("a worker panicked"))??,
-                );
-            }
-            Ok(ended)
-        })
+        at_work(queue, hosts.iter().filter(|host| host.name == LOCAL))
     }
 
-    /// Begins no further test.
+    /// Starts no further test.
     fn give_up(&self) {
         self.stop.store(true, Ordering::SeqCst);
         if let Some(Some((_, queue))) = self.queue.get() {
@@ -423,7 +409,25 @@ impl LastRung<'_> {
     }
 }
 
-/// Says how a test ended; of one that failed all that it said, which is of use before all others have ended.
+/// Makes each of `hosts` run tests until there are none left.
+fn at_work<'a>(queue: &Queue, hosts: impl Iterator<Item = &'a Prepared>) -> Result<Vec<Ended>> {
+    std::thread::scope(|scope| {
+        let workers: Vec<_> = hosts
+            .map(|host| scope.spawn(|| queue.work(Some(host), &announce)))
+            .collect();
+        let mut ended = Vec::new();
+        for worker in workers {
+            ended.extend(
+                worker
+                    .join()
+                    .map_err(|_| anyhow::anyhow!("a worker panicked"))??,
+            );
+        }
+        Ok(ended)
+    })
+}
+
+/// Reports the result of a test; of a failed one also its output, which is useful before all others have ended.
 fn announce(host: Option<&Prepared>, ended: &Ended) {
     let place = host.map_or("pretended", |host| &host.name);
     let (name, wall) = (&ended.measured.name, ended.measured.wall);
@@ -434,9 +438,9 @@ fn announce(host: Option<&Prepared>, ended: &Ended) {
     }
 }
 
-/// This program, preparing the hosts `names`.
+/// Runs this program to prepare the hosts `names`.
 fn provision(names: &[String]) -> Cmd {
-    // The path of this program may name a newer one by now.
+    // By now the path of this program may refer to a newer one.
     let this = Cmd::inheriting("/proc/self/exe").arg("provision");
     this.args(names.iter().flat_map(|name| ["--name", name]))
         .cwd(workspace::root())

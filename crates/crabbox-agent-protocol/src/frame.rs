@@ -1,13 +1,32 @@
-//! Frames: how messages and bytes are told apart in a stream.
+//! Frames, which separate messages and byte streams within one stream.
 //!
-//! A reader holds one frame at a time. It must never wait for more than the frame says, nor take the end of the stream within one for its end.
+//! A reader holds one frame at a time. It must never wait for more bytes than the frame announces, nor take the end of the stream within a frame for
+//! a regular end.
+//!
+//! Other programs that share the agent's stream may write into it, such as one that a start-up file of its login shell left running. So a frame has
+//! marks: foreign output between two frames is recognised, and foreign output within a frame makes it invalid.
 
-use std::io::{self, Read};
+use std::io::{self, BufRead, Read};
 
 use crate::wire::Malformed;
 
 /// The longest payload, in bytes: the variables of a command may have two mebibytes.
 pub const PAYLOAD_LIMIT: usize = 4 << 20;
+
+/// Begins a frame. No text has these bytes in any byte-based encoding.
+const MARK: [u8; 4] = [0xfe, b'c', b'b', 0xff];
+
+/// Ends a frame.
+const END: [u8; 4] = [0xff, b'b', b'c', 0xfe];
+
+/// Mark, tag and length.
+const HEAD: usize = MARK.len() + 5;
+
+/// How much foreign output is skipped between two frames, in bytes.
+const FOREIGN_LIMIT: usize = 1 << 20;
+
+/// How much of the foreign output is kept for a message, in bytes: its beginning.
+const FOREIGN_KEPT: usize = 256;
 
 /// Files and lists are sent in pieces of this many bytes.
 pub const PIECE: usize = 128 * 1024;
@@ -17,9 +36,9 @@ pub const PIECE: usize = 128 * 1024;
 pub enum Stream {
     /// A piece of a file or of a list.
     Data,
-    /// Of the command's standard output.
+    /// The command's standard output.
     Out,
-    /// Of its standard error.
+    /// The command's standard error.
     Err,
 }
 
@@ -56,12 +75,16 @@ pub enum Frame<'a> {
 pub enum FrameError {
     /// The stream could not be read.
     Read(io::Error),
-    /// It ended within a frame.
+    /// The stream ended within a frame.
     Cut,
-    /// A frame says that it is longer than any.
+    /// A frame announces more than [`PAYLOAD_LIMIT`] bytes.
     TooLong(u32),
-    /// Its message is none.
+    /// Its message is malformed.
     Malformed(Malformed),
+    /// Foreign output where none is allowed, or more of it than is skipped.
+    Foreign(String),
+    /// The end mark is missing where it should be: another program has written into the frame.
+    Mixed,
 }
 
 impl std::fmt::Display for FrameError {
@@ -71,6 +94,8 @@ impl std::fmt::Display for FrameError {
             Self::Cut => out.write_str("the stream ended within a message"),
             Self::TooLong(length) => write!(out, "a message of {length} bytes is none"),
             Self::Malformed(error) => error.fmt(out),
+            Self::Foreign(text) => write!(out, "something that is no message: {text:?}"),
+            Self::Mixed => out.write_str("a message with something else in it"),
         }
     }
 }
@@ -88,18 +113,35 @@ impl From<Malformed> for FrameError {
 pub struct Frames<R> {
     from: R,
     payload: Vec<u8>,
+    /// Whether foreign output is skipped.
+    is_shared: bool,
+    /// The beginning of the foreign output.
+    foreign: Vec<u8>,
+    /// How much foreign output came since the last frame.
+    passed: usize,
 }
 
 impl<R: Read> Frames<R> {
-    /// Of `from`, which should read ahead: a frame takes two reads.
+    /// Reads from `from`, which should be buffered because a frame takes four reads. No other program writes there, so foreign output is an error.
     pub fn new(from: R) -> Self {
         Self {
             from,
             payload: Vec::new(),
+            is_shared: false,
+            foreign: Vec::new(),
+            passed: 0,
         }
     }
 
-    /// What it reads from.
+    /// Reads a stream into which other programs may write: foreign output between two frames is skipped.
+    pub fn shared(from: R) -> Self {
+        Self {
+            is_shared: true,
+            ..Self::new(from)
+        }
+    }
+
+    /// The underlying reader.
     pub fn source(&mut self) -> &mut R {
         &mut self.from
     }
@@ -109,37 +151,100 @@ impl<R: Read> Frames<R> {
         &self.payload
     }
 
-    /// The next frame; none at the end of the stream.
+    /// The beginning of the foreign output, as text; `None` if there was none.
+    pub fn foreign(&self) -> Option<String> {
+        (!self.foreign.is_empty()).then(|| String::from_utf8_lossy(&self.foreign).trim().to_owned())
+    }
+
+    /// The next frame; `None` at the end of the stream.
     pub fn frame(&mut self) -> Result<Option<Frame<'_>>, FrameError> {
-        let mut head = [0; 5];
-        match fill(&mut self.from, &mut head)? {
-            0 => return Ok(None),
-            5 => {}
-            _ => return Err(FrameError::Cut),
-        }
-        let [tag, length @ ..] = head;
-        let length = u32::from_be_bytes(length);
+        let Some((tag, length)) = self.head()? else {
+            return Ok(None);
+        };
         let count = usize::try_from(length).unwrap_or(usize::MAX);
         if count > PAYLOAD_LIMIT {
             return Err(FrameError::TooLong(length));
         }
         self.payload.clear();
-        // Room is made as it arrives, for the length is somebody else's word.
+        // The buffer grows as data arrives, because the announced length is not trusted.
         let read = (&mut self.from)
             .take(u64::from(length))
             .read_to_end(&mut self.payload)
             .map_err(FrameError::Read)?;
-        if read < count {
+        let mut end = [0; END.len()];
+        if read < count || fill(&mut self.from, &mut end)? < END.len() {
             return Err(FrameError::Cut);
         }
+        if end != END {
+            return Err(FrameError::Mixed);
+        }
+        self.passed = 0;
         Ok(Some(match Stream::of(tag) {
             Some(stream) => Frame::Bytes(stream, &self.payload),
             None => Frame::Message(tag, &self.payload),
         }))
     }
+
+    /// The tag and the length of the next frame; `None` at the end of the stream.
+    fn head(&mut self) -> Result<Option<(u8, u32)>, FrameError> {
+        let mut head = [0; HEAD];
+        let mut have = 0;
+        loop {
+            let read = fill(&mut self.from, &mut head[have..])?;
+            have += read;
+            let foreign = before_mark(&head[..have]);
+            self.pass_over(&head[..foreign])?;
+            head.copy_within(foreign..have, 0);
+            have -= foreign;
+            let [_, _, _, _, tag, length @ ..] = head;
+            match (have, read) {
+                (HEAD, _) => return Ok(Some((tag, u32::from_be_bytes(length)))),
+                (0, 0) => return Ok(None),
+                (_, 0) => return Err(FrameError::Cut),
+                _ => {}
+            }
+        }
+    }
+
+    fn pass_over(&mut self, bytes: &[u8]) -> Result<(), FrameError> {
+        let room = FOREIGN_KEPT.saturating_sub(self.foreign.len());
+        self.foreign.extend_from_slice(&bytes[..bytes.len().min(room)]);
+        self.passed += bytes.len();
+        if bytes.is_empty() || (self.is_shared && self.passed <= FOREIGN_LIMIT) {
+            return Ok(());
+        }
+        Err(FrameError::Foreign(self.foreign().unwrap_or_default()))
+    }
 }
 
-/// Reads until the buffer is full or the stream ends; how much it read.
+impl<R: BufRead> Frames<R> {
+    /// Whether the buffered data holds the beginning of a frame, or something that [`Self::frame`] will report as an error. Foreign output before it
+    /// is skipped; false if there is nothing else. Does not block if data is buffered.
+    pub fn begins(&mut self) -> bool {
+        let Ok(ahead) = self.from.fill_buf() else {
+            return true;
+        };
+        let (have, foreign) = (ahead.len(), before_mark(ahead));
+        let passed = ahead[..foreign].to_vec();
+        if foreign == 0 || !self.is_shared || self.passed + foreign > FOREIGN_LIMIT {
+            return true;
+        }
+        self.from.consume(foreign);
+        self.pass_over(&passed).is_err() || foreign < have
+    }
+}
+
+/// How many bytes come before a mark or what may be the beginning of one.
+fn before_mark(bytes: &[u8]) -> usize {
+    let may_begin = |at: &usize| {
+        let there = &bytes[*at..];
+        let count = there.len().min(MARK.len());
+        there[..count] == MARK[..count]
+    };
+    (0..bytes.len()).find(may_begin).unwrap_or(bytes.len())
+}
+
+/// Reads until the buffer is full or the stream ends; returns how much it read.
 fn fill(from: &mut impl Read, buffer: &mut [u8]) -> Result<usize, FrameError> {
     let mut read = 0;
     while let Some(rest) = buffer.get_mut(read..).filter(|rest| !rest.is_empty()) {
@@ -155,12 +260,14 @@ fn fill(from: &mut impl Read, buffer: &mut [u8]) -> Result<usize, FrameError> {
 
 /// Appends a frame with the fields that `fields` appends.
 pub fn put(out: &mut Vec<u8>, tag: u8, fields: impl FnOnce(&mut Vec<u8>)) {
+    out.extend_from_slice(&MARK);
     out.push(tag);
     let at = out.len();
     out.extend_from_slice(&[0; 4]);
     fields(out);
     let length = u32::try_from(out.len() - at - 4).unwrap_or(u32::MAX);
     out[at..at + 4].copy_from_slice(&length.to_be_bytes());
+    out.extend_from_slice(&END);
 }
 
 /// Appends a frame of bytes.
@@ -248,11 +355,12 @@ mod tests {
             run,
             file,
             Just(Request::Release {}),
+            Just(Request::Ping {}),
             any::<u64>().prop_map(|bytes| Request::Hole { bytes })
         ]
     }
 
-    /// Gives one byte at a time.
+    /// A reader that returns one byte at a time.
     struct Slowly<'a>(&'a [u8]);
 
     impl Read for Slowly<'_> {
@@ -278,7 +386,7 @@ mod tests {
                 prop_assert_eq!(bytes, piece.as_slice());
             }
             prop_assert!(frames.frame().unwrap().is_none());
-            // Cut anywhere, it is no frame, and never another one.
+            // A truncated stream is an error, and never yields a wrong frame.
             let cut = sent.len() - 1;
             let mut frames = Frames::new(&sent[..cut]);
             let error = loop {
@@ -292,11 +400,50 @@ mod tests {
         }
 
         #[test]
+        fn what_others_write_between_frames_is_passed_over_and_within_one_it_is_told(
+            requests in prop::collection::vec(requests(), 1..4),
+            // Half a mark is not a mark; text that ends with its first byte may begin one and is held back.
+            foreign in prop::collection::vec("[ -~\n\u{fe}]{0,30}".prop_map(String::into_bytes), 4),
+            at in 1_usize..20,
+            slowly in any::<bool>(),
+        ) {
+            let mut sent = Vec::new();
+            for (request, foreign) in requests.iter().zip(&foreign) {
+                sent.extend_from_slice(foreign);
+                sent.extend_from_slice(&MARK[..2]);
+                request.frame(&mut sent);
+            }
+            sent.extend_from_slice(&foreign[3]);
+            let from: Box<dyn Read> = if slowly { Box::new(Slowly(&sent)) } else { Box::new(sent.as_slice()) };
+            let mut frames = Frames::shared(from);
+            for request in &requests {
+                let Some(Frame::Message(tag, payload)) = frames.frame().unwrap() else { panic!("no message") };
+                prop_assert_eq!(&Request::take(tag, payload).unwrap(), request);
+                prop_assert_eq!(frames.passed, 0);
+            }
+            prop_assert!(frames.frame().unwrap().is_none());
+            prop_assert_eq!(frames.passed, foreign[3].len());
+            // No other program writes to an agent.
+            let error = Frames::new(sent.as_slice()).frame().unwrap_err();
+            prop_assert!(matches!(error, FrameError::Foreign(_)));
+            // Buffered foreign output does not count as an answer.
+            let mut ahead = Frames::shared(io::BufReader::new(foreign[0].as_slice()));
+            prop_assert!(foreign[0].is_empty() || !ahead.begins());
+            // Foreign output within a frame must not yield another frame.
+            let mut mixed = Vec::new();
+            put_bytes(&mut mixed, Stream::Data, &[7; 20]);
+            put_bytes(&mut mixed, Stream::Data, &[8; 20]);
+            mixed.splice(HEAD + at..HEAD + at, b"late".iter().copied());
+            let error = Frames::shared(mixed.as_slice()).frame().unwrap_err();
+            prop_assert!(matches!(error, FrameError::Mixed));
+        }
+
+        #[test]
         fn bytes_that_nobody_meant_are_refused_and_fill_no_memory(bytes in prop::collection::vec(any::<u8>(), 0..300), tag in any::<u8>()) {
             let mut frames = Frames::new(bytes.as_slice());
             while let Ok(Some(_)) = frames.frame() {}
             prop_assert!(frames.payload.capacity() <= 4096);
-            // A message of such bytes says the same again, or is none.
+            // If the bytes are a message, encoding it gives the same bytes again.
             if let Ok(request) = Request::take(tag, &bytes) {
                 let mut again = Vec::new();
                 request.put(&mut again);
@@ -312,11 +459,14 @@ mod tests {
 
     #[test]
     fn a_frame_that_claims_a_gigabyte_is_refused_at_its_head() {
-        let head = [1, 0x40, 0, 0, 0];
-        let error = Frames::new(head.as_slice()).frame().unwrap_err();
+        let head = |length: &[u8]| [&MARK, &[1][..], length].concat();
+        let error = Frames::new(head(&[0x40, 0, 0, 0]).as_slice())
+            .frame()
+            .unwrap_err();
         assert!(matches!(error, FrameError::TooLong(0x4000_0000)));
-        // And one that claims what may be, without it, reserves nothing.
-        let mut frames = Frames::new([1, 0, 0x3f, 0, 0, 7].as_slice());
+        // A permitted length without the data must not reserve memory.
+        let short = head(&[0, 0x3f, 0, 0, 7]);
+        let mut frames = Frames::new(short.as_slice());
         assert!(matches!(frames.frame(), Err(FrameError::Cut)));
         assert!(frames.payload.capacity() < 4096);
     }

@@ -1,6 +1,6 @@
-//! The messages: what is asked of the agent, and what it answers.
+//! The messages: requests to the agent and its replies.
 //!
-//! One question is answered before the next one is asked. A path in a message must never be taken for one below the tree because it says so.
+//! One request is answered before the next is sent. A path in a message must never be trusted to be below the tree.
 
 use crate::wire::{messages, record};
 
@@ -9,21 +9,21 @@ record! {
     pub struct Base {
         /// The commit, hex.
         pub id: String,
-        /// The refs that lead to it there.
+        /// The refs that point to it in the lease's repository.
         pub refs: Vec<String>,
     }
 }
 
 record! {
-    /// What the repository in the lease is to say.
+    /// The state that the repository in the lease is to have.
     pub struct Seed {
-        /// Stands for all of it; equal means that the lease's repository needs nothing.
+        /// Identifies all of it; if it is unchanged, the lease's repository needs nothing.
         pub id: String,
         /// The commit, hex; empty on an unborn branch.
         pub head: String,
         /// The branch; empty when detached.
         pub branch: String,
-        /// The origin's address without secrets; empty when there is none.
+        /// The URL of the origin without secrets; empty when there is none.
         pub origin: String,
         /// What the branch is based on, with the history up to there.
         pub base: Option<Base>,
@@ -31,21 +31,21 @@ record! {
 }
 
 record! {
-    /// What a sync asks for.
+    /// The parameters of a sync.
     pub struct SyncRequest {
         /// `<workRoot>/<leaseID>`.
         pub lease_dir: String,
         /// The directory in it.
         pub name: String,
-        /// Equal to that of the last sync only if nothing changed on this side.
+        /// Equal to that of the last sync only if nothing changed on the client.
         pub fingerprint: String,
-        /// The fingerprint of the manifest that this side can tell the changes since; empty when there is none.
+        /// The fingerprint of the manifest since which the client knows the changes; empty when there is none.
         pub base: String,
-        /// Prune what earlier syncs brought and the manifest has no more.
+        /// Remove what earlier syncs brought and is no longer in the manifest.
         pub delete: bool,
         /// Remove the workdir first.
         pub reset: bool,
-        /// Do not believe the record: everything is to be compared.
+        /// Do not trust the record: compare everything.
         pub distrust: bool,
         /// The repository that the workdir is to be, if any.
         pub seed: Option<Seed>,
@@ -55,61 +55,61 @@ record! {
 record! {
     /// A command to run.
     pub struct Command {
-        /// Where, absolute.
+        /// The working directory, absolute.
         pub workdir: String,
         /// The program and its arguments.
         pub words: Vec<String>,
-        /// Variables that it gets besides those that the agent has.
+        /// Variables that it gets in addition to the agent's own.
         pub env: Vec<(String, String)>,
-        /// The name of a variable that gets the number of the process which waits for it; empty for none. The command tells with `SIGUSR1` to that
-        /// number that its start-up files are behind it.
+        /// The name of a variable that is set to the pid of the process waiting for the command; empty for none. The command sends `SIGUSR1` to that
+        /// pid once its shell start-up files were read.
         pub tells: String,
-        /// Whether all of its standard input follows, as a list; without it that is `/dev/null`.
+        /// Whether its standard input follows as a list; otherwise it is `/dev/null`.
         pub input: bool,
-        /// Whether it is the command that whoever wants the tree next must wait for.
+        /// Whether the next client that wants the tree must wait for this command.
         pub noted: bool,
     }
 }
 
 messages! {
-    /// What is asked of the agent. Lists of bytes behind a message are pieces ([`crate::Stream::Data`]) and [`Request::End`].
+    /// Requests to the agent. Lists that follow a message are sent as chunks ([`crate::Stream::Data`]) and [`Request::End`].
     pub enum Request {
-        /// Wait until nobody else is in the tree. [`Reply::Busy`] and [`Reply::Child`] while that lasts, then [`Reply::Owned`]; and then, where a
-        /// directory is to be made, what [`Request::Make`] is answered. Who waits hears nothing: no other question may follow before.
+        /// Wait for ownership of the tree: [`Reply::Busy`] and [`Reply::Child`] while that lasts, then [`Reply::Owned`]; then, if `make` is given,
+        /// the reply to [`Request::Make`]. No other request may be sent before it is owned.
         16 => Own {
             /// The name of the lock, hex.
             key: String,
-            /// Names this owner, 64 hexadecimal digits.
+            /// Identifies this owner, 64 hexadecimal digits.
             token: String,
             /// A directory to make as soon as the tree is owned, absolute.
             make: Option<String>,
         },
-        /// Give the tree back. [`Reply::Released`].
+        /// Release the tree. [`Reply::Released`].
         17 => Release {},
-        /// Look whether the tree is as the last sync left it. Not answered: the next [`Request::Sync`] is, by what was seen.
+        /// Check whether the tree is as the last sync left it. Not answered; the result is used for the next [`Request::Sync`].
         18 => Look {
             /// `<workRoot>/<leaseID>`.
             lease_dir: String,
             /// The directory in it.
             name: String,
         },
-        /// Begin a sync. [`Reply::Same`]; or [`Reply::Patch`] or [`Reply::Differs`], which want lists.
+        /// Begin a sync. [`Reply::Same`]; or [`Reply::Patch`] or [`Reply::Differs`], which ask for lists.
         19 => Sync {
-            /// What is wanted.
+            /// The parameters.
             sync: SyncRequest,
         },
         /// The end of a list.
         20 => End {},
-        /// Contents follow, until [`Request::Finish`], [`Request::Pack`] or [`Request::Received`].
+        /// A directory. Contents follow until [`Request::Finish`], [`Request::Pack`] or [`Request::Received`].
         21 => Directory {
             /// Below the workdir.
             path: Vec<u8>,
             /// Permission bits.
             mode: u32,
-            /// When it was modified, unix seconds, where it is to keep that.
+            /// When it was modified, in unix seconds, if that is to be kept.
             seconds: Option<i64>,
         },
-        /// A file, whose pieces and holes follow.
+        /// A file, whose chunks and holes follow.
         22 => File {
             /// Its place in the manifest.
             number: u32,
@@ -120,7 +120,7 @@ messages! {
             /// And nanoseconds.
             nanoseconds: u32,
         },
-        /// This many zeros of the file.
+        /// A hole in the file: zeros.
         23 => Hole {
             /// How many bytes.
             bytes: u64,
@@ -138,110 +138,124 @@ messages! {
         },
         /// All contents were sent. [`Reply::Received`].
         25 => Received {},
-        /// The repository follows: the staged changes, the marks, the settings, the attributes, the commits without parents, the pack; a list
-        /// each. [`Reply::Seeded`] or [`Reply::Unseeded`].
+        /// The repository follows, one list each: the staged changes, the marks, the settings, the attributes, the commits without parents, the pack.
+        /// [`Reply::Seeded`] or [`Reply::Unseeded`].
         26 => Pack {},
-        /// Write down what was seen. [`Reply::Done`].
+        /// Write the record of the sync. [`Reply::Done`].
         27 => Finish {},
-        /// What has changed since the last sync. A list of `<state> <identity> <mode> <path>` records, NUL after each.
+        /// List what has changed since the last sync: `<state> <identity> <mode> <path>` records, NUL after each.
         28 => Changes {
             /// `<workRoot>/<leaseID>`.
             lease_dir: String,
             /// The directory in it.
             name: String,
         },
-        /// Run a command. Pieces of its streams, then [`Reply::Exited`] or [`Reply::Unstarted`].
+        /// Run a command. Chunks of its streams, then [`Reply::Exited`] or [`Reply::Unstarted`].
         29 => Run {
             /// The command.
             command: Command,
         },
-        /// End the command that runs, with all of its process group.
+        /// End the running command and all of its process group.
         30 => Stop {},
-        /// The regular files below a directory. A list of paths, NUL after each; [`Reply::Problem`] for what cannot be looked at.
+        /// List the files below a directory that match patterns, and the targets of matching links if they are below the directory too. A list of
+        /// `<kind><text>` records, NUL after each: `f` and a path; `d` and a further path of a file that was already listed; `p` and why something
+        /// that a pattern names cannot be examined or is not a file; `w` and the same for something that a pattern only might have meant.
         31 => List {
             /// The directory, absolute.
             dir: String,
-            /// Directories of these names are left out.
+            /// The patterns, see [`crate::Glob`]; directories in which none can match are not read.
+            patterns: Vec<String>,
+            /// Directories of these names are skipped.
             skipped: Vec<String>,
-            /// Only what was written since the last command of this agent began.
+            /// Only files written since the last command of this agent began.
             written: bool,
-            /// Only files whose name begins and ends so; all of them where there are none.
-            named: Vec<(String, String)>,
+            /// Whether a file with several names is `f` under only one of them, its own if that is among them, and `d` under the others.
+            once: bool,
         },
-        /// The contents of files, whose paths follow as a list: [`Reply::File`] and its pieces, or [`Reply::Problem`], for each in its order;
-        /// then [`Reply::End`].
+        /// Send the contents of files, whose paths follow as a list: for each in order [`Reply::File`] and its chunks, or [`Reply::Problem`]; then
+        /// [`Reply::End`].
         32 => Fetch {
             /// The directory that they are below, as in [`Request::Tree`].
             dir: String,
-            /// Whether a link in the last place of a path is followed.
+            /// Whether a link in the last component of a path is followed.
             follow: bool,
-            /// Files of more bytes do not come.
+            /// Whether to send only files below the directory, wherever links lead.
+            within: bool,
+            /// Larger files are not sent, in bytes.
             limit: Option<u64>,
         },
-        /// Make a directory, with those above it. [`Reply::Made`].
+        /// Make a directory and its parents. [`Reply::Made`].
         33 => Make {
             /// The directory, absolute.
             dir: String,
         },
-        /// What there is at a path and below it, the path itself first. A list of `<kind><path>` records, NUL after each: the kind is the letter of
-        /// `find -type`, the path is seen from the first one, whose own is empty.
+        /// List what is at a path and below it, the path itself first. A list of `<kind><path>` records, NUL after each: the kind is the letter of
+        /// `find -type`; paths are relative to the first, which is empty.
         34 => Tree {
-            /// The path; `~` and what begins with `~/` is in the home directory, and what is relative is seen from where a login begins.
+            /// The path; `~` and a leading `~/` mean the home directory, and a relative path starts where a login does.
             path: String,
-            /// Whether what links lead to is meant, in the place of the links.
+            /// Whether links are followed.
             follow: bool,
         },
-        /// Copy something to a path. Names follow as a list, by whose numbers files and links are meant; then directories, files and links as in a
-        /// sync, all of them at or below `c`, and [`Request::Received`]. [`Reply::Received`] when all of it is in its place.
+        /// Receive a copy at a path. A list of names follows, to whose indexes files and links refer; then directories, files and links as in a sync,
+        /// all of them at or below `c`, and [`Request::Received`]. Answered with [`Reply::Received`] once everything is in place.
         35 => Put {
-            /// Where, as in [`Request::Tree`].
+            /// The destination, as in [`Request::Tree`].
             to: String,
-            /// What it is called in a directory that is there.
+            /// Its name, if the destination is an existing directory.
             name: String,
-            /// Whether a directory is meant, which is made.
+            /// Whether the destination is a directory, which is created.
             make: bool,
         },
-        /// How much a directory takes on the disk. [`Reply::Sized`].
+        /// Measure the disk usage of a directory. [`Reply::Sized`].
         36 => Size {
             /// The directory, absolute.
             dir: String,
         },
-        /// Remove all that is in a directory, but not itself, and not through a link in its place. [`Reply::Cleared`].
+        /// Empty a directory, but keep it, and do not follow a link in its place. [`Reply::Cleared`].
         37 => Clear {
             /// The directory, absolute.
             dir: String,
         },
+        /// Hash files, whose paths follow as a list; links are not followed. A list of `<kind><digest>` records, NUL after each: `f` and the SHA-256
+        /// of a file's contents in hex; `l` and that of a link's target; `-` for anything else and for what cannot be read.
+        40 => Digest {
+            /// The directory that they are below, absolute.
+            dir: String,
+        },
+        /// The client is still there. May be sent between any two other messages, even where no request is allowed, and is not answered.
+        38 => Ping {},
     }
 }
 
 messages! {
-    /// What the agent answers.
+    /// Replies of the agent.
     pub enum Reply {
-        /// It is there.
+        /// The greeting.
         64 => Hello {
             /// [`crate::HELLO`].
             word: u32,
-            /// Whether there is an rsync.
+            /// Whether the lease has an rsync.
             rsync: bool,
         },
-        /// Another client has the tree.
+        /// Another client owns the tree.
         65 => Busy {},
-        /// A command whose client has gone still runs there.
+        /// A command whose client has gone still runs in the tree.
         66 => Child {},
-        /// The tree is this client's.
+        /// This client owns the tree.
         67 => Owned {
-            /// Whether the last owner went without a word.
+            /// Whether the last owner ended without releasing the tree.
             recovered: bool,
         },
-        /// Nobody has the tree any more.
+        /// The tree was released.
         68 => Released {},
         /// Nothing to do.
         69 => Same {},
-        /// Send the manifest, then the paths that are something else than git's index has.
+        /// Send the manifest, then the paths whose content differs from git's index.
         70 => Differs {},
-        /// Send what changed since the base, what was removed since, then those paths.
+        /// Send what changed since the base, what was removed since, then the paths whose content differs from git's index.
         71 => Patch {},
-        /// Send these entries, by their place; unless it is all, a list of numbers of four bytes follows.
+        /// Send these entries; unless `all` is set, a list of their four-byte numbers follows.
         72 => Stale {
             /// All of them.
             all: bool,
@@ -249,26 +263,29 @@ messages! {
             seed: bool,
             /// The commit that it has from the last seed, hex, or empty.
             have: String,
-            /// What it was told then to be the base, hex, or empty.
+            /// The base that it was given then, hex, or empty.
             have_base: String,
+            /// The directory below `tmp` for files in the making of another program's, hex. It goes with the conversation: what such a program
+            /// still brings when the tree is somebody else's gets nowhere.
+            stage: String,
         },
         /// The files arrived.
         73 => Received {},
-        /// The repository is as asked.
+        /// The repository is as requested.
         74 => Seeded {},
-        /// It is not, which harms nothing else.
+        /// The repository could not be set up; the sync goes on.
         75 => Unseeded {
             /// Why.
             why: String,
         },
-        /// Written down.
+        /// The record was written.
         76 => Done {
-            /// How many entries are not as they were to be.
+            /// How many entries are not as requested.
             unsettled: u64,
-            /// Why git's index does not say what it says on the other side, which harms nothing else.
+            /// Why git's index does not match the client's, if it does not; the sync itself succeeded.
             unseeded: Option<String>,
         },
-        /// It could not be done. What follows of the same sync is passed over.
+        /// The request failed. Further messages of the same sync are ignored.
         77 => Failed {
             /// The path and the reason.
             why: String,
@@ -277,9 +294,9 @@ messages! {
         78 => End {},
         /// The command has ended.
         79 => Exited {
-            /// Its exit code; 128 and the number of a signal that ended it.
+            /// Its exit code; 128 plus the signal number if a signal ended it.
             code: u32,
-            /// Whether it has told that its start-up files are behind it.
+            /// Whether it has signalled that its start-up files were read.
             told: bool,
         },
         /// The command could not be started.
@@ -294,7 +311,7 @@ messages! {
             /// Whether its process group is known to be gone.
             gone: bool,
         },
-        /// A file whose pieces follow, as many bytes as are said here.
+        /// A file whose chunks follow, `size` bytes in total.
         82 => File {
             /// Its place in the list.
             number: u32,
@@ -305,25 +322,25 @@ messages! {
             /// How many bytes it has.
             size: u64,
         },
-        /// What could not be looked at, or has changed while it was sent.
+        /// A file that could not be read, or that changed while it was sent.
         83 => Problem {
-            /// Its place in the list; behind its end where it is none of it.
+            /// Its place in the list; beyond the end of the list if it is not an item of it.
             number: u32,
             /// The path and the reason.
             text: String,
-            /// Whether its contents did not come.
+            /// Whether its contents were not sent.
             lost: bool,
         },
         /// The directory is there.
         84 => Made {},
-        /// What a directory takes on the disk.
+        /// The disk usage of a directory.
         85 => Sized {
             /// Whether there is such a directory.
             found: bool,
-            /// How much, as far as it can be looked at; what has two names there counts once.
+            /// The number of bytes, as far as it can be read; a file with several names counts once.
             bytes: u64,
         },
-        /// It is empty, or not there.
+        /// The directory is empty or does not exist.
         86 => Cleared {},
     }
 }

@@ -1,6 +1,6 @@
-//! Paths and lists as bytes, and small files that are read and replaced whole.
+//! Paths and NUL-terminated lists as bytes, and small files that are read and replaced whole.
 //!
-//! A name need not be text; it must never be changed on its way.
+//! A name need not be UTF-8; it must never be changed on its way.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use crate::failure::{At as _, Failure};
 
-/// How much of a file is read or written at once, in bytes.
+/// Buffer size for reading and writing files, in bytes.
 pub(crate) const BUFFER: usize = 32 * 1024;
 
 /// Bytes as a path.
@@ -49,7 +49,7 @@ pub(crate) struct Records<R> {
 }
 
 impl<R: BufRead> Records<R> {
-    /// No part of which is longer than `limit` bytes.
+    /// A list whose parts are at most `limit` bytes long.
     pub(crate) fn of(from: R, limit: usize) -> Self {
         Self {
             from,
@@ -58,7 +58,8 @@ impl<R: BufRead> Records<R> {
         }
     }
 
-    /// The next part. A longer one ends the list, and so does one without its NUL: cut, it would say something else.
+    /// The next part. A part over the limit ends the list, and so does a last part without its NUL, because a truncated part would mean something
+    /// else.
     pub(crate) fn record(&mut self) -> io::Result<Option<&[u8]>> {
         loop {
             self.record.clear();
@@ -74,7 +75,7 @@ impl<R: BufRead> Records<R> {
     }
 }
 
-/// Opens a file to be read part by part; nothing where there is none.
+/// Opens a file to be read part by part; `None` if it does not exist.
 pub(crate) fn open(path: &Path) -> Result<Option<io::BufReader<File>>, Failure> {
     match File::open(path) {
         Err(error) if is_absent(&error) => Ok(None),
@@ -88,7 +89,7 @@ pub(crate) fn push(list: &mut Vec<u8>, part: &[u8]) {
     list.push(0);
 }
 
-/// A whole file; nothing where there is none.
+/// Reads a whole file; empty if it does not exist.
 pub(crate) fn read(path: &Path) -> Result<Vec<u8>, Failure> {
     match std::fs::read(path) {
         Err(error) if is_absent(&error) => Ok(Vec::new()),
@@ -96,7 +97,7 @@ pub(crate) fn read(path: &Path) -> Result<Vec<u8>, Failure> {
     }
 }
 
-/// Whether nothing is there.
+/// Whether the error means that the path does not exist.
 pub(crate) fn is_absent(error: &io::Error) -> bool {
     matches!(
         error.kind(),
@@ -104,7 +105,7 @@ pub(crate) fn is_absent(error: &io::Error) -> bool {
     )
 }
 
-/// Replaces a file whole.
+/// Replaces a file atomically.
 pub(crate) fn write(path: &Path, parts: &[&[u8]]) -> Result<(), Failure> {
     let mut new = Replacing::begin(path)?;
     for part in parts {
@@ -113,7 +114,7 @@ pub(crate) fn write(path: &Path, parts: &[&[u8]]) -> Result<(), Failure> {
     new.put(path)
 }
 
-/// A file in the making that replaces another one whole.
+/// A file being written that is to replace another one atomically.
 #[derive(Debug)]
 pub(crate) struct Replacing {
     pub(crate) file: File,
@@ -121,7 +122,7 @@ pub(crate) struct Replacing {
 }
 
 impl Replacing {
-    /// Beside `path`, with nothing in it.
+    /// Creates an empty file beside `path`.
     pub(crate) fn begin(path: &Path) -> Result<Self, Failure> {
         let mut new = path.as_os_str().to_owned();
         new.push(".new");
@@ -130,13 +131,19 @@ impl Replacing {
         Ok(Self { file, path })
     }
 
-    /// Puts it into its place.
+    /// Renames it to `path`.
     pub(crate) fn put(&self, path: &Path) -> Result<(), Failure> {
         std::fs::rename(&self.path, path).at(path)
     }
 }
 
-/// Removes a file that may be there.
+/// A name that no earlier moment has, in hex.
+pub(crate) fn moment() -> String {
+    let now = std::time::UNIX_EPOCH.elapsed().unwrap_or_default();
+    format!("{:x}{:08x}", now.as_secs(), now.subsec_nanos())
+}
+
+/// Removes a file if it exists.
 pub(crate) fn discard(path: &Path) -> Result<(), Failure> {
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error).at(path),

@@ -1,25 +1,27 @@
-//! What has changed in a tree since its last sync; it only looks.
+//! Lists what has changed in a tree since its last sync, without changing anything.
 //!
-//! `<state> <identity> <mode> <path>` records, NUL after each. States: M changed, N new, D gone, L a link or something else that is no file. The
-//! record `-` comes first when there is a record of a sync to compare with, and nothing at all when there is none. Neither the list nor
-//! the names of the tree must ever be held whole.
+//! The list holds `<state> <identity> <mode> <path>` records, NUL after each. States: M changed, N new, D gone, L a link or something else that is
+//! not a regular file, U could not be examined. The record `-` comes first if there is a record of a sync to compare with; otherwise the list is
+//! empty. Neither the list nor the names of the tree must ever be held in memory whole.
 
 use std::hash::{BuildHasher as _, RandomState};
 use std::io::Write as _;
+use std::os::unix::ffi::OsStrExt as _;
 
 use crabbox_agent_protocol::{PIECE, Reply, Stream};
+use rustix::io::Errno;
 
-use crate::bytes::{path, push};
+use crate::bytes::{leaf, path, push};
 use crate::failure::Failure;
-use crate::files::walk;
+use crate::receive::NEW;
 use crate::record::{Head, Known, Place, each};
 use crate::seen::{Dirs, Kind, Seen};
 use crate::talk::Talk;
 
-/// Directories that nobody syncs.
+/// Directories that are never synced.
 const SKIPPED: [&[u8]; 2] = [b".git", b".crabbox"];
 
-/// The list is sent when it has grown to this, in bytes.
+/// The list is sent in chunks of about this size, in bytes.
 const LIST: usize = PIECE - 8192;
 
 /// Sends the list.
@@ -51,7 +53,7 @@ pub(crate) fn send(talk: &mut Talk, lease_dir: &str, name: &str) -> Result<(), F
     talk.say(&Reply::End {})
 }
 
-/// The list on its way.
+/// The list being sent.
 struct List<'a> {
     talk: &'a mut Talk,
     waiting: Vec<u8>,
@@ -80,10 +82,16 @@ impl List<'_> {
         sent
     }
 
-    /// What became of a file of the record.
+    /// Reports what became of a file of the record.
     fn known(&mut self, was: &Known<'_>) -> Result<(), Failure> {
         let facts = |seen: Seen| (seen.size, seen.modified, seen.changed, seen.inode);
-        match self.dirs.look(was.path) {
+        let now = match self.dirs.stat(was.path) {
+            Ok(stat) => Some(Seen::of_stat(&stat)),
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => None,
+            // The file may still exist.
+            Err(_) => return self.say('U', was.identity, 0, was.path),
+        };
+        match now {
             None => self.say('D', was.identity, 0, was.path),
             Some(now) if is_directory(&now, was.path) => self.say('D', was.identity, 0, was.path),
             Some(now) if was.seen.kind != Kind::File || now.kind != Kind::File => {
@@ -100,7 +108,7 @@ impl List<'_> {
         }
     }
 
-    /// What there is at a path that no sync brought.
+    /// Reports a path that no sync brought.
     fn unknown(&mut self, name: &[u8]) -> Result<(), Failure> {
         match self.dirs.look(name).filter(|now| !is_directory(now, name)) {
             Some(now) if now.kind == Kind::File => self.say('N', b"0", now.mode, name),
@@ -110,7 +118,8 @@ impl List<'_> {
     }
 }
 
-/// Names by which others are known again, in 16 bytes each: hashes by keys that nobody knows before, of which no two of a tree are one.
+/// A set of names that keeps 16 bytes per name: two hashes with random keys, so that names which collide cannot be crafted and two names of a tree
+/// practically never do.
 #[derive(Default)]
 struct Marks {
     keys: [RandomState; 2],
@@ -127,7 +136,7 @@ impl Marks {
         self.marks.push(self.mark(name));
     }
 
-    /// All of them are there.
+    /// To be called once after all names were added.
     fn sort(&mut self) {
         self.marks.sort_unstable();
     }
@@ -141,20 +150,47 @@ fn is_directory(now: &Seen, name: &[u8]) -> bool {
     now.kind == Kind::Other && path(name).symlink_metadata().is_ok_and(|meta| meta.is_dir())
 }
 
-/// Gives all below a directory to `take`.
+/// Passes every non-directory below `start` to `take`, by its path relative to the current directory. Links are not followed, and directories that
+/// cannot be read are skipped.
 fn below(start: &[u8], take: &mut dyn FnMut(&[u8]) -> Result<(), Failure>) -> Result<(), Failure> {
-    let mut taken = Ok(());
-    let mut each = |name: Vec<u8>| {
-        if taken.is_ok() {
-            taken = take(&name);
+    let mut todo = vec![start.to_vec()];
+    while let Some(dir) = todo.pop() {
+        let at = if dir.is_empty() { path(b".") } else { path(&dir) };
+        let Ok(entries) = std::fs::read_dir(at) else {
+            continue;
+        };
+        // A read error ends the listing of this directory.
+        for entry in entries.map_while(Result::ok) {
+            let leaf = entry.file_name();
+            let mut name = dir.clone();
+            if !name.is_empty() {
+                name.push(b'/');
+            }
+            name.extend_from_slice(leaf.as_bytes());
+            // Skip a file that was deleted since we listed it.
+            let Ok(meta) = path(&name).symlink_metadata() else {
+                continue;
+            };
+            if !meta.is_dir() {
+                take(&name)?;
+            } else if !SKIPPED.contains(&leaf.as_bytes()) {
+                todo.push(name);
+            }
         }
-    };
-    walk(start, &SKIPPED, &mut |name, _| each(name), &mut |_| {});
-    taken
+    }
+    Ok(())
 }
 
-/// Gives every path that could be wanted to `take`, some twice; git leaves out what is ignored, if it is there.
-fn wanted(take: &mut dyn FnMut(&[u8]) -> Result<(), Failure>) -> Result<(), Failure> {
+/// Passes every candidate path to `take`, some twice. In a git repository, ignored files are left out.
+fn wanted(all: &mut dyn FnMut(&[u8]) -> Result<(), Failure>) -> Result<(), Failure> {
+    // The temporary file of a killed sync is not a change made by the guest.
+    let take: &mut dyn FnMut(&[u8]) -> Result<(), Failure> = &mut |name| {
+        if leaf(name) == NEW.as_bytes() {
+            Ok(())
+        } else {
+            all(name)
+        }
+    };
     if path(b".git").is_dir() {
         let args = ["ls-files", "-z", "--cached", "--others", "--exclude-standard"];
         let named = crate::git::names(&args, |name| {
@@ -162,7 +198,7 @@ fn wanted(take: &mut dyn FnMut(&[u8]) -> Result<(), Failure>) -> Result<(), Fail
                 return Ok(());
             }
             if path(name).symlink_metadata().is_ok_and(|meta| meta.is_dir()) {
-                // A submodule came without its repository: git here knows its name alone.
+                // A submodule was synced without its repository, so git here knows only its directory.
                 return below(name, take);
             }
             take(name)
@@ -170,7 +206,7 @@ fn wanted(take: &mut dyn FnMut(&[u8]) -> Result<(), Failure>) -> Result<(), Fail
         match named {
             Ok(true) => return Ok(()),
             Err(Failure::Gone) => return Err(Failure::Gone),
-            // It is no repository of git's, or there is no git.
+            // This is not a git repository, or git is not installed.
             Ok(false) | Err(_) => {}
         }
     }

@@ -1,7 +1,7 @@
-//! A command in the lease: its streams, its end, and what has to end with it.
+//! Runs a command in the lease: its streams, its exit, and the end of everything in its process group.
 //!
-//! It has a process group of its own, which ends when the client says so or has gone. Values of variables must never stand in an argument
-//! vector, and a command must never begin before whoever wants the tree next can see it.
+//! The command has its own process group, which is ended when the client asks for it or has gone. Values of variables must never appear in an
+//! argument vector, and a command must never start before the next client that wants the tree can see it.
 
 use std::io::{PipeReader, Read, Write as _};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -22,19 +22,19 @@ use crate::owner::Owner;
 use crate::process::{Ending, end_group};
 use crate::talk::{Heard, Talk};
 
-/// How long a command has run when it is worth a process more that names it for the Go program.
+/// After this time, a running command is worth the extra `ps` process whose output identifies it for the Go program.
 const NAME_AFTER: Duration = Duration::from_secs(1);
-/// How often a group that is to end is looked at.
+/// How often to check whether a process group has ended.
 const LOOK: Duration = Duration::from_millis(20);
-/// How long the last output of a command that was ended may take.
+/// How long to wait for the last output of a stopped command.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
-/// Whether the command has told that its start-up files are behind it.
+/// Whether the command has signalled (SIGUSR1) that its shell start-up files were read.
 #[derive(Debug)]
 pub(crate) struct Past(Arc<AtomicBool>);
 
 impl Past {
-    /// Listens from here on.
+    /// Installs the signal handler.
     pub(crate) fn listen() -> Result<Self, Failure> {
         let past = Arc::new(AtomicBool::new(false));
         signal_hook::flag::register(signal_hook::consts::SIGUSR1, Arc::clone(&past))
@@ -43,7 +43,7 @@ impl Past {
     }
 }
 
-/// Runs it to its end.
+/// Runs a command until it ends.
 pub(crate) fn run(
     talk: &mut Talk,
     command: &Command,
@@ -51,7 +51,7 @@ pub(crate) fn run(
     past: &Past,
 ) -> Result<(), Failure> {
     let mut owner = owner.filter(|_| command.noted);
-    // First in our own name: what cannot be noted must not begin.
+    // Write the note with our own pid first: a command that cannot be noted must not start.
     if let Some(owner) = &mut owner
         && let Err(failure) = owner.note(std::process::id())
     {
@@ -74,7 +74,7 @@ pub(crate) fn run(
     if let Some(owner) = &mut owner
         && let Err(failure) = owner.note(running.group)
     {
-        // A command that has ended by now shows nothing of itself, and needs no note.
+        // A command that has already ended is no longer in `/proc` and needs no note, so only a disk error counts.
         if failure.is_of_the_disk() {
             end_group(running.group);
             owner.forget();
@@ -103,16 +103,16 @@ pub(crate) fn run(
     }
 }
 
-/// How a command came to its end.
+/// How a command ended.
 enum Ended {
     Exited(ExitStatus),
-    /// Because the client said so.
+    /// The client stopped it; `gone` says whether its group is known to have ended.
     Stopped {
         gone: bool,
     },
 }
 
-/// A command on its way.
+/// A running command.
 struct Running {
     group: u32,
     out: Option<ChildStdout>,
@@ -129,7 +129,7 @@ impl Running {
         };
         let dir = std::path::Path::new(&command.workdir);
         let in_dir = format!("{}: ", dir.display());
-        // Else a program that is not there and a directory that is not look alike.
+        // Checked first, because spawn reports a missing program and a missing directory alike.
         std::fs::read_dir(dir).map_err(|error| unstarted(&error, &in_dir))?;
         let Some((program, args)) = command.words.split_first() else {
             return Err(Reply::Unstarted {
@@ -161,7 +161,7 @@ impl Running {
             absent: error.kind() == std::io::ErrorKind::NotFound,
         })?;
         if let (Some(mut pipe), Some(input)) = (child.stdin.take(), input) {
-            // What it does not read is its own affair.
+            // The command need not read all of its input.
             std::thread::spawn(move || pipe.write_all(&input).ok());
         }
         let (group, out, err) = (child.id(), child.stdout.take(), child.stderr.take());
@@ -178,7 +178,7 @@ impl Running {
         })
     }
 
-    /// Hands on what the command says until it has ended and nobody has its streams open any more, or the client wants its end.
+    /// Forwards the command's output until it has ended and no process has its streams open any more, or until the client stops it.
     fn follow(mut self, talk: &mut Talk, mut owner: Option<&Owner>) -> Result<Ended, Failure> {
         let (mut is_over, mut chunk) = (false, vec![0; PIECE]);
         loop {
@@ -188,9 +188,9 @@ impl Running {
             let left = owner.map(|_| NAME_AFTER.saturating_sub(self.began.elapsed()));
             let ready = self.wait(talk, is_over, left)?;
             if ready.client {
-                match talk.hear()? {
+                match talk.hear_any()? {
                     Heard::Request(Request::Stop {}) => return self.stop(talk, &mut chunk),
-                    // Nothing else is said to a command.
+                    // Ignore anything else: `Stop` is the only request for a running command.
                     Heard::Request(_) | Heard::Piece => {}
                 }
             }
@@ -217,7 +217,7 @@ impl Running {
         Ok(())
     }
 
-    /// Ends it, with the last that it says: it may have to be read to come to its end.
+    /// Ends the command while still forwarding its output, since it may be unable to end while its pipes are full.
     fn stop(mut self, talk: &mut Talk, chunk: &mut [u8]) -> Result<Ended, Failure> {
         let mut ending = Ending::begin(self.group);
         let gone = loop {
@@ -226,8 +226,8 @@ impl Running {
             }
             let ready = self.wait(talk, true, Some(LOOK))?;
             if ready.client {
-                // Only that it has gone is of interest now.
-                talk.hear()?;
+                // Read only to notice that the client has gone.
+                talk.hear_any()?;
             }
             self.hand_on(talk, &ready, chunk)?;
         };
@@ -235,7 +235,8 @@ impl Running {
         while self.out.is_some() || self.err.is_some() || talk.is_waiting() {
             let left = until.saturating_duration_since(Instant::now());
             let ready = self.wait(talk, true, Some(left))?;
-            if left.is_zero() || ready.client {
+            let has_spoken = ready.client && !matches!(talk.hear_any()?, Heard::Request(Request::Ping {}));
+            if left.is_zero() || has_spoken {
                 break;
             }
             self.hand_on(talk, &ready, chunk)?;
@@ -243,7 +244,7 @@ impl Running {
         Ok(Ended::Stopped { gone })
     }
 
-    /// Waits until something happens, or for as long as `limit` says. While the client does not listen, no more is read for it.
+    /// Waits for an event, for at most `limit`. While output for the client is pending, no more of the command's output is read.
     fn wait(&self, talk: &mut Talk, is_over: bool, limit: Option<Duration>) -> Result<Ready, Failure> {
         if talk.has_ahead() {
             return Ok(Ready {
@@ -284,7 +285,7 @@ impl Running {
     }
 }
 
-/// What has happened.
+/// The events that a wait returned.
 #[derive(Debug, Default)]
 struct Ready {
     client: bool,
@@ -294,11 +295,11 @@ struct Ready {
     err: bool,
 }
 
-/// The end of a child: a descriptor that says when it has come, and how.
+/// A descriptor that becomes readable when the child ends, and its exit status.
 enum End {
-    /// Of Linux 5.3 and newer (pidfd_open(2)): no thread for every command.
+    /// A pidfd (Linux 5.3 and newer, pidfd_open(2)), which saves a thread per command.
     Process(OwnedFd, Child),
-    /// A thread waits, and closes the pipe.
+    /// A thread that waits for the child and then closes the pipe.
     Thread(PipeReader, Receiver<ExitStatus>),
 }
 
@@ -311,7 +312,7 @@ impl End {
         let (tell, status) = channel();
         std::thread::Builder::new().spawn(move || {
             if let Ok(status) = child.wait() {
-                // Nobody listens when the client has gone.
+                // The receiver is dropped when the client has gone.
                 tell.send(status).ok();
             }
             drop(end);
@@ -322,7 +323,7 @@ impl End {
     fn status(&mut self) -> Result<ExitStatus, Failure> {
         match self {
             Self::Process(_, child) => child.wait().trying("wait for the command"),
-            // The thread says so before it ends.
+            // The thread sends the status before it closes the pipe.
             Self::Thread(_, status) => status
                 .recv()
                 .map_err(|_| Failure::Refused("the command cannot be waited for".to_owned())),
@@ -339,7 +340,7 @@ impl AsFd for End {
     }
 }
 
-/// Hands on what can be read now; false at the end of the stream.
+/// Forwards what can be read now; false at the end of the stream.
 fn pass(
     talk: &mut Talk,
     stream: Stream,

@@ -1,141 +1,34 @@
-//! Files of the lease for its client: which there are, and their contents.
+//! Sends the contents of files in the lease to the client.
 //!
-//! Only regular files are sent, and no link is followed in the last place of a path. What cannot be read is named, and must never cost the rest.
+//! Only regular files are sent, and links are followed only as far as the client allows. A file that cannot be read is reported, and must never
+//! prevent the others from being sent.
 
-use std::fs::Metadata;
+use std::fs::{File, Metadata};
 use std::io::Read as _;
-use std::os::unix::ffi::OsStrExt as _;
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 use crabbox_agent_protocol::{PIECE, Reply, Stream};
-use rustix::fs::OFlags;
+use rustix::fs::{Mode, OFlags};
 
-use crate::bytes::{listed, path, push, show};
+use crate::bytes::{leaf, listed, parent, path, show};
 use crate::copy::at_home;
 use crate::failure::{At as _, Failure, said};
-use crate::seen::{Seen, Time};
+use crate::list::within;
+use crate::seen::Dirs;
 use crate::talk::Talk;
 
-/// A list is sent when it has grown to this, in bytes.
-const LIST: usize = PIECE - 8192;
-
-/// The most that is read of a file that says it has nothing, in bytes.
+/// The most that is read of a file whose size is reported as zero, in bytes.
 const UNSIZED: u64 = 1 << 20;
 
-/// The number of a problem that is none of a list's.
-const NO_NUMBER: u32 = u32::MAX;
-
-/// Gives all below `start` that is no directory to `take`, by its path seen from the current directory and what is known of it; what cannot
-/// be looked at goes to `problem`. Links are not followed.
-pub(crate) fn walk(
-    start: &[u8],
-    skipped: &[&[u8]],
-    take: &mut dyn FnMut(Vec<u8>, &Metadata),
-    problem: &mut dyn FnMut(String),
-) {
-    let mut todo = vec![start.to_vec()];
-    while let Some(dir) = todo.pop() {
-        let at = if dir.is_empty() {
-            Path::new(".")
-        } else {
-            path(&dir)
-        };
-        let entries = match std::fs::read_dir(at) {
-            Ok(entries) => entries,
-            Err(error) => {
-                problem(format!("{}: {}", show(at), said(&error)));
-                continue;
-            }
-        };
-        for entry in entries {
-            let entry = match entry {
-                Ok(entry) => entry,
-                Err(error) => {
-                    problem(format!("{}: {}", show(at), said(&error)));
-                    break;
-                }
-            };
-            let leaf = entry.file_name();
-            let mut name = dir.clone();
-            if !name.is_empty() {
-                name.push(b'/');
-            }
-            name.extend_from_slice(leaf.as_bytes());
-            // One that has gone meanwhile is no problem.
-            let Ok(meta) = path(&name).symlink_metadata() else {
-                continue;
-            };
-            if !meta.is_dir() {
-                take(name, &meta);
-            } else if !skipped.contains(&leaf.as_bytes()) {
-                todo.push(name);
-            }
-        }
-    }
-}
-
-/// Which files are listed.
-#[derive(Debug)]
-pub(crate) struct Choice {
-    /// Directories of these names are left out.
-    pub(crate) skipped: Vec<String>,
-    /// Whether only what was written since the last command began is wanted, and when that was.
-    pub(crate) written: bool,
-    pub(crate) since: Option<Time>,
-    /// Only files whose name begins and ends so; all of them where there are none.
-    pub(crate) named: Vec<(String, String)>,
-}
-
-impl Choice {
-    fn takes(&self, name: &[u8], meta: &Metadata) -> bool {
-        let leaf = name.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
-        let is_named = |(start, end): &(String, String)| {
-            leaf.starts_with(start.as_bytes()) && leaf.ends_with(end.as_bytes())
-        };
-        let is_late = || self.since.is_some_and(|since| Seen::of(meta).modified > since);
-        meta.is_file()
-            && (self.named.is_empty() || self.named.iter().any(is_named))
-            && (!self.written || is_late())
-    }
-}
-
-/// Sends the regular files below `dir`.
-pub(crate) fn list(talk: &mut Talk, dir: &str, choice: &Choice) -> Result<(), Failure> {
-    std::env::set_current_dir(dir).at(Path::new(dir))?;
-    let skipped: Vec<&[u8]> = choice.skipped.iter().map(String::as_bytes).collect();
-    let (mut list, mut problems, mut sent) = (Vec::new(), Vec::new(), Ok(()));
-    walk(
-        b"",
-        &skipped,
-        &mut |name, meta| {
-            if choice.takes(&name, meta) {
-                push(&mut list, &name);
-            }
-            if list.len() >= LIST && sent.is_ok() {
-                sent = talk.send(Stream::Data, &list);
-                list.clear();
-            }
-        },
-        &mut |text| problems.push(text),
-    );
-    sent?;
-    for text in problems {
-        talk.say(&Reply::Problem {
-            number: NO_NUMBER,
-            text,
-            lost: true,
-        })?;
-    }
-    talk.send_list(&list)
-}
-
-/// Which files the client takes.
+/// Which files the client accepts.
 #[derive(Debug)]
 pub(crate) struct Taste {
-    /// Those that a link in the last place of a path leads to.
+    /// Whether to follow a link in the last component of a path.
     pub(crate) follow: bool,
-    /// Those of so many bytes at most.
+    /// Whether to send only files below the directory, wherever links lead.
+    pub(crate) within: bool,
+    /// The largest file to send, in bytes.
     pub(crate) limit: Option<u64>,
 }
 
@@ -144,8 +37,18 @@ pub(crate) fn fetch(talk: &mut Talk, dir: &str, taste: &Taste) -> Result<(), Fai
     let names = talk.list()?;
     let dir = at_home(dir)?;
     std::env::set_current_dir(&dir).at(&dir)?;
+    let mut tree = if taste.within {
+        Some((std::env::current_dir().at(&dir)?, Dirs::default()))
+    } else {
+        None
+    };
     for (number, name) in (0_u32..).zip(listed(&names)) {
-        if let Err(failure) = send(talk, number, name, taste) {
+        let at = path(name);
+        let opened = match &mut tree {
+            Some((root, dirs)) => open_within(root, dirs, name),
+            None => open(at, taste.follow),
+        };
+        if let Err(failure) = opened.and_then(|file| send(talk, number, at, file, taste.limit)) {
             if matches!(failure, Failure::Gone) {
                 return Err(failure);
             }
@@ -160,16 +63,16 @@ pub(crate) fn fetch(talk: &mut Talk, dir: &str, taste: &Taste) -> Result<(), Fai
     talk.say(&Reply::End {})
 }
 
-/// Sends a file that says it has nothing: those of `/proc` and of some file systems of programs have something all the same.
+/// Sends a file whose size is reported as zero: files in `/proc` and some FUSE file systems have contents anyway.
 fn send_unsized(
     talk: &mut Talk,
     number: u32,
     at: &Path,
-    file: &mut std::fs::File,
+    file: &mut File,
     meta: &Metadata,
 ) -> Result<(), Failure> {
     let mut content = Vec::new();
-    // One byte more tells a file that ends there from one that would be cut.
+    // One byte more tells a file of exactly this size from a longer one.
     file.take(UNSIZED + 1).read_to_end(&mut content).at(at)?;
     if content.len() as u64 > UNSIZED {
         return Err(Failure::Refused(format!(
@@ -190,29 +93,41 @@ fn send_unsized(
     Ok(())
 }
 
-fn send(talk: &mut Talk, number: u32, name: &[u8], taste: &Taste) -> Result<(), Failure> {
-    let at = path(name);
-    let irregular = || Failure::Refused(format!("{}: is not a regular file", show(at)));
-    // A pipe in the place of a file would hold us up, and a terminal would be ours.
-    let mut flags = OFlags::NONBLOCK | OFlags::NOCTTY;
-    if !taste.follow {
+/// Without these, a pipe could block us and a terminal could become our controlling terminal.
+const QUIET: OFlags = OFlags::NONBLOCK.union(OFlags::NOCTTY).union(OFlags::CLOEXEC);
+
+fn irregular(at: &Path) -> Failure {
+    Failure::Refused(format!("{}: is not a regular file", show(at)))
+}
+
+/// Opens the file at a path.
+fn open(at: &Path, follow: bool) -> Result<File, Failure> {
+    let mut flags = QUIET;
+    if !follow {
         if at.symlink_metadata().at(at)?.is_symlink() {
-            return Err(irregular());
+            return Err(irregular(at));
         }
         flags |= OFlags::NOFOLLOW;
     }
-    let flags = i32::try_from(flags.bits()).unwrap_or(0);
-    let mut file = std::fs::File::options()
-        .read(true)
-        .custom_flags(flags)
-        .open(at)
-        .at(at)?;
+    Ok(rustix::fs::open(at, flags, Mode::empty()).at(at)?.into())
+}
+
+/// Opens the file that a path leads to inside the tree. Links that replace it or a directory above it meanwhile are not followed.
+fn open_within(root: &Path, dirs: &mut Dirs, name: &[u8]) -> Result<File, Failure> {
+    let at = path(name);
+    let real = within(root, name).map_err(|why| Failure::Refused(format!("{}: {why}", show(at))))?;
+    let above = dirs.enter(parent(&real)).at(at)?;
+    let opened = rustix::fs::openat(above, leaf(&real), QUIET | OFlags::NOFOLLOW, Mode::empty());
+    Ok(opened.at(at)?.into())
+}
+
+fn send(talk: &mut Talk, number: u32, at: &Path, mut file: File, limit: Option<u64>) -> Result<(), Failure> {
     let meta = file.metadata().at(at)?;
     if !meta.is_file() {
-        return Err(irregular());
+        return Err(irregular(at));
     }
     let size = meta.len();
-    if let Some(limit) = taste.limit.filter(|limit| size > *limit) {
+    if let Some(limit) = limit.filter(|limit| size > *limit) {
         return Err(Failure::Refused(format!(
             "{}: is larger than {} MiB",
             show(at),
@@ -245,7 +160,7 @@ fn send(talk: &mut Talk, number: u32, name: &[u8], taste: &Taste) -> Result<(), 
             }
         };
         if count == 0 {
-            // As many bytes as were promised, whatever became of the file.
+            // The promised number of bytes must follow, even if the file has shrunk: pad with zeros.
             trouble.get_or_insert_with(|| format!("{}: has shrunk while it was read", show(at)));
             lost = true;
             chunk[..room].fill(0);

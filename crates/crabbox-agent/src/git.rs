@@ -1,15 +1,18 @@
-//! git, as the agent calls it in the tree.
+//! Calls git in the tree.
 //!
-//! It must never run a hook or a monitor of the repository, nor be led elsewhere by the environment.
+//! It must never run a hook or a monitor of the repository, nor work in a repository further up: neither the environment, nor the guest's
+//! configuration, nor a damaged `.git` may lead it there. Whose the repository is, git itself judges (`safe.directory`).
 
 use std::fs::File;
 use std::io::{BufRead as _, BufReader};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use crate::bytes::BUFFER;
 use crate::failure::{At as _, Failure, said};
 
-/// Nothing of the repository runs but git itself.
+/// Keeps git from running hooks, an fsmonitor, or automatic garbage collection.
 const QUIET: [&str; 6] = [
     "-c",
     "core.hooksPath=/dev/null",
@@ -19,33 +22,59 @@ const QUIET: [&str; 6] = [
     "gc.auto=0",
 ];
 
-/// Where a repository has its index, seen from the tree.
+/// The repository's index, relative to the tree.
 pub(crate) const INDEX: &str = ".git/index";
 
-/// What git reads.
+/// What git gets on standard input.
 #[derive(Debug)]
 pub(crate) enum Feed {
     Nothing,
     File(File),
 }
 
-/// What git said.
+/// The result of a git command.
 #[derive(Debug)]
 pub(crate) struct Said {
     pub(crate) success: bool,
-    code: i32,
+    pub(crate) code: i32,
     pub(crate) out: Vec<u8>,
     err: String,
 }
 
-/// Git with these arguments, in the current directory.
+impl Said {
+    /// Whether it succeeded without an error, which git reports about a configuration and may go on nevertheless.
+    pub(crate) fn is_clean(&self) -> bool {
+        self.success && !self.err.lines().any(|line| line.starts_with("error: "))
+    }
+}
+
+/// The repository, relative to the tree.
+const REPOSITORY: &str = ".git";
+
+/// Whether a path can stand in a list of git's, which has colons between them.
+fn is_one_word(path: &Path) -> bool {
+    !path.as_os_str().as_bytes().contains(&b':')
+}
+
+/// Git with these arguments, for the repository in the current directory.
 fn quiet(args: &[&str]) -> Command {
+    quiet_in(&std::env::current_dir().unwrap_or_default(), args)
+}
+
+fn quiet_in(tree: &Path, args: &[&str]) -> Command {
     let mut command = Command::new("git");
     for (name, _) in std::env::vars_os() {
         if name.to_string_lossy().starts_with("GIT_") {
             command.env_remove(name);
         }
     }
+    // It wins over `core.worktree` and `core.bare`.
+    command.env("GIT_WORK_TREE", ".");
+    // Where the repository here is damaged, git looks for one further up.
+    match tree.parent().filter(|parent| is_one_word(parent)) {
+        Some(parent) => command.env("GIT_CEILING_DIRECTORIES", parent),
+        None => command.env("GIT_DIR", REPOSITORY),
+    };
     command.args(QUIET).args(args).env("LC_ALL", "C");
     command
 }
@@ -57,14 +86,15 @@ fn started(command: &mut Command) -> Result<Child, Failure> {
     })
 }
 
-/// Runs git in the current directory, and gives each name that it prints, NUL behind it, to `take`; whether it succeeded, without which it may not
-/// have named all of them.
+/// Runs a git that only lists, whosever the repository is, and passes each NUL-terminated name that it prints to `take`. Returns whether git succeeded; if not, the names
+/// may be incomplete.
 pub(crate) fn names(
     args: &[&str],
     mut take: impl FnMut(&[u8]) -> Result<(), Failure>,
 ) -> Result<bool, Failure> {
     let mut command = quiet(args);
     command
+        .env("GIT_DIR", REPOSITORY)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::null());
@@ -79,7 +109,7 @@ pub(crate) fn names(
             name.clear();
         }
     }
-    // Nobody reads any more, which ends one that still writes.
+    // The read end is closed by now, so a git that still writes gets SIGPIPE and ends.
     let status = child.wait().trying("wait for git")?;
     taken.map(|()| status.success())
 }
@@ -90,9 +120,40 @@ pub(crate) fn git(args: &[&str], feed: &Feed) -> Result<Said, Failure> {
         Feed::Nothing => Stdio::null(),
         Feed::File(file) => file.try_clone().trying("start git")?.into(),
     };
+    said_by(quiet(args).stdin(stdin))
+}
+
+/// Runs git in the current directory, without the configuration of the user and of the host, and whosever the repository is.
+pub(crate) fn isolated_git(args: &[&str]) -> Result<Said, Failure> {
     let mut command = quiet(args);
-    command.stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let child = started(&mut command)?;
+    // HOME for a git older than 2.32, which does not know GIT_CONFIG_GLOBAL.
+    for (name, value) in [
+        ("GIT_DIR", REPOSITORY),
+        ("GIT_CONFIG_NOSYSTEM", "1"),
+        ("GIT_CONFIG_GLOBAL", "/dev/null"),
+        ("HOME", "/nonexistent"),
+        ("XDG_CONFIG_HOME", "/nonexistent"),
+    ] {
+        command.env(name, value);
+    }
+    said_by(command.stdin(Stdio::null()))
+}
+
+/// Makes a repository in `dir`, which need not exist; with ids of sha256 if they are to be long.
+pub(crate) fn init(dir: &Path, is_long: bool) -> Result<(), Failure> {
+    let args = ["init", "-q", "--template="];
+    let mut command = quiet(&args);
+    // With them set it would write where it finds the files.
+    command.env_remove("GIT_DIR").env_remove("GIT_WORK_TREE");
+    command.args(is_long.then_some("--object-format=sha256"));
+    // Whatever the configuration of the user there prefers (git-init(1), git 2.42 and 2.45).
+    command.env("GIT_DEFAULT_HASH", if is_long { "sha256" } else { "sha1" });
+    command.env("GIT_DEFAULT_REF_FORMAT", "files");
+    judged(&args, said_by(command.arg(dir).stdin(Stdio::null()))?).map(drop)
+}
+
+fn said_by(command: &mut Command) -> Result<Said, Failure> {
+    let child = started(command.stdout(Stdio::piped()).stderr(Stdio::piped()))?;
     let output = child.wait_with_output().trying("read what git says")?;
     Ok(Said {
         success: output.status.success(),
@@ -102,9 +163,13 @@ pub(crate) fn git(args: &[&str], feed: &Feed) -> Result<Said, Failure> {
     })
 }
 
-/// Runs git, which must succeed; what it printed.
+/// Runs git and returns its output; an unsuccessful exit is an error.
 pub(crate) fn must_git(args: &[&str], feed: &Feed) -> Result<Vec<u8>, Failure> {
-    let done = git(args, feed)?;
+    judged(args, git(args, feed)?)
+}
+
+/// What git printed, if it succeeded.
+fn judged(args: &[&str], done: Said) -> Result<Vec<u8>, Failure> {
     if done.success {
         return Ok(done.out);
     }
@@ -112,9 +177,33 @@ pub(crate) fn must_git(args: &[&str], feed: &Feed) -> Result<Vec<u8>, Failure> {
         .iter()
         .find(|word| !word.starts_with('-') && !word.contains('='))
         .unwrap_or(&"");
-    let why = match done.err.lines().last() {
-        Some(line) => line.to_owned(),
-        None => format!("exit code {}", done.code),
-    };
+    let why = reason(&done.err).map_or_else(|| format!("exit code {}", done.code), str::to_owned);
     Err(Failure::Refused(format!("git {verb}: {why}")))
+}
+
+/// The line that says what went wrong; advice may follow it.
+fn reason(err: &str) -> Option<&str> {
+    let names_it = |line: &&str| line.starts_with("fatal: ") || line.starts_with("error: ");
+    err.lines().find(names_it).or_else(|| err.lines().last())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_repository_further_up_is_used() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["w", "a:b/w"] {
+            let tree = dir.path().join(name);
+            std::fs::create_dir_all(tree.join(".git")).unwrap();
+            let said = |git: &mut Command| git.current_dir(&tree).output().unwrap();
+            let made = said(Command::new("git").args(["init", "-q"]).arg(dir.path()));
+            assert!(made.status.success(), "{made:?}");
+            let above = said(Command::new("git").args(["rev-parse", "--git-dir"]));
+            assert!(above.status.success(), "{above:?}");
+            let asked = said(&mut quiet_in(&tree, &["rev-parse", "--git-dir"]));
+            assert_eq!(asked.status.code(), Some(128), "{name}: {asked:?}");
+        }
+    }
 }

@@ -1,8 +1,8 @@
-//! The far side of a lease: what runs there for the client that is connected, and ends with it.
+//! The agent: the program that runs in a lease on behalf of one connected client, and ends with that connection.
 //!
-//! It speaks over its standard streams (`crabbox-agent-protocol`): takes the lock of the tree, makes it what the manifest says, runs the
-//! command, lists and sends files. It must never outlive its client with the lock in its hands, follow a link out of the tree when it removes
-//! something, or believe a number that the client has not sent.
+//! It speaks the protocol of `crabbox-agent-protocol` over its standard streams: it locks the tree, brings it in line with the client's manifest,
+//! runs commands, lists and sends files. It must never keep holding the lock after its client has gone, follow a link out of the tree when it removes
+//! something, or act on a number that the client has not sent.
 
 mod bytes;
 mod caches;
@@ -10,12 +10,14 @@ mod carry;
 mod changes;
 mod command;
 mod copy;
+mod digest;
 mod failure;
 mod files;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
 mod git;
 mod index;
+mod list;
 mod names;
 mod owner;
 mod process;
@@ -33,15 +35,16 @@ mod talk;
 use std::path::Path;
 use std::process::ExitCode;
 
-use crabbox_agent_protocol::{HELLO, Reply, Request};
+use crabbox_agent_protocol::{Glob, HELLO, Reply, Request};
 
 use failure::Failure;
-use files::{Choice, Taste};
+use files::Taste;
+use list::Choice;
 use talk::{Heard, Talk};
 
 /// Serves the client at the other end of the standard streams.
 pub fn main() -> ExitCode {
-    // Whoever has gone hears nothing, and has no use for an exit code.
+    // A client that has gone needs neither a message nor an exit code.
     match serve() {
         Ok(()) | Err(Failure::Gone) => ExitCode::SUCCESS,
         Err(failure) => {
@@ -51,18 +54,18 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn make_directory(talk: &mut Talk, dir: &str) -> Result<(), Failure> {
-    sync::make_private(Path::new(dir))?;
+fn make_tree(talk: &mut Talk, dir: &str) -> Result<(), Failure> {
+    sync::make_tree(Path::new(dir))?;
     talk.say(&Reply::Made {})
 }
 
-/// Whether a program of this name is on the path.
+/// Whether `PATH` has a program of this name.
 fn has(program: &str) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path).any(|dir| dir.join(program).is_file())
 }
 
-/// Answers one question after the other until the client goes.
+/// Answers requests one after the other until the client goes.
 fn serve() -> Result<(), Failure> {
     let mut talk = Talk::new()?;
     let past = command::Past::listen()?;
@@ -76,14 +79,14 @@ fn serve() -> Result<(), Failure> {
     let ended = loop {
         let request = match talk.hear() {
             Ok(Heard::Request(request)) => request,
-            // The rest of a list that nobody reads any more.
+            // The rest of a list whose request has failed.
             Ok(Heard::Piece) => continue,
             Err(failure) => break Err(failure),
         };
         let done = match request {
             Request::Own { key, token, make } => owner::own(&mut talk, &key, &token).and_then(|own| {
                 owner = Some(own);
-                make.map_or(Ok(()), |dir| make_directory(&mut talk, &dir))
+                make.map_or(Ok(()), |dir| make_tree(&mut talk, &dir))
             }),
             Request::Release {} => {
                 if let Some(own) = owner.take() {
@@ -100,26 +103,50 @@ fn serve() -> Result<(), Failure> {
             Request::Run { command } => command::run(&mut talk, &command, owner.as_mut(), &past),
             Request::List {
                 dir,
+                patterns,
                 skipped,
                 written,
-                named,
+                once,
             } => {
                 let choice = Choice {
+                    patterns: patterns.iter().map(|text| Glob::of(text.as_bytes())).collect(),
                     skipped,
                     written,
                     since: owner.as_ref().and_then(|own| own.began),
-                    named,
+                    once,
                 };
-                files::list(&mut talk, &dir, &choice)
+                list::list(&mut talk, &dir, &choice)
             }
-            Request::Fetch { dir, follow, limit } => files::fetch(&mut talk, &dir, &Taste { follow, limit }),
-            Request::Make { dir } => make_directory(&mut talk, &dir),
+            Request::Fetch {
+                dir,
+                follow,
+                within,
+                limit,
+            } => {
+                let taste = Taste {
+                    follow,
+                    within,
+                    limit,
+                };
+                files::fetch(&mut talk, &dir, &taste)
+            }
+            Request::Digest { dir } => digest::digest(&mut talk, &dir),
+            Request::Make { dir } => make_tree(&mut talk, &dir),
             Request::Tree { path, follow } => copy::tree(&mut talk, &path, follow),
             Request::Put { to, name, make } => copy::put(&mut talk, &to, &name, make),
             Request::Size { dir } => caches::size(&mut talk, Path::new(&dir)),
             Request::Clear { dir } => caches::clear(&mut talk, Path::new(&dir)),
-            // What belongs to a conversation that has failed, or to a command that has ended.
-            _ => Ok(()),
+            // They belong to a sync that has failed or a command that has ended, and have no answer.
+            Request::End {}
+            | Request::Directory { .. }
+            | Request::File { .. }
+            | Request::Hole { .. }
+            | Request::Link { .. }
+            | Request::Received {}
+            | Request::Pack {}
+            | Request::Finish {}
+            | Request::Stop {}
+            | Request::Ping {} => Ok(()),
         };
         match done {
             Ok(()) => {}

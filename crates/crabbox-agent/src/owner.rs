@@ -1,20 +1,20 @@
-//! The lock of a tree, and the files by which we and the Go program see each other.
+//! The lock of a tree, and the files through which this program and the Go program see each other.
 //!
-//! `.gate` is the lock, `.owner` names who has the tree, `.child` the command that runs there. What is written here must always be something
-//! that the Go program can read: what it cannot read locks it out of the lease for good. It holds the gate only while it writes, and owns the
-//! tree until the second in its owner file, which it renews. So a gate that is free is not yet a tree that is. We own the tree by the gate
-//! alone, which the kernel gives back whatever becomes of us: our owner file has expired from the start, so that the Go program recovers at
-//! once when we are gone.
+//! `.gate` is the lock, `.owner` names the owner of the tree, `.child` the command that runs there. Everything written here must be readable for the
+//! Go program: a file that it cannot parse locks it out of the lease for good. The Go program holds the gate only while it writes, and owns the tree
+//! until the time in its owner file, which it renews; so a free gate does not yet mean a free tree. We own the tree by holding the gate alone, which
+//! the kernel releases whenever we end: our owner file is expired from the start, so that the Go program can recover immediately when we are gone.
 
 mod older;
+mod silence;
 
 use std::fs::File;
 use std::io::Write as _;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use crabbox_agent_protocol::Reply;
+use crabbox_agent_protocol::{Reply, Request};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::FlockOperation;
 use rustix::io::Errno;
@@ -23,26 +23,35 @@ use crate::bytes::discard;
 use crate::failure::{At as _, Failure};
 use crate::process::{Stat, end_group, lstart};
 use crate::seen::{Seen, Time};
-use crate::talk::Talk;
+use crate::talk::{Heard, Talk};
 use older::Older;
+use silence::Silence;
 
-/// How often is looked again at what somebody else has.
+/// How often to try again while another client has the tree.
 const PAUSE: Duration = Duration::from_millis(50);
-/// At a Go program's owner file, which says until when.
+/// How often a waiting agent renews its `.wanted` file. The agent of a silent client checks that file every few seconds.
+const WANT_EVERY: Duration = Duration::from_secs(2);
+/// How often to check a Go program's owner file for expiry.
 const OWNER_PAUSE: Duration = Duration::from_millis(500);
+/// Written in place of the start time from ps(1) until ps was run. With no text there, the Go program would refuse the tree for good, even after the
+/// command has ended; with this text, it takes the command for another process with that pid and treats ours as gone. The Go program only sees this
+/// text if our agent was killed in the command's first second, or the whole host was.
+const UNNAMED: &str = "not asked yet";
 
-/// The tree, ours.
+/// Ownership of the tree.
 #[derive(Debug)]
 pub(crate) struct Owner {
     gate: File,
     files: Files,
-    /// What keeps earlier versions out on a host that has no flock(1).
+    /// The lock for earlier versions of this program, on a host without flock(1).
     _older: Option<Older>,
+    /// The watch that gives up the tree when the client has fallen silent and another one waits.
+    _silence: Silence,
     /// When the last command began, by the clock of the file system.
     pub(crate) began: Option<Time>,
 }
 
-/// Where the files are.
+/// The paths of the files.
 #[derive(Debug, Clone)]
 struct Files(PathBuf);
 
@@ -62,9 +71,29 @@ impl Files {
     fn child(&self) -> PathBuf {
         self.named("child")
     }
+
+    /// Renewed while a client waits for the tree; an agent whose own client has fallen silent then gives it up.
+    fn wanted(&self) -> PathBuf {
+        self.named("wanted")
+    }
+
+    /// Ends a command that still runs, and leaves the other files as a killed client would.
+    fn abandon(&self) {
+        // A note with our own pid means that no command has started yet.
+        let child = Child::load(self);
+        let child = child.filter(|child| child.pid != std::process::id() && child.is_alive());
+        let gone = match child.and_then(|child| child.ours) {
+            Some((_, group)) if group > 1 => end_group(group),
+            _ => true,
+        };
+        // If the command could not be ended, the next client waits for it.
+        if gone {
+            discard(&self.child()).ok();
+        }
+    }
 }
 
-/// Waits until the tree is this client's.
+/// Waits until this client owns the tree.
 pub(crate) fn own(talk: &mut Talk, key: &str, token: &str) -> Result<Owner, Failure> {
     let word = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_hexdigit());
     if !word(key) || !word(token) {
@@ -82,7 +111,12 @@ pub(crate) fn own(talk: &mut Talk, key: &str, token: &str) -> Result<Owner, Fail
         .at(&dir)?;
     let files = Files(dir.join(key));
     let gate = private().append(true).open(files.gate()).at(&files.gate())?;
-    let mut waiting = Waiting { talk, said: None };
+    let mut waiting = Waiting {
+        talk,
+        said: None,
+        wanted: files.wanted(),
+        asked: None,
+    };
     let older = Older::of(&files);
     if let Some(older) = &older {
         waiting.until(PAUSE, &Reply::Busy {}, || older.take())?;
@@ -92,11 +126,11 @@ pub(crate) fn own(talk: &mut Talk, key: &str, token: &str) -> Result<Owner, Fail
         if is_vacant(&files) {
             break;
         }
-        // It needs the gate to renew, and to go.
+        // The owner needs the gate to renew and to release.
         rustix::fs::flock(&gate, FlockOperation::Unlock).at(&files.gate())?;
         waiting.pause(OWNER_PAUSE, &Reply::Busy {})?;
     }
-    // Whoever started a command of ours held the gate until it was gone itself, so nobody waits for that command any more.
+    // The agent that started this command held the gate until it ended, so no client waits for the command any more.
     let orphan = Child::load(&files)
         .filter(Child::is_alive)
         .and_then(|child| child.ours);
@@ -106,28 +140,34 @@ pub(crate) fn own(talk: &mut Talk, key: &str, token: &str) -> Result<Owner, Fail
     }
     waiting.until(PAUSE, &Reply::Child {}, || Ok(!is_busy(&files)))?;
     discard(&files.child())?;
+    discard(&files.wanted())?;
     let recovered = files.owner().exists();
-    let mut file = private()
-        .write(true)
-        .truncate(true)
-        .open(files.owner())
-        .at(&files.owner())?;
-    file.write_all(format!("v1\n{token}\n0\n").as_bytes())
-        .at(&files.owner())?;
+    put(&files.owner(), &format!("v1\n{token}\n0\n"))?;
     talk.say(&Reply::Owned { recovered })?;
+    let silence = Silence::watch(talk.arrivals()?, files.clone())?;
     Ok(Owner {
         gate,
         files,
         _older: older,
+        _silence: silence,
         began: None,
     })
 }
 
-/// A file for this user only.
+/// Options to create a file that only this user can read.
 fn private() -> std::fs::OpenOptions {
     let mut options = File::options();
     options.create(true).mode(0o600);
     options
+}
+
+/// Writes a file atomically, because the Go program cannot parse a partial one.
+fn put(path: &Path, text: &str) -> Result<File, Failure> {
+    let new = path.with_added_extension("new");
+    let mut file = private().write(true).truncate(true).open(&new).at(&new)?;
+    file.write_all(text.as_bytes()).at(&new)?;
+    std::fs::rename(&new, path).at(path)?;
+    Ok(file)
 }
 
 fn take(gate: &File, files: &Files) -> Result<bool, Failure> {
@@ -138,14 +178,17 @@ fn take(gate: &File, files: &Files) -> Result<bool, Failure> {
     }
 }
 
-/// Somebody waits, and can go at any time.
+/// A client that waits for the tree, and may go at any time.
 struct Waiting<'a> {
     talk: &'a mut Talk,
     said: Option<Reply>,
+    /// The `.wanted` file for the other client; `asked` is when it was last written.
+    wanted: PathBuf,
+    asked: Option<Instant>,
 }
 
 impl Waiting<'_> {
-    /// Asks again and again; tells what for when it is not so at once.
+    /// Polls until `is_so`, and reports `state` to the client while it is not.
     fn until(
         &mut self,
         pause: Duration,
@@ -166,8 +209,20 @@ impl Waiting<'_> {
         Ok(())
     }
 
+    /// Tells the agent that owns the tree that another client wants it.
+    fn want(&mut self) {
+        if self.asked.is_none_or(|asked| asked.elapsed() >= WANT_EVERY) {
+            self.asked = Some(Instant::now());
+            // If it cannot be written, we wait until the other client's session ends.
+            private().write(true).open(&self.wanted).ok();
+        }
+    }
+
     fn pause(&mut self, pause: Duration, state: &Reply) -> Result<(), Failure> {
         self.tell(state)?;
+        if *state == (Reply::Busy {}) {
+            self.want();
+        }
         let limit = Timespec::try_from(pause).unwrap_or(Timespec {
             tv_sec: 1,
             tv_nsec: 0,
@@ -176,13 +231,20 @@ impl Waiting<'_> {
         let mut fds = [PollFd::new(&input, PollFlags::IN)];
         match poll(&mut fds, Some(&limit)) {
             Ok(0) | Err(Errno::INTR) => Ok(()),
-            // Whoever waits says nothing: it does not want the tree any more.
-            _ => Err(Failure::Gone),
+            // A waiting client sends only pings; anything else means that it no longer wants the tree.
+            _ => match self.talk.hear_any() {
+                Ok(Heard::Request(Request::Ping {})) => Ok(()),
+                heard => {
+                    // If other clients wait too, they write the file again.
+                    discard(&self.wanted).ok();
+                    Err(heard.err().unwrap_or(Failure::Gone))
+                }
+            },
         }
     }
 }
 
-/// Whether the owner file names nobody, or somebody whose time is over.
+/// Whether the owner file names no owner, or one whose time has expired.
 fn is_vacant(files: &Files) -> bool {
     let text = std::fs::read(files.owner()).unwrap_or_default();
     let text = String::from_utf8_lossy(&text).into_owned();
@@ -197,13 +259,13 @@ fn is_vacant(files: &Files) -> bool {
     token.len() != 64 || until.parse::<u64>().map_or(true, |until| until <= now)
 }
 
-/// What a child file says.
+/// The contents of a child file.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Child {
     pid: u32,
-    /// In the words of ps(1); empty where nobody asked it.
+    /// The start time as printed by ps(1), or [`UNNAMED`].
     named: String,
-    /// In clock ticks, and the group; the Go program writes neither.
+    /// The start time in clock ticks, and the process group; the Go program writes neither.
     ours: Option<(u64, u32)>,
 }
 
@@ -215,7 +277,7 @@ impl Child {
             lines.next().unwrap_or_default(),
             lines.next().unwrap_or_default(),
         );
-        // An earlier version had all of it in one line.
+        // An earlier version wrote everything in one line.
         let words: Vec<&str> = first
             .split(' ')
             .chain(last.split(' '))
@@ -256,23 +318,23 @@ impl Child {
     }
 }
 
-/// Reads these bytes as a child file.
+/// Parses these bytes as a child file.
 #[cfg(feature = "fuzzing")]
 pub(crate) fn read_bytes(bytes: &[u8]) {
     Child::parse(&String::from_utf8_lossy(bytes));
 }
 
-/// Whether a command still runs whose client has gone.
+/// Whether a noted command still runs.
 fn is_busy(files: &Files) -> bool {
     Child::load(files).is_some_and(|child| child.is_alive())
 }
 
 impl Owner {
-    /// Notes the process that the next client must wait for. That line in the words of ps(1) comes later, see [`Self::name`]: a process for which
-    /// no short command should wait. Until then it is empty, and the Go program keeps out of the tree.
+    /// Records the process that the next client must wait for. The line from ps(1) comes later, see [`Self::name`], so that a short command need not
+    /// wait for that process.
     ///
-    /// Where `/proc` is not there, or is another process namespace's, it refuses: its numbers would name somebody else, and the next client could
-    /// begin while this command still runs.
+    /// Refuses if `/proc` is missing or belongs to another pid namespace: its pids would name other processes, and the next client could start while
+    /// this command still runs.
     pub(crate) fn note(&mut self, pid: u32) -> Result<(), Failure> {
         let own = std::process::id();
         let is_ours =
@@ -284,38 +346,35 @@ impl Owner {
         })?;
         let child = Child {
             pid,
-            named: String::new(),
+            named: UNNAMED.to_owned(),
             ours: Some((stat.began, stat.group)),
         };
         let file = self.files.child();
-        let mut open = private().write(true).truncate(true).open(&file).at(&file)?;
-        open.write_all(child.text().as_bytes()).at(&file)?;
-        // In our own name, before it begins: what it writes at once is younger.
+        let open = put(&file, &child.text())?;
+        // The note with our own pid is written before the command starts, so anything that the command writes is newer.
         if pid == own {
             self.began = Some(Seen::of(&open.metadata().at(&file)?).modified);
         }
         Ok(())
     }
 
-    /// There is no command after all.
+    /// Removes the note: no command was started.
     pub(crate) fn forget(&self) {
         discard(&self.files.child()).ok();
     }
 
-    /// Names the process for the Go program. The file keeps its time: it is when the command began.
+    /// Adds the ps(1) line for the Go program. The file keeps its time, which is when the command began.
     pub(crate) fn name(&self) {
         let file = self.files.child();
-        let Some(child) = Child::load(&self.files).filter(|child| child.named.is_empty()) else {
+        let Some(child) = Child::load(&self.files).filter(|child| child.named == UNNAMED) else {
             return;
         };
         let (Some(named), Ok(meta)) = (lstart(child.pid), file.metadata()) else {
             return;
         };
         let text = Child { named, ..child }.text();
-        // Without it the Go program keeps out of the tree for longer than it has to, and nothing else.
-        if crate::bytes::write(&file, &[text.as_bytes()]).is_ok()
-            && let Ok(open) = File::options().write(true).open(&file)
-        {
+        // Ignore a failure: without the line, the Go program may only believe that a command has ended whose agent was killed.
+        if let Ok(open) = put(&file, &text) {
             let when = UNIX_EPOCH
                 + Duration::from_nanos(
                     u64::try_from(meta.mtime() * 1_000_000_000 + meta.mtime_nsec()).unwrap_or(0),
@@ -324,26 +383,17 @@ impl Owner {
         }
     }
 
-    /// Gives the tree back.
+    /// Releases the tree.
     pub(crate) fn release(self) {
-        discard(&self.files.owner()).ok();
+        // In this order: the Go program does not look for a command while there is no owner.
         discard(&self.files.child()).ok();
+        discard(&self.files.owner()).ok();
         drop(self.gate);
     }
 
-    /// Leaves the tree without a word, as a client does that was killed. A command of its that still runs is ended first.
+    /// Leaves the files as a killed client would, after ending a command that still runs.
     pub(crate) fn abandon(self) {
-        // In our own name it is no command yet.
-        let child = Child::load(&self.files);
-        let child = child.filter(|child| child.pid != std::process::id() && child.is_alive());
-        let gone = match child.and_then(|child| child.ours) {
-            Some((_, group)) if group > 1 => end_group(group),
-            _ => true,
-        };
-        // The next client waits for what could not be ended.
-        if gone {
-            discard(&self.files.child()).ok();
-        }
+        self.files.abandon();
     }
 }
 
@@ -353,8 +403,13 @@ mod tests {
 
     #[test]
     fn a_child_is_read_as_each_of_us_writes_it() {
-        let ours = Child::parse("12\n\n34 56\n").unwrap();
-        assert_eq!((ours.pid, ours.ours), (12, Some((34, 56))));
+        // As an earlier version wrote it, and as this one does.
+        assert_eq!(Child::parse("12\n\n34 56\n").unwrap().ours, Some((34, 56)));
+        let ours = Child::parse("12\nnot asked yet\n34 56\n").unwrap();
+        assert_eq!(
+            (ours.pid, ours.named.as_str(), ours.ours),
+            (12, UNNAMED, Some((34, 56)))
+        );
         assert_eq!(Child::parse(&ours.text()), Some(ours));
         let go = Child::parse("12\nSun Nov 29 12:00:00 2026\n").unwrap();
         assert_eq!(

@@ -1,7 +1,7 @@
-//! Taking what is sent of the tree: directories, files and links.
+//! Receives directories, files and links of the tree.
 //!
-//! A new file is made in its place: a sync that breaks off leaves it without a record, so that the next one sends it again. One that is there is
-//! replaced whole, by a rename. A partial file must never stay where a whole one was.
+//! A new file is written directly to its path: an interrupted sync leaves it without a record, so the next sync sends it again. An existing file is
+//! replaced atomically by a rename. A partial file must never replace a complete one.
 
 use std::fs::File;
 use std::io::{Seek as _, SeekFrom, Write as _};
@@ -18,25 +18,26 @@ use crate::failure::{At as _, Failure};
 use crate::seen::Dirs;
 use crate::talk::{Heard, Talk, out_of_order};
 
-/// The bits of a mode that a write takes away, or that are not for a new file to have.
+/// Mode bits that a write clears, or that cannot be set when a file is created.
 const SPECIAL: u32 = 0o7000;
 
-/// What a file is called beside its place, in another file system than where it was made, until it is whole.
-const NEW: &str = ".crabbox-new";
+/// The temporary name of a file that had to be copied to another file system, until it is complete. It is fixed, so that the next sync finds what a
+/// killed one left, and unlike any name in a real tree.
+pub(crate) const NEW: &str = ".crabbox-new-5d41b6a2";
 
-/// Where what comes is made.
+/// Where received files go.
 pub(crate) struct Into<'a> {
-    /// What the names are seen from, as a message shows it.
+    /// The directory that names are relative to, for messages.
     pub(crate) root: &'a Path,
-    /// The same, open.
+    /// The same directory, open.
     pub(crate) dirs: Dirs,
-    /// Where something is made whose place is taken.
+    /// The path where a file is written first if its own place is taken.
     pub(crate) aside: PathBuf,
-    /// The names by their numbers.
+    /// Looks up a name by its number.
     pub(crate) name: &'a mut dyn FnMut(usize) -> Result<Option<Vec<u8>>, Failure>,
 }
 
-/// Takes all until [`Request::Received`]; `first` was heard already.
+/// Receives everything until [`Request::Received`]; `first` was read already.
 pub(crate) fn receive(talk: &mut Talk, into: Into<'_>, first: Request) -> Result<(), Failure> {
     let mut taking = Taking {
         into,
@@ -46,7 +47,7 @@ pub(crate) fn receive(talk: &mut Talk, into: Into<'_>, first: Request) -> Result
     };
     let done = take_all(talk, &mut taking, first);
     if let (Err(_), Some(open)) = (&done, taking.file.take()) {
-        // A full disk gets its room back.
+        // Free the space of the partial file: the disk may be full.
         if open.is_aside {
             discard(&taking.into.aside).ok();
         } else if let Ok(within) = taking.into.dirs.enter(parent(&open.name)) {
@@ -71,28 +72,29 @@ fn take_all(talk: &mut Talk, taking: &mut Taking<'_>, first: Request) -> Result<
 struct Taking<'a> {
     into: Into<'a>,
     file: Option<Open>,
-    /// Directories that get their mode, and some their time, when they are full.
+    /// Directories whose mode, and for some the time, is set once their contents are complete.
     late: Vec<(Vec<u8>, u32, Option<i64>)>,
     modes: Modes,
 }
 
-/// Modes that a new file has in a directory when it is made with them: what masks them there is asked once for each.
+/// Modes that new files in a directory really get when created with them, so that the umask (or a default ACL) is checked once per directory and
+/// mode.
 #[derive(Default)]
 struct Modes {
     dir: Vec<u8>,
     sound: Vec<u32>,
 }
 
-/// A file on its way.
+/// The file being received.
 struct Open {
     file: File,
-    /// Whether it is made beside the tree.
+    /// Whether it is written outside the tree first.
     is_aside: bool,
-    /// Where it goes.
+    /// Its final path.
     name: Vec<u8>,
     /// The same, for messages.
     to: PathBuf,
-    /// The mode that it still has to get.
+    /// The mode that still has to be set.
     mode: Option<u32>,
     modified: Timespec,
     end: u64,
@@ -103,7 +105,7 @@ impl Taking<'_> {
     fn begin(&mut self, request: Request) -> Result<(), Failure> {
         match &request {
             Request::Hole { bytes } => return self.hole(*bytes),
-            // The file before it is whole.
+            // The previous file is complete.
             Request::Directory { .. } | Request::File { .. } | Request::Link { .. } => self.finish()?,
             other => return Err(out_of_order(other)),
         }
@@ -172,7 +174,7 @@ impl Taking<'_> {
         Ok(())
     }
 
-    /// The name with this number, and how a message shows it.
+    /// The name with this number, and its full path for messages.
     fn name(&mut self, number: u32) -> Result<(Vec<u8>, PathBuf), Failure> {
         let name = match usize::try_from(number) {
             Ok(number) => (self.into.name)(number)?,
@@ -205,7 +207,7 @@ impl Taking<'_> {
         Ok(())
     }
 
-    /// Makes something at `name`, or beside the tree where something stands there; and says whether it is there.
+    /// Creates something with `make` at `name`, or outside the tree if something is there already; the flag says which (true: outside).
     fn made<T>(
         &mut self,
         name: &[u8],
@@ -222,17 +224,17 @@ impl Taking<'_> {
         }
     }
 
-    /// Puts what was made beside the tree into its place.
+    /// Moves what was made outside the tree to its place.
     fn put(&mut self, name: &[u8], to: &Path) -> Result<(), Failure> {
         let within = self.into.dirs.enter(parent(name)).at(to)?;
         let aside = self.into.aside.as_path();
         match rustix::fs::renameat(CWD, aside, within, leaf(name)) {
-            // The workdir, or something in it, is another file system than its surroundings.
+            // The workdir, or a directory in it, is on another file system.
             Err(Errno::XDEV) => {}
             moved => return moved.at(to),
         }
         let stat = rustix::fs::statat(CWD, aside, AtFlags::SYMLINK_NOFOLLOW).at(aside)?;
-        // Of a sync that was killed here; nobody else brings anything now.
+        // A leftover of a killed sync; no other sync can be running now.
         match rustix::fs::unlinkat(within, NEW, AtFlags::empty()) {
             Ok(()) | Err(Errno::NOENT) => {}
             Err(errno) => return Err(errno).at(to),
@@ -270,7 +272,7 @@ impl Taking<'_> {
             .ok_or_else(|| Failure::Refused("the client sent a piece of no file".to_owned()))
     }
 
-    /// Ends the file that is open.
+    /// Finishes the open file.
     fn finish(&mut self) -> Result<(), Failure> {
         let Some(open) = &self.file else {
             return Ok(());
@@ -292,7 +294,7 @@ impl Taking<'_> {
 
     fn end(&mut self) -> Result<(), Failure> {
         self.finish()?;
-        // A directory that nobody may write to gets its mode when it is full.
+        // A read-only directory gets its mode after its contents.
         for (name, mode, seconds) in self.late.iter().rev() {
             let to = self.into.root.join(path(name));
             let within = self.into.dirs.enter(parent(name)).at(&to)?;
@@ -306,10 +308,10 @@ impl Taking<'_> {
     }
 }
 
-/// Changes the mode of a directory, and of nothing that a link in its place leads to.
+/// Changes the mode of a directory, without following a link in its place.
 fn set_mode(within: BorrowedFd<'_>, leaf: &[u8], mode: u32) -> Result<(), Errno> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    // One that its own user may not read cannot be opened in another way, and what is opened so has no fchmod(2): by its own entry it has.
+    // A directory that its owner may not read can only be opened with `O_PATH`, which does not allow fchmod(2); chmod through `/proc/self/fd` works.
     let dir = rustix::fs::openat(within, leaf, flags, Mode::empty())?;
     let own = format!("/proc/self/fd/{}", dir.as_raw_fd());
     rustix::fs::chmodat(CWD, own.as_str(), Mode::from_raw_mode(mode), AtFlags::empty())

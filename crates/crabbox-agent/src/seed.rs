@@ -1,6 +1,9 @@
-//! The repository in the lease: the commit, branch and staged changes of the client's, so that a command finds a repository.
+//! The git repository in the lease: it gets the client's commit, branch and staged changes, so that commands find a repository.
 //!
-//! It leaves the files of the tree alone. What cannot be done is told, and must never fail the sync that it is part of.
+//! It leaves the files of the tree alone, and a repository that is of no use is moved away and made again. What cannot be done is told, and must
+//! never fail the sync that it is part of.
+
+mod repository;
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -13,15 +16,19 @@ use sha2::{Digest as _, Sha256};
 
 use crate::bytes::{discard, listed, path, read, write};
 use crate::failure::{At as _, Failure};
-use crate::git::{Feed, INDEX, git, must_git};
+use crate::git::{Feed, INDEX, git, init, must_git};
 use crate::record::Place;
 use crate::seen::Seen;
 use crate::talk::Talk;
+pub(crate) use repository::forget_aside;
+use repository::{
+    CONFIG, LONG_ID, is_own_directory, nature, own_the_tree, replace_unusable, set_ref, unlock,
+};
 
-/// Below `.git`, beside what the Go program keeps there.
+/// A file below `.git`, beside the Go program's own files.
 const SETTINGS: &str = "crabbox/settings";
 
-/// An index of the plainest format.
+/// Options that make git write the plainest index format.
 const PLAIN_INDEX: [&str; 10] = [
     "-c",
     "index.version=2",
@@ -49,19 +56,19 @@ pub(crate) fn go_dir(place: &Place) -> PathBuf {
 pub(crate) fn hex(bytes: &[u8]) -> String {
     let mut text = String::with_capacity(bytes.len() * 2);
     for byte in bytes {
-        // Writing to a text does not fail.
+        // Writing to a string does not fail.
         write!(text, "{byte:02x}").ok();
     }
     text
 }
 
-/// What the last seed left: five lines (four of a version that knew no base).
+/// What the last seed left: five lines (four if written by a version that had no base).
 #[derive(Debug, Default)]
 struct Known {
     id: String,
     head: String,
     heads: String,
-    /// Of the index as it was left.
+    /// Digest of the index as the seed left it.
     index: String,
     base: String,
 }
@@ -88,12 +95,12 @@ impl Known {
 #[derive(Debug, Default)]
 pub(crate) struct State {
     pub(crate) needed: bool,
-    /// The commit that it has from the last time.
+    /// The commit that it has from the last sync.
     pub(crate) have: String,
     pub(crate) have_base: String,
 }
 
-/// Whether the repository must be brought up to date, and the commits that it has from the last time.
+/// Whether the repository must be brought up to date, and the commits that it has from the last sync.
 pub(crate) fn state(place: &Place, seed: &Seed) -> Result<State, Failure> {
     let known = Known::load(place)?.filter(|_| Path::new(".git/objects").is_dir());
     let Some(known) = known else {
@@ -109,16 +116,38 @@ pub(crate) fn state(place: &Place, seed: &Seed) -> Result<State, Failure> {
     })
 }
 
+/// Replaces a repository that git cannot use, or whose ids are of another length than those that come: all of it is then asked for. If that fails,
+/// the repository is as it was, and writing to it fails too.
+pub(crate) fn make_usable(place: &Place, seed: &Seed, state: &mut State) {
+    // Without a commit it is not known yet how long the ids are.
+    if !seed.head.is_empty()
+        && matches!(
+            replace_unusable(place, Some(seed.head.len() == LONG_ID)),
+            Ok(true)
+        )
+    {
+        *state = State {
+            needed: true,
+            ..State::default()
+        };
+    }
+}
+
 /// The digest of the index as the last seed left it.
 pub(crate) fn known_index(place: &Place) -> Result<Option<String>, Failure> {
     Ok(Known::load(place)?.map(|known| known.index))
 }
 
-/// Stands for the files that say which commit is checked out: if the guest moves them, the sync is not in sync.
+/// The ref of the branch that is to be checked out.
+fn branch(seed: &Seed) -> String {
+    format!("refs/heads/{}", seed.branch)
+}
+
+/// Stands for the files that say which commit is checked out and what kind of repository it is: if the guest changes them, the sync is not in sync.
 fn heads(seed: &Seed) -> Result<String, Failure> {
     let mut files = vec![".git/HEAD".to_owned()];
     if !seed.branch.is_empty() {
-        files.push(format!(".git/refs/heads/{}", seed.branch));
+        files.push(format!(".git/{}", branch(seed)));
     }
     let mut text = Vec::new();
     for file in files {
@@ -131,16 +160,18 @@ fn heads(seed: &Seed) -> Result<String, Failure> {
             Seen::at(file.as_bytes()).at(Path::new(&file))?.put(&mut text);
         }
     }
+    text.push(0);
+    text.extend(nature(&read(Path::new(CONFIG)).unwrap_or_default()));
     Ok(hex(&Sha256::digest(text)))
 }
 
-/// What came of a repository.
+/// The repository data that the client sent.
 #[derive(Debug)]
 pub(crate) struct Came {
     pack: PathBuf,
     /// The staged changes, as git update-index reads them.
     staged: PathBuf,
-    /// The bits of the index, by path.
+    /// The flags of index entries, by path.
     pub(crate) marks: Vec<u8>,
     settings: Vec<u8>,
     attributes: Vec<u8>,
@@ -149,7 +180,7 @@ pub(crate) struct Came {
 }
 
 impl Came {
-    /// Takes it all from the client.
+    /// Receives all of it from the client.
     pub(crate) fn take(talk: &mut Talk, place: &Place) -> Result<Self, Failure> {
         let (pack, staged) = (place.of("tmp/seed.pack"), place.of("tmp/seed.staged"));
         let first = keep(talk, &staged)?;
@@ -170,23 +201,33 @@ impl Came {
         })
     }
 
-    /// Makes `.git` say what the client's repository says.
+    /// Makes `.git` match the client's repository.
     pub(crate) fn apply(&self, place: &Place, seed: &Seed) -> Result<(), Failure> {
-        let git_dir = Path::new(".git");
-        if git_dir.symlink_metadata().is_ok_and(|meta| !meta.is_dir()) {
-            return Err(Failure::Refused(
-                ".git in the workdir is not a directory".to_owned(),
-            ));
+        let is_long = self.has_long_ids(seed)?;
+        // Without a commit it was not known before how long the ids are; and then all objects have come.
+        if seed.head.is_empty() {
+            replace_unusable(place, is_long)?;
+        }
+        // It could not be moved away, and what is written now would be written elsewhere.
+        match is_own_directory()? {
+            Some(false) => {
+                return Err(Failure::Refused(
+                    ".git in the workdir leads to another repository, and cannot be moved away: remove it there".to_owned(),
+                ));
+            }
+            // Whose it is git says here, and the next command would not say it.
+            Some(true) if Path::new(".git/objects").is_dir() => {
+                must_git(&["rev-parse", "--git-dir"], &Feed::Nothing)?;
+            }
+            _ => {}
         }
         discard(&place.of("seed"))?;
         if !Path::new(".git/objects").is_dir() {
-            let mut args = vec!["init", "-q", "--template="];
-            args.extend(self.object_format(seed)?);
-            args.push(".");
-            must_git(&args, &Feed::Nothing)?;
+            init(Path::new("."), is_long == Some(true))?;
         }
-        // No command runs during a sync: a dead one left it.
-        discard(Path::new(".git/index.lock"))?;
+        let base_refs = seed.base.iter().flat_map(|base| &base.refs).map(String::as_str);
+        unlock(base_refs.chain([branch(seed).as_str()]))?;
+        own_the_tree()?;
         let pack = File::open(&self.pack).at(&self.pack)?;
         if pack.metadata().at(&self.pack)?.len() > 0 {
             must_git(&["index-pack", "--stdin"], &Feed::File(pack))?;
@@ -197,16 +238,16 @@ impl Came {
         if seed.branch.is_empty() {
             must_git(&["update-ref", "--no-deref", "HEAD", &seed.head], &Feed::Nothing)?;
         } else {
-            let branch = format!("refs/heads/{}", seed.branch);
+            let branch = branch(seed);
             must_git(&["symbolic-ref", "HEAD", &branch], &Feed::Nothing)?;
             if seed.head.is_empty() {
-                // It need not be there.
+                // The branch may not exist.
                 git(&["update-ref", "-d", &branch], &Feed::Nothing)?;
             } else {
-                must_git(&["update-ref", &branch, &seed.head], &Feed::Nothing)?;
+                set_ref(&branch, &seed.head)?;
             }
         }
-        // A new one: nothing that the guest said in the old one is of use.
+        // Start with a new index: nothing that the guest put into the old one is needed.
         discard(Path::new(INDEX))?;
         let read_tree: &[&str] = if seed.head.is_empty() {
             &["read-tree", "--empty"]
@@ -215,7 +256,7 @@ impl Came {
         };
         must_git(&[&PLAIN_INDEX[..], read_tree].concat(), &Feed::Nothing)?;
         let staged = File::open(&self.staged).at(&self.staged)?;
-        // Most often nothing is, and a process is not for nothing.
+        // Usually nothing is staged, which saves a process.
         if staged.metadata().at(&self.staged)?.len() > 0 {
             let stage = [&PLAIN_INDEX[..], &["update-index", "-z", "--index-info"]].concat();
             must_git(&stage, &Feed::File(staged))?;
@@ -223,28 +264,31 @@ impl Came {
         if !seed.origin.is_empty() {
             must_git(&["config", "remote.origin.url", &seed.origin], &Feed::Nothing)?;
         }
+        let mut done = Ok(());
         if let Some(base) = &seed.base {
             for name in &base.refs {
-                must_git(&["update-ref", "--no-deref", name, &base.id], &Feed::Nothing)?;
+                done = done.and(set_ref(name, &base.id));
             }
         }
         exclude()?;
-        self.configure(place)
+        self.configure(place)?;
+        done
     }
 
-    /// What git init is told, by the length of the ids that come: sha256 has 64 digits (git-init(1)).
-    fn object_format(&self, seed: &Seed) -> Result<Option<&'static str>, Failure> {
-        // The first id stands behind a mode.
+    /// Whether the ids that come are those of sha256; `None` if none comes.
+    fn has_long_ids(&self, seed: &Seed) -> Result<Option<bool>, Failure> {
+        // The first id follows a mode.
         let mut begun = Vec::new();
         let staged = File::open(&self.staged).at(&self.staged)?;
         staged.take(100).read_to_end(&mut begun).at(&self.staged)?;
         let staged = begun.split(|byte| *byte == b' ').nth(1).unwrap_or_default();
-        let is_long = [seed.head.as_bytes(), staged].iter().any(|id| id.len() == 64);
-        Ok(is_long.then_some("--object-format=sha256"))
+        let ids = [seed.head.as_bytes(), staged];
+        let id = ids.into_iter().find(|id| !id.is_empty());
+        Ok(id.map(|id| id.len() == LONG_ID))
     }
 
-    /// Takes over the settings and attributes that decide whether git finds a file unchanged. Those that the guest made for itself stay, as
-    /// long as the client has none.
+    /// Takes over the settings and attributes that decide whether git finds a file unchanged. Settings that the guest made for itself stay as long as
+    /// the client has none.
     fn configure(&self, place: &Place) -> Result<(), Failure> {
         let settings = Path::new(".git").join(SETTINGS);
         if !self.settings.is_empty() || settings.exists() {
@@ -275,13 +319,13 @@ impl Came {
 
 impl Drop for Came {
     fn drop(&mut self) {
-        // The next sync empties the directory that it is in.
+        // If this fails, the next sync empties the directory.
         std::fs::remove_file(&self.pack).ok();
         std::fs::remove_file(&self.staged).ok();
     }
 }
 
-/// Takes a list into a file. Also where the disk is full the client must be heard to the end of it; what the system said then comes back.
+/// Receives a list into a file. If writing fails (disk full), the rest of the list is still received; the first error is returned as the inner value.
 fn keep(talk: &mut Talk, path: &Path) -> Result<Option<Failure>, Failure> {
     let mut file = File::create(path).at(path);
     let mut failed = None;
@@ -300,7 +344,7 @@ pub(crate) fn make_dirs(dir: &Path) -> Result<(), Failure> {
     std::fs::create_dir_all(dir).at(dir)
 }
 
-/// Keeps what the Go program writes into the tree out of `git status`.
+/// Hides the Go program's directory from `git status`.
 fn exclude() -> Result<(), Failure> {
     let file = Path::new(".git/info/exclude");
     let mut text = read(file)?;
@@ -318,7 +362,7 @@ fn exclude() -> Result<(), Failure> {
     write(file, &[&text])
 }
 
-/// Whether a commit is here, and a parent of it is not.
+/// Whether a commit is present while one of its parents is not.
 fn is_cut_off(commit: &str) -> Result<bool, Failure> {
     let text = git(&["cat-file", "commit", commit], &Feed::Nothing)?.out;
     let text = String::from_utf8_lossy(&text).into_owned();
@@ -331,8 +375,8 @@ fn is_cut_off(commit: &str) -> Result<bool, Failure> {
     Ok(false)
 }
 
-/// Tells git which commits it is to take for the first ones: those that came as such, and those whose parents are not here. One that was the
-/// first by an earlier sync is none any more when what is before it has come.
+/// Tells git which commits are shallow: those that the client sent as such, and those whose parents are missing. A commit from an earlier sync stops
+/// being shallow once its parents have arrived.
 fn cut_off(seed: &Seed, roots: &[u8]) -> Result<(), Failure> {
     let shallow = Path::new(".git/shallow");
     let words = |bytes: &[u8]| -> BTreeSet<String> {
@@ -364,20 +408,20 @@ fn cut_off(seed: &Seed, roots: &[u8]) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Notes that the repository is as it was to be, and that its index has this digest.
+/// Records that the repository is as requested, with this digest of its index.
 pub(crate) fn write_seed(place: &Place, seed: &Seed, index: &str) -> Result<(), Failure> {
     let base = seed.base.as_ref().map_or("", |base| base.id.as_str());
     let lines = [seed.id.as_str(), &seed.head, &heads(seed)?, index, base].join("\n");
     write(&place.of("seed"), &[lines.as_bytes()])
 }
 
-/// Notes the directories of submodules. One that is gone on the client's side goes here, if nothing is in it.
+/// Records the directories of submodules. A directory that is gone on the client is removed here if it is empty.
 pub(crate) fn keep_hollow(place: &Place, paths: &[&[u8]]) -> Result<(), Failure> {
     let file = place.of("hollow");
     let before = read(&file)?;
     for name in listed(&before).filter(|name| !paths.contains(name)) {
         if crate::seen::Dirs::default().own(name) {
-            // What is in it is the guest's own.
+            // This fails if the directory has contents, which belong to the guest.
             std::fs::remove_dir(path(name)).ok();
         }
     }

@@ -15,9 +15,10 @@ use std::time::Duration;
 
 use crabbox_agent_protocol::{PIECE, Reply, Request, Stream, SyncRequest};
 use rustix::fs::{CWD, FlockOperation, Mode, OFlags};
+use rustix::io::Errno;
 use rustix::time::ClockId;
 
-use crate::bytes::{Replacing, discard, open, parent, show};
+use crate::bytes::{Replacing, discard, moment, open, parent, show};
 use crate::failure::{At as _, Failure};
 use crate::index::marks::Marks;
 use crate::index::{Tree, Work};
@@ -119,15 +120,19 @@ pub(crate) fn sync(talk: &mut Talk, request: &SyncRequest, looked: Option<Looked
         let (rows, removed, unlike) = (manifest(talk, &place)?, talk.names()?, talk.names()?);
         occupy(&place, request.reset)?;
         let way = Patch::begin(&place, request, head, rows, removed, unlike)?;
-        return bring(talk, &place, request, way, &lock);
+        return bring(talk, &place, request, way, &lock).inspect(|()| lock.tidy(&place));
     }
     talk.say(&Reply::Differs {})?;
     let (rows, unlike) = (manifest(talk, &place)?, talk.names()?);
     occupy(&place, request.reset)?;
     let way = Whole::begin(&place, request, rows, unlike)?;
-    bring(talk, &place, request, way, &lock)
+    bring(talk, &place, request, way, &lock).inspect(|()| lock.tidy(&place))
 }
 
+/// Permission bits of directories that are this user's alone.
+const PRIVATE: u32 = 0o700;
+/// Those of everybody else.
+const OTHERS: u32 = 0o077;
 /// Where a manifest is until it is what a sync is about to do.
 const MANIFEST: &str = "tmp/manifest";
 
@@ -150,15 +155,60 @@ fn manifest(talk: &mut Talk, place: &Place) -> Result<Rows, Failure> {
 struct Lock {
     /// Its end is the lock's.
     _file: std::os::fd::OwnedFd,
+    /// The name of the directory in `tmp` for another program's files in the making.
+    stage: String,
+}
+
+impl Lock {
+    /// After a sync that failed, the other program may still be at work; the next sync removes what is left.
+    fn tidy(&self, place: &Place) {
+        std::fs::remove_dir(place.of("tmp").join(&self.stage)).ok();
+    }
 }
 
 /// Makes a directory with those above it, for this user alone: on a shared host others need not read what is worked on.
-pub(crate) fn make_private(dir: &Path) -> Result<(), Failure> {
+fn make_private(dir: &Path) -> Result<(), Failure> {
     std::fs::DirBuilder::new()
         .recursive(true)
-        .mode(0o700)
+        .mode(PRIVATE)
         .create(dir)
         .at(dir)
+}
+
+/// Has a lease's directory that only this user can enter. One that stood there open is closed with the tree in it, and what is above them is left
+/// alone: a work root may be the user's home. Behind a closed one the tree's own mode is up to those who work in it: a command may open it
+/// for a container that runs as somebody else.
+fn make_lease(lease: &Path, workdir: &Path) -> Result<(), Failure> {
+    make_private(lease)?;
+    if close(lease)? {
+        close(workdir)?;
+    }
+    Ok(())
+}
+
+/// The same, and the tree in it, empty where there is none.
+pub(crate) fn make_tree(workdir: &Path) -> Result<(), Failure> {
+    if let Some(lease) = workdir.parent() {
+        make_lease(lease, workdir)?;
+    }
+    make_private(workdir)
+}
+
+/// Closes a directory of this user's to others; whether it was open. A link, and what belongs to somebody else, is not ours to close, and a file
+/// system without modes has nothing to close.
+fn close(dir: &Path) -> Result<bool, Failure> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let handle = match rustix::fs::openat(CWD, dir, flags, Mode::empty()) {
+        Ok(handle) => handle,
+        Err(Errno::NOENT | Errno::LOOP | Errno::NOTDIR | Errno::ACCESS) => return Ok(false),
+        Err(errno) => return Err(errno).at(dir),
+    };
+    let stat = rustix::fs::fstat(&handle).at(dir)?;
+    let is_ours = stat.st_uid == rustix::process::geteuid().as_raw();
+    if !is_ours || stat.st_mode & OTHERS == 0 {
+        return Ok(false);
+    }
+    Ok(rustix::fs::fchmod(&handle, Mode::from_raw_mode(stat.st_mode & 0o7000 | PRIVATE)).is_ok())
 }
 
 /// Makes the tree its own, and goes there; with `is_reset` it is removed before. Only when all that was to be heard has come whole: whoever
@@ -179,14 +229,15 @@ fn occupy(place: &Place, is_reset: bool) -> Result<(), Failure> {
         ] {
             discard(&place.of(leaf))?;
         }
+        seed::forget_aside(place);
     }
-    make_directory(&place.workdir, 0o755)?;
+    make_directory(&place.workdir)?;
     std::env::set_current_dir(&place.workdir).at(&place.workdir)
 }
 
-/// Makes a directory, where none is.
-fn make_directory(dir: &Path, mode: u32) -> Result<(), Failure> {
-    match std::fs::DirBuilder::new().mode(mode).create(dir) {
+/// Makes a directory, where none is, for this user alone.
+fn make_directory(dir: &Path) -> Result<(), Failure> {
+    match std::fs::DirBuilder::new().mode(PRIVATE).create(dir) {
         Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
             if dir.symlink_metadata().at(dir)?.is_dir() {
                 Ok(())
@@ -200,10 +251,10 @@ fn make_directory(dir: &Path, mode: u32) -> Result<(), Failure> {
 
 /// Makes what is kept of the tree's syncs, and keeps others out.
 fn enter(place: &Place) -> Result<Lock, Failure> {
-    make_private(&place.lease)?;
+    make_lease(&place.lease, &place.workdir)?;
     let tmp = place.of("tmp");
     for dir in [&place.lease.join(".crabbox-sync"), &place.meta, &tmp] {
-        make_directory(dir, 0o700)?;
+        make_directory(dir)?;
     }
     let file = place.of("lock");
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -215,8 +266,11 @@ fn enter(place: &Place) -> Result<Lock, Failure> {
     for entry in std::fs::read_dir(&tmp).at(&tmp)? {
         remove_tree(&handle, Path::new(&entry.at(&tmp)?.file_name()))?;
     }
+    // No two of one tree: the lock lies between them.
+    let stage = moment();
+    make_directory(&tmp.join(&stage))?;
     place.drop_older()?;
-    Ok(Lock { _file: lock })
+    Ok(Lock { _file: lock, stage })
 }
 
 /// Everything behind the lists: what is to be sent, the repository, the end.
@@ -225,7 +279,7 @@ fn bring(
     place: &Place,
     request: &SyncRequest,
     mut way: impl Way,
-    _lock: &Lock,
+    lock: &Lock,
 ) -> Result<(), Failure> {
     let mut work = Work::of(place, &mut way)?;
     let mut state = match &request.seed {
@@ -234,6 +288,9 @@ fn bring(
     };
     if request.seed.is_some() && !state.needed && work.is_lost(place)? {
         state.needed = true;
+    }
+    if let Some(seed) = request.seed.as_ref().filter(|_| state.needed) {
+        seed::make_usable(place, seed, &mut state);
     }
     // Until one has come: in the index of another commit nothing is to look unchanged.
     work.is_failed = state.needed;
@@ -248,6 +305,7 @@ fn bring(
         seed: state.needed,
         have: state.have,
         have_base: state.have_base,
+        stage: lock.stage.clone(),
     })?;
     if !all {
         for numbers in way.stale().chunks(PIECE / size_of::<u32>()) {

@@ -1,10 +1,12 @@
 //! The conversation with the client, over this process's standard streams.
 //!
-//! A client that has gone ends it wherever it stands; nothing else does. Nothing but frames may be written to standard output.
+//! The conversation ends wherever it is when the client goes, and for no other reason. Nothing but frames may be written to standard output.
 
 use std::fs::File;
-use std::io::{self, BufReader, Write as _};
+use std::io::{self, BufReader, Read, Write as _};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crabbox_agent_protocol::{Frame, FrameError, Frames, PIECE, Reply, Request, Stream, put_bytes};
 
@@ -14,61 +16,134 @@ use rustix::pipe::PIPE_BUF;
 use crate::failure::{At as _, Failure};
 use crate::names::Names;
 
-/// How much is read ahead, in bytes.
+/// The size of the read buffer, in bytes.
 const AHEAD: usize = 256 * 1024;
 
-/// What the client said.
+/// A message from the client.
 #[derive(Debug)]
 #[expect(clippy::large_enum_variant, reason = "there is one at a time, on the stack")]
 pub(crate) enum Heard {
     Request(Request),
-    /// A piece of something; it is in [`Talk::piece`].
+    /// A chunk of bytes; it is in [`Talk::piece`].
     Piece,
+}
+
+/// The client's stream, with a count of the bytes read.
+#[derive(Debug)]
+struct Counted {
+    from: File,
+    read: Arc<AtomicU64>,
+}
+
+impl Read for Counted {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.from.read(buffer)?;
+        self.read.fetch_add(count as u64, Ordering::SeqCst);
+        Ok(count)
+    }
+}
+
+/// Counts the bytes that have arrived from the client, independently of who reads them.
+#[derive(Debug)]
+pub(crate) struct Arrivals {
+    input: File,
+    read: Arc<AtomicU64>,
+}
+
+impl Arrivals {
+    /// Counts for this descriptor, of which `read` bytes were read.
+    pub(crate) fn of(input: File, read: Arc<AtomicU64>) -> Self {
+        Self { input, read }
+    }
+
+    /// How many bytes have arrived in total, and how many of them are still unread.
+    pub(crate) fn count(&self) -> (u64, u64) {
+        // In this order: bytes read between the two calls count twice, which is a sign of life anyway.
+        let unread = rustix::io::ioctl_fionread(&self.input).unwrap_or(0);
+        (self.read.load(Ordering::SeqCst).wrapping_add(unread), unread)
+    }
+}
+
+/// Whether all output has been stopped.
+static IS_SILENT: AtomicBool = AtomicBool::new(false);
+
+/// Stops all output: a thread that would write blocks until the process ends.
+pub(crate) fn fall_silent() {
+    IS_SILENT.store(true, Ordering::SeqCst);
+}
+
+fn hold() {
+    while IS_SILENT.load(Ordering::SeqCst) {
+        std::thread::park();
+    }
 }
 
 /// Both ends of the conversation.
 #[derive(Debug)]
 pub(crate) struct Talk {
-    frames: Frames<BufReader<File>>,
-    /// The same, for waits.
+    frames: Frames<BufReader<Counted>>,
+    read: Arc<AtomicU64>,
+    /// A duplicate of the input descriptor, to poll.
     input: File,
     out: File,
-    /// What is about to be written.
+    /// Frames that were not written yet.
     waiting: Vec<u8>,
 }
 
 impl Talk {
-    /// Over standard input and output.
+    /// Talks over standard input and output.
     pub(crate) fn new() -> Result<Self, Failure> {
         let twice = |fd: BorrowedFd<'_>| {
             let twin = fd.try_clone_to_owned().map(File::from);
             twin.trying("use the standard streams")
         };
-        let from = twice(io::stdin().as_fd())?;
+        let (from, read) = (twice(io::stdin().as_fd())?, Arc::default());
+        let input = twice(from.as_fd())?;
+        let counted = Counted {
+            from,
+            read: Arc::clone(&read),
+        };
         Ok(Self {
-            input: twice(from.as_fd())?,
-            frames: Frames::new(BufReader::with_capacity(AHEAD, from)),
+            input,
+            read,
+            frames: Frames::new(BufReader::with_capacity(AHEAD, counted)),
             out: twice(io::stdout().as_fd())?,
             waiting: Vec::new(),
         })
     }
 
-    /// Where the client's words arrive, for a wait.
+    /// The descriptor to poll for input.
     pub(crate) fn input(&self) -> BorrowedFd<'_> {
         self.input.as_fd()
     }
 
-    /// Whether words have arrived that a wait for the descriptor would not see.
+    /// A counter of arriving bytes, for the watch on a silent client.
+    pub(crate) fn arrivals(&self) -> Result<Arrivals, Failure> {
+        let input = self.input.try_clone().trying("use the standard streams")?;
+        Ok(Arrivals::of(input, Arc::clone(&self.read)))
+    }
+
+    /// Whether input is buffered already, which polling the descriptor would not show.
     pub(crate) fn has_ahead(&mut self) -> bool {
         !self.frames.source().buffer().is_empty()
     }
 
-    /// The next words.
+    /// The next message that is not a ping.
     pub(crate) fn hear(&mut self) -> Result<Heard, Failure> {
+        loop {
+            match self.hear_any()? {
+                Heard::Request(Request::Ping {}) => {}
+                heard => return Ok(heard),
+            }
+        }
+    }
+
+    /// The next message, pings included.
+    pub(crate) fn hear_any(&mut self) -> Result<Heard, Failure> {
         match self.frames.frame() {
             Ok(Some(Frame::Message(tag, payload))) => Request::take(tag, payload)
                 .map(Heard::Request)
-                // Whoever says such a thing is no client of this agent.
+                // No client of this agent sends such a message.
                 .map_err(|error| Failure::Refused(error.to_string())),
             Ok(Some(Frame::Bytes(..))) => Ok(Heard::Piece),
             Ok(None) | Err(FrameError::Read(_) | FrameError::Cut) => Err(Failure::Gone),
@@ -76,12 +151,12 @@ impl Talk {
         }
     }
 
-    /// The piece that was heard last.
+    /// The chunk that was received last.
     pub(crate) fn piece(&self) -> &[u8] {
         self.frames.payload()
     }
 
-    /// A list, to its end.
+    /// Receives a whole list.
     pub(crate) fn list(&mut self) -> Result<Vec<u8>, Failure> {
         let mut list = Vec::new();
         self.pieces(|piece| {
@@ -91,12 +166,12 @@ impl Talk {
         Ok(list)
     }
 
-    /// A list of names.
+    /// Receives a list of names.
     pub(crate) fn names(&mut self) -> Result<Names, Failure> {
         Names::of(self.list()?)
     }
 
-    /// Gives each piece of a list to `take`.
+    /// Passes each chunk of a list to `take`.
     pub(crate) fn pieces(
         &mut self,
         mut take: impl FnMut(&[u8]) -> Result<(), Failure>,
@@ -110,19 +185,19 @@ impl Talk {
         }
     }
 
-    /// Answers.
+    /// Sends a reply.
     pub(crate) fn say(&mut self, reply: &Reply) -> Result<(), Failure> {
         reply.frame(&mut self.waiting);
         self.flush()
     }
 
-    /// Sends bytes of a stream at once.
+    /// Sends bytes of a stream immediately.
     pub(crate) fn send(&mut self, stream: Stream, bytes: &[u8]) -> Result<(), Failure> {
         put_bytes(&mut self.waiting, stream, bytes);
         self.flush()
     }
 
-    /// Sends a list whole.
+    /// Sends a whole list.
     pub(crate) fn send_list(&mut self, list: &[u8]) -> Result<(), Failure> {
         for piece in list.chunks(PIECE) {
             self.send(Stream::Data, piece)?;
@@ -130,28 +205,29 @@ impl Talk {
         self.say(&Reply::End {})
     }
 
-    /// Lets bytes of a stream wait for [`Self::push`].
+    /// Queues bytes of a stream for [`Self::push`].
     pub(crate) fn queue(&mut self, stream: Stream, bytes: &[u8]) {
         put_bytes(&mut self.waiting, stream, bytes);
     }
 
-    /// Whether something waits.
+    /// Whether output is queued.
     pub(crate) fn is_waiting(&self) -> bool {
         !self.waiting.is_empty()
     }
 
-    /// Where the client listens, for a wait.
+    /// The descriptor to poll for output.
     pub(crate) fn output(&self) -> BorrowedFd<'_> {
         self.out.as_fd()
     }
 
-    /// Writes as much of what waits as is taken at once, where a wait has said that something is: a client that does not listen must not keep
-    /// us from hearing it.
+    /// Writes as much of the queue as the pipe takes without blocking, after a poll has shown that it takes some: a client that does not read must
+    /// not keep us from reading its requests.
     pub(crate) fn push(&mut self) -> Result<(), Failure> {
+        hold();
         let mut written = 0;
         while written < self.waiting.len() && (written == 0 || is_writable(&self.out)) {
             let piece = &self.waiting[written..];
-            // As much as a pipe takes that says it takes some.
+            // A pipe that polls as writable takes at least this much without blocking.
             let piece = &piece[..piece.len().min(PIPE_BUF)];
             match self.out.write(piece) {
                 Ok(count) => written += count,
@@ -164,6 +240,7 @@ impl Talk {
     }
 
     fn flush(&mut self) -> Result<(), Failure> {
+        hold();
         let written = self.out.write_all(&self.waiting);
         self.waiting.clear();
         written.map_err(|_| Failure::Gone)
@@ -175,7 +252,7 @@ fn is_writable(out: &File) -> bool {
     poll(&mut fds, Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
 }
 
-/// The client said something that has no place here.
+/// The client sent a request that is not allowed here.
 pub(crate) fn out_of_order(request: &Request) -> Failure {
     let mut text = format!("{request:?}");
     text.truncate(text.floor_char_boundary(100));

@@ -1,4 +1,4 @@
-//! The agent as a program, spoken to by hand: what no client of ours says, and what becomes of a command whose agent or client goes.
+//! Tests of the agent as a program, with requests that no real client sends, and of what becomes of a command whose agent or client goes.
 
 #![expect(
     clippy::unwrap_used,
@@ -13,12 +13,21 @@ use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command as Program, Stdio};
 use std::time::{Duration, Instant};
 
-use crabbox_agent_protocol::{Command, Frame, Frames, HELLO, Reply, Request, Stream, put_bytes};
+use crabbox_agent_protocol::{Command, Frame, Frames, HELLO, Reply, Request, Stream, put, put_bytes};
 
+mod listing;
 mod memory;
 mod syncing;
 
-/// A conversation.
+/// The command line of the agent: the one built with these tests, or the words in `CRABBOX_TESTED_AGENT`, such as an emulator and an agent for
+/// another architecture. The last word is the agent.
+fn program() -> Vec<String> {
+    let built = || env!("CARGO_BIN_EXE_crabbox-agent").to_owned();
+    let words = std::env::var("CRABBOX_TESTED_AGENT").unwrap_or_else(|_| built());
+    words.split(' ').map(str::to_owned).collect()
+}
+
+/// A conversation with an agent.
 struct Agent {
     process: Child,
     input: Option<ChildStdin>,
@@ -27,8 +36,12 @@ struct Agent {
 
 impl Agent {
     fn start(home: &Path, around: &[&str]) -> Self {
-        let agent = env!("CARGO_BIN_EXE_crabbox-agent");
-        let words: Vec<&str> = around.iter().copied().chain([agent]).collect();
+        Self::start_program(home, around, &program())
+    }
+
+    fn start_program(home: &Path, around: &[&str], program: &[String]) -> Self {
+        let agent = program.iter().map(String::as_str);
+        let words: Vec<&str> = around.iter().copied().chain(agent).collect();
         let mut process = Program::new(words[0])
             .args(&words[1..])
             .env("HOME", home)
@@ -80,7 +93,7 @@ impl Agent {
         self.say(&Request::Run { command });
     }
 
-    /// The next answer; what the command says is passed over.
+    /// The next reply; output of a command is skipped.
     fn reply(&mut self) -> Reply {
         loop {
             match self.frames.frame().unwrap().expect("the agent has gone") {
@@ -90,7 +103,7 @@ impl Agent {
         }
     }
 
-    /// A list, to its end; what could not be done instead of it.
+    /// A whole list, or the reason why there is none.
     fn list(&mut self) -> Result<Vec<u8>, String> {
         let mut list = Vec::new();
         loop {
@@ -123,7 +136,7 @@ impl Agent {
         self.input.as_mut().unwrap().write_all(&frame).unwrap();
     }
 
-    /// Begins a copy of a directory, with a file in it that says `text` and another one in a directory of its own.
+    /// Begins a copy of a directory that has a file with this text and another file in a subdirectory.
     fn begin_copy(&mut self, to: &str, make: bool, text: &str) {
         self.say(&Request::Put {
             to: to.to_owned(),
@@ -189,7 +202,7 @@ fn is_alive(pid: u32) -> bool {
     std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
 }
 
-/// Whether a process that would compute without an end does not: every pipe on its way is full.
+/// Whether a process that would otherwise use CPU without end is blocked because every pipe is full.
 fn stands_still(pid: u32) -> bool {
     // The 14th and 15th field of proc_pid_stat(5), the third being the first behind the name.
     let computed = || {
@@ -198,7 +211,7 @@ fn stands_still(pid: u32) -> bool {
         words.map(|ticks| ticks.parse::<u64>().unwrap()).sum::<u64>()
     };
     let before = computed();
-    // Ten ticks, of which it would have most.
+    // Ten ticks, most of which a running process would get.
     std::thread::sleep(Duration::from_millis(100));
     computed() == before
 }
@@ -217,7 +230,7 @@ fn within(limit: Duration, is_so: impl Fn() -> bool) -> bool {
 #[test]
 fn a_command_is_not_started_where_nobody_could_see_it() {
     let home = tempfile::tempdir().unwrap();
-    // Another process namespace, with the /proc of this one: needs root.
+    // Another pid namespace that has the /proc of this one: needs root.
     let mut agent = Agent::start(home.path(), &["unshare", "--pid", "--fork", "--kill-child"]);
     agent.own();
     assert_eq!(agent.reply(), Reply::Owned { recovered: false });
@@ -246,7 +259,7 @@ fn a_client_that_does_not_listen_is_heard() {
     agent.say(&Request::Stop {});
     assert!(within(Duration::from_secs(5), || !is_alive(pid)), "it goes on");
     assert_eq!(agent.reply(), Reply::Stopped { gone: true });
-    // And one that goes instead.
+    // A client that goes instead of stopping the command.
     agent.run(&["sh", "-c", "echo $$; exec yes"]);
     let pid = agent.number();
     assert!(
@@ -258,11 +271,47 @@ fn a_client_that_does_not_listen_is_heard() {
 }
 
 #[test]
+fn a_client_that_says_only_that_it_is_there_says_it_anywhere() {
+    let home = tempfile::tempdir().unwrap();
+    let mut first = Agent::owning(home.path());
+    let ping = |agent: &mut Agent| agent.say(&Request::Ping {});
+    ping(&mut first);
+    assert_eq!(first.reply(), Reply::Owned { recovered: false });
+    // While waiting for the tree, which is announced to the owner of the tree.
+    let mut second = Agent::owning(home.path());
+    assert_eq!(second.reply(), Reply::Busy {});
+    let wanted = home
+        .path()
+        .join(format!(".crabbox/workspace-owners/{}.wanted", "ab".repeat(32)));
+    assert!(within(Duration::from_secs(5), || wanted.exists()));
+    ping(&mut second);
+    // During a command, twice in a row.
+    first.run(&["sh", "-c", "echo $$; exec sleep 20"]);
+    let pid = first.number();
+    ping(&mut first);
+    ping(&mut first);
+    first.say(&Request::Stop {});
+    ping(&mut first);
+    assert_eq!(first.reply(), Reply::Stopped { gone: true });
+    assert!(!is_alive(pid));
+    // Within a list, and within a file.
+    first.begin_copy("~/to", false, "text");
+    ping(&mut first);
+    first.say(&Request::Received {});
+    assert_eq!(first.reply(), Reply::Received {});
+    first.say(&Request::Release {});
+    ping(&mut first);
+    assert_eq!(first.reply(), Reply::Released {});
+    assert_eq!(second.reply(), Reply::Owned { recovered: false });
+    assert!(!wanted.exists());
+}
+
+#[test]
 fn a_command_whose_agent_was_killed_ends_before_the_next_client_has_the_tree() {
     let home = tempfile::tempdir().unwrap();
     let mut agent = Agent::owning(home.path());
     assert_eq!(agent.reply(), Reply::Owned { recovered: false });
-    // It leaves a word where it comes to its own end.
+    // The command leaves a file if it runs to its end.
     let ended = home.path().join("ended");
     agent.run(&[
         "sh",
@@ -277,7 +326,7 @@ fn a_command_whose_agent_was_killed_ends_before_the_next_client_has_the_tree() {
     assert_eq!(next.reply(), Reply::Child {});
     assert_eq!(next.reply(), Reply::Owned { recovered: true });
     assert!(!is_alive(pid) && !ended.exists(), "it was waited for, not ended");
-    // A command that cannot be started leaves no note that somebody could be waited for by.
+    // A command that cannot be started leaves no note that a client would wait for.
     next.run(&["/no/such/program"]);
     assert!(matches!(next.reply(), Reply::Unstarted { absent: true, .. }));
     let notes = std::fs::read_dir(home.path().join(".crabbox/workspace-owners")).unwrap();
@@ -286,11 +335,63 @@ fn a_command_whose_agent_was_killed_ends_before_the_next_client_has_the_tree() {
 }
 
 #[test]
+fn what_a_killed_agent_leaves_the_go_program_can_read() {
+    let home = tempfile::tempdir().unwrap();
+    let file = |end: &str| {
+        let key = home
+            .path()
+            .join(".crabbox/workspace-owners")
+            .join("ab".repeat(32));
+        fs::read_to_string(key.with_added_extension(end)).unwrap()
+    };
+    let mut agent = Agent::owning(home.path());
+    assert_eq!(agent.reply(), Reply::Owned { recovered: false });
+    agent.run(&["sh", "-c", "echo $$; exec sleep 20"]);
+    let pid = agent.number();
+    agent.process.kill().unwrap();
+    agent.process.wait().unwrap();
+    // The owner file is expired, so the Go program does not wait for it.
+    assert_eq!(file("owner"), format!("v1\n{}\n0\n", "cd".repeat(32)));
+    // A pid and a text of at most 96 bytes: without the text, the Go program is locked out even after the command has ended.
+    let named = |pid: u32| {
+        let child = file("child");
+        let mut lines = child.lines();
+        assert_eq!(lines.next(), Some(pid.to_string().as_str()), "{child:?}");
+        lines.next().unwrap().to_owned()
+    };
+    assert!((1..=96).contains(&named(pid).len()), "{:?}", file("child"));
+    // After a second it is the text of ps, which tells the Go program that the command still runs.
+    let mut agent = Agent::owning(home.path());
+    assert_eq!(agent.reply(), Reply::Child {});
+    assert_eq!(agent.reply(), Reply::Owned { recovered: true });
+    agent.run(&["sh", "-c", "echo $$; exec sleep 20"]);
+    let pid = agent.number();
+    let said = Program::new("ps")
+        .args(["-o", "lstart=", "-p", &pid.to_string()])
+        .output()
+        .unwrap();
+    let said = String::from_utf8(said.stdout).unwrap();
+    let words = said.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(
+        within(Duration::from_secs(10), || named(pid) == words),
+        "{:?} {words}",
+        file("child")
+    );
+    agent.say(&Request::Stop {});
+    assert_eq!(agent.reply(), Reply::Stopped { gone: true });
+}
+
+#[test]
 fn what_is_no_message_ends_the_conversation_and_says_so() {
     let home = tempfile::tempdir().unwrap();
-    for bytes in [&[1, 0x40, 0, 0, 0][..], &[250, 0, 0, 0, 0]] {
+    let mut unknown = Vec::new();
+    put(&mut unknown, 250, |_| {});
+    // An unknown message, one that is too long, and something that is not a frame.
+    let mut long = unknown.clone();
+    long[5] = 0x40;
+    for bytes in [unknown, long, b"GET / HTTP/1.0\r\n".to_vec()] {
         let mut agent = Agent::start(home.path(), &[]);
-        agent.input.as_mut().unwrap().write_all(bytes).unwrap();
+        agent.input.as_mut().unwrap().write_all(&bytes).unwrap();
         let status = agent.process.wait().unwrap();
         assert_eq!(status.code(), Some(1), "{bytes:?}");
     }
@@ -305,7 +406,7 @@ fn names(dir: &Path) -> Vec<String> {
     names
 }
 
-/// A directory in which copies are put, and an agent whose home it is.
+/// A home directory for copies, and an agent that runs there.
 fn copying() -> (tempfile::TempDir, Agent) {
     let home = tempfile::tempdir().unwrap();
     let agent = Agent::start(home.path(), &[]);
@@ -333,7 +434,7 @@ fn a_copy_has_its_modes_and_times_and_is_merged_into_what_is_there() {
     assert_eq!(at("to/f").metadata().unwrap().mtime_nsec(), 5);
     assert_eq!(fs::read(at("to/f")).unwrap(), b"text\0\0\0\0");
     assert_eq!(fs::read_link(at("to/l")).unwrap(), Path::new("f"));
-    // Into a directory it goes under its own name; what is only there stays.
+    // Into an existing directory it goes under its own name; other files there stay.
     fs::create_dir_all(at("in/name/d")).unwrap();
     fs::write(at("in/name/d/own"), "own").unwrap();
     fs::write(at("in/name/l"), "gives way").unwrap();
@@ -345,7 +446,7 @@ fn a_copy_has_its_modes_and_times_and_is_merged_into_what_is_there() {
         (look("in/name"), look("in/name/l").1),
         ((0o555, 1_000_000), 3_000_000)
     );
-    // A slash makes one, with those above it.
+    // A trailing slash creates the directory and its parents.
     let path = at("made/deep/").to_str().unwrap().to_owned();
     assert_eq!(agent.copy(&path, true, "new"), Reply::Received {});
     assert_eq!(names(&at("made/deep")), ["name"]);
@@ -378,7 +479,7 @@ fn what_is_in_the_way_of_a_copy_leaves_everything_as_it_was() {
         (names(&at("in/name")), names(&at("in"))),
         (vec!["d".into(), "f".into()], vec!["name".into()])
     );
-    // A client that goes before all of it was sent wants nothing of it.
+    // If the client goes before everything was sent, nothing of the copy stays.
     agent.begin_copy(at("half").to_str().unwrap(), false, "half");
     let staged = || {
         names(home.path())
@@ -517,7 +618,7 @@ fn on_a_host_without_flock_an_earlier_version_and_this_one_keep_each_other_out()
         .join("ab".repeat(32))
         .with_added_extension("lock");
     fs::create_dir_all(&lock).unwrap();
-    // As a shell of that version would: its number, and the 22nd field of its stat.
+    // As the shell script of that version would: its pid, and the 22nd field of its stat.
     let own = std::process::id();
     let stat = fs::read_to_string(format!("/proc/{own}/stat")).unwrap();
     let began = stat
@@ -536,7 +637,7 @@ fn on_a_host_without_flock_an_earlier_version_and_this_one_keep_each_other_out()
     assert!(mark.exists());
     fs::remove_file(&mark).unwrap();
     assert!(matches!(agent.reply(), Reply::Owned { .. }));
-    // And that version finds the directory full, of a process that lives.
+    // That version in turn finds the directory taken by a living process.
     let held = names(&lock);
     assert!(
         held.len() == 1 && held[0].starts_with(&format!("{}.", agent.process.id())),

@@ -1,16 +1,18 @@
-//! The result cache: one file an attachment, in the place and shape that libcni keeps it, so that other runtimes find it.
+//! The result cache: one file per attachment, with libcni's path and format, so that other runtimes find it.
 //!
-//! The cache is what DEL and CHECK hand to plugins as `prevResult`; without it both still run. It must never decide what is deleted.
+//! DEL and CHECK pass the cached result to plugins as `prevResult`; DEL also runs without it. It must never decide
+//! what is deleted.
 
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crabbox_host::files::remove_if_there;
 use serde_json::{Map, Value, json};
 
 use crate::attachment::Attachment;
 use crate::base64;
 
-/// Where `attachment` is cached: `<cache dir>/results/<network>-<container>-<interface>`.
+/// The cache file of `attachment`: `<cache dir>/results/<network>-<container>-<interface>`.
 pub(crate) fn file(attachment: &Attachment) -> PathBuf {
     let name = format!(
         "{}-{}-{}",
@@ -19,7 +21,7 @@ pub(crate) fn file(attachment: &Attachment) -> PathBuf {
     attachment.cache_dir.join("results").join(name)
 }
 
-/// Writes the entry. `result` is the last plugin's own text.
+/// Writes the entry. `result` is the last plugin's own output.
 pub(crate) fn save(attachment: &Attachment, result: &Value) -> io::Result<()> {
     let conf = &attachment.conf;
     let mut list = Map::new();
@@ -49,19 +51,19 @@ pub(crate) fn save(attachment: &Attachment, result: &Value) -> io::Result<()> {
         std::os::unix::fs::DirBuilderExt::mode(std::fs::DirBuilder::new().recursive(true), 0o700)
             .create(dir)?;
     }
-    // A half-written entry reads as none, and DEL runs without it.
+    // A half-written entry counts as absent, and DEL runs without it.
     std::fs::write(file, serde_json::to_vec(&entry)?)
 }
 
-/// The result that was cached; none when there is no entry that can be read.
+/// The cached result; `None` if there is no readable entry.
 pub(crate) fn load(attachment: &Attachment) -> Option<Value> {
     let bytes = std::fs::read(file(attachment)).ok()?;
     let mut entry: Value = serde_json::from_slice(&bytes).ok()?;
     entry.get_mut("result").map(Value::take).filter(Value::is_object)
 }
 
-/// The attachments of `container` that any runtime of the specification's reference kind (libcni, this one) has cached below
-/// `cache_dir`: what DEL needs when nothing else is known of them. What cannot be read is left out.
+/// The attachments of `container` that a runtime with libcni's cache format (libcni or this one) has cached below
+/// `cache_dir`: for a DEL when nothing else is known of them. Unreadable entries are left out.
 pub fn cached(cache_dir: &Path, container: &str, netns: &Path, bin_dirs: &[PathBuf]) -> Vec<Attachment> {
     let entries =
         std::fs::read_dir(cache_dir.join("results")).map(|entries| entries.filter_map(Result::ok).collect());
@@ -105,12 +107,9 @@ fn attachment_of(
     Some(attachment)
 }
 
-/// Deletes the entry. Nothing there is fine.
+/// Deletes the entry; succeeds if there is none.
 pub(crate) fn forget(attachment: &Attachment) -> io::Result<()> {
-    match std::fs::remove_file(file(attachment)) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
-    }
+    remove_if_there(&file(attachment)).map(drop)
 }
 
 #[cfg(test)]

@@ -51,16 +51,20 @@ impl Kind {
 pub enum Connectivity {
     /// SSH did not come up in time.
     TimedOut,
+    /// Nothing answers by SSH, or the connection is closed before the login; a retry may succeed.
+    Unreached,
+    /// A retry is pointless: there is no such host, it refuses our key or has a different host key, or ssh refuses to connect.
+    Hopeless,
     /// The connection, or the machine behind it, was lost while a command ran.
     Lost,
 }
 
 /// An error with a kind and hints.
 pub trait Fault: Error + Send + Sync {
-    /// What kind of failure this is.
+    /// The kind of failure.
     fn kind(&self) -> Kind;
 
-    /// What it says about the connection; `None` if it is about something else.
+    /// What the error says about the connection; `None` if it is about something else.
     fn connectivity(&self) -> Option<Connectivity> {
         None
     }
@@ -86,7 +90,7 @@ pub fn chain(error: &dyn Error) -> String {
     causes(error).fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }
 
-/// The message of an error, followed by those of its causes that add something: many messages quote their cause already.
+/// The message of an error, followed by those of its causes that add information: many messages already quote their cause.
 pub fn messages(error: &dyn Error) -> Vec<String> {
     let mut messages = vec![error.to_string()];
     for cause in causes(error) {

@@ -26,7 +26,7 @@ const SLUG_ATTEMPTS: u32 = 20;
 #[serde(try_from = "String", into = "String")]
 pub struct LeaseId(String);
 
-/// A text that is not a lease id.
+/// The error for a text that is not a lease id.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{text:?} is not a lease id: expected cbx_ and 12 lowercase hexadecimal digits")]
 pub struct LeaseIdError {
@@ -213,12 +213,12 @@ pub(crate) fn fnv1a32(bytes: &[u8]) -> u32 {
 
 /// Lowercase hexadecimal digits of `bytes`.
 pub fn hex(bytes: &[u8]) -> String {
-    use fmt::Write as _;
-    bytes.iter().fold(String::new(), |mut out, byte| {
-        // Writing to a String cannot fail.
-        write!(out, "{byte:02x}").ok();
-        out
-    })
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    let digit = |value: u8| char::from(DIGITS[usize::from(value & 15)]);
+    bytes
+        .iter()
+        .flat_map(|byte| [digit(byte >> 4), digit(*byte)])
+        .collect()
 }
 
 #[cfg(test)]

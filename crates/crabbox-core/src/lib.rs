@@ -1,7 +1,8 @@
-//! The domain of crabbox: ids, records, states, configuration model, plans. No module here may do I/O.
+//! The domain model of crabbox: ids, records, states, configuration model, plans. No module here may do I/O.
 
 pub mod admission;
 pub mod claim;
+pub mod comma_list;
 pub mod config;
 pub mod duration;
 pub mod external;
@@ -15,6 +16,7 @@ pub mod process;
 pub mod proof;
 pub mod receipt;
 pub mod record;
+pub mod size;
 pub mod state;
 pub mod strict_json;
 pub mod timestamp;

@@ -1,9 +1,8 @@
-//! Builds the programs that crabbox carries inside itself and runs elsewhere: the guest's first process and the agent. For build
-//! scripts and developers' tasks only.
+//! Builds the programs that crabbox embeds and runs elsewhere: the guest's first process and the agent. Only for build scripts and developers' tasks.
 //!
-//! It is another cargo's work, in a target directory of its own, so that every way of building crabbox carries the same programs and
-//! they are built once. It must never leave a path of this machine in what it builds, nor look at what the cargo around it builds for
-//! but the processor: they are static and small whatever that is.
+//! A separate cargo builds them in its own target directory, so that every build of crabbox embeds the same programs and they are built once. The
+//! result must never contain a path of this machine, nor depend on the settings of the surrounding cargo build, apart from its processor: the
+//! programs are always static and small.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -11,11 +10,11 @@ use std::io::{Error, Result, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// The programs, each a crate of that name. Both are always built together: alone each would have its dependencies compiled with
-/// features of its own.
+/// The programs, each named like its crate. Both are built together: built separately, their dependencies would be compiled twice with different
+/// features. For machines of another kind only [`FOREIGN`] is built, as a rule.
 const PROGRAMS: [&str; 2] = ["crabbox-agent", "crabbox-guest"];
 
-/// The crates that are in them.
+/// The crates that they consist of.
 const SOURCES: [&str; 4] = [
     "crabbox-agent",
     "crabbox-agent-protocol",
@@ -23,39 +22,100 @@ const SOURCES: [&str; 4] = [
     "crabbox-guest-protocol",
 ];
 
-/// What of a crate makes another program of it when it changes.
+/// The parts of a crate that affect the built program.
 const PARTS: [&str; 3] = ["src", "build.rs", "Cargo.toml"];
 
-/// rustc's flags: static, and without what only a debugger would use, because they travel.
+/// rustc's flags: static, and without data that only a debugger uses, because the programs are copied over the network.
 const FLAGS: [&str; 3] = [
     "-Ctarget-feature=+crt-static",
     "-Crelocation-model=static",
     "-Cforce-unwind-tables=no",
 ];
 
-/// What only the linker that rustc brings for x86_64 knows.
+/// An option of the linker bundled with rustc, which is the one used for x86_64 and for [`Cross`].
 const FOLDED: &str = "-Clink-arg=-Wl,--icf=all";
 
-/// Where a program is built, and for what.
+/// The program that is also built for machines of other kinds, because any host can be leased by its address.
+const FOREIGN: &str = "crabbox-agent";
+
+/// A cross compiler, put together by `cargo xtask cross`: `rustc`, its libraries in `lib`, and in `ld` the linker of this machine's toolchain, which
+/// supports all targets. The C library comes from Debian's cross compiler.
+#[derive(Debug, Clone)]
+pub struct Cross {
+    dir: PathBuf,
+}
+
+impl Cross {
+    /// The target machine, as `uname -m` reports it.
+    pub const MACHINE: &'static str = "aarch64";
+
+    /// Its target triple.
+    pub const PLATFORM: &'static str = "aarch64-unknown-linux-gnu";
+
+    /// Debian's name of the C compiler for it, which calls the linker.
+    const COMPILER: &'static str = "aarch64-linux-gnu-gcc";
+
+    /// Its directory below a target directory.
+    pub fn place(target: &Path) -> PathBuf {
+        target.join("cross").join(Self::MACHINE)
+    }
+
+    /// The one below a target directory, if it exists.
+    pub fn find(target: &Path) -> Option<Self> {
+        let dir = Self::place(target);
+        dir.join("rustc").exists().then_some(Self { dir })
+    }
+
+    /// The environment in which cargo builds with it.
+    pub fn environment(&self) -> [(&'static str, OsString); 3] {
+        [
+            ("RUSTC", self.dir.join("rustc").into()),
+            ("LD_LIBRARY_PATH", self.dir.join("lib").into()),
+            (
+                "CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER",
+                Self::COMPILER.into(),
+            ),
+        ]
+    }
+
+    /// rustc's flags for the linker.
+    fn flags(&self) -> [OsString; 2] {
+        let mut dir = OsString::from("-Clink-arg=-B");
+        dir.push(self.dir.join("ld"));
+        ["-Clink-arg=-fuse-ld=lld".into(), dir]
+    }
+}
+
+/// How and where to build a program.
 #[derive(Debug)]
 pub struct Build<'a> {
-    /// The cargo that does it.
+    /// The cargo to run.
     pub cargo: &'a OsStr,
     /// The root of the workspace.
     pub root: &'a Path,
-    /// The workspace's target directory, below which it is built.
+    /// The workspace's target directory; the build goes below it.
     pub target: &'a Path,
-    /// The target triple. Naming it keeps the flags away from build scripts.
+    /// The target triple. Passing it explicitly keeps the flags from applying to build scripts.
     pub platform: &'a str,
+    /// The cross compiler, to build for another kind of machine.
+    pub cross: Option<&'a Cross>,
 }
 
 impl Build<'_> {
-    /// Builds the program `name`, and says where it is.
+    /// Builds the program `name`, and returns its path.
     ///
     /// # Errors
-    /// When cargo fails, whose words are on standard error.
+    /// When cargo fails; its messages are on standard error.
     pub fn program(&self, name: &str) -> Result<PathBuf> {
-        let dir = self.target.join("agent");
+        let dir = match self.cross {
+            None => self.target.join("agent"),
+            // Separate, because build scripts are compiled by a different compiler there.
+            Some(_) => self.target.join("cross/build"),
+        };
+        let programs = match self.cross {
+            None => &PROGRAMS[..],
+            Some(_) => &[name],
+        };
         #[expect(
             clippy::disallowed_methods,
             reason = "cargo, for build scripts, which must wait for none of our crates"
@@ -64,14 +124,14 @@ impl Build<'_> {
         command
             .args(["build", "--quiet", "--locked", "--profile", "guest"])
             .args(["--target", self.platform])
-            .args(PROGRAMS.iter().flat_map(|program| ["--package", program]))
+            .args(programs.iter().flat_map(|program| ["--package", program]))
             .arg("--target-dir")
             .arg(&dir)
             .current_dir(self.root)
             .env("CARGO_ENCODED_RUSTFLAGS", self.flags())
-            // The bytes are the same whatever a developer prefers.
+            // Keeps the output independent of a developer's preference.
             .env("CARGO_INCREMENTAL", "0");
-        // What the cargo around this one is about: it may be checking, or measuring.
+        // Set by the surrounding cargo for its own purpose, such as checking or coverage.
         for variable in [
             "RUSTC_WORKSPACE_WRAPPER",
             "RUSTC_WRAPPER",
@@ -80,6 +140,7 @@ impl Build<'_> {
         ] {
             command.env_remove(variable);
         }
+        command.envs(self.cross.into_iter().flat_map(Cross::environment));
         let status = command.status()?;
         let path = dir.join(self.platform).join("guest").join(name);
         if !status.success() || !path.is_file() {
@@ -88,12 +149,13 @@ impl Build<'_> {
         Ok(path)
     }
 
-    /// All flags as cargo takes them in one variable: a path may have blanks.
+    /// All flags in the encoding that allows blanks in paths.
     fn flags(&self) -> OsString {
         let mut all: Vec<OsString> = FLAGS.iter().map(OsString::from).collect();
-        if self.platform.starts_with("x86_64-") {
+        if self.platform.starts_with("x86_64-") || self.cross.is_some() {
             all.push(FOLDED.into());
         }
+        all.extend(self.cross.into_iter().flat_map(Cross::flags));
         let home = optional("CARGO_HOME")
             .map(PathBuf::from)
             .or_else(|| Some(PathBuf::from(optional("HOME")?).join(".cargo")));
@@ -108,53 +170,91 @@ impl Build<'_> {
     }
 }
 
-/// What a build script of a crate in `crates/` does: has `name` built again when its sources change, and writes it compressed into the
-/// script's own directory as `<name>.gz`. The bytes, as they will run.
+/// An embedded program.
+#[derive(Debug)]
+pub struct Carried {
+    /// The target machine, as `uname -m` reports it.
+    pub machine: String,
+    /// The executable.
+    pub bytes: Vec<u8>,
+    /// The file with the executable compressed.
+    pub packed: PathBuf,
+}
+
+/// For the build script of a crate in `crates/`: builds `name` again when its sources change, and writes it compressed into the script's output
+/// directory. The first one is for the machine that is built for; one for another kind of machine follows, if there is a [`Cross`].
 ///
 /// # Errors
-/// When it is not built, or not written.
-pub fn for_build_script(name: &str) -> Result<Vec<u8>> {
+/// When it cannot be built or written.
+pub fn for_build_script(name: &str) -> Result<Vec<Carried>> {
     let here = PathBuf::from(of_cargo("CARGO_MANIFEST_DIR")?);
-    let out = PathBuf::from(of_cargo("OUT_DIR")?);
+    let out = out_dir()?;
     let (Some(crates), Some(root)) = (here.parent(), here.ancestors().nth(2)) else {
         return Err(Error::other(format!("{} is in no workspace", here.display())));
     };
+    // The layout is <target>/[<triple>/]<profile>/build/<this crate>/out; cargo marks the target directory and that of the triple.
+    let is_root = |dir: &&Path| dir.join("CACHEDIR.TAG").is_file();
+    let target = out.ancestors().skip(4).take(2).filter(is_root).last();
+    let target = target.or(out.ancestors().nth(4)).unwrap_or(&out);
     let sources = SOURCES
         .iter()
         .flat_map(|source| PARTS.map(|part| crates.join(source).join(part)));
-    // Of one that is not there cargo would think that it changes all the time.
+    // Skip missing paths: cargo would treat them as always changed.
     for path in sources
         .chain([root.join("Cargo.lock")])
         .filter(|path| path.exists())
     {
         say(&format!("rerun-if-changed={}", path.display()))?;
     }
-    // <target>/[<triple>/]<profile>/build/<this crate>/out
-    let is_root = |dir: &&Path| dir.join("CACHEDIR.TAG").is_file();
-    let target = out.ancestors().skip(4).find(is_root);
     let (cargo, platform) = (of_cargo("CARGO")?, of_cargo("TARGET")?);
+    let cross = Cross::find(target);
+    let machine = of_cargo("CARGO_CFG_TARGET_ARCH")?.to_string_lossy().into_owned();
+    let foreign = platform != of_cargo("HOST")? && machine == Cross::MACHINE;
     let build = Build {
         cargo: &cargo,
         root,
-        target: target.or(out.ancestors().nth(4)).unwrap_or(&out),
+        target,
         platform: &platform.to_string_lossy(),
+        cross: cross.as_ref().filter(|_| foreign),
     };
-    let bytes = std::fs::read(build.program(name)?)?;
-    // Half the size; the whole program has to stay small.
-    let mut file = out.join(name).into_os_string();
-    file.push(".gz");
-    let mut encoder = flate2::write::GzEncoder::new(File::create(file)?, flate2::Compression::best());
-    encoder.write_all(&bytes)?;
-    encoder.finish()?;
-    Ok(bytes)
+    let mut all = vec![pack(&out, name, machine, &build)?];
+    if name == FOREIGN && all[0].machine != Cross::MACHINE {
+        // The directory is empty until the cross compiler is made; the script must then run again.
+        let place = Cross::place(target);
+        std::fs::create_dir_all(&place)?;
+        say(&format!("rerun-if-changed={}", place.display()))?;
+        if cross.is_some() {
+            let build = Build {
+                platform: Cross::PLATFORM,
+                cross: cross.as_ref(),
+                ..build
+            };
+            all.push(pack(&out, name, Cross::MACHINE.to_owned(), &build)?);
+        }
+    }
+    Ok(all)
 }
 
-/// The machine that is built for, as `uname -m` has it there.
+/// Compressed to half its size, to keep the whole program small.
+fn pack(out: &Path, name: &str, machine: String, build: &Build<'_>) -> Result<Carried> {
+    let bytes = std::fs::read(build.program(name)?)?;
+    let packed = out.join(format!("{name}-{machine}.gz"));
+    let mut encoder = flate2::write::GzEncoder::new(File::create(&packed)?, flate2::Compression::best());
+    encoder.write_all(&bytes)?;
+    encoder.finish()?;
+    Ok(Carried {
+        machine,
+        bytes,
+        packed,
+    })
+}
+
+/// The output directory of a build script.
 ///
 /// # Errors
-/// When it is no build script that asks.
-pub fn machine() -> Result<String> {
-    Ok(of_cargo("CARGO_CFG_TARGET_ARCH")?.to_string_lossy().into_owned())
+/// When not called from a build script.
+pub fn out_dir() -> Result<PathBuf> {
+    of_cargo("OUT_DIR").map(PathBuf::from)
 }
 
 fn of_cargo(name: &str) -> Result<OsString> {
@@ -169,10 +269,10 @@ fn optional(name: &str) -> Option<OsString> {
     std::env::var_os(name)
 }
 
-/// An instruction for cargo.
+/// Prints an instruction for cargo.
 ///
 /// # Errors
-/// When cargo has gone away.
+/// When cargo no longer reads.
 pub fn say(instruction: &str) -> Result<()> {
     writeln!(std::io::stdout(), "cargo::{instruction}")
 }

@@ -1,7 +1,8 @@
-//! The entry to the lease that a command works in: the one that was named, or a new one.
+//! The entry to the lease that a command works in: a named lease, or a new one.
 //!
-//! The one way into a lease for `warmup`, `prewarm`, `run`, `job` and `watch`: which provider it is, whether that can give what the
-//! settings ask for, what is done about a machine that does not come up. It must never enter a lease that it has not claimed.
+//! The only way into a lease for `warmup`, `prewarm`, `run`, `job` and `watch`. It decides which provider to use, checks that the
+//! provider can satisfy the settings, and handles a machine that does not come up. It must never enter a lease that it has not
+//! claimed.
 
 use std::path::Path;
 
@@ -27,43 +28,43 @@ use crate::stage::{Stage, Stages};
 pub struct Wanted {
     /// The lease.
     pub lease: NewLease,
-    /// Whether to set this host up when it never was.
+    /// Whether to set up this host first if it has never been set up.
     pub set_up: bool,
 }
 
-/// What happens on the way into a lease.
+/// Progress on the way into a lease.
 #[derive(Debug)]
 pub enum EntryEvent<'a> {
-    /// The lease that was named belongs to this provider.
+    /// The named lease belongs to this provider.
     Routed {
         /// As it was named.
         lease: &'a str,
         /// The provider.
         provider: Which,
     },
-    /// What the provider tells.
+    /// A notice from the provider.
     Notice(&'a Notice<'a>),
-    /// A machine did not come up; a fresh one is tried, once.
+    /// A machine did not come up; one fresh machine is tried.
     Retrying(&'a LeaseError),
     /// The end of the console of a machine that did not come up.
     Console(&'a [String]),
-    /// This is the lease.
+    /// The lease has been acquired.
     Leased {
         /// The lease.
         lease: &'a Lease,
         /// Whether it was made for this command.
         new: bool,
     },
-    /// A machine was made for it.
+    /// A machine was created for the lease.
     Provisioned(&'a Lease),
 }
 
-/// Hears of the way into a lease, and sees to the host where there is nothing to lease with yet.
+/// Receives the events of an entry, and sets up the host when it cannot lease machines yet.
 pub trait EntryEvents: Stages {
-    /// Something happens.
+    /// Something happened.
     fn entry(&self, event: &EntryEvent<'_>);
 
-    /// Sets this host up if the user agrees, or has `agreed` before; whether it was done. `error` says what is missing.
+    /// Sets up this host if the user agrees, or has already `agreed`. Returns whether it was set up. `error` says what is missing.
     fn set_up(&self, entry: &Entry<'_>, agreed: bool, error: Option<&LeaseError>)
     -> Result<bool, LeaseError>;
 }
@@ -74,13 +75,13 @@ pub enum EntryError {
     /// No provider is chosen, or one that does not exist.
     #[error(transparent)]
     Provider(#[from] ProviderError),
-    /// It cannot be told whose the lease is that was named.
+    /// It is not clear which provider the named lease belongs to.
     #[error(transparent)]
     Route(#[from] RouteError),
-    /// The provider cannot give what the settings ask for.
+    /// The provider cannot satisfy the settings.
     #[error(transparent)]
     Unfit(#[from] Unfit),
-    /// The provider could not do it.
+    /// The provider failed.
     #[error(transparent)]
     Lease(#[from] LeaseError),
 }
@@ -110,17 +111,17 @@ impl Fault for EntryError {
     }
 }
 
-/// The way into a lease for one command.
+/// The entry to a lease for one command.
 pub struct Entry<'a> {
-    /// Where state is.
+    /// The engine, which knows where state is kept.
     pub engine: &'a Engine,
     /// The settings of the command.
     pub settings: &'a Settings,
     /// The root of the repository that the lease is claimed for.
     pub repo: &'a Path,
-    /// Readable when the user interrupts.
+    /// Becomes readable when the user interrupts.
     pub interrupts: &'a Interrupts,
-    /// Hears of it.
+    /// Receives the events.
     pub events: &'a dyn EntryEvents,
 }
 
@@ -133,10 +134,10 @@ impl std::fmt::Debug for Entry<'_> {
 }
 
 impl Entry<'_> {
-    /// The lease that `name` names, claimed, with its provider.
+    /// Claims the lease called `name` and returns it with its provider.
     pub fn named(&self, name: &str, reclaim: bool) -> Result<(Box<dyn Provider>, Lease), EntryError> {
         let which = route::provider(&self.engine.places, self.settings, name)?;
-        fit::check(self.settings, which)?;
+        fit::check_existing(self.settings, which)?;
         self.events.entry(&EntryEvent::Routed {
             lease: name,
             provider: which,
@@ -144,7 +145,7 @@ impl Entry<'_> {
         let provider = registry::open(which, self.engine, self.settings);
         let mut required = fit::required_of_any_lease(self.settings).peekable();
         if required.peek().is_some() {
-            // Before it is resolved for use, which takes it out of the pool that it waits in.
+            // Check before resolving for use, because that takes a pool member out of the pool.
             let lease = provider.resolve(name, Purpose::Look)?.id;
             let lacks = |volume: &&Volume| !volumes::has(&self.engine.places, &lease, volume);
             if let Some(volume) = required.find(lacks) {
@@ -157,12 +158,12 @@ impl Entry<'_> {
         Ok((provider, lease))
     }
 
-    /// A new lease, claimed, with its provider.
+    /// Acquires and claims a new lease, and returns it with its provider.
     pub fn new_lease(&self, wanted: &Wanted) -> Result<(Box<dyn Provider>, AcquiredLease), EntryError> {
         let events = self.events;
         let stage = Stage::begin(events, "lease");
         let which = match self.settings.provider() {
-            // A user who has chosen nothing yet and wants the host set up gets what setup chooses.
+            // A user who has not chosen a provider and wants the host set up gets the provider that setup would choose.
             Err(ProviderError::NotSelected) if wanted.set_up => {
                 events.set_up(self, true, None)?;
                 registry::with(Capability::SetUp).ok_or(ProviderError::NotSelected)?
@@ -172,7 +173,7 @@ impl Entry<'_> {
         fit::check(self.settings, which)?;
         let provider = registry::open(which, self.engine, self.settings);
         let acquired = self.acquire(provider.as_ref(), wanted).inspect_err(|error| {
-            // Whatever the machine had to say is gone with it otherwise.
+            // The console is lost with the machine, so report it now.
             if !error.console().is_empty() {
                 events.entry(&EntryEvent::Console(error.console()));
             }
@@ -188,7 +189,7 @@ impl Entry<'_> {
         Ok((provider, acquired))
     }
 
-    /// Acquires, after a set-up where that is what was missing, and once more where a fresh machine may come up.
+    /// Acquires a lease. Retries after setting up the host if that was missing, and once with a fresh machine if that may help.
     fn acquire(&self, provider: &dyn Provider, wanted: &Wanted) -> Result<AcquiredLease, LeaseError> {
         let events = self.events;
         let acquire = || {
@@ -203,7 +204,7 @@ impl Entry<'_> {
         {
             acquired = acquire();
         }
-        // Once, as the Go program does when a machine does not come up.
+        // Retry once, as the Go program does when a machine does not come up.
         if let Err(error) = &acquired
             && error.remedy() == Some(Remedy::Again)
             && self.interrupts.caught().is_none()

@@ -1,7 +1,7 @@
-//! The seam between commands and what provides machines.
+//! The interface between commands and the providers of machines.
 //!
-//! Commands know leases and this trait; what a lease is made of is a provider's own affair. A provider must never print, and
-//! must never touch a claim or a machine that is another provider's.
+//! Commands know leases and this trait; how a lease is made is up to the provider. A provider must never print, and must never
+//! touch a claim or a machine of another provider.
 
 pub mod capability;
 pub mod claim;
@@ -37,7 +37,7 @@ use crate::provider::capability::Capabilities;
 use crate::provider::error::LeaseError;
 use crate::provider::lease::Lease;
 
-/// What commands need of a provider.
+/// What commands need from a provider.
 pub trait Provider: fmt::Debug {
     /// Its canonical name.
     fn name(&self) -> &'static str;
@@ -45,10 +45,10 @@ pub trait Provider: fmt::Debug {
     /// What it can do.
     fn capabilities(&self) -> Capabilities;
 
-    /// The doctor's checks of this host for it, in the order they are shown.
+    /// Its doctor checks of this host, in display order.
     fn checks(&self, options: &Options) -> Vec<Check>;
 
-    /// Has a machine ready, entered and claimed for the repository at `repo`.
+    /// Makes a lease: a machine that is ready, entered and claimed for the repository at `repo`.
     fn acquire(
         &self,
         new: &NewLease,
@@ -60,21 +60,21 @@ pub trait Provider: fmt::Debug {
     /// The lease that `text` names, if it can be used for `purpose`.
     fn resolve(&self, text: &str, purpose: Purpose) -> Result<Lease, LeaseError>;
 
-    /// Whether the machine of `lease` is down; `None` where this host cannot tell.
+    /// Whether the machine of `lease` is down; `None` if this host cannot tell.
     fn is_down(&self, lease: &Lease) -> Option<bool>;
 
-    /// The end of a log of the lease that `text` names, where that is on another machine; `None` where the log is a file here.
+    /// The end of a log of the lease that `text` names, if it is on another machine; `None` if the log is a local file.
     fn far_log(&self, _text: &str, _source: Source) -> Result<Option<String>, LeaseError> {
         Ok(None)
     }
 
-    /// Every lease.
+    /// All leases.
     fn list(&self) -> Result<Leases, LeaseError>;
 
-    /// Ties `lease` to the repository at `repo`; another's claim is only taken over when `reclaim` says so.
+    /// Claims `lease` for the repository at `repo`. Another repository's claim is only taken over if `reclaim` is set.
     fn claim(&self, lease: &Lease, repo: &Path, reclaim: bool) -> Result<(), LeaseError>;
 
-    /// Refreshes `lease` and returns its labels as they are now.
+    /// Refreshes `lease` and returns its updated labels.
     fn touch(
         &self,
         lease: &Lease,
@@ -82,27 +82,33 @@ pub trait Provider: fmt::Debug {
         idle: Option<Duration>,
     ) -> Result<Labels, LeaseError>;
 
-    /// Ends the lease that `text` names, whoever uses it.
+    /// Ends the lease that `text` names, even if it is in use.
     fn release(&self, text: &str) -> Result<Released, LeaseError>;
 
-    /// Gives back the lease that this provider's [`Provider::acquire`] had ready, as far as the caller made it and nobody else uses
-    /// it; whether it has ended.
+    /// Ends the lease that [`Provider::acquire`] returned, unless somebody else uses it or it existed before. Returns whether it
+    /// has ended.
     fn give_back(&self, lease: &Lease) -> Result<bool, LeaseError> {
+        self.give_back_as(lease, Ending::Done)
+    }
+
+    /// Ends the lease that this command works in, according to `ending`, unless somebody else uses it. Returns whether it has
+    /// ended.
+    fn give_back_as(&self, lease: &Lease, _ending: Ending) -> Result<bool, LeaseError> {
         self.release(&lease.id).map(|_| true)
     }
 
-    /// Whether somebody has given back a lease that this command uses.
+    /// Whether somebody else has released a lease that this command uses.
     fn is_given_back(&self, _: &Lease) -> bool {
         false
     }
 
-    /// Flags that lead to the machine of `lease` once the lease was given back, beyond what the settings say; `None` where the
-    /// machine goes with its lease.
+    /// The flags, beyond the settings, that lead to the machine of `lease` after the lease was released; `None` if the machine
+    /// disappears with its lease.
     fn after_release(&self, _: &Lease) -> Option<Vec<FlagValue>> {
         None
     }
 
-    /// Gives back what nobody needs any more, unless `dry_run`.
+    /// Removes what is no longer needed; only reports with `dry_run`.
     fn cleanup(
         &self,
         dry_run: bool,
@@ -110,14 +116,23 @@ pub trait Provider: fmt::Debug {
     ) -> Result<Vec<Decision>, LeaseError>;
 }
 
-/// Leases, and the records that cannot be used, each with its reason.
+/// Why a command ends its lease.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    /// The command is done: a lease that others keep stays.
+    Done,
+    /// The user asked for it: the lease ends even if others keep it.
+    Asked,
+}
+
+/// Leases, and unusable records with the reason.
 #[derive(Debug, Default)]
 pub struct Leases {
     /// The leases.
     pub leases: Vec<Lease>,
-    /// What cannot be used, sorted by name.
+    /// The unusable records, sorted by name.
     pub unusable: Vec<Unusable>,
-    /// KVM hosts that did not tell theirs.
+    /// KVM hosts that did not answer.
     pub away: Vec<Away>,
 }
 
@@ -130,7 +145,7 @@ pub struct Away {
     pub error: LeaseError,
 }
 
-/// A lease directory whose record cannot be read, or says what no lease can have.
+/// A lease directory whose record cannot be read or is invalid.
 #[derive(Debug)]
 pub struct Unusable {
     /// The directory's name, most likely a lease id.
@@ -139,12 +154,12 @@ pub struct Unusable {
     pub error: ResolveError,
 }
 
-/// What happens while a lease is acquired.
+/// Progress while a lease is acquired.
 #[derive(Debug)]
 pub enum Notice<'a> {
-    /// A part of the way to a machine is done.
+    /// A step of the way is done.
     Stage(&'a Stage),
-    /// This host is going to be used.
+    /// This host will be used.
     Using {
         /// The lease.
         lease: &'a str,
@@ -155,51 +170,51 @@ pub enum Notice<'a> {
         /// Whether it is kept.
         keep: bool,
     },
-    /// It does not answer yet.
+    /// The host does not answer yet.
     Waiting(&'a Progress),
-    /// The lease waits for a host of a fleet: its place, and for what.
+    /// The lease waits for a host of a fleet. The text has its position, and what it waits for.
     Queued(&'a str),
-    /// A lease that waits in a pool was to be taken, and is not.
+    /// A pool member should have been taken, but could not be.
     NotPooled {
-        /// The lease; `None` where the pool itself cannot be told.
+        /// The lease; `None` if the pool itself could not be determined.
         lease: Option<&'a str>,
         /// Why.
         why: &'a str,
     },
-    /// The lease is made without something that it can do without, or with less than there was.
+    /// The lease is made without an optional part, or with less than before.
     Without {
-        /// What, and why.
+        /// What is missing or smaller, and why.
         text: &'a str,
     },
-    /// A template was to be used, and the machine boots all the same.
+    /// A template should have been used, but the machine boots cold instead.
     Cold {
         /// Why.
         why: &'a str,
-        /// The end of the console of the machine that was to come of it.
+        /// The end of the console of the machine that failed to be restored.
         console: &'a [String],
     },
 }
 
-/// A lease that is this command's, and where the time went.
+/// A lease acquired by this command, and how long each stage took.
 #[derive(Debug)]
 pub struct AcquiredLease {
     /// The lease.
     pub lease: Lease,
     /// Its stages in order.
     pub stages: Vec<Stage>,
-    /// What the guest said of its own boot: stages with its uptime in milliseconds.
+    /// The guest's report of its boot: stages with its uptime in milliseconds.
     pub guest_stages: Vec<(String, u64)>,
-    /// How its machine started; `None` where none did.
+    /// How its machine started; `None` if no machine was started.
     pub start: Option<MachineStart>,
 }
 
 /// How the machine of a new lease started.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum MachineStart {
-    /// It waited in a pool, started long ago.
+    /// It was taken from a pool, and had started earlier.
     Pooled,
-    /// It went on from a template.
+    /// It was restored from a template.
     Restored,
-    /// It booted; why, where there was a template that it could not go on from.
+    /// It booted. The text says why it was not restored, if there was a template.
     Cold(Option<String>),
 }

@@ -1,22 +1,24 @@
-//! A receipt of a run in a file, verified: whether it says what its signer signed.
+//! Verifies the receipt of a run in a file: whether it is what its signer signed.
 //!
-//! Who the signer is, nobody here knows: the key is in the receipt itself. It must never call one good that it cannot read whole.
+//! We do not know who the signer is, since the key is in the receipt itself. It must never accept a receipt that it cannot parse
+//! completely.
 
 use std::path::{Path, PathBuf};
 
 use crabbox_core::fault::{Fault, Kind};
 use crabbox_core::receipt::{self, ReceiptError};
 use crabbox_host::files;
-use crabbox_ssh::attest;
 
-/// What a receipt is worth.
+pub mod signature;
+
+/// The result of verifying a receipt.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Verdict {
-    /// The fingerprint of the key in it.
+    /// The fingerprint of the receipt's key.
     pub signer: String,
-    /// Whether all of it is as that key's owner signed it.
+    /// Whether the signature is valid for the whole receipt.
     pub is_signed: bool,
-    /// The run's exit code, where the format tells of runs that failed too.
+    /// The run's exit code, if the receipt's format includes it.
     pub exit_code: Option<i64>,
 }
 
@@ -28,14 +30,14 @@ pub enum VerifyError {
     Read {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         #[source]
         source: std::io::Error,
     },
-    /// It is no receipt.
+    /// It is not a receipt.
     #[error(transparent)]
     Receipt(#[from] ReceiptError),
-    /// It names another signer than the owner of its key.
+    /// It names a signer other than the owner of its key.
     #[error("malformed receipt: signer does not match public_key")]
     Signer,
 }
@@ -53,13 +55,13 @@ pub fn verify(path: &Path) -> Result<Verdict, VerifyError> {
         source,
     })?;
     let sealed = receipt::parse(&text)?;
-    let signer = attest::fingerprint(&sealed.public_key);
+    let signer = signature::fingerprint(&sealed.public_key);
     if sealed.signer.as_ref().is_some_and(|named| *named != signer) {
         return Err(VerifyError::Signer);
     }
     Ok(Verdict {
         signer,
-        is_signed: attest::is_signed(&sealed),
+        is_signed: signature::is_signed(&sealed),
         exit_code: sealed.exit_code,
     })
 }

@@ -1,17 +1,17 @@
-//! `run`: a command in a lease, with the working tree as it stands here.
+//! `run`: runs a command in a lease, with the current local working tree.
 //!
 //! ```text
-//!  look      what can be wrong here is found out before a machine is leased: request, variables, repository, places of files
-//!  enter     the lease that was named, or a new one, claimed
-//!  own       nobody else is in its tree
-//!  sync      the tree as it is now; the look at it goes on while the lease's side makes ready
+//!  look      everything that can be checked here before a machine is leased: request, variables, repository, output files
+//!  enter     the named lease, or a new one; claimed
+//!  own       waits until no other run uses the lease's tree
+//!  sync      the current local tree, examined while the lease's side prepares
 //!  command   with its variables, its streams and their tails
-//!  collect   test reports, required files and what schemas say of them, downloads, artifacts, proof, receipt
-//!  finish    digest and bundle of a failure, the tree given back, the lease given back where that is due
+//!  collect   test reports, required files and their schemas, downloads, artifacts, proof, receipt
+//!  finish    digest and bundle of a failure; gives the tree back, and the lease if it is due
 //! ```
 //!
-//! Whatever happens is told as an event ([`event`]), for the caller to word; what came of it is a [`RunEnd`]. Nothing here may
-//! print, or hide why a run failed: the command's own exit code wins over what goes wrong behind it.
+//! Everything that happens is reported as an event ([`event`]), which the caller puts into words; the result is a [`RunEnd`].
+//! Nothing here may print, or hide why a run failed: the command's own exit code takes precedence over errors after it.
 
 mod attest;
 mod bundle;
@@ -35,7 +35,8 @@ use std::os::fd::AsFd as _;
 use std::path::PathBuf;
 use std::time::Instant;
 
-use crabbox_core::config::Settings;
+use crabbox_core::config::{Provider as Which, Settings};
+use crabbox_core::fault::Fault as _;
 use crabbox_core::id::RunId;
 use crabbox_core::state::LeaseState;
 use crabbox_host::signals::Interrupts;
@@ -49,7 +50,7 @@ use crabbox_workspace::sync::{self, Repo};
 use crate::entry::{Entry, EntryError, EntryEvent, Wanted};
 use crate::host::prepare::NewLease;
 use crate::provider::lease::Lease;
-use crate::provider::{MachineStart, Provider};
+use crate::provider::{MachineStart, Provider, route};
 use crate::stage::Stage;
 use command::Variables;
 use error::{RunError, RunFailure};
@@ -60,31 +61,31 @@ use report::RunReport;
 use request::{RunRequest, Work};
 use tree::LOOK_HOLDS;
 
-/// Where a run is started from.
+/// The circumstances in which a run is started.
 #[derive(Debug, Clone)]
 pub struct Here {
     /// The current directory, absolute.
     pub cwd: PathBuf,
-    /// The variables of this process that are text, in order of their names.
+    /// The environment variables with valid UTF-8 values, sorted by name.
     pub variables: Vec<(String, String)>,
-    /// The names of those that are none.
+    /// The names of the other variables.
     pub not_text: Vec<String>,
-    /// Whether a sync may delete most of what is in the lease.
+    /// Whether a sync may delete most of the lease's tree.
     pub allow_mass_deletions: bool,
 }
 
-/// What a run is given by its caller.
+/// The caller's parameters of a run.
 #[derive(Clone, Copy)]
 pub struct Given<'a> {
-    /// What it is asked to do.
+    /// The request.
     pub request: &'a RunRequest,
     /// The configuration.
     pub settings: &'a Settings,
-    /// Where it is started from.
+    /// The circumstances.
     pub here: &'a Here,
-    /// Hears of it.
+    /// Receives the events.
     pub events: &'a dyn RunEvents,
-    /// When the command began of which it is a part.
+    /// When the whole command began that the run is a part of.
     pub started: Instant,
 }
 
@@ -96,7 +97,7 @@ impl fmt::Debug for Given<'_> {
     }
 }
 
-/// A run of which everything was looked at that needs no machine.
+/// A run that has passed all checks that need no machine.
 #[derive(Debug)]
 pub struct Looked<'a> {
     given: Given<'a>,
@@ -105,7 +106,7 @@ pub struct Looked<'a> {
     repo: Repo,
 }
 
-/// A run on its way in a lease.
+/// A run in progress in a lease.
 struct Run<'a> {
     request: &'a RunRequest,
     settings: &'a Settings,
@@ -121,21 +122,50 @@ struct Run<'a> {
     id: RunId,
 }
 
-/// A run that had a lease, at its end.
+/// Where a run took place.
+#[derive(Debug)]
+pub enum Ground {
+    /// In this lease, which may have ended since.
+    Lease(Box<Lease>),
+    /// In no lease, because none was available. Names its provider, if known.
+    Nowhere(Option<Which>),
+}
+
+/// The result of a run that had a lease, or tried to enter one.
 #[derive(Debug)]
 pub struct RunEnd {
-    /// The lease, which may have ended meanwhile.
-    pub lease: Lease,
-    /// What became of the run.
+    /// Where it took place.
+    pub ground: Ground,
+    /// The report.
     pub report: RunReport,
-    /// Why it failed, if it did.
+    /// The run's error, if it failed.
     pub outcome: Result<(), RunError>,
 }
 
-/// Looks at all that can be wrong before a machine is leased. `work` is what was made of the request.
+/// Checks a request as far as that needs no machine, for callers that acquire the lease first and run in it later.
+pub fn judge(request: &RunRequest, settings: &Settings, here: &Here) -> Result<(), RunError> {
+    judged(request, settings, here, Work::new(request)?).map(drop)
+}
+
+/// Combines the request with these settings, if the result can be run at all.
+fn judged(
+    request: &RunRequest,
+    settings: &Settings,
+    here: &Here,
+    work: Work,
+) -> Result<(Work, Variables), RunError> {
+    let work = work.configured(settings, request)?;
+    let variables = Variables::new(&request.command, settings, here)?;
+    if !request.sync.sync_only {
+        command::check(&work, &variables)?;
+    }
+    Ok((work, variables))
+}
+
+/// Makes all checks that need no machine, before one is leased. `work` was derived from the request.
 pub fn look(given: Given<'_>, work: Work) -> Result<Looked<'_>, RunError> {
     let preset = given.request.command.preset.as_deref();
-    let work = work.configured(given.settings, given.request)?;
+    let (work, variables) = judged(given.request, given.settings, given.here, work)?;
     for name in work.variables.unused() {
         given.events.start(&StartEvent::Unused { name });
     }
@@ -146,7 +176,7 @@ pub fn look(given: Given<'_>, work: Work) -> Result<Looked<'_>, RunError> {
             command: &work.display(),
         });
     }
-    let variables = command::variables(&given)?;
+    variables.tell(given.settings, given.events);
     let repo = sync::look(&given.here.cwd)?;
     if !given.request.sync.no_sync {
         sync::check(&repo)?;
@@ -160,7 +190,7 @@ pub fn look(given: Given<'_>, work: Work) -> Result<Looked<'_>, RunError> {
 }
 
 impl Looked<'_> {
-    /// Enters the lease, runs there, and gives back what is due. `Err` means that there was no lease.
+    /// Enters the lease, runs there, and gives the lease back if it is due. `Err` means that no lease was attempted.
     pub fn run(self, engine: &Engine, interrupts: &Interrupts) -> Result<RunEnd, RunError> {
         let id = RunId::from_random(crabbox_host::random::bytes().map_err(RunFailure::Random)?);
         let Given {
@@ -174,6 +204,7 @@ impl Looked<'_> {
             cwd: &here.cwd,
             repository: &self.repo.root,
             config: &engine.places.config,
+            state: &engine.places.state,
         };
         let evidence = Evidence::prepare(&request.results, &base)?;
         let entry = Entry {
@@ -189,12 +220,7 @@ impl Looked<'_> {
             made,
         } = match enter(&entry, request, events) {
             Ok(entered) => entered,
-            Err(error) => {
-                if let Some(class) = report::class_of(&error) {
-                    events.end(&EndEvent::Blocked(class));
-                }
-                return Err(error.into());
-            }
+            Err(error) => return Ok(self.unentered(engine, &id, error.into())),
         };
         let run = Run {
             request,
@@ -236,26 +262,59 @@ impl Looked<'_> {
     }
 }
 
+impl Looked<'_> {
+    /// The end of a run that got no lease.
+    fn unentered(&self, engine: &Engine, id: &RunId, error: RunError) -> RunEnd {
+        let Given {
+            request,
+            settings,
+            events,
+            started,
+            ..
+        } = self.given;
+        let mut report = RunReport::default();
+        report.judge(&error);
+        if let Some(class) = report.class {
+            events.end(&EndEvent::Blocked(class));
+        }
+        let outcome = &mut report.outcome;
+        outcome.exit_code = i32::from(error.kind().exit_code());
+        outcome.end_to_end = started.elapsed();
+        outcome.run_id = id.to_string();
+        outcome.repo_path = self.repo.root.display().to_string();
+        outcome.label = request.command.label.clone().unwrap_or_default();
+        let which = match &request.lease.id {
+            Some(name) => route::provider(&engine.places, settings, name).ok(),
+            None => settings.provider().ok(),
+        };
+        RunEnd {
+            ground: Ground::Nowhere(which),
+            report,
+            outcome: Err(error),
+        }
+    }
+}
+
 /// The lease that a run works in.
 struct Entered {
     provider: Box<dyn Provider>,
     lease: Lease,
-    /// What is told of how it was made, where it is a new one.
+    /// How it was made, if it is new.
     made: Made,
 }
 
-/// How a new lease was made; empty for one that was there.
+/// How a new lease was made; empty for an existing one.
 #[derive(Default)]
 struct Made {
     /// How its machine started.
     start: Option<MachineStart>,
-    /// Where the time went.
+    /// How long each stage took.
     stages: Vec<protocol::Stage>,
-    /// What the guest said of its own boot.
+    /// The guest's report of its own boot.
     guest_stages: Vec<(String, u64)>,
 }
 
-/// The lease that was named, or a new one, with its provider.
+/// Enters the named lease, or a new one, and returns it with its provider.
 fn enter(entry: &Entry<'_>, request: &RunRequest, events: &dyn RunEvents) -> Result<Entered, EntryError> {
     let wish = &request.lease;
     if let Some(name) = &wish.id {
@@ -296,7 +355,7 @@ impl Run<'_> {
         Stage::begin(self.events, name)
     }
 
-    /// Everything that happens in the lease.
+    /// Everything that happens inside the lease.
     fn inside(
         &self,
         lease: &Lease,
@@ -331,12 +390,13 @@ impl Run<'_> {
         self.provider.touch(lease, Some(&LeaseState::Running), None)?;
         report.stage = Some("ssh");
         report.outcome.bootstrap = tree::connect(&target, self.interrupts.as_fd())?;
+        // Waiting for the tree is not a problem of SSH.
+        report.stage = None;
         let owner = owner.insert(self.own(lease, &target, (!brings).then_some(workdir.as_str()))?);
         report.owned = Some(Instant::now());
-        report.stage = None;
         if let Some(look) = bringing {
             report.stage = Some("sync");
-            // Whoever waited for the tree wants it as it is now.
+            // After a long wait, look again so that the current tree is synced.
             let look = if owner.wait < LOOK_HOLDS {
                 look
             } else {

@@ -1,6 +1,6 @@
-//! The system calls that rustix does not wrap, each behind one safe function; the only `unsafe` of this program.
+//! The system calls that rustix does not wrap, each in a safe function; the only `unsafe` code of this program.
 //!
-//! It must never keep a pointer beyond the call that it is for.
+//! It must never keep a pointer beyond its system call.
 
 use std::io;
 use std::mem::size_of;
@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use rustix::process::Pid;
 
-/// Signals that process 1 waits for, in place of handlers.
+/// Signals that process 1 waits for instead of handling.
 const WAITED: [libc::c_int; 6] = [
     libc::SIGCHLD,
     libc::SIGTERM,
@@ -46,7 +46,7 @@ struct PoolInfo {
     bytes: [u8; ENTROPY_LIMIT],
 }
 
-/// The most random bytes that one call credits; more than the kernel's pool (256 bits) can hold anyway.
+/// The maximum of random bytes credited per call; more than the kernel's pool (256 bits) can hold.
 pub(crate) const ENTROPY_LIMIT: usize = 512;
 
 /// `RNDADDENTROPY` of `linux/random.h`: `_IOW('R', 0x03, int[2])`.
@@ -55,7 +55,7 @@ const RNDADDENTROPY: libc::c_ulong = 0x4008_5203;
 /// `RNDRESEEDCRNG` of `linux/random.h`: `_IO('R', 0x07)`.
 const RNDRESEEDCRNG: libc::c_ulong = 0x5207;
 
-/// `FIFREEZE` and `FITHAW` of `linux/fs.h`: `_IOWR('X', 119, int)` and the next one; the kernel does not look at the argument.
+/// `FIFREEZE` and `FITHAW` of `linux/fs.h`: `_IOWR('X', 119, int)` and the next number; the kernel ignores the argument.
 const FIFREEZE: libc::c_ulong = 0xC004_5877;
 const FITHAW: libc::c_ulong = 0xC004_5878;
 
@@ -113,7 +113,7 @@ pub(crate) fn block_signals() {
     unsafe { libc::sigprocmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut()) };
 }
 
-/// Waits for the next blocked signal, at most `limit` when one is given; `None` when the time is over.
+/// Waits for the next blocked signal, at most for `limit` if given; `None` on timeout.
 #[expect(unsafe_code, reason = "sigtimedwait has no safe wrapper")]
 pub(crate) fn next_signal(limit: Option<Duration>) -> Option<libc::c_int> {
     let set = waited_set();
@@ -130,7 +130,7 @@ pub(crate) fn next_signal(limit: Option<Duration>) -> Option<libc::c_int> {
 /// Sends `signal` to every process but the caller.
 #[expect(unsafe_code, reason = "rustix has no kill(-1)")]
 pub(crate) fn signal_all(signal: libc::c_int) {
-    // SAFETY: `kill` takes plain numbers. It fails only when there is nobody to signal, which is what the caller wants.
+    // SAFETY: `kill` takes plain numbers. It fails only if there is no other process, which is what the caller wants.
     unsafe { libc::kill(-1, signal) };
 }
 
@@ -141,7 +141,7 @@ pub(crate) fn signal_init(signal: libc::c_int) -> io::Result<()> {
     checked(unsafe { libc::kill(1, signal) }).map(drop)
 }
 
-/// Reaps one child that has ended, without waiting: `Ok(None)` when children are left and none has ended.
+/// Reaps one ended child without waiting: `Ok(None)` if there are children but none has ended.
 pub(crate) fn reap() -> io::Result<Option<Pid>> {
     let reaped = rustix::process::wait(rustix::process::WaitOptions::NOHANG)?;
     Ok(reaped.map(|(pid, _)| pid))
@@ -163,15 +163,15 @@ pub(crate) fn credit_entropy(random: impl AsFd, bytes: &[u8]) -> io::Result<()> 
     checked(unsafe { libc::ioctl(random.as_fd().as_raw_fd(), RNDADDENTROPY, &raw const info) }).map(drop)
 }
 
-/// Has the kernel draw a new key for its generator from its pool at once, whatever it would have done by itself.
+/// Makes the kernel draw a new key for its generator from its pool at once, regardless of its own schedule.
 #[expect(unsafe_code, reason = "RNDRESEEDCRNG is an ioctl without a wrapper")]
 pub(crate) fn reseed(random: impl AsFd) -> io::Result<()> {
     // SAFETY: there is no argument; the descriptor lives until the call returns.
     checked(unsafe { libc::ioctl(random.as_fd().as_raw_fd(), RNDRESEEDCRNG) }).map(drop)
 }
 
-/// Writes out the file system that `inside` is a descriptor in, and holds every write to it until [`thaw`]. Fails (`EBUSY`) when it is
-/// frozen already.
+/// Writes out the file system in which `inside` is an open descriptor, and blocks every write to it until [`thaw`]. Fails (`EBUSY`) if it is already
+/// frozen.
 #[expect(unsafe_code, reason = "FIFREEZE is an ioctl without a wrapper")]
 pub(crate) fn freeze(inside: impl AsFd) -> io::Result<()> {
     // SAFETY: the argument is not used; the descriptor lives until the call returns.
@@ -189,7 +189,7 @@ fn socket_address(address: Ipv4Addr) -> libc::sockaddr {
     let mut data = [0; 14];
     // A `sockaddr_in`: two bytes of port, then the address in network order.
     for (slot, octet) in data[2..6].iter_mut().zip(address.octets()) {
-        *slot = octet.cast_signed();
+        *slot = libc::c_char::from_ne_bytes([octet]);
     }
     libc::sockaddr {
         sa_family: FAMILY_INET,
@@ -211,7 +211,7 @@ impl Interface {
         }
         let mut buffer = [0; libc::IFNAMSIZ];
         for (slot, byte) in buffer.iter_mut().zip(name.bytes()) {
-            *slot = byte.cast_signed();
+            *slot = libc::c_char::from_ne_bytes([byte]);
         }
         let socket = rustix::net::socket_with(
             rustix::net::AddressFamily::INET,
@@ -280,11 +280,10 @@ impl Interface {
     }
 }
 
-/// A new vsock socket, and the address of `port` of the machine `cid`.
+/// A new vsock socket, and the address of `port` on the machine `cid`.
 #[expect(unsafe_code, reason = "rustix has no vsock addresses")]
 fn vsock(cid: u32, port: u32) -> io::Result<(OwnedFd, libc::sockaddr_vm)> {
-    // SAFETY: `socket` takes plain numbers, and the descriptor is checked and owned by nobody else; an all-zero `sockaddr_vm` is a
-    // valid value.
+    // SAFETY: `socket` takes plain numbers, and the descriptor is checked and has no other owner; an all-zero `sockaddr_vm` is a valid value.
     let (socket, mut address) = unsafe {
         let number = checked(libc::socket(
             libc::AF_VSOCK,
@@ -321,8 +320,8 @@ pub(crate) fn listen_vsock(port: u32) -> io::Result<OwnedFd> {
 /// The next connection on `listener`, and whether it comes from the host.
 #[expect(unsafe_code, reason = "rustix has no vsock addresses")]
 pub(crate) fn accept_vsock(listener: impl AsFd) -> io::Result<(OwnedFd, bool)> {
-    // SAFETY: an all-zero `sockaddr_vm` is a valid value, `accept4` writes at most `length` bytes into it, which is its size, and both
-    // outlive the call; the returned descriptor is checked and owned by nobody else.
+    // SAFETY: an all-zero `sockaddr_vm` is a valid value, `accept4` writes at most `length` bytes into it, which is its size, and both outlive the
+    // call; the returned descriptor is checked and has no other owner.
     unsafe {
         let mut address: libc::sockaddr_vm = std::mem::zeroed();
         let mut length = VSOCK_ADDRESS_LENGTH;

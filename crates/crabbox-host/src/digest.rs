@@ -7,6 +7,7 @@ use std::io::Read as _;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
+pub use crabbox_core::id::hex;
 use sha2::{Digest as _, Sha256};
 
 use crate::files::{self, FileError};
@@ -45,7 +46,7 @@ pub fn sha256_sparse(path: &Path, stop: &dyn Fn() -> bool) -> Result<Option<Stri
             return Ok(None);
         }
         at = match rustix::fs::seek(&file, rustix::fs::SeekFrom::Data(at)) {
-            // A page may have begun in front of the data.
+            // Start at the beginning of the page that contains the data.
             Ok(data) => data - data % PAGE as u64,
             Err(rustix::io::Errno::NXIO) => break,
             Err(errno) => return Err(fail(errno.into())),
@@ -98,16 +99,6 @@ impl Running {
     pub fn hex(&self) -> String {
         hex(&self.0.clone().finalize())
     }
-}
-
-/// `bytes` as lower-case hexadecimal digits, two each.
-pub fn hex(bytes: &[u8]) -> String {
-    const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    let digit = |value: u8| char::from(DIGITS[usize::from(value & 15)]);
-    bytes
-        .iter()
-        .flat_map(|byte| [digit(byte >> 4), digit(*byte)])
-        .collect()
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@
 //! never decide by a variable's value.
 
 use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 
 /// The policies for the variables of a child. Variables that a command sets itself are added.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -13,15 +14,16 @@ pub enum Environment {
     Plain,
     /// Also those that an SSH client needs to log in as the user: the agent, and programs that ask for passwords.
     Login,
-    /// Also those that a program needs to download for the user: proxies and certificates, and the settings of pip and apt.
+    /// Also those that a program needs for downloads on behalf of the user: proxies and certificates, and the
+    /// settings of pip and apt.
     Fetch,
     /// Also the location of the user's git configuration; nothing that redirects git, and nothing that it would start
     /// ([`git_settings`]).
     Git,
     /// Also those for this program's own child processes only: the filter of its log, the failpoint of a test.
     Own,
-    /// The six that name the user and where programs are, and nothing of this session or of this machine's files: for a program that
-    /// hands its environment on to another machine.
+    /// Only the six that name the user and the program paths, and nothing about this session or this machine's files:
+    /// for a program that sends its environment to another machine.
     Bare,
     /// All variables: for a program that starts others of the user's choice, as an SSH client does by the user's
     /// `ssh_config`.
@@ -44,7 +46,7 @@ const PLAIN: &[&str] = &[
     "TZDIR",
     "TMPDIR",
     "XDG_*",
-    // Where programs are not linked against fixed places (Nix, Conda) they start with it only; it is no secret.
+    // Where libraries are not in fixed places (Nix, Conda), programs start only with it; it is not a secret.
     "LD_LIBRARY_PATH",
 ];
 
@@ -93,7 +95,7 @@ const GIT: &[&str] = &[
     "GIT_CEILING_DIRECTORIES",
     "GIT_DISCOVERY_ACROSS_FILESYSTEM",
     "GIT_EXEC_PATH",
-    // Whose repositories root may look at under sudo: git-config(1), safe.directory.
+    // The user whose repositories root may read under sudo: git-config(1), safe.directory.
     "SUDO_UID",
 ];
 
@@ -133,8 +135,8 @@ impl Environment {
 /// Maximum accepted `GIT_CONFIG_COUNT`.
 const MOST_SETTINGS: usize = 1024;
 
-/// The settings that the caller passed to git in `GIT_CONFIG_COUNT` (git-config(1)), if their key is in `harmless`, a
-/// lower-case list. All others may name a program.
+/// The settings that the caller passed to git in `GIT_CONFIG_COUNT` (git-config(1)) and as `git -c`, if their key is in `harmless`,
+/// a lower-case list. All others may name a program.
 #[expect(
     clippy::disallowed_methods,
     reason = "like the rest of a child's environment it is read where the child is made, whatever the caller knows"
@@ -145,16 +147,59 @@ pub fn git_settings(harmless: &[&str]) -> Vec<(OsString, OsString)> {
 
 fn settings_of(harmless: &[&str], variable: impl Fn(&str) -> Option<OsString>) -> Vec<(OsString, OsString)> {
     let count = variable("GIT_CONFIG_COUNT").and_then(|count| count.to_str()?.parse().ok());
-    (0..count.unwrap_or(0).min(MOST_SETTINGS))
-        .filter_map(|number| {
-            let key = variable(&format!("GIT_CONFIG_KEY_{number}"))?;
-            let value = variable(&format!("GIT_CONFIG_VALUE_{number}"))?;
-            harmless
-                .iter()
-                .any(|known| key.eq_ignore_ascii_case(known))
-                .then_some((key, value))
-        })
+    let counted = (0..count.unwrap_or(0).min(MOST_SETTINGS)).filter_map(|number| {
+        let key = variable(&format!("GIT_CONFIG_KEY_{number}"))?;
+        Some((key, variable(&format!("GIT_CONFIG_VALUE_{number}"))?))
+    });
+    // Git reads these after the others, and a later setting takes precedence.
+    let parameters = variable("GIT_CONFIG_PARAMETERS").and_then(|text| parameters(text.as_bytes()));
+    counted
+        .chain(parameters.unwrap_or_default())
+        .filter(|(key, _)| harmless.iter().any(|known| key.eq_ignore_ascii_case(known)))
         .collect()
+}
+
+/// The settings with a value in `GIT_CONFIG_PARAMETERS`, in which git passes on its `-c`: `'key'='value'`, separated by blanks, or `'key=value'`
+/// before git 2.31. Returns nothing if any part has another form, because then git did not write it.
+fn parameters(text: &[u8]) -> Option<Vec<(OsString, OsString)>> {
+    let (mut rest, mut found) = (text.trim_ascii_start(), Vec::new());
+    while !rest.is_empty() && found.len() < MOST_SETTINGS {
+        let (first, behind) = unquoted(rest)?;
+        let (key, value, behind) = match behind.strip_prefix(b"=") {
+            Some(behind) if behind.starts_with(b"'") => {
+                let (value, behind) = unquoted(behind)?;
+                (first, Some(value), behind)
+            }
+            Some(behind) => (first, None, behind),
+            None => match first.iter().position(|byte| *byte == b'=') {
+                Some(at) => (first[..at].to_vec(), Some(first[at + 1..].to_vec()), behind),
+                None => (first, None, behind),
+            },
+        };
+        if !behind.is_empty() && !behind[0].is_ascii_whitespace() {
+            return None;
+        }
+        found.extend(value.map(|value| (OsString::from_vec(key), OsString::from_vec(value))));
+        rest = behind.trim_ascii_start();
+    }
+    Some(found)
+}
+
+/// Splits off the single-quoted text at the beginning. As in git's quoting, a quote or a `!` in it is written as `'\''` or `'\!'`.
+fn unquoted(text: &[u8]) -> Option<(Vec<u8>, &[u8])> {
+    let (mut rest, mut out) = (text.strip_prefix(b"'")?, Vec::new());
+    loop {
+        let end = rest.iter().position(|byte| *byte == b'\'')?;
+        out.extend_from_slice(&rest[..end]);
+        rest = &rest[end + 1..];
+        match rest {
+            [b'\\', letter @ (b'\'' | b'!'), b'\'', behind @ ..] => {
+                out.push(*letter);
+                rest = behind;
+            }
+            _ => return Some((out, rest)),
+        }
+    }
 }
 
 #[cfg(test)]
@@ -246,10 +291,40 @@ mod tests {
         };
         assert_eq!(values(of(Some("4"))), ["/srv/x", "*"]);
         assert_eq!(values(of(Some("1"))), ["/srv/x"]);
-        // A huge count is read to its bound and no further.
+        // A huge count is limited, so only the existing settings are read.
         assert_eq!(values(of(Some("18446744073709551615"))), ["/srv/x", "*"]);
         for none in [None, Some(""), Some("-1"), Some("many")] {
             assert!(of(none).is_empty(), "{none:?}");
+        }
+    }
+
+    #[test]
+    fn of_what_was_given_to_git_as_a_flag_the_harmless_remains() {
+        let of = |text: &str| {
+            let variable = |name: &str| (name == "GIT_CONFIG_PARAMETERS").then(|| text.into());
+            let kept = settings_of(&["safe.directory"], variable).into_iter();
+            kept.map(|(_, value)| value.into_string().unwrap())
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(of("'safe.directory'='/srv/x'"), ["/srv/x"]);
+        assert_eq!(
+            of(
+                " 'core.fsmonitor'='evil' 'Safe.Directory'='*'  'safe.directory=/old style' 'core.bare' 'safe.directory'="
+            ),
+            ["*", "/old style"]
+        );
+        assert_eq!(of(r"'safe.directory'='/it'\''s/a'\!'b'"), ["/it's/a!b"]);
+        assert_eq!(of("'safe.directory'=''"), [""], "it empties the list");
+        for none in [
+            "",
+            "safe.directory=/x",
+            "'safe.directory'='/x",
+            "'safe.directory'='/x''/y'",
+            "'safe.directory'=/x",
+            "'safe.directory'='/x' evil",
+            r"'safe.directory'='/x'\'y'",
+        ] {
+            assert!(of(none).is_empty(), "{none}");
         }
     }
 }

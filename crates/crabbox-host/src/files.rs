@@ -22,11 +22,11 @@ pub enum FileError {
     /// A system call failed.
     #[error("cannot {attempt} {}", path.display())]
     Io {
-        /// What was tried, as a verb phrase that the path completes.
+        /// The attempted operation, as a verb phrase that the path completes.
         attempt: &'static str,
         /// On what.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         #[source]
         source: std::io::Error,
     },
@@ -157,9 +157,41 @@ pub fn read_regular(path: &Path, limit: u64) -> std::io::Result<Vec<u8>> {
     Ok(content)
 }
 
+/// Whether an entry with the name `path` exists, including a dangling link. An error means that this is unknown.
+pub fn is_named(path: &Path) -> std::io::Result<bool> {
+    match path.symlink_metadata() {
+        Ok(_) => Ok(true),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Removes a file, socket or link; whether there was one.
+pub fn remove_if_there(path: &Path) -> std::io::Result<bool> {
+    match std::fs::remove_file(path) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// The whole content of `path`; `None` only if nothing has that name. A dangling link is an error: its target may be
+/// on a disk that is not mounted now.
+pub fn read_named(path: &Path) -> std::io::Result<Option<Vec<u8>>> {
+    match std::fs::read(path) {
+        Ok(content) => Ok(Some(content)),
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+        Err(_) if !is_named(path)? => Ok(None),
+        Err(error) => Err(std::io::Error::new(
+            error.kind(),
+            "it is a link, and what it leads to is not there",
+        )),
+    }
+}
+
 /// Opens the regular file at `path` for reading; anything else is an error at once.
 pub fn open_regular(path: &Path) -> std::io::Result<std::fs::File> {
-    // NONBLOCK: a pipe must not hold us until somebody writes.
+    // NONBLOCK: opening a pipe must not block until it has a writer.
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let file = std::fs::File::from(rustix::fs::open(path, flags, Mode::empty())?);
     if file.metadata()?.is_file() {

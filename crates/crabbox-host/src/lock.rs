@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::clock;
+use crate::files::remove_if_there;
 
 /// Why a lock could not be taken or released.
 #[derive(Debug, thiserror::Error)]
@@ -17,11 +18,11 @@ pub enum LockError {
     /// A system call failed.
     #[error("cannot {attempt} lock file {}", path.display())]
     Io {
-        /// What was tried.
+        /// The attempted operation.
         attempt: &'static str,
         /// The lock file.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         #[source]
         source: std::io::Error,
     },
@@ -30,7 +31,7 @@ pub enum LockError {
     Busy {
         /// The lock file.
         path: PathBuf,
-        /// How long was waited.
+        /// How long the caller waited.
         limit: Duration,
     },
 }
@@ -78,7 +79,7 @@ impl FileLock {
         Self::try_for(path, File::try_lock)
     }
 
-    /// The same for a shared lock; `None` if one is held that is not shared.
+    /// The same for a shared lock; `None` if an exclusive lock is held.
     pub fn try_share(path: &Path) -> Result<Option<Self>, LockError> {
         Self::try_for(path, File::try_lock_shared)
     }
@@ -140,18 +141,18 @@ impl FileLock {
 
     /// Removes the lock file and then releases the lock. A waiting process notices, and locks a new file.
     pub fn remove_while_held(self) -> Result<(), LockError> {
-        match std::fs::remove_file(&self.path) {
-            Err(source) if source.kind() != ErrorKind::NotFound => Err(failed("remove", &self.path, source)),
-            _ => Ok(()),
+        match remove_if_there(&self.path) {
+            Ok(_) => Ok(()),
+            Err(source) => Err(failed("remove", &self.path, source)),
         }
     }
 }
 
 impl Drop for FileLock {
-    /// Only closing the file would not be enough: a child that another thread is starting has a copy of the descriptor until
-    /// its exec.
+    /// Unlocks explicitly. Closing the file would not be enough: a child that another thread is starting has a copy
+    /// of the descriptor until its exec.
     fn drop(&mut self) {
-        // One that cannot be given back goes with the descriptor.
+        // If unlocking fails, closing the descriptor releases the lock.
         self.file.unlock().ok();
     }
 }

@@ -15,6 +15,8 @@ use rustix::io::Errno;
 use rustix::mount::{UnmountFlags, mount_bind, unmount};
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space, unshare_unsafe};
 
+use crate::files::remove_if_there;
+
 /// `NSFS_MAGIC` of `linux/magic.h`: the file system type of every namespace file.
 const NSFS_MAGIC: u64 = 0x6e73_6673;
 
@@ -32,7 +34,7 @@ pub enum NetnsError {
     File {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         #[source]
         source: io::Error,
     },
@@ -41,7 +43,7 @@ pub enum NetnsError {
     Unshare {
         /// The file that was to hold it.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         #[source]
         source: io::Error,
     },
@@ -50,7 +52,7 @@ pub enum NetnsError {
     Bind {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         #[source]
         source: io::Error,
     },
@@ -65,7 +67,7 @@ pub enum NetnsError {
     Enter {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         #[source]
         source: io::Error,
     },
@@ -74,7 +76,7 @@ pub enum NetnsError {
     Unmount {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         #[source]
         source: io::Error,
     },
@@ -83,7 +85,7 @@ pub enum NetnsError {
     Unlink {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         #[source]
         source: io::Error,
     },
@@ -92,7 +94,7 @@ pub enum NetnsError {
     Scratch {
         /// `create` or `enter`.
         action: &'static str,
-        /// What the system said.
+        /// The system's error.
         #[source]
         source: io::Error,
     },
@@ -101,7 +103,7 @@ pub enum NetnsError {
     Thread {
         /// The file of the namespace.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         #[source]
         source: io::Error,
     },
@@ -131,7 +133,7 @@ pub fn create(path: &Path) -> Result<(), NetnsError> {
     });
     let made = made.and_then(|result| result);
     if made.is_err() {
-        // Nothing is mounted on it; if it cannot be deleted either, `remove` meets it again.
+        // Nothing is mounted on it. If it cannot be deleted, `remove` handles it later.
         std::fs::remove_file(path).ok();
     }
     made
@@ -200,13 +202,12 @@ pub fn remove(path: &Path) -> Result<(), NetnsError> {
             }
         }
     }
-    match std::fs::remove_file(path) {
-        Err(source) if source.kind() != io::ErrorKind::NotFound => Err(NetnsError::Unlink {
+    remove_if_there(path)
+        .map(drop)
+        .map_err(|source| NetnsError::Unlink {
             path: path.to_owned(),
             source,
-        }),
-        _ => Ok(()),
-    }
+        })
 }
 
 /// Whether `path` itself (no symbolic link) holds a namespace now.

@@ -1,5 +1,5 @@
-//! Where to write a file whose path a user or a repository gave: inside the repository without following links, elsewhere as
-//! the user said.
+//! Where to write a file whose path comes from a user or a repository: inside the repository without following links,
+//! elsewhere as the user specified.
 //!
 //! A repository may contain committed links, so a path that leads into it is resolved by [`Beneath`] from its root on. A
 //! path outside is the user's own choice, and so are links in it. The file itself must never be written through a link in
@@ -10,7 +10,9 @@ use std::io;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Component, Path, PathBuf};
 
-use crate::beneath::{Beneath, BeneathError, Existing, Placing};
+use rustix::fs::FileType;
+
+use crate::beneath::{self, Beneath, BeneathError, Existing, Placing};
 use crate::entry_path::{EntryPath, EntryPathError};
 use crate::files::{self, FileError};
 
@@ -64,13 +66,24 @@ impl Access {
     }
 }
 
+/// How a file will be written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Manner {
+    /// It gets its name once it is complete: [`Place::begin`], [`Place::write`].
+    Whole,
+    /// It has its name from the start: [`Place::stream`].
+    Stream,
+    /// At the end of the existing file: [`Place::append`].
+    Append,
+}
+
 /// The path of one file, prepared for writing.
 #[derive(Debug)]
 pub struct Place {
     base: PathBuf,
     below: EntryPath,
     access: Access,
-    /// Whether it is in a repository, or in a directory of ours in one.
+    /// Whether it is in a repository, or in a directory of ours inside one.
     is_inside: bool,
 }
 
@@ -86,7 +99,7 @@ impl Place {
         let is_inside = entered.is_some();
         let base = match entered {
             Some(base) => base,
-            // Outside, all but the file itself is the user's choice.
+            // Outside the repository, the user has chosen every component but the file itself.
             None => path
                 .parent()
                 .ok_or_else(|| named(EntryPathError::Empty))?
@@ -155,6 +168,54 @@ impl Place {
         Ok(dir.append(&leaf, self.access.file())?)
     }
 
+    /// Checks whether the file could be written in this manner, without creating anything, so that obstacles are
+    /// reported before any work is done for the file.
+    pub fn look(&self, manner: Manner) -> Result<(), PlaceError> {
+        if self.is_node() {
+            return match manner {
+                Manner::Whole => Err(PlaceError::Node { path: self.path() }),
+                Manner::Stream | Manner::Append => Ok(()),
+            };
+        }
+        let in_the_way = |kind| {
+            Err(PlaceError::Beneath(BeneathError::InTheWay {
+                path: self.path(),
+                what: beneath::describe(kind),
+            }))
+        };
+        // Outside a repository, a link is followed to the file that will be appended to.
+        if manner == Manner::Append && !self.is_inside && self.path().exists() {
+            return if self.path().is_dir() {
+                in_the_way(FileType::Directory)
+            } else {
+                Ok(())
+            };
+        }
+        // Outside a repository, missing directories will be created.
+        let is_there = |dir: &&Path| dir.symlink_metadata().is_ok();
+        let base = self.base.ancestors().find(is_there).unwrap_or(Path::new("/"));
+        let at = Beneath::open(base)?;
+        if base != self.base {
+            return Ok(());
+        }
+        let (parent, leaf) = self.below.split();
+        let dir = match parent.map(|parent| at.dir(&parent)).transpose() {
+            Err(error) if error.is_absent() => return Ok(()),
+            dir => dir?.unwrap_or(at),
+        };
+        let leaf = EntryPath::exact(leaf).map_err(|why| PlaceError::Name {
+            path: self.path(),
+            why,
+        })?;
+        match dir.kind(&leaf)? {
+            None | Some(FileType::RegularFile) => Ok(()),
+            // A link is replaced by the file, but cannot be appended to.
+            Some(FileType::Symlink) if manner != Manner::Append => Ok(()),
+            Some(FileType::Symlink) => Err(BeneathError::Link { path: self.path() }.into()),
+            Some(kind) => in_the_way(kind),
+        }
+    }
+
     /// Whether the path, outside the repository, is not a file or is a link to something without a lasting path:
     /// `/dev/null`, a named pipe, `/dev/stdout`. Replacing it by a file would destroy it for all users.
     fn is_node(&self) -> bool {
@@ -179,7 +240,7 @@ impl Place {
         }
         let missing = !self.base.is_dir();
         if missing {
-            // Only outside of a repository, whose root is there.
+            // This happens only outside a repository, because the root of a repository exists.
             files::make_dirs(&self.base, self.access.directory())?;
         }
         Ok(Beneath::open(&self.base)?.parent_of(&self.below, self.access.directory())?)
@@ -192,7 +253,7 @@ impl Place {
 pub fn straight(path: &Path) -> PathBuf {
     let mut path = path.to_owned();
     for _ in 0..MOST_LINKS {
-        // A link to nothing yet: what is written to it appears where it leads.
+        // A dangling link: a file written to it appears at its target.
         let Ok(target) = std::fs::read_link(&path) else {
             break;
         };
@@ -278,7 +339,7 @@ mod tests {
     }
 
     impl World {
-        /// A repository that has committed links, another's directory, and a link to the repository.
+        /// A repository with committed links, a foreign directory, and a link to the repository.
         fn new() -> Self {
             let dir = tempfile::tempdir().unwrap();
             let at = |name: &str| dir.path().join(name);
@@ -348,6 +409,46 @@ mod tests {
         world.write("repo/new/deep/f").unwrap();
         world.write("user/work/sub/g").unwrap();
         assert!(world.is_there("repo/new/deep/f") && world.is_there("repo/sub/g"));
+    }
+
+    #[test]
+    fn a_look_tells_what_writing_would_and_makes_nothing() {
+        let world = World::new();
+        std::fs::write(world.dir.path().join("user/file"), "old").unwrap();
+        symlink("sub", world.dir.path().join("repo/link")).unwrap();
+        let rows = [
+            ("repo/new/deep/f", true, true),
+            ("user/fresh/deep/f", true, true),
+            ("user/file", true, true),
+            ("repo/link", true, false),
+            ("repo/out/key", false, false),
+            ("repo/sub", false, false),
+            ("user/big", true, false),
+            ("user/file/f", false, false),
+            ("user/file/deep/f", false, false),
+        ];
+        let place = |path| world.place(path, Access::Shared).unwrap();
+        for (path, whole, append) in rows {
+            let look = |manner| place(path).look(manner).is_ok();
+            let all = [Manner::Whole, Manner::Stream, Manner::Append].map(look);
+            assert_eq!(all, [whole, whole, append], "{path}");
+        }
+        assert!(!world.is_there("repo/new") && !world.is_there("user/fresh"));
+        for (path, whole, append) in rows {
+            assert_eq!(place(path).append().is_ok(), append, "{path}");
+            assert_eq!(place(path).stream().is_ok(), whole, "{path}");
+        }
+        let null = Place::new(
+            &world.dir.path().join("repo"),
+            Path::new("/dev/null"),
+            Access::Shared,
+        )
+        .unwrap();
+        let look = |manner| null.look(manner).is_ok();
+        assert_eq!(
+            [Manner::Whole, Manner::Stream, Manner::Append].map(look),
+            [false, true, true]
+        );
     }
 
     #[test]

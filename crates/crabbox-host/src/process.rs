@@ -1,8 +1,8 @@
 //! Processes that outlive the command that started them: their identity, liveness and termination.
 //!
-//! A number alone never names a process here: a [`ProcessId`] is the pid, the moment the process started and the boot it
-//! started in, and a signal goes only through a pidfd whose identity was checked after it was opened. Nothing in this
-//! module may signal by pid, or take "cannot tell" for "is dead".
+//! A pid alone never identifies a process here: a [`ProcessId`] is the pid, the time the process started and the boot
+//! in which it started, and a signal is sent only through a pidfd whose identity was checked after it was opened.
+//! Nothing in this module may signal by pid, or treat "unknown" as "dead".
 
 use std::io::ErrorKind;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, pidfd_open, pidfd_send_signal};
+use rustix::thread::CapabilitySet;
 
 mod scan;
 mod writer;
@@ -22,7 +23,7 @@ pub use rustix::process::Signal;
 pub use scan::{ProcessInfo, children, list, look, note_inherited, with_environment};
 pub use writer::writer_of;
 
-/// Where the kernel gives each boot its own random name.
+/// The kernel's random id of each boot.
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
 /// How long a process may take to disappear after SIGKILL before it is reported as stuck, usually in the kernel.
@@ -38,6 +39,12 @@ pub fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }
 
+/// Whether this process may make, list and remove links and packet filters (`CAP_NET_ADMIN`, effective). If this is
+/// unknown, the result is `true`: the attempt then reports the reason.
+pub fn may_change_networks() -> bool {
+    rustix::thread::capabilities(None).map_or(true, |sets| sets.effective.contains(CapabilitySet::NET_ADMIN))
+}
+
 /// Why a process could not be inspected or ended.
 #[derive(Debug, thiserror::Error)]
 pub enum ProcessError {
@@ -46,11 +53,11 @@ pub enum ProcessError {
     Read {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         #[source]
         source: std::io::Error,
     },
-    /// `/proc/<pid>/stat` was read and does not have the form that proc(5) gives.
+    /// `/proc/<pid>/stat` was read but does not have the format described in proc(5).
     #[error("cannot make sense of {}", path.display())]
     Malformed {
         /// The file.
@@ -61,7 +68,7 @@ pub enum ProcessError {
     Open {
         /// The process.
         pid: u32,
-        /// What the system said.
+        /// The system's error.
         #[source]
         source: std::io::Error,
     },
@@ -72,7 +79,7 @@ pub enum ProcessError {
         pid: u32,
         /// The number of the signal.
         signal: i32,
-        /// What the system said.
+        /// The system's error.
         #[source]
         source: std::io::Error,
     },
@@ -81,7 +88,7 @@ pub enum ProcessError {
     Wait {
         /// The process.
         pid: u32,
-        /// What the system said.
+        /// The system's error.
         #[source]
         source: std::io::Error,
     },
@@ -140,7 +147,7 @@ fn is_gone(error: &std::io::Error) -> bool {
 fn stat(pid: u32) -> Result<Option<Stat>, ProcessError> {
     let path = proc_path(pid, "stat");
     match std::fs::read(&path) {
-        // The name may hold any bytes; everything behind it is ASCII.
+        // The name may contain any bytes; everything after it is ASCII.
         Ok(bytes) => match parse_stat(&String::from_utf8_lossy(&bytes)) {
             Some(stat) => Ok(Some(stat)),
             None => Err(ProcessError::Malformed { path }),
@@ -176,8 +183,8 @@ pub fn is_zombie(pid: u32) -> Result<bool, ProcessError> {
     Ok(stat(pid)?.is_some_and(|stat| matches!(stat.state, 'Z' | 'X' | 'x')))
 }
 
-/// Whether exactly this process still runs. A zombie does not. If the system cannot tell, the result is `true`: the caller
-/// goes on to [`open`], which returns the reason.
+/// Whether exactly this process is still running. A zombie is not. If this is unknown, the result is `true`: the
+/// caller goes on to [`open`], which returns the reason.
 pub fn is_alive(id: &ProcessId) -> bool {
     if id.raw().is_none() {
         return false;
@@ -198,8 +205,8 @@ pub fn open(id: &ProcessId) -> Result<Option<ProcessHandle>, ProcessError> {
     };
     let fd = match pidfd_open(pid, PidfdFlags::empty()) {
         Ok(fd) => fd,
-        // Also: it has just been reaped and somebody still looks at its number, or the number is a thread's by now (EINVAL, and
-        // ENOENT in newer kernels: `pidfd_prepare` in kernel/fork.c).
+        // Also if it has just been reaped while its pid is still referenced, or if the pid is now a thread's id
+        // (EINVAL, and ENOENT in newer kernels: `pidfd_prepare` in kernel/fork.c).
         Err(Errno::SRCH | Errno::INVAL | Errno::NOENT) => return Ok(None),
         Err(errno) => {
             return Err(ProcessError::Open {
@@ -359,7 +366,7 @@ mod tests {
 
     #[test]
     fn the_number_of_a_thread_is_no_process_to_open() {
-        // Any but the first of our own threads; the test runner always has one.
+        // The id of a thread other than the main thread; the test runner always has one.
         let thread = std::thread::spawn(|| {
             let number = rustix::thread::gettid().as_raw_nonzero().get();
             let id = ProcessId {

@@ -24,22 +24,44 @@ pub enum Ready {
 /// are ready, the second one takes precedence.
 ///
 /// # Errors
-/// Of poll(2), but for a signal.
+/// Those of poll(2), except for interruption by a signal.
 pub fn wait(
     first: BorrowedFd<'_>,
     events: PollFlags,
     second: Option<BorrowedFd<'_>>,
     deadline: Option<Instant>,
 ) -> io::Result<Ready> {
+    let second = second.map(|fd| (fd, PollFlags::IN));
+    let found = any([second, Some((first, events))], deadline)?;
+    Ok(match found {
+        None => Ready::Neither,
+        Some(0) => Ready::Second,
+        Some(_) => Ready::First,
+    })
+}
+
+/// Waits until one of several descriptors has one of its events, has an error, or is closed; returns its index, or
+/// `None` at the deadline. If several are ready, the first one is returned.
+///
+/// # Errors
+/// Those of poll(2), except for interruption by a signal.
+pub fn any<const N: usize>(
+    of: [Option<(BorrowedFd<'_>, PollFlags)>; N],
+    deadline: Option<Instant>,
+) -> io::Result<Option<usize>> {
+    let there = || of.iter().enumerate().filter_map(|(at, fd)| Some((at, (*fd)?)));
+    let mut fds: Vec<PollFd<'_>> = there()
+        .map(|(_, (fd, events))| PollFd::from_borrowed_fd(fd, events))
+        .collect();
     loop {
         let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
         let left = left.and_then(|left| Timespec::try_from(left).ok());
-        let mut fds = vec![PollFd::from_borrowed_fd(first, events)];
-        fds.extend(second.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
         match poll(&mut fds, left.as_ref()) {
-            Ok(0) => return Ok(Ready::Neither),
-            Ok(_) if fds.get(1).is_some_and(|fd| !fd.revents().is_empty()) => return Ok(Ready::Second),
-            Ok(_) => return Ok(Ready::First),
+            Ok(0) => return Ok(None),
+            Ok(_) => {
+                let first = fds.iter().position(|fd| !fd.revents().is_empty());
+                return Ok(first.and_then(|first| there().nth(first)).map(|(at, _)| at));
+            }
             Err(Errno::INTR) => {}
             Err(errno) => return Err(errno.into()),
         }
@@ -49,7 +71,7 @@ pub fn wait(
 /// Waits until `fd` is readable or closed.
 ///
 /// # Errors
-/// Of poll(2), but for a signal.
+/// Those of poll(2), except for interruption by a signal.
 pub fn readable(fd: BorrowedFd<'_>) -> io::Result<()> {
     wait(fd, PollFlags::IN, None, None).map(drop)
 }

@@ -26,6 +26,7 @@ mod contract;
 mod from;
 mod packages;
 
+pub use bootstrap::TOOLS;
 pub use from::{TreeRecipe, build_tree};
 
 /// Free space that a build requires, in bytes: the tree, the unpacked kernel package and the image together take about 700
@@ -57,7 +58,7 @@ pub struct Agent {
     pub program: Vec<u8>,
 }
 
-/// What to build.
+/// A recipe for a Debian image.
 #[derive(Debug, Clone)]
 pub struct BuildRecipe {
     /// The name that will point to the image.

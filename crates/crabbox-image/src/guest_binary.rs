@@ -5,12 +5,12 @@
 
 use std::io::{Read as _, Result};
 
-const CARRIED: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/crabbox-guest.gz"));
+const CARRIED: &[u8] = include_bytes!(env!("CRABBOX_GUEST_PACKED"));
 
 /// The bytes of `crabbox-guest`.
 ///
 /// # Errors
-/// When the embedded binary was damaged after the build.
+/// If the embedded binary was damaged after the build.
 pub fn bytes() -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
     flate2::read::GzDecoder::new(CARRIED).read_to_end(&mut bytes)?;

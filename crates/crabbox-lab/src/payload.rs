@@ -1,7 +1,6 @@
-//! What runs in the lab: our binaries, Firecracker and guest images, built or fetched once.
+//! The payload of the lab: our binaries, Firecracker and guest images, built or fetched once.
 //!
-//! Each part is keyed by what it is made of, so that a second call does nothing, from another clone neither. Nothing here may be installed
-//! on this host.
+//! Each part is keyed by its inputs, so that a second call does nothing, even from another clone. Nothing here may be installed on this host.
 
 use std::path::{Path, PathBuf};
 
@@ -19,10 +18,10 @@ use crate::workspace;
 
 mod cloud;
 
-/// Files of tests for which cargo builds our programs as well: those of their packages.
+/// Test files for which cargo also builds our programs, those of their packages.
 pub const PROGRAMS_OF: [&str; 2] = ["cli", "fake_vmm"];
 
-/// Crates of the program that the tests have with a feature, by which cargo would compile them twice.
+/// Crates of the program that the tests compile with an extra feature; without it, cargo would compile them twice.
 const AS_TESTED: [(&str, &str); 5] = [
     ("crabbox-image", "crabbox-image/fuzzing"),
     ("crabbox-machine", "crabbox-machine/fuzzing"),
@@ -54,25 +53,25 @@ impl Payload {
     }
 }
 
-/// Which guest images there have to be.
+/// Which guest images are needed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Images {
-    /// Ours, from which leases are made unless another is named.
+    /// Our own, from which leases are made unless another is named.
     Ours,
-    /// Those of others as well, which the end-to-end tests lease.
+    /// Foreign ones as well, which the end-to-end tests lease.
     All,
 }
 
-/// What the program carries inside itself, as files.
+/// The embedded programs as files.
 #[derive(Debug, Clone)]
 pub(crate) struct Carried {
     /// The guest's first process.
     pub(crate) guest: PathBuf,
-    /// The far side of a lease.
+    /// The agent.
     agent: PathBuf,
 }
 
-/// The guest's first process and the agent, static: the very ones that crabbox carries.
+/// The guest's first process and the agent, static: exactly those embedded in crabbox.
 pub(crate) fn carried() -> Result<Carried> {
     stage("building crabbox-guest and crabbox-agent", || {
         let build = crabbox_embed::Build {
@@ -80,6 +79,7 @@ pub(crate) fn carried() -> Result<Carried> {
             root: workspace::root(),
             target: &workspace::target_dir(),
             platform: &format!("{}-unknown-linux-gnu", std::env::consts::ARCH),
+            cross: None,
         };
         Ok(Carried {
             guest: build.program("crabbox-guest")?,
@@ -88,18 +88,18 @@ pub(crate) fn carried() -> Result<Carried> {
     })
 }
 
-/// How the program is compiled.
+/// How to compile the program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Build {
-    /// With the optimisation of what is measured: all is compiled once more.
+    /// Optimised, for measurements: everything is compiled again.
     Optimised,
-    /// As the tests are, of which almost all is there already; with what checks its arithmetic.
+    /// Like the tests, so that nearly all of it is already compiled; with overflow checks.
     Tested,
-    /// As xtask itself is, of which almost all is there already: for whoever waits for a first look.
+    /// Like xtask itself, so that nearly all of it is already compiled: for a quick first look.
     Quick,
 }
 
-/// The program as `build` says.
+/// The program, compiled as `build` says.
 pub(crate) fn program(build: Build) -> Result<PathBuf> {
     match build {
         Build::Optimised => {
@@ -117,7 +117,7 @@ pub(crate) fn program(build: Build) -> Result<PathBuf> {
     }
 }
 
-/// Which packages cargo is asked for to have the program, in such a way that the tests, once somebody runs them, find all of it compiled.
+/// The packages to name to cargo for building the program so that a later run of the tests finds all of it compiled.
 pub fn quick_packages() -> Vec<&'static str> {
     let mut args = vec!["--package", "crabbox", "--package", "xtask"];
     for (package, feature) in AS_TESTED {
@@ -126,18 +126,18 @@ pub fn quick_packages() -> Vec<&'static str> {
     args
 }
 
-/// A copy of the program `built` without what is there for debuggers: a third of the size, and it has to be copied into a lab.
+/// A stripped copy of the program `built`: a third of the size, because it has to be copied into a lab.
 fn small(built: &Path) -> Result<PathBuf> {
     let small = workspace::target_dir().join("quick/crabbox");
     std::fs::create_dir_all(small.with_file_name(""))?;
-    // Another task may be copying the one that is there.
+    // Write a new file, since another task may be copying the existing one.
     let new = small.with_extension(std::process::id().to_string());
     let stripped = Cmd::inheriting("strip")
         .args(["--strip-all", "-o"])
         .args([&new, built])
         .run();
     if stripped.is_err() {
-        // Whoever links has binutils, as a rule; without them it is the larger one.
+        // binutils normally come with a linker; without them, use the larger program.
         return Ok(built.to_owned());
     }
     std::fs::rename(&new, &small)?;
@@ -146,7 +146,7 @@ fn small(built: &Path) -> Result<PathBuf> {
 
 /// The program as `cargo test` builds it: quick to build, and with the same messages.
 pub fn development_binary() -> Result<PathBuf> {
-    // With the features that the tests of the whole workspace have, and in their way; in any other all would be compiled once more.
+    // With the tests' features for the whole workspace; otherwise everything would be compiled again.
     let mut args = vec!["test", "--no-run", "--workspace"];
     args.extend(PROGRAMS_OF.iter().flat_map(|file| ["--test", file]));
     stage("building crabbox", || cargo(&args))?;
@@ -160,7 +160,7 @@ pub(crate) fn is_missing(carried: &Carried, images: Images) -> Result<bool> {
     Ok(all || !cache.has("payload", &key))
 }
 
-/// A directory with Firecracker, the jailer and the images that what is `carried` is in.
+/// A directory with Firecracker, the jailer and the images that contain the `carried` programs.
 pub(crate) fn artefacts(carried: &Carried, images: Images) -> Result<PathBuf> {
     crate::lab::packages::ensure_tools()?;
     let cache = Cache::of_user();
@@ -195,7 +195,7 @@ pub(crate) fn artefacts(carried: &Carried, images: Images) -> Result<PathBuf> {
 
 fn quiet(_stage: &str) {}
 
-/// What the images depend on: the two programs in them, Firecracker's version, and the recipe's own sources.
+/// The inputs of the images: the two embedded programs, Firecracker's version, and the recipe's sources.
 fn image_key(carried: &Carried) -> Result<String> {
     let mut digest = Sha256::new();
     digest.update(std::fs::read(&carried.guest)?);

@@ -1,10 +1,11 @@
-//! Which diagnostics are wanted: the value of `CRABBOX_LOG`, of `-v`, and of a supervisor's log level.
+//! Which diagnostics are logged: the value of `CRABBOX_LOG`, of `-v`, and of a supervisor's log level.
 //!
 //! The syntax is a list of `TARGET=LEVEL` and bare levels, for example `debug` or `info,crabbox_machine=trace`. It must
 //! never interpret a misspelt level as the name of a target, which would silently disable logging.
 
 use std::str::FromStr;
 
+use crabbox_core::comma_list;
 use crabbox_core::fault::{Fault, Kind};
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::filter::Targets;
@@ -64,9 +65,9 @@ impl FromStr for LogFilter {
             return Err(refused("it is longer than any filter"));
         }
         let mut targets = Targets::new();
-        for directive in text.split(',').map(str::trim).filter(|part| !part.is_empty()) {
+        for directive in comma_list::items(text) {
             let (target, level) = directive.split_once('=').unwrap_or((OURS, directive));
-            // `LevelFilter` also reads numbers and nothing at all, which name no level that a reader would guess.
+            // `LevelFilter` also parses numbers and the empty string, which users would not recognise as levels.
             if level.is_empty() || !level.bytes().all(|byte| byte.is_ascii_alphabetic()) {
                 return Err(refused("a level is a word"));
             }

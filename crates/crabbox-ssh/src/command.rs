@@ -1,9 +1,10 @@
-//! The user's command, as the agent on the other side is asked for it.
+//! Turns the user's command into a request to the agent.
 //!
-//! The same shell as the Go program's (`bash -lc` after `cd`), except that values of the environment never stand in an argument vector, and win
-//! over what the login profile sets. A word of the user must never be split, expanded or dropped on the way.
+//! It runs in the same shell as with the Go program (`bash -lc` after `cd`), except that environment values never appear in an argument vector, and
+//! win over what the login profile sets. A word of the user must never be split, expanded or dropped on the way.
 
 use crabbox_agent_protocol::Command;
+use crabbox_core::config::allow::is_name;
 
 use crate::exec::RemoteStatus;
 use crate::far::Ran;
@@ -11,65 +12,73 @@ use crate::quote;
 
 mod form;
 
-pub use form::{Form, is_name};
+pub use form::Form;
 
-/// How the variables are called that carry values past the login profile; a number follows.
+/// The prefix of the variables that carry values past the login profile; a number follows.
 const COPY: &str = "CRABBOX_PAST_PROFILE_";
 
-/// How long one of them is at most, in bytes: less than what the kernel takes.
+/// The longest of these variables in bytes, below the kernel's limit.
 const COPY_LIMIT: usize = 96 * 1024;
 
-/// How long a variable may be, name, `=`, value and the byte that ends it: `MAX_ARG_STRLEN` of execve(2).
+/// The longest variable in bytes, counting name, `=`, value and NUL: `MAX_ARG_STRLEN` of execve(2).
 const VARIABLE_LIMIT: usize = 128 * 1024;
 
-/// How long all of them may be together, each once as it is and once as a copy: a quarter of the usual 8 MiB of a stack (execve(2)), less
-/// what the lease itself has of variables and words.
+/// The limit for all variables together, each counted twice (itself and its copy), in bytes: a quarter of the usual 8 MiB stack (execve(2)), less
+/// what the lease itself has of variables and arguments.
 const VARIABLES_LIMIT: usize = 7 << 18;
 
-/// What bash keeps for itself and lets nobody set or unset.
+/// Variables that bash does not let anyone set or unset.
 const BASHS_OWN: [&str; 6] = ["BASHOPTS", "BASH_VERSINFO", "EUID", "PPID", "SHELLOPTS", "UID"];
 
-/// Tells the shell around a login shell that the profile is behind it. A signal, because what a profile leaves running would hold a
-/// pipe open, and a file would have to be put somewhere; to the number that it was given, because a profile may start one more shell
-/// for the command. `builtin`, because a profile may have a `kill` of its own, and then without, for a shell that does not know it.
-const PAST_PROFILE: &str = "command trap - EXIT; { builtin kill -USR1 \"$CRABBOX_SHELL\" || kill -USR1 \"$CRABBOX_SHELL\"; } 2>/dev/null || :; \
-     command unset CRABBOX_SHELL; ";
+/// Expands to `builtin` in bash, where a profile may define functions of any name, and to nothing in another shell that a profile may have started
+/// instead, which may not have it.
+const BUILTIN: &str = "${BASH_VERSION:+builtin}";
 
-/// The variable that it finds that number in.
+/// Shell code that tells the waiting process that the login profile was read. It uses a signal because a process left running by the profile would
+/// hold a pipe open, and a file would need a place. The signal goes to a given pid because a profile may start another shell for the command. It is
+/// tried again without `builtin` because a profile may have disabled the builtin `kill`. `command` has to be the shell's own: with `set -e` in a
+/// profile, `builtin command` ignores `||`.
+fn past_profile() -> String {
+    format!(
+        "{BUILTIN} unset -f command 2>/dev/null || :; command trap - EXIT; {{ {BUILTIN} kill -USR1 \"$CRABBOX_SHELL\" || kill -USR1 \"$CRABBOX_SHELL\"; }} 2>/dev/null || :; \
+         command unset CRABBOX_SHELL; "
+    )
+}
+
+/// The variable that holds that pid.
 const TELLS: &str = "CRABBOX_SHELL";
 
-/// What whoever reads it looks for is what starts their command.
+/// Names bash, because the user did not ask for it and would otherwise not know why it is needed.
 const NO_BASH: &str =
     "the command was not run: there is no bash in the lease, or none on its PATH, and bash starts it\n";
 
-/// A profile that ends the shell or starts another one in its place (`exec zsh`) must not pass for a command that succeeded.
+/// The message for a profile that ends the shell or replaces it (`exec zsh`), which must not pass for a successful command.
 const NOT_PAST: &str = "the command was not run: the login profile there (.bash_profile, .profile or /etc/profile) ended the shell or started \
      another one in its place\n";
 
-/// POSIX: what cannot be executed, and from there on a code speaks for itself.
+/// The POSIX exit code for a command that cannot be executed.
 const NOT_EXECUTED: u8 = 126;
-/// And what is not there.
+/// Exit codes of a shell that was killed: 128 plus the signal number (signal(7)).
+const SIGNALS: std::ops::RangeInclusive<u8> = 129..=192;
+/// The POSIX exit code for a command that is not found.
 const NOT_FOUND: u8 = 127;
 
-/// What the end of a prepared command means.
+/// The meaning of the end of a prepared command.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Meaning {
-    /// It ended so; what is to be said of that on its standard error.
+    /// It ended with this status; the text, if any, is for its standard error.
     Ended(RemoteStatus, Option<&'static str>),
-    /// It was not started, for this reason.
+    /// It was not started; the reason.
     Unstarted(String),
 }
 
-/// What the end of a command means that was [prepared](UserCommand::prepared).
+/// Interprets the end of a command that was [prepared](UserCommand::prepared).
 pub fn meaning(ran: Ran) -> Meaning {
     match ran {
         Ran::Ended {
             status: RemoteStatus::Exited(code),
             told: false,
-        } if code < NOT_EXECUTED => {
-            let code = if code == 0 { NOT_EXECUTED } else { code };
-            Meaning::Ended(RemoteStatus::Exited(code), Some(NOT_PAST))
-        }
+        } if !SIGNALS.contains(&code) => Meaning::Ended(RemoteStatus::Exited(NOT_EXECUTED), Some(NOT_PAST)),
         Ran::Ended { status, .. } => Meaning::Ended(status, None),
         Ran::Unstarted { absent: true, .. } => Meaning::Ended(RemoteStatus::Exited(NOT_FOUND), Some(NO_BASH)),
         Ran::Unstarted { why, .. } => Meaning::Unstarted(why),
@@ -90,29 +99,29 @@ pub struct UserCommand {
 /// Why a command cannot be sent.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum UserCommandError {
-    /// The name of a variable is not one.
+    /// The name of a variable is not valid.
     #[error("{name:?} is not a name for an environment variable")]
     Name {
         /// The name.
         name: String,
     },
-    /// No shell can carry a NUL byte. The text itself may be a secret.
+    /// A shell cannot pass on a NUL byte. The text itself is not shown, because it may be a secret.
     #[error("{part} holds a NUL byte, which no command can carry")]
     Nul {
         /// Which part it is.
         part: String,
     },
-    /// No program can be given a variable of that length. The value itself may be a secret.
+    /// The kernel does not accept a variable of that length. The value itself is not shown, because it may be a secret.
     #[error(
         "the variable {name} has {bytes} bytes, and no program takes one of more than {VARIABLE_LIMIT}; hand it on in a file"
     )]
     Long {
         /// Its name.
         name: String,
-        /// How long it is, with its name.
+        /// Its length in bytes, including the name.
         bytes: usize,
     },
-    /// No program can be given so much.
+    /// The kernel does not accept so many variables.
     #[error("the variables for the command are too long together ({bytes} bytes); hand them on in a file")]
     Many {
         /// How long they are.
@@ -124,12 +133,12 @@ pub enum UserCommandError {
 }
 
 impl UserCommand {
-    /// What the agent is asked for.
+    /// The request for the agent.
     pub fn prepared(&self) -> Result<Command, UserCommandError> {
         self.check()?;
         let workdir = quote::single(&self.workdir);
-        // The profile sees the values, may set its own, and they are set once more behind it. Variables carry them past it, because what
-        // stands in the line of the login shell is shown by `ps`.
+        // The profile sees the values and may set its own; afterwards ours are set again. Further variables carry them past the profile, because `ps`
+        // shows the command line of the login shell.
         let (mut env, mut all) = (self.env.clone(), String::new());
         for (index, text) in self.copies().into_iter().enumerate() {
             all.extend(["$", COPY, &index.to_string()]);
@@ -144,12 +153,12 @@ impl UserCommand {
                 all.replace('$', " ")
             )
         };
-        // The login shell may change the directory in its profile.
-        let inner = format!("{PAST_PROFILE}{again}cd {workdir} && ");
+        // The profile may change the directory.
+        let inner = format!("{}{again}{BUILTIN} cd {workdir} && ", past_profile());
         let mut words = vec!["bash".to_owned(), "-lc".to_owned()];
         match &self.form {
             Form::Argv(argv) => {
-                words.extend([format!("{inner}exec \"$@\""), "bash".to_owned()]);
+                words.extend([format!("{inner}{BUILTIN} exec \"$@\""), "bash".to_owned()]);
                 words.extend(argv.iter().cloned());
             }
             Form::Shell(script) => words.push(format!("{inner}{script}")),
@@ -164,9 +173,9 @@ impl UserCommand {
         })
     }
 
-    /// Makes the profile give up the variables, with what it has declared of them (`-i`, `-u`, a reference). One that it has made read-only
-    /// is one for that shell alone, so another one, which reads no profile, takes its place. `command`, because a profile may have functions of
-    /// these names, and because what fails then ends no shell that keeps to POSIX.
+    /// Shell code that unsets the variables, with any attributes (`-i`, `-u`, nameref) that the profile gave them. A variable that the profile made
+    /// read-only is so only in that shell, so it is replaced with another shell, which reads no profile. `command`, because otherwise a failure would
+    /// end a shell in POSIX mode.
     fn given_up(&self) -> String {
         let names = self.env.iter().map(|(name, _)| name.as_str());
         let names: Vec<&str> = names.filter(|name| !BASHS_OWN.contains(name)).collect();
@@ -174,13 +183,14 @@ impl UserCommand {
             return String::new();
         }
         format!(
-            "cbx_kept=; for cbx_v in {}; do command unset -n \"$cbx_v\" || :; command unset -v \"$cbx_v\" || cbx_kept=y; done 2>/dev/null; \
-             case ${{CRABBOX_AGAIN-}}.$cbx_kept in .y) CRABBOX_AGAIN=y exec \"$BASH\" -c \"$BASH_EXECUTION_STRING\" \"$0\" \"$@\";; esac; ",
+            "cbx_kept=; for cbx_v in {}; do command unset -n \"$cbx_v\" || :; command unset -v \"$cbx_v\" || cbx_kept=y; \
+             done 2>/dev/null; case ${{CRABBOX_AGAIN-}}.$cbx_kept in \
+             .y) CRABBOX_AGAIN=y {BUILTIN} exec \"$BASH\" -c \"$BASH_EXECUTION_STRING\" \"$0\" \"$@\";; esac; ",
             names.join(" ")
         )
     }
 
-    /// A shell line that sets the variables, in pieces that a variable can carry.
+    /// Shell code that sets the variables, in pieces short enough for a variable.
     fn copies(&self) -> Vec<String> {
         let mut copies: Vec<String> = Vec::new();
         if self.env.is_empty() {
@@ -202,12 +212,18 @@ impl UserCommand {
         copies
     }
 
-    fn check(&self) -> Result<(), UserCommandError> {
+    /// Checks whether the command can be sent at all, before a lease is needed.
+    pub fn check(&self) -> Result<(), UserCommandError> {
         let words: Vec<&String> = match &self.form {
             Form::Argv(words) => words.iter().collect(),
             Form::Shell(script) => vec![script],
         };
-        if words.first().is_none_or(|first| first.is_empty()) {
+        let is_blank = |text: &str| match &self.form {
+            Form::Argv(_) => text.is_empty(),
+            // The script follows `&&`, so it must not be blank.
+            Form::Shell(_) => text.trim_ascii().is_empty(),
+        };
+        if words.first().is_none_or(|first| is_blank(first)) {
             return Err(UserCommandError::Empty);
         }
         if let Some((name, _)) = self.env.iter().find(|(name, _)| !is_name(name)) {
@@ -227,7 +243,7 @@ impl UserCommand {
         if let Some((name, _)) = self.env.iter().find(|(_, value)| value.contains('\0')) {
             return nul(&format!("the value of {name}"));
         }
-        // Its length is told with the NUL that ends it.
+        // The length includes `=` and the final NUL.
         let length = |(name, value): &(String, String)| name.len() + value.len() + 2;
         if let Some(long) = self.env.iter().find(|variable| length(variable) > VARIABLE_LIMIT) {
             return Err(UserCommandError::Long {
@@ -262,7 +278,7 @@ mod tests {
         }
     }
 
-    /// What became of a command.
+    /// The result of a command.
     #[derive(Debug)]
     struct Seen {
         code: Option<u8>,
@@ -284,7 +300,7 @@ mod tests {
         run_with_profile(command, "")
     }
 
-    /// Runs it for a user whose profile is `profile`, by an agent.
+    /// Runs the command with an agent, for a user with this login profile.
     fn run_with_profile(command: &UserCommand, profile: &str) -> Seen {
         let home = tempfile::tempdir().unwrap();
         std::fs::write(home.path().join(".profile"), profile).unwrap();
@@ -342,7 +358,7 @@ mod tests {
     fn a_value_that_was_asked_for_wins_over_the_profile_and_leaves_no_copy() {
         let tmp = tempfile::tempdir().unwrap();
         let look = "printf '%s|' \"$JAVA_HOME\" \"$SEEN\" \"$OF_PROFILE\" \"$GONE\" \"$PATH\"; env | grep -c PAST_PROFILE";
-        // The profile reads what it was given before it takes its own, and goes elsewhere.
+        // This profile reads the given value, sets its own, and changes the directory.
         let profile = "SEEN=$JAVA_HOME; export SEEN JAVA_HOME=/profile OF_PROFILE=stays PATH=/profile:$PATH; unset GONE; cd /; set -u";
         for form in [
             Form::Argv(words(&["sh", "-c", look])),
@@ -375,7 +391,8 @@ mod tests {
             "declare -u V; export V",
             "declare -A V; V[a]=1",
             "declare -n V=HOME",
-            "export() { :; }; eval() { :; }; unset() { :; }; V=profile",
+            "export() { :; }; eval() { :; }; unset() { :; }; command() { echo no; }; V=profile",
+            "exec() { echo no; }; command() { echo no; }; readonly V=profile",
         ] {
             for form in [
                 Form::Argv(words(&["sh", "-c", look, "sh", "a b"])),
@@ -432,7 +449,9 @@ mod tests {
             let command = command(tmp.path(), form);
             for (profile, code) in [
                 ("exit 0", 126),
-                ("exit 3", 3),
+                ("exit 3", 126),
+                ("exit 127", 126),
+                ("exit 255", 126),
                 ("exec sh", 126),
                 ("exec true", 126),
             ] {
@@ -441,13 +460,14 @@ mod tests {
                 let said = seen.stderr_text();
                 assert!(said.contains("the login profile there"), "{profile}: {said}");
             }
-            // Whatever else a profile does is no hindrance, nor is a shell that cannot catch the signal.
+            // Nothing else that a profile does prevents the command, nor does a shell that cannot catch the signal.
             for profile in [
                 "set -e",
                 "kill() { exit 1; }; (sleep 30 >/dev/null 2>&1 &)",
                 "trap '' USR1",
                 "trap 'exit 0' EXIT",
                 "cd /",
+                "exec() { echo no; }; cd() { echo no; }; command() { echo no; }; trap() { echo no; }; unset() { echo no; }; kill() { echo no; }",
                 "enable -n kill",
                 "[ -n \"$X\" ] || { export X=1; exec sh -c \"$BASH_EXECUTION_STRING\" \"$0\" \"$@\"; }",
                 "[ -n \"$X\" ] || { export X=1; bash -c \"$BASH_EXECUTION_STRING\" \"$0\" \"$@\"; exit; }",
@@ -503,7 +523,7 @@ mod tests {
             with_env("x;y", "").prepared(),
             Err(UserCommandError::Name { .. })
         ));
-        // The kernel's own limit, whatever quoting makes of it.
+        // The kernel's limit applies to the value before quoting.
         let most = VARIABLE_LIMIT - "A".len() - 2;
         assert!(with_env("A", &"'".repeat(most)).prepared().is_ok());
         assert_eq!(

@@ -1,8 +1,7 @@
 //! Where the socket of the shared connection is.
 //!
-//! The Go program uses `/tmp/crabbox-ssh-<8hex>-%C`: in a directory where every user may write. Ours is
-//! `<private directory>/<16hex>`, in a [`PrivateDir`], and without `%C`, so that this program can speak to the socket
-//! itself. It must never accept a directory that somebody else can write to or replace.
+//! The Go program uses `/tmp/crabbox-ssh-<8hex>-%C`, in a world-writable directory. Ours is `<private directory>/<16hex>`, in a [`PrivateDir`], and
+//! without `%C`, so that this program can speak to the socket itself. It must never accept a directory that another user can write to or replace.
 
 use std::path::{Path, PathBuf};
 
@@ -33,6 +32,12 @@ pub enum ControlError {
         /// Its length.
         length: usize,
     },
+    /// A record names a path that [`path`] never makes. Nothing there is touched.
+    #[error("{} is not the control socket of a lease", path.display())]
+    Foreign {
+        /// The path.
+        path: PathBuf,
+    },
 }
 
 impl Fault for ControlError {
@@ -52,19 +57,19 @@ impl Fault for ControlError {
                     path.display()
                 ),
             }],
-            Self::TooLong { .. } => Vec::new(),
+            Self::TooLong { .. } | Self::Foreign { .. } => Vec::new(),
         }
     }
 }
 
-/// Root's directory. Nobody else can make names in `/run`.
+/// Root's directory. No other user can create names in `/run`.
 const OF_ROOT: &str = "/run/crabbox";
 
 /// The directory for sockets: `<runtime>/crabbox` where the caller's runtime directory (`$XDG_RUNTIME_DIR`) is the caller's
 /// own, closed to writers, and short enough for a socket; otherwise `/run/crabbox` for root, and `/tmp/crabbox-ssh-<uid>` for others.
 ///
-/// A runtime directory that is not is passed over instead of refused: `sudo -E` and `su` leave another user's in the
-/// environment, and root must not put its sockets there.
+/// Any other runtime directory is skipped instead of refused: `sudo -E` and `su` leave another user's in the environment, and root must not put its
+/// sockets there.
 pub fn directory(runtime: Option<&Path>) -> Result<PrivateDir, ControlError> {
     let user = rustix::process::geteuid();
     if let Some(runtime) = runtime.filter(|dir| private_dir::can_hold_one(dir)) {
@@ -81,7 +86,7 @@ pub fn directory(runtime: Option<&Path>) -> Result<PrivateDir, ControlError> {
     Ok(PrivateDir::create(&path)?)
 }
 
-/// Whether OpenSSH can use a socket of [`path`] in `dir`.
+/// Whether a socket in `dir` is short enough for OpenSSH.
 fn fits(dir: &Path) -> bool {
     dir.as_os_str().len() + 1 + NAME_LENGTH <= PATH_LIMIT
 }
@@ -115,6 +120,25 @@ pub fn path(dir: &PrivateDir, target: &Target) -> Result<PathBuf, ControlError> 
         return Err(ControlError::TooLong { path, length });
     }
     Ok(path)
+}
+
+/// A socket's path as a record has it. Records can be damaged or made by others: a path is accepted only if it is one that [`path`] can have made,
+/// 16 hex digits in a directory that is this user's alone. `None` if that directory is gone, and the socket with it.
+pub fn recorded(path: &Path) -> Result<Option<PathBuf>, ControlError> {
+    let foreign = || ControlError::Foreign {
+        path: path.to_owned(),
+    };
+    let name = path.file_name().and_then(std::ffi::OsStr::to_str);
+    let is_digit = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
+    let name = name.filter(|name| name.len() == NAME_LENGTH && name.bytes().all(is_digit));
+    let (Some(name), Some(dir), true) = (name, path.parent(), path.is_absolute()) else {
+        return Err(foreign());
+    };
+    match PrivateDir::open(dir) {
+        Ok(dir) => Ok(Some(dir.join(name))),
+        Err(PrivateDirError::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error.into()),
+    }
 }
 
 #[cfg(test)]
@@ -179,7 +203,7 @@ mod tests {
         ));
     }
 
-    /// Where sockets go when `$XDG_RUNTIME_DIR` is of no use.
+    /// Where sockets go if `$XDG_RUNTIME_DIR` cannot be used.
     fn fallback() -> PathBuf {
         directory(None).unwrap().path().to_owned()
     }

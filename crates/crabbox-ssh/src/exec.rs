@@ -1,8 +1,8 @@
-//! One command on the other side: its streams, its status, and its end when we want it.
+//! Runs one command on the remote side: its streams, its status, and stopping it when we want.
 //!
-//! The remote login shell gets a constant line; the script itself, with the values of the environment, travels over standard
-//! input once the line has printed its mark, so that no argument vector on either side shows them and no length limit applies. A status is only reported when
-//! it arrived: it must never be guessed from what `ssh` exits with.
+//! The remote login shell gets a constant line; the script itself, with the values of the environment, is sent over standard input once the line has
+//! printed its mark, so that no argument vector on either side shows them and no length limit applies. A status is only reported if it arrived: it
+//! must never be guessed from the exit code of `ssh`.
 //!
 //! ```text
 //!   caller --script, stdin--> pipe --\                           /--> login shell -> sh (reads the script, waits)
@@ -16,19 +16,20 @@ use std::path::Path;
 use std::thread::ScopedJoinHandle;
 use std::time::{Duration, Instant};
 
+use crabbox_core::fault::Connectivity;
 use rustix::event::PollFlags;
 
-use crate::beginning::{Beginning, Instead, NotBegun, RESCUE_AFTER, await_mark};
+use crate::beginning::{Beginning, Ends, Instead, NotBegun, QUIET, RESCUE_AFTER, await_mark};
 use crate::group;
 use crate::master::{self, ConnectError};
 use crate::mux::{MuxError, Session, SessionEvent};
 use crate::remote_line::{RemoteLine, Start};
 use crate::shared::Shared;
-use crate::streams;
+use crate::streams::{self, Flow};
 use crate::target::Target;
 use crabbox_host::wait::{Ready, wait};
 
-/// How long a cancelled command may take to end and its last output to arrive, as the Go program has it.
+/// How long a cancelled command may take to end and its last output to arrive, as in the Go program.
 pub(crate) const DRAIN_LIMIT: Duration = Duration::from_secs(5);
 
 /// Where the bytes for a command's standard input come from.
@@ -39,9 +40,10 @@ pub enum Stdin<'a> {
     Bytes(&'a [u8]),
     /// Everything from here, then the end.
     ///
-    /// A read must end by itself: [`run`] returns only after it. What may stay silent for longer than the command lives is a [`Self::Pipe`].
+    /// A read must end by itself: [`run`] returns only after it. For a source that may stay silent for longer than the command lives, use
+    /// [`Self::Pipe`].
     Reader(Box<dyn Read + Send + 'a>),
-    /// Everything that is written into this pipe, until its end or that of the command, whichever comes first.
+    /// Everything written to this pipe, until its end or the end of the command, whichever comes first.
     Pipe(PipeReader),
 }
 
@@ -86,9 +88,9 @@ pub struct Exec<'a> {
     pub stdout: Sink<'a>,
     /// Its standard error.
     pub stderr: Sink<'a>,
-    /// Readable when the command shall be stopped, as `crabbox_host::signals::Interrupts` is.
+    /// Becomes readable when the command is to be stopped, as `crabbox_host::signals::Interrupts` does.
     pub cancel: Option<BorrowedFd<'a>>,
-    /// Limit for the connection, if there is none yet, and the command together; a command that runs longer is stopped.
+    /// Limit for opening the connection (if there is none yet) and running the command together; a command that runs longer is stopped.
     pub limit: Option<Duration>,
 }
 
@@ -127,14 +129,14 @@ pub enum RemoteStatus {
 /// Why there is no status of a command.
 #[derive(Debug, thiserror::Error)]
 pub enum ExecError {
-    /// There is no connection; the other side has seen nothing of the command.
+    /// There is no connection; the remote side has seen nothing of the command.
     #[error("the remote command was not started")]
     Connect {
         /// Why not.
         #[source]
         source: ConnectError,
     },
-    /// The connection is there and gave no session; the other side has seen nothing of the command.
+    /// The connection is open but gave no session; the remote side has seen nothing of the command.
     #[error("the remote command was not started on {destination}")]
     Session {
         /// `user@host`.
@@ -143,7 +145,7 @@ pub enum ExecError {
         #[source]
         source: MuxError,
     },
-    /// The server gives no session, on a connection of its own either; the other side has seen nothing of the command.
+    /// The server gives no session, even on a private connection; the remote side has seen nothing of the command.
     #[error("{destination} lets us in and gives no session ({reason}): raise MaxSessions in its sshd_config")]
     NoSession {
         /// `user@host`.
@@ -151,7 +153,7 @@ pub enum ExecError {
         /// What ssh said.
         reason: String,
     },
-    /// Something else ran in the place of our line, or kept it from running; the other side has seen nothing of the command.
+    /// Something else ran in place of our line, or kept it from running; the remote side has seen nothing of the command.
     #[error("the remote command was not started on {destination}")]
     NotBegun {
         /// `user@host`.
@@ -174,7 +176,7 @@ pub enum ExecError {
         #[source]
         source: io::Error,
     },
-    /// Pipes, random numbers or a temporary directory could not be had from this machine.
+    /// This machine could not provide pipes, random numbers or a temporary directory.
     #[error("cannot prepare the streams of a remote command")]
     Local {
         /// What the system said.
@@ -183,8 +185,18 @@ pub enum ExecError {
     },
 }
 
-/// Opens the shared connection of `target` unless it is open already. Nothing is run. `cancel` ends it when it becomes readable; then
-/// nothing is open, and it is no error.
+impl ExecError {
+    /// What the error says about the connection; `None` if there is one.
+    pub fn connectivity(&self) -> Option<Connectivity> {
+        match self {
+            Self::Connect { source } => source.connectivity(),
+            _ => None,
+        }
+    }
+}
+
+/// Opens the shared connection of `target` unless it is open already, without running anything. Gives up when `cancel` becomes readable, and then
+/// returns `false`.
 pub fn connect(target: &Target, cancel: BorrowedFd<'_>) -> Result<bool, ExecError> {
     match Shared::open(target, None, Some(cancel)) {
         Err(ExecError::Connect {
@@ -229,25 +241,31 @@ pub fn run(target: &Target, exec: Exec<'_>) -> Result<RemoteStatus, ExecError> {
         cancel,
         limit: _,
     } = exec;
-    // Without input the command gets `/dev/null` itself, not a pipe that has ended.
+    // Without input the command gets `/dev/null` itself, not a pipe at its end.
     let script = if matches!(stdin, Stdin::Null) {
         format!("exec </dev/null\n{script}")
     } else {
         script
     };
     let preamble = line.preamble(&script);
+    let flow = &Flow::until(stop_out);
     std::thread::scope(|scope| {
         let start = line.start_of_errors();
-        let errors = scope.spawn(|| streams::drain_behind(our_err, start, &mut stderr, &stop_out));
-        let begun = await_mark(&line, &mut our_in, &mut our_out, RESCUE_AFTER, cancel, deadline);
+        let errors = scope.spawn(|| streams::drain_behind(our_err, start, &mut stderr, flow));
+        let ends = Ends {
+            over: Some(session.as_fd()),
+            cancel,
+            deadline,
+        };
+        let begun = await_mark(&line, &mut our_in, &mut our_out, RESCUE_AFTER, ends);
         let (mut input, mut output, mut never) = (None, None, None);
         match begun.map_err(local)? {
             Beginning::Begun { behind, .. } => {
                 input = Some(scope.spawn(|| streams::feed(our_in, &preamble, stdin, &stop_in)));
-                let (sink, stop) = (&mut stdout, &stop_out);
-                output = Some(scope.spawn(move || streams::drain(our_out, &behind, sink, stop)));
+                let sink = &mut stdout;
+                output = Some(scope.spawn(move || streams::drain(our_out, &behind, sink, flow)));
             }
-            // It ends when nobody listens any more, or has ended.
+            // Closing our ends lets it end, if it has not ended already.
             Beginning::Ended(start) => {
                 drop((our_in, our_out));
                 never = Some(start);
@@ -262,14 +280,20 @@ pub fn run(target: &Target, exec: Exec<'_>) -> Result<RemoteStatus, ExecError> {
                     &said,
                 ));
             }
-            // Nothing of the script was sent, so there is nothing to end there; who reads in its place would also read the question.
+            // The script was not sent, so there is nothing to stop; whatever reads in its place would also read the stop request.
             Beginning::Cancelled => {
                 drop((session, end_out));
                 drop(join(errors));
                 return Ok(RemoteStatus::Cancelled { stopped: true });
             }
         }
-        let watched = watch(&mut session, target, shared.control(), &line, cancel, deadline);
+        let watched = Watch {
+            target,
+            control: shared.control(),
+            line: &line,
+            flow,
+        }
+        .end_of(&mut session, cancel, deadline);
         drop(end_in);
         if !watched.as_ref().is_ok_and(|(_, closed)| *closed) {
             drop(end_out);
@@ -285,10 +309,13 @@ pub fn run(target: &Target, exec: Exec<'_>) -> Result<RemoteStatus, ExecError> {
             (Some(start), RemoteStatus::Exited(code)) => {
                 return Err(not_begun(target, Instead::Exited(code.into()), &start, &said));
             }
+            (Some(start), RemoteStatus::Killed) => {
+                return Err(not_begun(target, Instead::Killed, &start, &said));
+            }
             _ => {}
         }
         match output.and(errors) {
-            // Whoever reads our output has gone, and the command was told by a broken pipe of its own.
+            // The reader of our output has gone, and the command got a broken pipe of its own.
             Err(source) if source.kind() != io::ErrorKind::BrokenPipe => {
                 return Err(ExecError::Output { source });
             }
@@ -311,47 +338,73 @@ fn not_begun(target: &Target, instead: Instead, output: &Start, errors: &Start) 
     }
 }
 
-/// Waits for the end of the session, and whether all of its output has been handed to our pipes.
-fn watch(
-    session: &mut Session,
-    target: &Target,
-    control: &Path,
-    line: &RemoteLine,
-    cancel: Option<BorrowedFd<'_>>,
-    deadline: Option<Instant>,
-) -> io::Result<(RemoteStatus, bool)> {
-    let mut code = None;
-    loop {
-        let ready = wait(session.as_fd(), PollFlags::IN, cancel, deadline)?;
-        if ready != Ready::First {
-            let until = Instant::now() + DRAIN_LIMIT;
-            // The command itself may have the only session of its connection; a private one lasts as long as the question.
-            let mut way = Shared::at(control);
-            let gone = group::stop(line, until, |line, fds| {
-                way.session(target, &line.text(), fds, Some(until), None).ok()
-            })?;
-            let closed = closes(session, until)?;
-            let stopped = gone && closed;
-            let status = match ready {
-                Ready::Second => RemoteStatus::Cancelled { stopped },
-                _ => RemoteStatus::TimedOut { stopped },
-            };
-            return Ok((status, closed));
-        }
-        match (session.next_event(), code) {
-            (SessionEvent::Exited(arrived), _) => code = Some(arrived),
-            (SessionEvent::Other, _) => {}
-            (SessionEvent::Closed, Some(code)) => return Ok((RemoteStatus::Exited(code), true)),
-            // A master that has lost its connection removes its socket before it closes anything else.
-            (SessionEvent::Closed, None) if master::check(control).is_some() => {
-                return Ok((RemoteStatus::Killed, true));
+/// Watches for the end of a session.
+struct Watch<'a> {
+    target: &'a Target,
+    control: &'a Path,
+    line: &'a RemoteLine,
+    flow: &'a Flow,
+}
+
+impl Watch<'_> {
+    /// Waits for the end of the session; also returns whether all of its output has reached our pipes. A command that has ended may have left its
+    /// streams to another process, such as one that a start-up file put into the background: we keep reading until the streams fall silent.
+    fn end_of(
+        &self,
+        session: &mut Session,
+        cancel: Option<BorrowedFd<'_>>,
+        deadline: Option<Instant>,
+    ) -> io::Result<(RemoteStatus, bool)> {
+        let (mut code, mut seen) = (None, None);
+        loop {
+            let quiet = code.map(|_| Instant::now() + QUIET);
+            let until = [deadline, quiet].into_iter().flatten().min();
+            let ready = wait(session.as_fd(), PollFlags::IN, cancel, until)?;
+            let is_late = || deadline.is_some_and(|deadline| Instant::now() >= deadline);
+            if let (Ready::Neither, Some(code)) = (ready, code) {
+                let now = self.flow.at_rest();
+                if is_late() || (now.is_some() && now == seen) {
+                    return Ok((RemoteStatus::Exited(code), false));
+                }
+                seen = now;
+                continue;
             }
-            (SessionEvent::Closed, None) => return Ok((RemoteStatus::ConnectionLost, true)),
+            if ready != Ready::First {
+                return self.stop(session, ready);
+            }
+            match (session.next_event(), code) {
+                (SessionEvent::Exited(arrived), _) => (code, seen) = (Some(arrived), self.flow.at_rest()),
+                (SessionEvent::Other, _) => {}
+                (SessionEvent::Closed, Some(code)) => return Ok((RemoteStatus::Exited(code), true)),
+                // A master that loses its connection removes its socket before it closes anything else, so here the connection is intact.
+                (SessionEvent::Closed, None) if master::check(self.control).is_some() => {
+                    return Ok((RemoteStatus::Killed, true));
+                }
+                (SessionEvent::Closed, None) => return Ok((RemoteStatus::ConnectionLost, true)),
+            }
         }
+    }
+
+    /// Stops the command, because the caller cancelled it or it ran into its limit.
+    fn stop(&self, session: &mut Session, ready: Ready) -> io::Result<(RemoteStatus, bool)> {
+        let until = Instant::now() + DRAIN_LIMIT;
+        // The command may hold the only session of its connection; then a private connection is opened for this request only.
+        let mut way = Shared::at(self.control);
+        let gone = group::stop(self.line, until, |line, fds| {
+            way.session(self.target, &line.text(), fds, Some(until), None)
+                .ok()
+        })?;
+        let closed = closes(session, until)?;
+        let stopped = gone && closed;
+        let status = match ready {
+            Ready::Second => RemoteStatus::Cancelled { stopped },
+            _ => RemoteStatus::TimedOut { stopped },
+        };
+        Ok((status, closed))
     }
 }
 
-/// Whether the session closes until then.
+/// Whether the session closes before `until`.
 fn closes(session: &mut Session, until: Instant) -> io::Result<bool> {
     while wait(session.as_fd(), PollFlags::IN, None, Some(until))? == Ready::First {
         if session.next_event() == SessionEvent::Closed {

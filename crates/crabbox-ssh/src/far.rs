@@ -1,7 +1,7 @@
-//! The agent on the other side: one process, over one session, for all that is asked of a lease.
+//! The agent on the remote side: one process over one session for everything that is asked of a lease.
 //!
-//! What comes back was written by a machine that runs foreign code: it is bounded and checked, and waited for no longer than its caller wants. A
-//! conversation that broke off must never be taken up again, because nobody knows where it stands.
+//! Replies come from a machine that runs foreign code: they are bounded and checked, and waited for no longer than the caller wants. A conversation
+//! that broke off must never be resumed, because its state is unknown.
 //!
 //! ```text
 //!   caller --requests--> pipe --\                          /--> login shell -> sh -> the agent
@@ -31,49 +31,49 @@ use crate::master::ConnectError;
 use crate::remote_line::START_LIMIT;
 use crate::target::Target;
 
-/// How much is read ahead, in bytes.
+/// The size of the read buffer, in bytes.
 const AHEAD: usize = 64 * 1024;
 
-/// How much may wait to be written, in bytes.
+/// How much output is buffered before it is written, in bytes.
 const WAITING: usize = 256 * 1024;
 
-/// A list longer than this many bytes is none.
+/// The longest list that is accepted, in bytes.
 const LIST_LIMIT: usize = 64 << 20;
 
-/// How much of a text of the other side is kept, in characters.
+/// How much of a remote text is kept, in characters.
 const TEXT: usize = 1000;
 
 /// How many problems of a list are kept.
 const PROBLEMS: usize = 1000;
 
-/// How long an agent that was told to go may take: a command that still runs is ended first.
+/// How long to wait for the agent to end after a close: a command that still runs is ended first.
 const CLOSE_LIMIT: Duration = Duration::from_secs(8);
 
-/// And one that nobody asks.
+/// How long to wait for the agent when `Far` is dropped.
 const LINGER: Duration = Duration::from_millis(500);
 
-/// How long bringing the agent may take.
+/// How long uploading the agent may take.
 const PLACE_LIMIT: Duration = Duration::from_mins(5);
 
-/// Why the other side did not do what it was asked for.
+/// Why a request to the agent failed.
 #[derive(Debug, thiserror::Error)]
 pub enum FarError {
-    /// It was not reached, or did not begin.
+    /// The remote side was not reached, or the agent did not start.
     #[error(transparent)]
     Exec(ExecError),
-    /// The conversation broke off before this was asked.
+    /// The conversation had broken off before this request.
     #[error("the conversation with the lease has broken off")]
     Over,
-    /// There is no agent for its machine.
+    /// There is no agent for the lease's architecture.
     #[error(
         "the machine of the lease is {machine}, and this crabbox has an agent for {} only",
         agent::machines()
     )]
     Machine {
-        /// What it says of itself.
+        /// The architecture that the lease reports.
         machine: String,
     },
-    /// The agent could not be put there.
+    /// The agent could not be uploaded.
     #[error("cannot put crabbox's agent into ~/.cache/crabbox of the lease: {said}")]
     Unplaced {
         /// What the lease said.
@@ -85,7 +85,7 @@ pub enum FarError {
         /// The limit.
         limit: Duration,
     },
-    /// The caller does not want it any more.
+    /// The caller cancelled it.
     #[error("interrupted")]
     Cancelled,
     /// The connection failed.
@@ -99,18 +99,24 @@ pub enum FarError {
     Broke {
         /// How.
         end: End,
-        /// Whether it had begun to speak.
+        /// Whether it had sent its greeting.
         greeted: bool,
-        /// The last line that it said.
+        /// The last line of its standard error.
         said: String,
     },
-    /// The answer is not an answer.
+    /// Another program writes into the conversation.
+    #[error("something else than crabbox's agent prints into the conversation with the lease: {printed:?}")]
+    Mixed {
+        /// The beginning of its output, if known.
+        printed: String,
+    },
+    /// The reply makes no sense.
     #[error("the agent in the lease answered {text:?}")]
     Nonsense {
-        /// The beginning of the answer.
+        /// The beginning of the reply.
         text: String,
     },
-    /// The agent could not do it.
+    /// The agent could not do what was asked.
     #[error("{why}")]
     Failed {
         /// The path and the reason.
@@ -138,6 +144,10 @@ impl FarError {
                  room for 2 MiB, from which programs may run",
             ),
             Self::Broke { end, greeted, said } => end.hint(*greeted, said),
+            Self::Mixed { .. } => Some(
+                "a start-up file of the login shell there (.bashrc, .profile, .zshenv, config.fish) starts something in the background that prints: \
+                 give that `>/dev/null 2>&1`",
+            ),
             _ => None,
         }
     }
@@ -150,7 +160,7 @@ pub enum End {
     Exited(u8),
     /// By a signal.
     Killed,
-    /// Not at all, though it says nothing more.
+    /// It has not ended, though its output has.
     Lingers,
 }
 
@@ -165,7 +175,7 @@ impl fmt::Display for End {
 }
 
 impl End {
-    /// What most often makes an agent end so. Shells have their own words and codes for a program that the system does not run.
+    /// The usual cause of such an end. Shells differ in their messages and exit codes for a program that the system cannot run.
     fn hint(self, greeted: bool, said: &str) -> Option<&'static str> {
         let is_said = |words: &[&str]| words.iter().any(|word| said.contains(word));
         match self {
@@ -196,15 +206,15 @@ impl End {
     }
 }
 
-/// How putting the agent in its place ended, and what was said there.
+/// The result of uploading the agent, and what was printed.
 type Placed = Result<(RemoteStatus, String), FarError>;
 
-/// What the agent said.
+/// A message from the agent.
 #[derive(Debug)]
 pub enum Heard {
     /// Bytes of a stream.
     Bytes(Stream),
-    /// An answer.
+    /// A reply.
     Reply(Reply),
 }
 
@@ -214,26 +224,25 @@ pub struct Far {
     way: Way,
     input: Option<Input>,
     frames: Frames<BufReader<Output>>,
-    /// What is about to be written.
+    /// Output that was not written yet.
     waiting: Vec<u8>,
-    /// How long an answer may take.
+    /// How long a reply may take.
     limit: Option<Duration>,
     is_noisy: bool,
     has_greeted: bool,
     has_rsync: bool,
-    /// Nothing more is said or believed.
+    /// Set when the conversation has broken off.
     is_over: bool,
 }
 
 impl Far {
-    /// Starts the agent of `target`, and puts it there first where it is not. `cancel` ends every wait of the conversation when it becomes
-    /// readable.
+    /// Starts the agent of `target`, uploading it first if it is not there. `cancel` ends every wait of the conversation when it becomes readable.
     pub fn open(target: &Target, cancel: Option<BorrowedFd<'_>>) -> Result<Self, FarError> {
         Self::open_asking(target, &[], cancel)
     }
 
-    /// The same, and asks the first questions before the agent has greeted, so that they cost no way of their own. They must hold no secret: what is
-    /// in the place of an agent would hear them.
+    /// Like [`Self::open`], but sends the first requests before the agent has greeted, which saves a round trip. They must hold no secret, because
+    /// something else in place of the agent would read them.
     pub fn open_asking(
         target: &Target,
         first: &[Request],
@@ -246,12 +255,12 @@ impl Far {
         )
     }
 
-    /// Starts the agent on this machine, as a login shell of it would.
+    /// Starts the agent on this machine, as a login shell would.
     pub fn local() -> Result<Self, FarError> {
         Self::local_in(None)
     }
 
-    /// The same for a user with this home directory.
+    /// The same, with this home directory.
     pub(crate) fn local_in(home: Option<&Path>) -> Result<Self, FarError> {
         Self::greeted(
             &[],
@@ -265,43 +274,65 @@ impl Far {
         open: &mut dyn FnMut(&str) -> Result<way::Opened, FarError>,
         place: &mut dyn FnMut(&str, &[u8]) -> Placed,
     ) -> Result<Self, FarError> {
-        let mut far = Self::begin(first, open)?;
-        match far.greet() {
-            Err(FarError::Broke { said, .. }) if far.way.code() == Some(agent::ABSENT) => {
-                let Some(wanted) = agent::of_machine(&said) else {
-                    return Err(FarError::Machine { machine: said });
-                };
-                drop(far);
-                let program = wanted.program().map_err(|source| ExecError::Local { source })?;
-                let (status, said) = place(&agent::place(wanted), &program)?;
-                match status {
-                    RemoteStatus::Exited(0) => {}
-                    RemoteStatus::Cancelled { .. } => return Err(FarError::Cancelled),
-                    RemoteStatus::ConnectionLost => return Err(FarError::Connection { said }),
-                    _ => {
-                        return Err(FarError::Unplaced {
-                            said: last_line(&said),
-                        });
-                    }
-                }
-                // Whoever was not there has heard nothing.
-                far = Self::begin(first, open)?;
-                far.greet()?;
+        let mut far = Self::begin(&agent::start(), first, open)?;
+        let wanted = match far.greet() {
+            Ok(()) => return Ok(far),
+            Err(error) => far.wanted(error)?,
+        };
+        drop(far);
+        let program = wanted.program().map_err(|source| ExecError::Local { source })?;
+        let (status, said) = place(&agent::place(wanted), &program)?;
+        match status {
+            RemoteStatus::Exited(0) => {}
+            RemoteStatus::Cancelled { .. } => return Err(FarError::Cancelled),
+            RemoteStatus::ConnectionLost => return Err(FarError::Connection { said }),
+            _ => {
+                return Err(FarError::Unplaced {
+                    said: last_line(&said),
+                });
             }
-            greeted => greeted?,
         }
+        // Start again: an absent agent has read nothing, and whatever was in its place has not understood the requests.
+        let mut far = Self::begin(&agent::start_placed(), first, open)?;
+        far.greet()?;
         Ok(far)
     }
 
+    /// The agent that has to be uploaded, if the error shows that it is missing or that its file is damaged (a full disk, a power cut). Otherwise
+    /// returns the error.
+    fn wanted(&self, error: FarError) -> Result<&'static agent::Agent, FarError> {
+        let code = self.way.code();
+        if let Some(agent) = code.and_then(agent::wanted) {
+            return Ok(agent);
+        }
+        let is_absent = code == Some(agent::ABSENT);
+        // An agent that was killed may have run out of memory or may have a damaged file; upload it either way, and if it was memory, the next start
+        // reports that.
+        let is_damaged = match &error {
+            FarError::Broke { end, .. } => *end != End::Lingers,
+            FarError::Nonsense { .. } | FarError::Mixed { .. } => true,
+            _ => false,
+        };
+        if !is_absent && !is_damaged {
+            return Err(error);
+        }
+        // It need not be the last line: a process left running by a start-up file may have printed more since.
+        match self.way.line(agent::MACHINE) {
+            Some(machine) => agent::of_machine(&machine).ok_or(FarError::Machine { machine }),
+            None => Err(error),
+        }
+    }
+
     fn begin(
+        script: &str,
         first: &[Request],
         open: &mut dyn FnMut(&str) -> Result<way::Opened, FarError>,
     ) -> Result<Self, FarError> {
-        let opened = open(&agent::start())?;
+        let opened = open(script)?;
         let mut far = Self {
             way: opened.way,
             input: Some(opened.input),
-            frames: Frames::new(BufReader::with_capacity(AHEAD, opened.output)),
+            frames: Frames::shared(BufReader::with_capacity(AHEAD, opened.output)),
             waiting: Vec::new(),
             limit: None,
             is_noisy: opened.is_noisy,
@@ -328,9 +359,9 @@ impl Far {
         greeted
     }
 
-    /// Whether rsync there can be spoken to: it is there, and no start-up file prints something that it would take for its own protocol.
+    /// Whether rsync can be used: the lease has it, and no start-up file prints anything that would disturb its protocol.
     pub fn can_rsync(&self) -> bool {
-        self.has_rsync && !self.is_noisy
+        self.has_rsync && !self.is_noisy && self.frames.foreign().is_none()
     }
 
     /// Whether the conversation has broken off.
@@ -338,13 +369,17 @@ impl Far {
         self.is_over
     }
 
-    /// How long an answer may take from now on.
+    /// Sets how long a reply may take from now on.
     pub fn limit(&mut self, limit: Option<Duration>) {
         self.limit = limit;
     }
 
-    /// Asks, which may wait in a buffer until an answer is wanted.
+    /// Sends a request, which may stay in a buffer until a reply is waited for.
     pub fn ask(&mut self, request: &Request) -> Result<(), FarError> {
+        // The owner of a tree has to send pings, or the agent takes the client for gone.
+        if let (Request::Own { .. }, Some(input)) = (request, &mut self.input) {
+            input.keep_alive();
+        }
         let before = self.waiting.len();
         request.frame(&mut self.waiting);
         if self.waiting.len() - before > PAYLOAD_LIMIT {
@@ -356,13 +391,13 @@ impl Far {
         self.flush_some()
     }
 
-    /// Sends a piece of something.
+    /// Sends a chunk of bytes.
     pub fn send(&mut self, bytes: &[u8]) -> Result<(), FarError> {
         put_bytes(&mut self.waiting, Stream::Data, bytes);
         self.flush_some()
     }
 
-    /// Sends a list whole.
+    /// Sends a whole list.
     pub fn send_list(&mut self, list: &[u8]) -> Result<(), FarError> {
         for piece in list.chunks(PIECE) {
             self.send(piece)?;
@@ -377,14 +412,14 @@ impl Far {
         Ok(())
     }
 
-    /// Sends what waits. A pipe that breaks is no error here: the missing answer is, and says why.
+    /// Writes the buffered output. A broken pipe is no error here: the missing reply will be, and says why.
     pub fn flush(&mut self) -> Result<(), FarError> {
         if self.is_over {
             self.waiting.clear();
             return Err(FarError::Over);
         }
         let Some(input) = &mut self.input else {
-            // A command runs, and its end is waited for.
+            // A command is running, and its end is waited for.
             return Ok(());
         };
         let until = self.limit.map(|limit| Instant::now() + limit);
@@ -397,56 +432,77 @@ impl Far {
         }
     }
 
-    /// Waits at most this long for an answer; whether one has come.
+    /// Waits at most this long for a reply; returns whether one has come.
     pub fn answers_within(&mut self, limit: Duration) -> Result<bool, FarError> {
         self.flush()?;
-        let source = self.frames.source();
-        if !source.buffer().is_empty() {
-            return Ok(true);
-        }
-        match source.get_ref().wait(Instant::now() + limit) {
-            Ok(ready) => Ok(ready),
-            Err(stop) => Err(self.stopped(stop)),
-        }
+        let begun = self.begins(Instant::now() + limit);
+        begun.map_err(|stop| self.stopped(stop))
     }
 
-    /// Whether an answer has come already.
+    /// Whether a reply, or the reason why there will be none, can be read already.
     pub fn has_answer(&mut self) -> bool {
-        let source = self.frames.source();
-        !source.buffer().is_empty() || source.get_ref().is_ready()
+        self.begins(Instant::now()).unwrap_or(true)
     }
 
-    /// What the agent says next; of bytes, they are in [`Self::bytes`] until something else is heard.
+    /// Whether a reply begins before `until`; foreign output does not count.
+    fn begins(&mut self, until: Instant) -> Result<bool, Stop> {
+        loop {
+            let source = self.frames.source();
+            if source.buffer().is_empty() && !source.get_mut().wait(until)? {
+                return Ok(false);
+            }
+            if self.frames.begins() {
+                return Ok(true);
+            }
+        }
+    }
+
+    /// The next message of the agent; its bytes, if any, are in [`Self::bytes`] until the next call.
     pub fn hear(&mut self) -> Result<Heard, FarError> {
         self.flush()?;
         let until = self.limit.map(|limit| Instant::now() + limit);
         self.frames.source().get_mut().until(until);
+        let mut is_mixed = false;
         let heard = match self.frames.frame() {
             Ok(Some(Frame::Bytes(stream, _))) => Ok(Heard::Bytes(stream)),
             Ok(Some(Frame::Message(tag, payload))) => Reply::take(tag, payload)
                 .map(Heard::Reply)
                 .map_err(|error| Some(error.to_string())),
             Ok(None) | Err(FrameError::Cut | FrameError::Read(_)) => Err(None),
-            Err(error) => Err(Some(error.to_string())),
+            Err(error) => {
+                is_mixed = matches!(error, FrameError::Mixed);
+                Err(Some(error.to_string()))
+            }
         };
         heard.map_err(
             |nonsense| match (self.frames.source().get_mut().stopped(), nonsense) {
                 (Some(stop), _) => self.stopped(stop),
                 (None, Some(text)) => {
                     self.input = None;
-                    FarError::Nonsense { text }
+                    self.nonsense(text, is_mixed)
                 }
                 (None, None) => self.verdict(),
             },
         )
     }
 
-    /// The bytes that were heard last.
+    /// Blames foreign output for an unreadable reply, if there was any.
+    fn nonsense(&self, text: String, is_mixed: bool) -> FarError {
+        match self.frames.foreign() {
+            Some(printed) => FarError::Mixed { printed },
+            None if is_mixed => FarError::Mixed {
+                printed: String::new(),
+            },
+            None => FarError::Nonsense { text },
+        }
+    }
+
+    /// The bytes that were received last.
     pub fn bytes(&self) -> &[u8] {
         self.frames.payload()
     }
 
-    /// The answer. What could not be done is an error.
+    /// The next reply. [`Reply::Failed`] is returned as an error.
     pub fn reply(&mut self) -> Result<Reply, FarError> {
         match self.hear()? {
             Heard::Reply(Reply::Failed { why }) => Err(FarError::Failed { why }),
@@ -460,15 +516,15 @@ impl Far {
         }
     }
 
-    /// A list, to its end, with what could not be looked at.
+    /// Receives a whole list, and the problems reported in it.
     pub fn list(&mut self) -> Result<(Vec<u8>, Vec<String>), FarError> {
         let (mut list, mut problems, mut surplus) = (Vec::new(), Vec::new(), 0);
         loop {
             match self.hear()? {
                 Heard::Bytes(Stream::Data) if list.len() < LIST_LIMIT => list.extend_from_slice(self.bytes()),
-                // The rest of one that is too long, so that the conversation can go on; one without an end is none.
+                // Skip the rest of a list that is too long, so that the conversation can go on; a list that never ends is an error.
                 Heard::Bytes(Stream::Data) if surplus < LIST_LIMIT => surplus += self.bytes().len() + 1,
-                // Nobody reads more of them than a screen holds.
+                // More problems than this would not be read by anyone.
                 Heard::Reply(Reply::Problem { text, .. }) if problems.len() < PROBLEMS => {
                     problems.push(short(text));
                 }
@@ -485,7 +541,7 @@ impl Far {
         }
     }
 
-    /// The agent said something that has no place here: nothing more is believed.
+    /// Ends the conversation because of an unexpected message of the agent.
     pub fn out_of_order(&mut self, said: &dyn fmt::Debug) -> FarError {
         self.give_up();
         nonsense(said)
@@ -500,11 +556,12 @@ impl Far {
         }
     }
 
-    /// Why there is no answer any more.
+    /// Finds out why there is no reply any more.
     fn verdict(&mut self) -> FarError {
         self.give_up();
         let (ended, said) = self.way.verdict();
-        let said = last_line(&said);
+        let printed = self.frames.foreign().unwrap_or_default();
+        let said = last_line(if said_nothing(&said) { &printed } else { &said });
         match ended {
             RemoteStatus::ConnectionLost => FarError::Connection { said },
             ended => FarError::Broke {
@@ -519,20 +576,20 @@ impl Far {
         }
     }
 
-    /// Wants nothing more of the conversation.
+    /// Ends the conversation.
     pub fn give_up(&mut self) {
         self.is_over = true;
         self.input = None;
-        // An agent that still writes must not wait for a reader.
+        // An agent that still writes gets a broken pipe instead of waiting for a reader.
         self.frames.source().get_mut().close();
     }
 
-    /// Goes without waiting for the agent's end, for which nothing is left to do.
+    /// Drops the conversation without waiting for the agent to end.
     pub fn leave(mut self) {
         self.way.leave();
     }
 
-    /// Says goodbye: the agent ends when its input does. Whether it did.
+    /// Closes the conversation, upon which the agent ends; returns whether it did.
     pub fn close(mut self) -> bool {
         self.give_up();
         self.way.is_over(CLOSE_LIMIT)
@@ -540,14 +597,14 @@ impl Far {
 }
 
 impl Drop for Far {
-    /// The agent ends when its input does; ours is not left to linger.
+    /// The agent ends when its input does; wait a moment for it.
     fn drop(&mut self) {
         self.give_up();
         self.way.is_over(LINGER);
     }
 }
 
-/// As much of a text from the other side as anybody reads.
+/// Shortens a remote text for display.
 pub fn short(text: String) -> String {
     match text.char_indices().nth(TEXT) {
         Some((cut, _)) => format!("{}…", &text[..cut]),
@@ -561,8 +618,53 @@ fn nonsense(said: &dyn fmt::Debug) -> FarError {
     }
 }
 
+/// The lines of standard error, without the line that our own script prints.
+fn lines_of(text: &str) -> impl DoubleEndedIterator<Item = &str> {
+    let lines = text.lines().map(str::trim);
+    lines.filter(|line| !line.is_empty() && !line.starts_with(agent::MACHINE))
+}
+
+fn said_nothing(text: &str) -> bool {
+    lines_of(text).next().is_none()
+}
+
 fn last_line(text: &str) -> String {
-    let mut lines = text.lines().rev().map(str::trim);
-    let last = lines.find(|line| !line.is_empty());
-    last.unwrap_or("no message").to_owned()
+    lines_of(text).next_back().unwrap_or("no message").to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_agent_that_does_not_begin_is_told_with_what_helps() {
+        for (end, said, helps) in [
+            (End::Killed, "", "memory"),
+            (End::Exited(137), "", "memory"),
+            (End::Exited(126), "agent: Permission denied", "noexec"),
+            (
+                End::Exited(2),
+                "sh: 1: Syntax error: word unexpected",
+                "different machines",
+            ),
+            (
+                End::Exited(126),
+                "cannot execute binary file: Exec format error",
+                "different machines",
+            ),
+            (End::Exited(127), "agent: not found", "different machines"),
+        ] {
+            let hint = end.hint(false, said).unwrap_or_default();
+            assert!(hint.contains(helps), "{end} {said}: {hint}");
+        }
+        assert_eq!(End::Exited(1).hint(false, ""), None);
+        assert_eq!(End::Exited(126).hint(true, ""), None);
+    }
+
+    #[test]
+    fn what_was_said_last_is_not_what_our_own_script_says() {
+        let machine = format!("{}x86_64\n", agent::MACHINE);
+        assert_eq!(last_line(&format!("first\n  last \n{machine}\n")), "last");
+        assert_eq!(last_line(&machine), "no message");
+    }
 }

@@ -1,7 +1,7 @@
 //! Named forwards of a lease's ports: `crabbox ports`.
 //!
-//! They have an SSH connection of their own beside the shared one, which counts as use of the lease like any other, and a
-//! list beside its socket. Both must never outlive the lease: what closes the shared connection ends them too.
+//! They use an SSH connection of their own besides the shared one, which counts as use of the lease like any other, and a list file beside its
+//! socket. Neither must outlive the lease: closing the shared connection ends them too.
 
 use std::io::{self, ErrorKind};
 use std::net::{Ipv4Addr, TcpListener};
@@ -17,16 +17,16 @@ use crate::loopback::Loopback;
 use crate::master::{self, ExitError};
 use crate::target::Target;
 
-/// A forward as it was asked for.
+/// A forward as requested.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Forward {
-    /// Its name, one of a kind in its lease.
+    /// Its name, unique within the lease.
     pub name: String,
     /// The port on 127.0.0.1 here.
     pub local: u16,
-    /// The port on the loopback interface there.
+    /// The port on the lease's loopback interface.
     pub remote: u16,
-    /// Where there; lists of earlier versions have none.
+    /// The remote loopback address; absent in lists of earlier versions.
     #[serde(default)]
     loopback: Loopback,
     /// The ssh that listens, or did.
@@ -36,7 +36,7 @@ pub struct Forward {
 /// Why the forwards could not be changed or read.
 #[derive(Debug, thiserror::Error)]
 pub enum PortsError {
-    /// The lease has no place for connections.
+    /// The lease has no shared connection.
     #[error("lease {id} has no shared SSH connection beside which forwards could be")]
     Private {
         /// The lease.
@@ -51,7 +51,7 @@ pub enum PortsError {
         name: String,
         /// Its local port.
         local: u16,
-        /// Its port there.
+        /// Its remote port.
         remote: u16,
     },
     /// No forward has the name.
@@ -60,7 +60,7 @@ pub enum PortsError {
         /// The name.
         name: String,
     },
-    /// The local port cannot be had.
+    /// The local port is unavailable.
     #[error("cannot listen on 127.0.0.1:{port}")]
     Local {
         /// The port, 0 for any.
@@ -69,7 +69,7 @@ pub enum PortsError {
         #[source]
         source: io::Error,
     },
-    /// SSH did not do it.
+    /// SSH could not change the forward.
     #[error("cannot change the forward {name}")]
     Forward {
         /// Its name.
@@ -81,13 +81,13 @@ pub enum PortsError {
     /// The connection would not end.
     #[error("cannot end the forwards")]
     End(#[source] ExitError),
-    /// Somebody else holds the list, or it cannot be locked.
+    /// The list cannot be locked.
     #[error("cannot lock the list of forwards")]
     Lock(#[source] LockError),
     /// The list could not be written.
     #[error("cannot keep the list of forwards")]
     Write(#[source] FileError),
-    /// The list is there and cannot be read.
+    /// The list exists but cannot be read.
     #[error("cannot read the list of forwards {}", path.display())]
     Read {
         /// The list.
@@ -118,14 +118,14 @@ pub struct Ports<'a> {
 }
 
 impl<'a> Ports<'a> {
-    /// Those of the lease `id`, which is entered through `target`.
+    /// The forwards of the lease `id`, which is reached through `target`.
     pub fn of(id: &str, target: &'a Target) -> Result<Self, PortsError> {
         let control = target.control.as_deref();
         let control = control.ok_or_else(|| PortsError::Private { id: id.to_owned() })?;
         Ok(Self { target, control })
     }
 
-    /// All, each with whether it is open; one whose connection broke is not.
+    /// All forwards, each with whether it is open; a forward whose connection broke is not.
     pub fn list(&self) -> Result<Vec<(Forward, bool)>, PortsError> {
         let pid = master::check(&socket(self.control));
         let forwards = read(&list(self.control))?;
@@ -138,13 +138,13 @@ impl<'a> Ports<'a> {
             .collect())
     }
 
-    /// Why connections through the forwards were not made in the lease, each reason with how often, since the last look.
+    /// Reasons why the lease did not accept connections through the forwards, each with its count, since the last call.
     pub fn refusals(&self) -> Vec<(String, usize)> {
         forward::refusals(&socket(self.control))
     }
 
-    /// Opens a forward from `local`, a free port for `None`, to `remote`. One that is open already is left as it is unless its service
-    /// has moved to another address, and one that broke is opened again.
+    /// Opens a forward from `local` (a free port if `None`) to `remote`. An open forward is left alone unless its service has moved to another
+    /// loopback address, and a broken one is opened again.
     pub fn add(&self, name: &str, local: Option<u16>, remote: u16) -> Result<Forward, PortsError> {
         let _lock = FileLock::acquire(&lock(self.control)).map_err(PortsError::Lock)?;
         let known = self.list()?;
@@ -171,7 +171,7 @@ impl<'a> Ports<'a> {
         let opened = forward::open(self.target, &socket(self.control), local, to);
         let (pid, loopback) = opened.map_err(|source| {
             if known.is_empty() {
-                // Nobody is left to end a connection that nothing stands for.
+                // There is no other forward, so nothing else would end this connection.
                 master::exit(&socket(self.control)).ok();
             }
             PortsError::Forward {
@@ -193,7 +193,7 @@ impl<'a> Ports<'a> {
         Ok(forward)
     }
 
-    /// Closes one; with the last one the connection ends.
+    /// Closes a forward; with the last one, the connection ends.
     pub fn remove(&self, name: &str) -> Result<(), PortsError> {
         let lock = FileLock::acquire(&lock(self.control)).map_err(PortsError::Lock)?;
         let mut forwards = read(&list(self.control))?;
@@ -206,7 +206,7 @@ impl<'a> Ports<'a> {
             return end(self.control, lock).map_err(PortsError::End);
         }
         let socket = socket(self.control);
-        // A new connection listens for nobody who was added before it.
+        // If the connection was reopened since, it does not listen for this forward.
         if master::check(&socket) == Some(forward.pid) {
             self.close(&forward)?;
         }
@@ -231,21 +231,21 @@ impl<'a> Ports<'a> {
     }
 }
 
-/// Ends every forward of the lease whose shared connection is at `control`; none is fine.
+/// Ends every forward of the lease whose shared connection is at `control`; it is fine if there is none.
 pub fn forget(control: &Path) -> Result<(), ExitError> {
     let lock = FileLock::acquire(&lock(control)).map_err(|source| ExitError::Lock { source })?;
     end(control, lock)
 }
 
+/// Ends the ssh that holds the forwards of the connection at `control`, whose sockets may be gone.
+pub fn end_unheard(control: &Path) -> Result<(), ExitError> {
+    master::end_unheard(&socket(control))
+}
+
 fn end(control: &Path, lock: FileLock) -> Result<(), ExitError> {
     master::exit(&socket(control))?;
     let path = list(control);
-    match std::fs::remove_file(&path) {
-        Err(source) if source.kind() != ErrorKind::NotFound => {
-            return Err(ExitError::Socket { path, source });
-        }
-        _ => {}
-    }
+    files::remove_if_there(&path).map_err(|source| ExitError::Socket { path, source })?;
     lock.remove_while_held()
         .map_err(|source| ExitError::Lock { source })
 }
@@ -262,7 +262,7 @@ fn read(path: &Path) -> Result<Vec<Forward>, PortsError> {
     }
 }
 
-/// The port itself if nobody listens on it; any free one for 0.
+/// The port itself if nothing listens on it; any free port for 0.
 fn free(port: u16) -> Result<u16, PortsError> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port));
     let address = listener.and_then(|listener| listener.local_addr());
@@ -270,7 +270,7 @@ fn free(port: u16) -> Result<u16, PortsError> {
     Ok(address.port())
 }
 
-/// Two characters more than the shared connection's: a socket's path must be short.
+/// Only two characters longer than the shared connection's path, because a socket's path must be short.
 fn socket(control: &Path) -> PathBuf {
     control.with_extension("p")
 }

@@ -1,6 +1,6 @@
-//! The end of a command on the other side, with everything that it started in its process group.
+//! Stops a remote command with everything in its process group.
 //!
-//! It asks over a session of its own, and must never take longer than it was given.
+//! It uses a session of its own, and must never take longer than it was given.
 
 use std::io::{self, Read as _, Write as _};
 use std::os::fd::{AsFd as _, BorrowedFd};
@@ -8,22 +8,22 @@ use std::time::Instant;
 
 use rustix::event::PollFlags;
 
-use crate::beginning::{Beginning, RESCUE_AFTER, await_mark};
+use crate::beginning::{Beginning, Ends, RESCUE_AFTER, await_mark};
 use crate::mux::Session;
 use crate::remote_line::RemoteLine;
 use crabbox_host::wait::{Ready, wait};
 
-/// Ends the process group that runs `line`; whether it is known to be gone until then. `open` gives the session.
+/// Ends the process group that runs `line`; returns whether it is known to be gone before `until`. `open` opens the session.
 pub(crate) fn stop(
     line: &RemoteLine,
     until: Instant,
     open: impl FnOnce(&RemoteLine, [BorrowedFd<'_>; 3]) -> Option<Session>,
 ) -> io::Result<bool> {
     let answer = ask(&line.stop_script(), until, open)?;
-    Ok(matches!(answer.as_str(), "gone" | "none"))
+    Ok(answer.lines().any(|line| matches!(line, "gone" | "none")))
 }
 
-/// What a short script prints; empty when no answer comes until then.
+/// Runs a short script and returns the lines that have arrived when the first one is whole; empty if none arrives before `until`.
 fn ask(
     script: &str,
     until: Instant,
@@ -38,7 +38,12 @@ fn ask(
         return Ok(String::new());
     };
     drop((remote_in, remote_out, remote_err));
-    let begun = await_mark(&line, &mut our_in, &mut our_out, RESCUE_AFTER, None, Some(until))?;
+    let ends = Ends {
+        over: Some(session.as_fd()),
+        cancel: None,
+        deadline: Some(until),
+    };
+    let begun = await_mark(&line, &mut our_in, &mut our_out, RESCUE_AFTER, ends)?;
     let Beginning::Begun {
         behind: mut answer, ..
     } = begun
@@ -48,7 +53,9 @@ fn ask(
     our_in.write_all(&line.preamble(script)).ok();
     drop(our_in);
     let mut chunk = [0; 64];
-    while wait(our_out.as_fd(), PollFlags::IN, None, Some(until))? == Ready::First {
+    // Do not wait for the end of the stream: other processes may hold it open.
+    while !answer.ends_with(b"\n") && wait(our_out.as_fd(), PollFlags::IN, None, Some(until))? == Ready::First
+    {
         match our_out.read(&mut chunk)? {
             0 => break,
             count => answer.extend(&chunk[..count]),

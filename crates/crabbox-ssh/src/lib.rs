@@ -4,7 +4,6 @@
 //! pinned host, put a value of the environment into an argument vector, or leave a connection behind after
 //! [`master::exit`].
 
-pub mod attest;
 pub mod beginning;
 pub mod capture;
 pub mod command;

@@ -1,30 +1,33 @@
-//! The shared connection: opened once, used by every command and by rsync, ended with the lease.
+//! The shared connection: opened once, used by every command and by rsync, closed with the lease.
 //!
-//! The master is an `ssh` process of its own, outside our process group, so that it outlives one call of the program.
-//! After [`exit`] there must never be one left, whatever state it was in.
+//! The master is a separate `ssh` process outside our process group, so that it outlives one call of the program. After [`exit`] no master may be
+//! left, whatever state it was in.
 
 use std::ffi::OsString;
 use std::os::fd::BorrowedFd;
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{FileTypeExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crabbox_core::fault::Connectivity;
 use crabbox_host::clock::is_readable;
 use crabbox_host::command::{Cmd, CommandError};
+use crabbox_host::files::remove_if_there;
 use crabbox_host::lock::{FileLock, LockError};
 use crabbox_host::process::{self, ProcessError, ProcessInfo};
 
+use crate::control::ControlError;
 use crate::key_trouble::KeyTrouble;
 use crate::mux::{Client, MuxError};
 use crate::target::{ArgvOptions, CONTROL_PERSIST, Target, config_path};
 
-/// How long a master that was told to end may take before it is killed.
+/// How long a master may take to end before it is killed.
 const EXIT_GRACE: Duration = Duration::from_millis(500);
 
-/// Time between two looks at a lock that somebody else holds.
+/// Time between two attempts to take a lock that another process holds.
 const LOCK_PAUSE: Duration = Duration::from_millis(50);
 
-/// Why no connection came to be.
+/// Why no connection was opened.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
     /// Nothing listens on the port, or there is no route to it.
@@ -55,7 +58,7 @@ pub enum ConnectError {
         /// What ssh said.
         said: String,
     },
-    /// The key never reached the server, or was of no use: there is something wrong with its file here.
+    /// The key was not offered or could not be used: there is something wrong with its file.
     #[error("cannot log in to {destination}: {trouble}")]
     KeyUnusable {
         /// `user@host`.
@@ -63,7 +66,7 @@ pub enum ConnectError {
         /// What is wrong with it.
         trouble: KeyTrouble,
     },
-    /// The server has not the key that this lease was given: it is another machine, or somebody is in between.
+    /// The server does not have this lease's host key: it is another machine, or there is a machine in the middle.
     #[error(
         "the host key of {destination} is not the one pinned in {}: this is another machine or somebody is in \
          between; stop this lease and take a new one", known_hosts.display()
@@ -74,7 +77,7 @@ pub enum ConnectError {
         /// The file with the expected key.
         known_hosts: PathBuf,
     },
-    /// The connection failed in a way that ssh describes in its own words.
+    /// The connection failed for another reason; the text is that of ssh.
     #[error("cannot open an SSH connection to {destination}: {said}")]
     Failed {
         /// `user@host`.
@@ -82,7 +85,7 @@ pub enum ConnectError {
         /// What ssh said.
         said: String,
     },
-    /// Nobody wants it any more.
+    /// The caller cancelled it.
     #[error("interrupted while connecting to {destination}")]
     Cancelled {
         /// `user@host`.
@@ -102,7 +105,7 @@ pub enum ConnectError {
         #[source]
         source: LockError,
     },
-    /// A file for its messages could not be made.
+    /// The file for ssh's messages could not be created.
     #[error("cannot make a file for the messages of ssh")]
     Messages {
         /// What the system said.
@@ -112,13 +115,61 @@ pub enum ConnectError {
 }
 
 impl ConnectError {
-    /// Whether the same attempt may succeed a moment later: true while a machine boots, false for a wrong host key or
-    /// a missing client. A refused key counts as passing, because a guest may answer before its keys are in place.
+    /// Whether the same attempt may succeed a moment later: true while a machine boots, false for a wrong host key or a missing client. A refused key
+    /// counts as passing, because a guest may accept logins before its keys are in place.
     pub fn is_passing(&self) -> bool {
         matches!(
             self,
             Self::Unreachable { .. } | Self::TimedOut { .. } | Self::AuthDenied { .. } | Self::Failed { .. }
         )
+    }
+
+    /// Whether the host name could not be resolved.
+    pub fn is_of_the_name(&self) -> bool {
+        matches!(self, Self::Unreachable { said, .. } if said.contains("Could not resolve hostname"))
+    }
+
+    /// Whether the server closed the connection, as an sshd does with too many concurrent logins. Other texts of ssh are its own refusals: an unknown
+    /// option, or a configuration file that others may write.
+    pub fn is_cut_off(&self) -> bool {
+        const PHRASES: [&str; 4] = [
+            "Connection closed",
+            "Connection reset",
+            "exchange_identification",
+            "Broken pipe",
+        ];
+        matches!(self, Self::Failed { said, .. } if PHRASES.iter().any(|phrase| said.contains(phrase)))
+    }
+
+    /// What the error says about the connection; `None` if it is about this machine or this process.
+    pub fn connectivity(&self) -> Option<Connectivity> {
+        match self {
+            Self::TimedOut { .. } => Some(Connectivity::TimedOut),
+            Self::Unreachable { .. } if !self.is_of_the_name() => Some(Connectivity::Unreached),
+            Self::Failed { .. } if self.is_cut_off() => Some(Connectivity::Unreached),
+            Self::Unreachable { .. }
+            | Self::Failed { .. }
+            | Self::AuthDenied { .. }
+            | Self::KeyUnusable { .. }
+            | Self::HostKeyMismatch { .. } => Some(Connectivity::Hopeless),
+            Self::Cancelled { .. } | Self::Client { .. } | Self::Lock { .. } | Self::Messages { .. } => None,
+        }
+    }
+
+    /// Whether ssh had more keys to offer than the server lets it try: the right one may be among them.
+    pub fn is_of_too_many_keys(&self) -> bool {
+        matches!(self, Self::AuthDenied { said, .. } if said.contains(TOO_MANY_KEYS))
+    }
+
+    /// Whether the server refused a login for which a key is not enough or no use: the remaining methods, which ssh lists in brackets, do not include
+    /// `publickey`.
+    pub fn wants_more_than_a_key(&self) -> bool {
+        let Self::AuthDenied { said, .. } = self else {
+            return false;
+        };
+        let methods = said.rsplit_once("Permission denied (");
+        let methods = methods.and_then(|(_, rest)| rest.split_once(')'));
+        methods.is_some_and(|(methods, _)| !methods.split(',').any(|method| method == "publickey"))
     }
 }
 
@@ -132,7 +183,7 @@ pub enum ExitError {
         #[source]
         source: LockError,
     },
-    /// Something listens on the socket and does not talk as a master does.
+    /// Something listens on the socket but does not answer like a master.
     #[error("cannot ask the shared SSH connection to end")]
     Ask {
         /// What went wrong.
@@ -148,6 +199,13 @@ pub enum ExitError {
         #[source]
         source: ProcessError,
     },
+    /// A record names a socket that is not one of ours.
+    #[error("the shared SSH connection of the lease is left alone")]
+    Recorded {
+        /// Why.
+        #[source]
+        source: ControlError,
+    },
     /// The socket is still there.
     #[error("cannot remove the control socket {}", path.display())]
     Socket {
@@ -161,7 +219,7 @@ pub enum ExitError {
 
 /// Opens the shared connection of `target` at `control` unless it is open already: one handshake, at most `limit` long.
 ///
-/// Callers at the same time are fine: one of them makes the connection, the others wait for it.
+/// Concurrent callers are fine: one of them opens the connection, the others wait for it.
 pub fn open(
     target: &Target,
     control: &Path,
@@ -180,17 +238,17 @@ pub fn open(
 /// How a connection is opened.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Opening<'a> {
-    /// How long it stays when nothing runs over it, as `ControlPersist` has it.
+    /// How long it stays open when idle, as in `ControlPersist`.
     pub(crate) persist: &'a str,
-    /// Whether its messages are kept as long as it is there: what it says later is in [`words`].
+    /// Whether the file of its messages is kept while it is open; later messages are then returned by [`words`].
     pub(crate) is_heard: bool,
     /// How long it may take.
     pub(crate) limit: Duration,
-    /// Readable when nobody wants it any more.
+    /// Becomes readable when the attempt is cancelled.
     pub(crate) cancel: Option<BorrowedFd<'a>>,
 }
 
-/// The same as [`open`], in any manner.
+/// Like [`open`], with these parameters.
 pub(crate) fn open_as(target: &Target, control: &Path, opening: &Opening<'_>) -> Result<(), ConnectError> {
     let Opening {
         persist,
@@ -201,14 +259,14 @@ pub(crate) fn open_as(target: &Target, control: &Path, opening: &Opening<'_>) ->
     if Client::connect(control).is_ok() {
         return Ok(());
     }
-    // Without the lock two masters could start; the one that finds the socket taken would stay, unused and unseen.
+    // Without the lock two masters could start, and the one that finds the socket taken would stay around unused.
     let _lock = lock(target, control, cancel)?;
     if Client::connect(control).is_ok() {
         return Ok(());
     }
-    // A socket left behind by a master that was killed would make ssh go on without sharing.
+    // With the socket of a killed master in place, ssh would go on without sharing.
     std::fs::remove_file(control).ok();
-    // Beside the socket, so that `exit` finds it even when we die now.
+    // Beside the socket, so that `exit` finds it even if we are killed now.
     let messages = messages_path(control);
     std::fs::File::options()
         .write(true)
@@ -222,7 +280,7 @@ pub(crate) fn open_as(target: &Target, control: &Path, opening: &Opening<'_>) ->
         .args(&argv[1..])
         .environment(target.environment())
         .limit(limit);
-    // The kill of one that is waited for reaches its proxy as well. Without anybody to cancel it, a terminal's interrupt ends it.
+    // In its own process group, so that killing it on cancellation includes its proxy. Without `cancel` it stays in ours, where Ctrl-C ends it.
     let command = if cancel.is_some() {
         command.own_group()
     } else {
@@ -231,7 +289,7 @@ pub(crate) fn open_as(target: &Target, control: &Path, opening: &Opening<'_>) ->
     let started = command.run_until(cancel);
     let text = std::fs::read(&messages).unwrap_or_default();
     if !is_heard || started.is_err() {
-        // One that stays is removed by `exit`.
+        // If this fails, `exit` removes the file.
         std::fs::remove_file(&messages).ok();
     }
     match started {
@@ -247,7 +305,7 @@ pub(crate) fn open_as(target: &Target, control: &Path, opening: &Opening<'_>) ->
             let behind_proxy = if !is_proxied {
                 None
             } else if said.contains("timed out") {
-                // Another attempt would wait as long.
+                // Asking again would wait as long.
                 Some(format!(
                     "the ProxyCommand or ProxyJump of the SSH configuration gave no answer in {} s, and timed out",
                     target.connect_timeout.as_secs()
@@ -273,7 +331,7 @@ fn cancelled(target: &Target) -> ConnectError {
     }
 }
 
-/// The lock that keeps two masters apart. Somebody who opens the connection holds it for as long as the other side takes.
+/// The lock that keeps two masters apart. It is held while a connection is opened, for as long as the remote side takes.
 fn lock(target: &Target, control: &Path, cancel: Option<BorrowedFd<'_>>) -> Result<FileLock, ConnectError> {
     let path = lock_path(control);
     let failed = |source| ConnectError::Lock { source };
@@ -290,11 +348,11 @@ fn lock(target: &Target, control: &Path, cancel: Option<BorrowedFd<'_>>) -> Resu
     }
 }
 
-/// What the connection at `control`, opened to be heard, has said since the last time that somebody asked.
+/// The messages of the connection at `control` since the last call; it must have been opened with `is_heard`.
 pub(crate) fn words(control: &Path) -> String {
     let path = messages_path(control);
     let text = std::fs::read(&path).unwrap_or_default();
-    // It appends, so that nothing of it is lost but what comes in between.
+    // ssh appends to the file, so only messages between the read and the truncation are lost.
     if let Ok(file) = std::fs::File::options().write(true).open(&path) {
         file.set_len(0).ok();
     }
@@ -312,15 +370,15 @@ pub fn exit(control: &Path) -> Result<bool, ExitError> {
     let ended = match Client::connect(control) {
         Ok(mut client) => {
             let pid = client.alive().map_err(|source| ExitError::Ask { source })?;
-            // A negative one is nobody's, as 0 is.
+            // A negative pid is as invalid as 0.
             let pid = u32::try_from(pid).unwrap_or(0);
             let failed = |source| ExitError::Process { pid, source };
-            // Who listens says which process it is; that process is believed only when it looks like our master.
+            // The listener reports its pid, which is only believed if the process looks like our master.
             let handle = match process::look(pid).map_err(failed)? {
                 Some(found) if is_master(&found, control) => process::open(&found.id).map_err(failed)?,
                 _ => None,
             };
-            // Whether it obeys is seen by its end, not by its answer.
+            // Ignore the answer; whether the process ends is checked below.
             client.terminate().ok();
             if let Some(handle) = handle
                 && !handle.wait_exit(EXIT_GRACE).map_err(failed)?
@@ -332,23 +390,28 @@ pub fn exit(control: &Path) -> Result<bool, ExitError> {
         Err(MuxError::Absent) => false,
         Err(source) => return Err(ExitError::Ask { source }),
     };
-    // A master whose maker died in the middle of the handshake has no socket yet, and would wait for its machine.
+    // A master whose parent died during the handshake has no socket yet, and would go on waiting for the remote side.
     end_unheard(control)?;
-    for path in [control.to_owned(), messages_path(control)] {
-        match std::fs::remove_file(&path) {
-            Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
-                return Err(ExitError::Socket { path, source });
-            }
-            _ => {}
+    match control.symlink_metadata() {
+        // To connect to any other file fails as it does to a socket that nobody listens on.
+        Ok(found) if !found.file_type().is_socket() => {
+            return Err(ExitError::Socket {
+                path: control.to_owned(),
+                source: std::io::Error::other("it is not a socket"),
+            });
         }
+        _ => {}
+    }
+    for path in [control.to_owned(), messages_path(control)] {
+        remove_if_there(&path).map_err(|source| ExitError::Socket { path, source })?;
     }
     lock.remove_while_held()
         .map_err(|source| ExitError::Lock { source })?;
     Ok(ended)
 }
 
-/// The control sockets of the masters that this program opened with `key`. The Go program's have `%C` in their names. Only processes of
-/// this user count: what another one has among its arguments must not choose what is ended and removed here.
+/// The control sockets of the masters that this program opened with `key`. (Masters of the Go program have `%C` in their names.) Only processes of
+/// this user count, because another user's arguments must not choose what is ended and removed here.
 pub fn of_key(key: &Path) -> Result<Vec<PathBuf>, ExitError> {
     let failed = |source| ExitError::Process { pid: 0, source };
     let mut found = Vec::new();
@@ -366,14 +429,14 @@ pub fn of_key(key: &Path) -> Result<Vec<PathBuf>, ExitError> {
             found.push(PathBuf::from(control));
         }
     }
-    // One that goes into the background is two processes for a moment.
+    // An ssh that is going into the background is two processes for a moment.
     found.sort_unstable();
     found.dedup();
     Ok(found)
 }
 
-/// Ends every ssh that was told to be the master at `control`.
-fn end_unheard(control: &Path) -> Result<(), ExitError> {
+/// Ends every ssh that was started as the master at `control`, whose socket may be gone.
+pub fn end_unheard(control: &Path) -> Result<(), ExitError> {
     let failed = |pid| move |source| ExitError::Process { pid, source };
     for found in process::list().map_err(failed(0))? {
         if is_master(&found, control)
@@ -385,15 +448,15 @@ fn end_unheard(control: &Path) -> Result<(), ExitError> {
     Ok(())
 }
 
-/// Whether a process is an ssh of this user that was started as the master at `control`. Arguments alone prove nothing: any
-/// user's process has those it likes.
+/// Whether a process is an ssh of this user that was started as the master at `control`. The arguments alone prove nothing, because any user can
+/// choose those of their processes.
 fn is_master(found: &ProcessInfo, control: &Path) -> bool {
     let ours = found.uid == rustix::process::geteuid().as_raw();
     let is_ssh = found
         .exe
         .as_deref()
         .and_then(Path::file_name)
-        // The kernel appends the second word when the program was replaced by a newer one.
+        // The kernel appends the second word if the program file was replaced.
         .is_some_and(|name| name == "ssh" || name == "ssh (deleted)");
     let told = OsString::from(format!("ControlPath={}", config_path(control)));
     ours && is_ssh
@@ -401,17 +464,17 @@ fn is_master(found: &ProcessInfo, control: &Path) -> bool {
         && found.cmdline.iter().any(|word| word == "ControlMaster=yes")
 }
 
-/// The first value of an option counts, so what makes a master comes before the words of the target.
+/// ssh uses the first value of an option, so the options of a master come before those of the target.
 fn master_argv(target: &Target, control: &Path, persist: &str, messages: &Path) -> Vec<OsString> {
     let mut argv: Vec<OsString> = vec!["ssh".into(), "-N".into(), "-f".into(), "-T".into()];
     argv.extend(["-E".into(), messages.into()]);
     for option in [
-        // Some of the reasons why ssh gives up are no errors to it: no common algorithm, a connection that was closed.
+        // ssh reports some failures below error level: no common algorithm, a closed connection.
         "LogLevel=INFO",
         "ControlMaster=yes",
         &format!("ControlPersist={persist}"),
         &format!("ControlPath={}", config_path(control)),
-        // Whatever the user's configuration wants for sessions of their own.
+        // Overrides what the user's configuration sets for their own sessions.
         "ClearAllForwardings=yes",
         "PermitLocalCommand=no",
         "RemoteCommand=none",
@@ -426,11 +489,13 @@ fn master_argv(target: &Target, control: &Path, persist: &str, messages: &Path) 
     argv
 }
 
-/// What ssh calls the other side when a proxy of the user's configuration leads there.
+/// What sshd says after `MaxAuthTries` keys; one more line says only that the connection has ended.
+const TOO_MANY_KEYS: &str = "Too many authentication failures";
+
+/// How ssh names the remote side when a proxy of the user's configuration leads there.
 const PROXIED: &str = "UNKNOWN port 65535";
 
-/// What is said when a proxy fails. A master with `ControlPersist` takes the proxy's standard error away, so a session without one
-/// asks again.
+/// The messages of a failing proxy. A master with `ControlPersist` discards the proxy's standard error, so a session without one tries again.
 fn words_of_proxy(target: &Target, limit: Duration, cancel: Option<BorrowedFd<'_>>) -> Option<String> {
     let own = ArgvOptions {
         own_connection: true,
@@ -449,7 +514,7 @@ fn words_of_proxy(target: &Target, limit: Duration, cancel: Option<BorrowedFd<'_
     (!asked.status.success() && !said.trim().is_empty()).then_some(said)
 }
 
-/// Where a master says why it cannot connect; each has its own, whatever its socket ends with.
+/// The file for a master's messages; it is different for each master, whatever extension its socket has.
 fn messages_path(control: &Path) -> PathBuf {
     match control.extension() {
         None => control.with_extension("log"),
@@ -461,8 +526,7 @@ fn lock_path(control: &Path) -> PathBuf {
     control.with_extension("lock")
 }
 
-/// Reads what ssh said. The phrases are those of OpenSSH 8.4 to 10, which has kept them for decades; one that is not
-/// known is passed on as it is.
+/// Classifies the messages of ssh. The phrases are those of OpenSSH 8.4 to 10, which have been stable for decades; unknown messages are passed on.
 pub(crate) fn classify(target: &Target, text: &str) -> ConnectError {
     let destination = target.destination();
     let port = target.port;
@@ -475,7 +539,11 @@ pub(crate) fn classify(target: &Target, text: &str) -> ConnectError {
             known_hosts,
         };
     }
-    if holds(&["Permission denied", "Too many authentication failures"]) {
+    if let Some(said) = text.lines().find(|line| line.contains(TOO_MANY_KEYS)) {
+        let said = said.to_owned();
+        return ConnectError::AuthDenied { destination, said };
+    }
+    if holds(&["Permission denied"]) {
         return match target.key.as_deref().and_then(KeyTrouble::of) {
             Some(trouble) => ConnectError::KeyUnusable { destination, trouble },
             None => ConnectError::AuthDenied { destination, said },
@@ -500,7 +568,7 @@ pub(crate) fn classify(target: &Target, text: &str) -> ConnectError {
             said,
         };
     }
-    // Not known here, so the user is told all of it; the last line alone often only says that ssh stops.
+    // Unknown, so the user gets all of it; the last line alone often says only that ssh stops.
     let said = if text.trim().is_empty() {
         said
     } else {
@@ -511,7 +579,7 @@ pub(crate) fn classify(target: &Target, text: &str) -> ConnectError {
     ConnectError::Failed { destination, said }
 }
 
-/// Lines of ssh that a message repeats.
+/// How many lines of ssh a message repeats.
 const WHOLE_LINES: usize = 8;
 
 #[cfg(test)]
@@ -555,7 +623,21 @@ mod tests {
         assert_eq!(found.unwrap(), [Path::new("/run/mine")]);
     }
 
-    /// Listens at `control` as a master does, and says that it is the process `pid`, which it is not.
+    #[test]
+    fn too_many_keys_are_told_by_the_line_that_says_so() {
+        let target = Target::new("u", "h", 22, Path::new("/k/known_hosts")).unwrap();
+        let text = "Received disconnect from 127.0.0.1 port 22:2: Too many authentication failures\nDisconnected from 127.0.0.1 port 22\n";
+        let error = classify(&target, text);
+        assert!(
+            error.is_of_too_many_keys() && !error.wants_more_than_a_key(),
+            "{error:?}"
+        );
+        assert!(error.to_string().ends_with(TOO_MANY_KEYS), "{error}");
+        let refused = classify(&target, "u@h: Permission denied (publickey).\n");
+        assert!(!refused.is_of_too_many_keys(), "{refused:?}");
+    }
+
+    /// Listens at `control` like a master, and claims to be the process `pid`.
     fn impostor(control: &Path, pid: u32) -> std::thread::JoinHandle<()> {
         use std::io::{Read as _, Write as _};
         let listener = std::os::unix::net::UnixListener::bind(control).unwrap();

@@ -1,16 +1,17 @@
 //! The client side of OpenSSH's multiplexing protocol (`PROTOCOL.mux` in its sources), version 4.
 //!
-//! Speaking it here instead of starting one `ssh` a command saves a process for each, and it tells what `ssh` cannot: a
-//! command that exited with 255 from a connection that broke. It must never wait without a limit for a reply that the
-//! other side owes at once.
+//! Speaking it directly saves an `ssh` process per command, and distinguishes what the exit code of `ssh` cannot: a command that exited with 255 and
+//! a broken connection. It must never wait without a limit for a reply that the master owes immediately.
 
 use std::io::{self, IoSlice, Read, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use crabbox_host::wait::{Ready, wait};
+use rustix::event::PollFlags;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 
 const VERSION: u32 = 4;
@@ -35,7 +36,7 @@ const PACKET_LIMIT: usize = 256 * 1024;
 /// slow; on an emulated machine by a factor of fifty.
 const LOCAL_REPLY: Duration = Duration::from_secs(10);
 
-/// A port of ours that leads to the other side (`PROTOCOL.mux` section 4).
+/// Forwards a local port to the remote side (`PROTOCOL.mux` section 4).
 const LOCAL_FORWARD: u32 = 1;
 
 /// Escape character: none (`PROTOCOL.mux` section 2).
@@ -44,7 +45,7 @@ const NO_ESCAPE: u32 = 0xffff_ffff;
 /// Why the master did not do what it was asked for.
 #[derive(Debug, thiserror::Error)]
 pub enum MuxError {
-    /// Nobody listens on the control socket.
+    /// Nothing listens on the control socket.
     #[error("no shared SSH connection is open")]
     Absent,
     /// The conversation broke off; the master has ended, most likely because the connection has.
@@ -56,7 +57,21 @@ pub enum MuxError {
         #[source]
         source: io::Error,
     },
-    /// The master said no.
+    /// There was no answer in time: the machine is busy, or the network has gone and ssh does not know yet.
+    #[error("the shared SSH connection gave no answer in {} s when it was asked to {asked}", limit.as_secs())]
+    Late {
+        /// What it was asked for.
+        asked: &'static str,
+        /// How long was waited.
+        limit: Duration,
+    },
+    /// The caller cancelled it.
+    #[error("interrupted while the shared SSH connection was asked to {asked}")]
+    Cancelled {
+        /// What it was asked for.
+        asked: &'static str,
+    },
+    /// The master refused.
     #[error("the shared SSH connection refused to {asked}: {reason}")]
     Refused {
         /// What it was asked for.
@@ -64,7 +79,7 @@ pub enum MuxError {
         /// Its reason.
         reason: String,
     },
-    /// What came back is not this protocol.
+    /// The reply does not follow the protocol.
     #[error("the shared SSH connection answered {kind:#x}, which makes no sense when asked to {asked}")]
     Protocol {
         /// What it was asked for.
@@ -85,10 +100,12 @@ pub(crate) enum SessionEvent {
     Closed,
 }
 
-/// A greeted connection to the master.
+/// A connection to the master, after the hello exchange.
 #[derive(Debug)]
 pub(crate) struct Client {
     stream: UnixStream,
+    /// How long one read or write may take.
+    limit: Option<Duration>,
 }
 
 impl Client {
@@ -105,7 +122,7 @@ impl Client {
                 });
             }
         };
-        let mut client = Self { stream };
+        let mut client = Self { stream, limit: None };
         client.limit(asked, Some(LOCAL_REPLY))?;
         client.send(asked, HELLO, &Body::default().number(VERSION))?;
         let (kind, mut reply) = client.receive(asked)?;
@@ -132,33 +149,32 @@ impl Client {
         let asked = "end";
         self.send(asked, TERMINATE, &Body::default().number(0))?;
         match self.receive(asked) {
-            // It may be gone before its reply is read.
+            // The master may be gone before its reply is read.
             Ok((OK, _)) | Err(MuxError::Io { .. }) => Ok(()),
             Ok((kind, reply)) => Err(refusal(asked, kind, reply)),
             Err(error) => Err(error),
         }
     }
 
-    /// Has the master listen on `local` of 127.0.0.1 and lead each connection to `remote` of `host` as the other side knows it.
+    /// Makes the master listen on port `local` of 127.0.0.1 and forward each connection to `remote` of `host`, resolved on the remote side.
     pub(crate) fn forward(&mut self, local: u16, host: &str, remote: u16) -> Result<(), MuxError> {
         self.change_forward("forward a port", OPEN_FORWARD, local, (host, remote))
     }
 
-    /// Ends that; connections that are open stay.
+    /// Ends such a forward; open connections stay.
     pub(crate) fn end_forward(&mut self, local: u16, host: &str, remote: u16) -> Result<(), MuxError> {
         self.change_forward("end a forward", CLOSE_FORWARD, local, (host, remote))
     }
 
-    /// Has the other side connect to `port` of `host`, as it knows it, and lets go of the connection at once; whether it came about. Why
-    /// not is among the master's own messages.
+    /// Makes the remote side connect to `port` of `host` and closes that connection immediately; returns whether it succeeded. The reason for a
+    /// failure is in the master's own messages.
     pub(crate) fn reaches(mut self, host: &str, port: u16) -> Result<bool, MuxError> {
         let asked = "connect to a port";
         let body = Body::default().number(0).text("").text(host).number(port.into());
         self.send(asked, STDIO_FORWARD, &body)?;
         let (input, output) = io::pipe().map_err(|source| MuxError::Io { asked, source })?;
         for fd in [input.as_fd(), output.as_fd()] {
-            self.send_fd(fd)
-                .map_err(|source| MuxError::Io { asked, source })?;
+            self.send_fd(fd).map_err(|source| self.failed(asked, source))?;
         }
         match self.receive(asked)? {
             (SESSION_OPENED, _) => Ok(true),
@@ -188,13 +204,14 @@ impl Client {
         }
     }
 
-    /// Starts `command` with three descriptors of ours as its standard streams; the master copies between them and the
-    /// network. `limit` bounds the wait for the remote side to accept, which takes one round trip.
+    /// Starts `command` with three of our descriptors as its standard streams; the master copies between them and the network. `limit` bounds the
+    /// wait for the remote side to accept, which takes one round trip; the wait also ends when `cancel` becomes readable.
     pub(crate) fn session(
         mut self,
         command: &str,
         streams: [BorrowedFd<'_>; 3],
         limit: Duration,
+        cancel: Option<BorrowedFd<'_>>,
     ) -> Result<Session, MuxError> {
         let asked = "start a command";
         self.limit(asked, Some(limit))?;
@@ -211,8 +228,18 @@ impl Client {
             .text(command);
         self.send(asked, NEW_SESSION, &body)?;
         for fd in streams {
-            self.send_fd(fd)
-                .map_err(|source| MuxError::Io { asked, source })?;
+            self.send_fd(fd).map_err(|source| self.failed(asked, source))?;
+        }
+        match wait(
+            self.stream.as_fd(),
+            PollFlags::IN,
+            cancel,
+            Some(Instant::now() + limit),
+        ) {
+            Ok(Ready::First) => {}
+            Ok(Ready::Second) => return Err(MuxError::Cancelled { asked }),
+            Ok(Ready::Neither) => return Err(MuxError::Late { asked, limit }),
+            Err(source) => return Err(MuxError::Io { asked, source }),
         }
         match self.receive(asked)? {
             (SESSION_OPENED, _) => {}
@@ -222,23 +249,33 @@ impl Client {
         Ok(Session { client: self })
     }
 
-    fn limit(&self, asked: &'static str, limit: Option<Duration>) -> Result<(), MuxError> {
+    fn limit(&mut self, asked: &'static str, limit: Option<Duration>) -> Result<(), MuxError> {
+        self.limit = limit;
         self.stream
             .set_read_timeout(limit)
             .and_then(|()| self.stream.set_write_timeout(limit))
             .map_err(|source| MuxError::Io { asked, source })
     }
 
+    /// Converts an I/O error; a timeout shows up as "would block".
+    fn failed(&self, asked: &'static str, source: io::Error) -> MuxError {
+        match (source.kind(), self.limit) {
+            (io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut, Some(limit)) => {
+                MuxError::Late { asked, limit }
+            }
+            _ => MuxError::Io { asked, source },
+        }
+    }
+
     fn send(&mut self, asked: &'static str, kind: u32, body: &Body) -> Result<(), MuxError> {
         let packet = Body::default().number(kind).0;
         let length = u32::try_from(packet.len() + body.0.len()).unwrap_or(u32::MAX);
         let whole = [&length.to_be_bytes()[..], &packet, &body.0].concat();
-        self.stream
-            .write_all(&whole)
-            .map_err(|source| MuxError::Io { asked, source })
+        let sent = self.stream.write_all(&whole);
+        sent.map_err(|source| self.failed(asked, source))
     }
 
-    /// One descriptor travels with one NUL byte.
+    /// Sends one descriptor along with one NUL byte.
     fn send_fd(&self, fd: BorrowedFd<'_>) -> io::Result<()> {
         let fds = [fd];
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
@@ -256,29 +293,30 @@ impl Client {
     }
 
     fn receive(&mut self, asked: &'static str) -> Result<(u32, Reply), MuxError> {
-        let io = |source| MuxError::Io { asked, source };
         let mut length = [0; 4];
-        self.stream.read_exact(&mut length).map_err(io)?;
+        let read = self.stream.read_exact(&mut length);
+        read.map_err(|source| self.failed(asked, source))?;
         let length = usize::try_from(u32::from_be_bytes(length)).unwrap_or(usize::MAX);
         if !(4..=PACKET_LIMIT).contains(&length) {
-            return Err(io(io::Error::from(io::ErrorKind::InvalidData)));
+            return Err(self.failed(asked, io::Error::from(io::ErrorKind::InvalidData)));
         }
         let mut bytes = vec![0; length];
-        self.stream.read_exact(&mut bytes).map_err(io)?;
+        let read = self.stream.read_exact(&mut bytes);
+        read.map_err(|source| self.failed(asked, source))?;
         let mut reply = Reply { bytes, at: 0 };
         let kind = reply.number().unwrap_or(0);
         Ok((kind, reply))
     }
 }
 
-/// A command that runs. Dropping it closes the session; what runs on the other side is then on its own.
+/// A running command. Dropping it closes the session; the remote command may go on by itself.
 #[derive(Debug)]
 pub(crate) struct Session {
     client: Client,
 }
 
 impl Session {
-    /// The next report. Meant to be called when the descriptor is readable.
+    /// The next event. To be called when the descriptor is readable.
     pub(crate) fn next_event(&mut self) -> SessionEvent {
         match self.client.receive("report the end") {
             Ok((EXIT_MESSAGE, mut reply)) => {
@@ -300,22 +338,22 @@ impl AsFd for Session {
     }
 }
 
-/// Reads all packets in `bytes`; only a reader that panics, waits or allocates what nobody sent is of interest.
+/// Parses all packets in `bytes`; results are ignored, fuzzing looks for panics, hangs and excessive allocation.
 #[cfg(feature = "fuzzing")]
 pub(crate) fn read_packets(bytes: &[u8]) {
     let Ok((stream, mut master)) = UnixStream::pair() else {
         return;
     };
-    // As much as a socket holds, so that nobody has to write while it is read.
+    // No more than the socket buffer holds, since all is written before it is read.
     master.write_all(&bytes[..bytes.len().min(64 * 1024)]).ok();
     drop(master);
     let mut session = Session {
-        client: Client { stream },
+        client: Client { stream, limit: None },
     };
     while let Ok((kind, reply)) = session.client.receive("be read") {
         drop(refusal("be read", kind, reply));
     }
-    // Whatever is left behind a packet that is none, it comes to an end.
+    // Whatever follows an invalid packet, the session must end.
     while session.next_event() != SessionEvent::Closed {}
 }
 

@@ -1,16 +1,17 @@
 //! Waiting until a lease can run commands: port, login, ready command.
 //!
-//! One handshake opens the shared connection, and the ready command runs over it, so nothing of the wait is thrown away.
-//! It must never go on against a wrong host key, nor print: progress goes to the caller, at most a line each ten seconds.
+//! One handshake opens the shared connection, and the ready command runs over it, so no work of the wait is wasted. It must never go on with a wrong
+//! host key, nor print anything: progress goes to the caller, at most one line every ten seconds.
 
 use std::fmt;
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs as _};
+use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
 use crabbox_host::clock;
 
-use crate::capture::capture;
+use crate::capture::capture_until;
 use crate::exec::{ExecError, RemoteStatus, Stdin};
 use crate::master;
 use crate::port::{Next, PortFailure, wait_port};
@@ -23,7 +24,7 @@ pub use error::{NotReady, ReadyError};
 use progress::{FIRST_LINE, NEXT_LINE};
 pub use progress::{Progress, Stage};
 
-/// The ready command of a host that exists already: what a sync needs besides the agent is there.
+/// The ready command for an existing host: checks that it has what a sync needs besides the agent.
 pub const READY_STATIC: &str = "git --version >/dev/null";
 
 /// Limit for one handshake; generous, because an emulated machine needs seconds for its cryptography.
@@ -32,26 +33,28 @@ const HANDSHAKE_LIMIT: Duration = Duration::from_mins(1);
 /// Limit for one run of the ready command.
 pub(crate) const CHECK_LIMIT: Duration = Duration::from_secs(30);
 
+/// How long an existing host may keep closing sessions after a login: its sshd may be about to restart.
+const CUT_OFF_LIMIT: Duration = Duration::from_secs(8);
+
 /// First and longest pause between attempts that failed after the port was open.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(500));
 
 /// What to wait for, and for how long.
 pub struct Wait<'a> {
-    /// The machine. Without a control path each attempt has a connection of its own.
+    /// The machine. Without a control path, each attempt opens its own connection.
     pub target: &'a Target,
     /// What the wait is for, in the words of the messages: `bootstrap`, `before sync`, `before command`, …
     pub phase: &'a str,
     /// A script that succeeds when the machine is ready; `None` if a login is enough.
     pub ready_command: Option<&'a str>,
-    /// The machine exists already instead of booting: what its ready command says is final.
+    /// The machine is not booting but exists already, so a failed ready command is final.
     pub settled: bool,
     /// When to give up.
     pub deadline: Instant,
-    /// Look at the port first. Not needed when the guest has said by other means that its sshd listens: each look costs
-    /// the guest a process.
+    /// Probe the port first. Not needed if the guest has reported by other means that its sshd listens: each probe costs the guest a process.
     pub probe_port: bool,
-    /// Whether to give up now.
-    pub cancelled: &'a dyn Fn() -> bool,
+    /// Becomes readable when the wait is cancelled, as `crabbox_host::signals::Interrupts` does; this ends every wait within this one.
+    pub cancel: Option<BorrowedFd<'a>>,
 }
 
 impl fmt::Debug for Wait<'_> {
@@ -66,9 +69,9 @@ impl fmt::Debug for Wait<'_> {
 /// When each step was done, counted from the start of the wait.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct ReadyTimings {
-    /// The port accepted a connection; zero without a look at the port.
+    /// The port accepted a connection; zero if it was not probed.
     pub tcp: Duration,
-    /// The server had greeted; zero without a look at the port.
+    /// The server had sent its greeting; zero if the port was not probed.
     pub banner: Duration,
     /// The login was done.
     pub auth: Duration,
@@ -109,11 +112,15 @@ pub fn wait_ssh(wait: &Wait<'_>, progress: &mut dyn FnMut(&Progress)) -> Result<
     }
     clock.stage = Stage::Auth;
     let mut pause = PAUSES.0;
+    let mut cut_off = None;
     loop {
         let failure = match attempt(&mut clock, &mut timings) {
             Ok(()) => return Ok(timings),
             Err(failure) => failure,
         };
+        if clock.is_cancelled(Duration::ZERO) {
+            return Err(clock.give_up(Some(&Stop::Cancelled), failure));
+        }
         if let NotReady::Connect(error) | NotReady::Exec(ExecError::Connect { source: error }) = &failure
             && !error.is_passing()
         {
@@ -123,13 +130,7 @@ pub fn wait_ssh(wait: &Wait<'_>, progress: &mut dyn FnMut(&Progress)) -> Result<
                 source: Box::new(failure),
             });
         }
-        if wait.settled
-            && let NotReady::Check {
-                status: RemoteStatus::Exited(_) | RemoteStatus::TimedOut { .. },
-                ..
-            }
-            | NotReady::Exec(ExecError::NotBegun { .. } | ExecError::NoSession { .. }) = &failure
-        {
+        if wait.settled && is_final(&failure, &mut cut_off) {
             let host = wait.target.host.clone();
             return Err(ReadyError::Unfit {
                 host,
@@ -142,21 +143,36 @@ pub fn wait_ssh(wait: &Wait<'_>, progress: &mut dyn FnMut(&Progress)) -> Result<
             if stop.is_some() {
                 return Err(clock.give_up(stop.as_ref(), failure));
             }
-            if Instant::now() >= until {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
                 break;
             }
-            clock::nap(until.saturating_duration_since(Instant::now()));
+            clock.is_cancelled(left);
         }
         pause = (pause * 2).min(PAUSES.1);
     }
 }
 
-/// One login, unless one is there, and one run of the ready command.
+/// Whether retrying an existing host is pointless. `cut_off` is when it first accepted a login and then closed the session.
+fn is_final(failure: &NotReady, cut_off: &mut Option<Instant>) -> bool {
+    match failure {
+        NotReady::Check {
+            status: RemoteStatus::ConnectionLost,
+            ..
+        } => cut_off.get_or_insert_with(Instant::now).elapsed() >= CUT_OFF_LIMIT,
+        NotReady::Check { .. } | NotReady::Exec(ExecError::NotBegun { .. } | ExecError::NoSession { .. }) => {
+            true
+        }
+        _ => false,
+    }
+}
+
+/// One login, unless the connection is open, and one run of the ready command.
 fn attempt(clock: &mut Clock<'_, '_>, timings: &mut ReadyTimings) -> Result<(), NotReady> {
     let target = clock.wait.target;
     if let Some(control) = &target.control {
         let limit = clock.remaining().clamp(Duration::from_secs(1), HANDSHAKE_LIMIT);
-        master::open(target, control, limit, None)?;
+        master::open(target, control, limit, clock.wait.cancel)?;
         if timings.auth.is_zero() {
             timings.auth = clock.began.elapsed();
         }
@@ -165,7 +181,7 @@ fn attempt(clock: &mut Clock<'_, '_>, timings: &mut ReadyTimings) -> Result<(), 
     let command = clock.wait.ready_command.unwrap_or("exit 0");
     if clock.wait.ready_command.is_some() || target.control.is_none() {
         let limit = clock.remaining().clamp(Duration::from_secs(1), CHECK_LIMIT);
-        let seen = match capture(target, command, Stdin::Null, Some(limit)) {
+        let seen = match capture_until(target, command, Stdin::Null, Some(limit), clock.wait.cancel) {
             Err(error @ ExecError::NotBegun { .. }) => {
                 clock.stage = Stage::ReadyCheck;
                 return Err(error.into());
@@ -185,7 +201,7 @@ fn attempt(clock: &mut Clock<'_, '_>, timings: &mut ReadyTimings) -> Result<(), 
     Ok(())
 }
 
-/// The last line of the first stream that has one.
+/// The last non-empty line of the first stream that has one.
 fn last_line(stderr: &[u8], stdout: &[u8]) -> String {
     [stderr, stdout]
         .iter()
@@ -229,9 +245,18 @@ impl Clock<'_, '_> {
         self.wait.deadline.saturating_duration_since(Instant::now())
     }
 
+    /// Sleeps for `pause`; returns early with true if the wait is cancelled.
+    fn is_cancelled(&self, pause: Duration) -> bool {
+        if let Some(cancel) = self.wait.cancel {
+            return clock::is_readable(cancel, pause);
+        }
+        clock::nap(pause);
+        false
+    }
+
     /// Sends a progress line when one is due, and says whether to stop.
     fn look(&mut self) -> Option<Stop> {
-        if (self.wait.cancelled)() {
+        if self.is_cancelled(Duration::ZERO) {
             return Some(Stop::Cancelled);
         }
         let remaining = self.remaining();

@@ -1,7 +1,7 @@
 //! The connection that one execution uses: the target's shared one, or a private one that ends with it.
 //!
-//! There is always a master, so that there is one way to run a command. A server that gives a connection few sessions
-//! (`MaxSessions` of sshd_config(5)) is asked over a private one for the next. A private one must never outlive its owner.
+//! There is always a master, so there is only one way to run a command. If a server limits the sessions per connection (`MaxSessions` of
+//! sshd_config(5)), the next session goes over a private connection. A private connection must never outlive its owner.
 
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -11,17 +11,21 @@ use std::time::{Duration, Instant};
 use crabbox_host::clock;
 
 use crate::exec::ExecError;
-use crate::master;
+use crate::master::{self, ConnectError};
 use crate::mux::{Client, MuxError, Session};
 use crate::target::Target;
 
-/// Limit for opening a connection that should have been there; long because a handshake on an emulated machine is slow.
+/// Limit for opening a connection that should have been open; long because a handshake on an emulated machine is slow.
 const OPEN_LIMIT: Duration = Duration::from_mins(1);
 
 /// How long a session may take to start; sshd forks a process for it.
 const SESSION_LIMIT: Duration = Duration::from_secs(30);
 
-/// Time between two attempts to get a session from a server that has none to give.
+/// How long the shared connection may take to start a session before a private one is tried: it may be dead because the network has changed, which
+/// ssh notices only when its keepalives (`ServerAliveInterval`) fail.
+const SHARED_LIMIT: Duration = Duration::from_secs(15);
+
+/// Time between two attempts to get a session from a server that has none free.
 const PAUSE: Duration = Duration::from_millis(200);
 
 /// An open connection.
@@ -33,7 +37,7 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    /// The connection of `target`, opened when it is not, within `limit` and unless `cancel` is readable first.
+    /// The connection of `target`, opened if it is not open, within `limit` and unless `cancel` becomes readable.
     pub(crate) fn open(
         target: &Target,
         limit: Option<Duration>,
@@ -50,7 +54,7 @@ impl Shared {
         }
     }
 
-    /// The one at `control`, whether it is open or not.
+    /// The connection at `control`, whether it is open or not.
     pub(crate) fn at(control: &Path) -> Self {
         Self {
             control: control.to_owned(),
@@ -61,7 +65,7 @@ impl Shared {
     fn private(target: &Target, limit: Duration, cancel: Option<BorrowedFd<'_>>) -> Result<Self, ExecError> {
         let dir = private_dir().map_err(|source| ExecError::Local { source })?;
         let control = dir.path().join("s");
-        // Made before the attempt, so that a failed one is cleared away too.
+        // Created before the attempt, so that a failed one is cleaned up too.
         let shared = Self {
             control,
             private: Some(dir),
@@ -71,9 +75,10 @@ impl Shared {
         Ok(shared)
     }
 
-    /// Starts `command` with three descriptors of ours as its standard streams, until `until` at the latest. A master whose connection
-    /// has just died may still have its socket; its successor is asked once more. A connection that has no session left gives
-    /// way to a private one. Asking again is safe, because nothing was started.
+    /// Starts `command` with three of our descriptors as its standard streams, by `until` at the latest. A master whose connection has just died may
+    /// still have its socket, so the connection is reopened once. If a connection has no session left or does not answer, a private one is used; the
+    /// shared one stays open for others. Retrying is safe, because nothing was started: at worst, a line that waits for a script reaches the remote
+    /// side later.
     pub(crate) fn session(
         &mut self,
         target: &Target,
@@ -82,18 +87,36 @@ impl Shared {
         until: Option<Instant>,
         cancel: Option<BorrowedFd<'_>>,
     ) -> Result<Session, ExecError> {
-        let until = until.map_or(Instant::now() + SESSION_LIMIT, |until| {
-            until.min(Instant::now() + SESSION_LIMIT)
-        });
+        let within = |limit: Duration| {
+            let usual = Instant::now() + limit;
+            until.map_or(usual, |until| until.min(usual))
+        };
+        let mut until = within(SESSION_LIMIT);
         let mut is_reopened = false;
         loop {
             let left = until
                 .saturating_duration_since(Instant::now())
                 .max(Duration::from_millis(1));
-            let attempt =
-                Client::connect(&self.control).and_then(|client| client.session(command, streams, left));
+            let patience = if self.private.is_some() {
+                left
+            } else {
+                left.min(SHARED_LIMIT)
+            };
+            let attempt = Client::connect(&self.control)
+                .and_then(|client| client.session(command, streams, patience, cancel));
             let (reason, wait) = match attempt {
                 Ok(session) => return Ok(session),
+                Err(MuxError::Cancelled { .. }) => {
+                    let destination = target.destination();
+                    let source = ConnectError::Cancelled { destination };
+                    return Err(ExecError::Connect { source });
+                }
+                Err(MuxError::Late { .. }) if self.private.is_none() && Instant::now() < until => {
+                    let left = within(OPEN_LIMIT).saturating_duration_since(Instant::now());
+                    *self = Self::private(target, left, cancel)?;
+                    until = within(SESSION_LIMIT);
+                    continue;
+                }
                 Err(MuxError::Absent | MuxError::Io { .. }) if !is_reopened => {
                     is_reopened = true;
                     self.reopen(target, cancel)?;
@@ -105,7 +128,7 @@ impl Shared {
                         *self = private;
                         continue;
                     }
-                    // Servers bound connections too (`MaxStartups`); another session may end meanwhile.
+                    // Servers limit connections too (`MaxStartups`); another session may end meanwhile.
                     Err(ExecError::Connect { source }) if source.is_passing() => (reason, Some(PAUSE)),
                     Err(error) => return Err(error),
                 },
@@ -128,7 +151,7 @@ impl Shared {
         }
     }
 
-    /// Opens it again after it was found dead.
+    /// Reopens the connection after it was found dead.
     fn reopen(&self, target: &Target, cancel: Option<BorrowedFd<'_>>) -> Result<(), ExecError> {
         master::open(target, &self.control, OPEN_LIMIT, cancel)
             .map_err(|source| ExecError::Connect { source })
@@ -143,13 +166,13 @@ impl Shared {
 impl Drop for Shared {
     fn drop(&mut self) {
         if self.private.is_some() {
-            // Nobody is left to tell; a master that stays loses its socket and ends when its connection does.
+            // An error cannot be reported here; a leftover master loses its socket and ends with its connection.
             master::exit(&self.control).ok();
         }
     }
 }
 
-/// Directly below `/tmp`, because a socket's path must be short; `mkdtemp` gives it a fresh name and mode 0700.
+/// Directly below `/tmp`, because a socket's path must be short; `mkdtemp` creates a fresh name with mode 0700.
 fn private_dir() -> io::Result<tempfile::TempDir> {
     tempfile::Builder::new().prefix("crabbox-ssh-").tempdir_in("/tmp")
 }

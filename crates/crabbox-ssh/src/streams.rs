@@ -1,10 +1,11 @@
-//! Copies between a session's pipes and their other ends, in threads that can be told to stop.
+//! Copies between a session's pipes and their local ends, in threads that can be stopped.
 //!
-//! Our real standard streams are never given to the master: it would switch them to non-blocking mode for everybody who
-//! shares them. A copy must never outlive its command because somebody on the other side keeps a pipe open.
+//! Our real standard streams are never given to the master: it would switch them to non-blocking mode for every process that shares them. A copy must
+//! never outlive its command because a remote process keeps a pipe open.
 
 use std::io::{self, PipeReader, PipeWriter, Read, Write as _};
 use std::os::fd::{AsFd as _, BorrowedFd};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rustix::event::PollFlags;
 use rustix::io::Errno;
@@ -15,9 +16,36 @@ use crabbox_host::wait::{Ready, wait};
 
 const CHUNK: usize = 64 * 1024;
 
-/// Writes `preamble` and then all of `stdin` to `pipe`, until the end, or a reader that is gone, or `stop` being closed.
+/// Stops the copying threads, and tracks their progress.
+#[derive(Debug)]
+pub(crate) struct Flow {
+    /// Closed when nothing more is wanted.
+    pub(crate) stop: PipeReader,
+    /// How many chunks were read.
+    read: AtomicUsize,
+    /// How many of them have been written.
+    handed: AtomicUsize,
+}
+
+impl Flow {
+    pub(crate) fn until(stop: PipeReader) -> Self {
+        Self {
+            stop,
+            read: AtomicUsize::new(0),
+            handed: AtomicUsize::new(0),
+        }
+    }
+
+    /// How many chunks were read, if all of them have been written.
+    pub(crate) fn at_rest(&self) -> Option<usize> {
+        let handed = self.handed.load(Ordering::SeqCst);
+        (self.read.load(Ordering::SeqCst) == handed).then_some(handed)
+    }
+}
+
+/// Writes `preamble` and then all of `stdin` to `pipe`, until the end, until the reader is gone, or until `stop` is closed.
 ///
-/// Fails only when `stdin` cannot be read. That the command ends without reading its input is its own affair.
+/// Fails only if `stdin` cannot be read. It is no error if the command ends without reading its input.
 pub(crate) fn feed(
     mut pipe: PipeWriter,
     preamble: &[u8],
@@ -33,7 +61,7 @@ pub(crate) fn feed(
             write_whole(&mut pipe, bytes, stop);
         }
         Stdin::Reader(mut reader) => while copy_chunk(&mut reader, &mut pipe, stop)? {},
-        // Who holds the other end may write only when it hears of the command's end, so the read must not wait for it.
+        // The writer of this pipe may not write before it learns of the command's end, so the read must not block on it.
         Stdin::Pipe(mut source) => {
             while wait(source.as_fd(), PollFlags::IN, Some(stop.as_fd()), None)? == Ready::First
                 && copy_chunk(&mut source, &mut pipe, stop)?
@@ -43,7 +71,7 @@ pub(crate) fn feed(
     Ok(())
 }
 
-/// Copies what one read gives; `false` at the end of `source`, or when nobody reads `pipe` any more.
+/// Copies the result of one read; `false` at the end of `source`, or if `pipe` has no reader any more.
 fn copy_chunk(source: &mut impl Read, pipe: &mut PipeWriter, stop: &PipeReader) -> io::Result<bool> {
     let mut chunk = vec![0; CHUNK];
     loop {
@@ -56,7 +84,7 @@ fn copy_chunk(source: &mut impl Read, pipe: &mut PipeWriter, stop: &PipeReader) 
     }
 }
 
-/// `false` when nobody reads any more.
+/// Writes all bytes; `false` if the pipe has no reader any more or `stop` is closed.
 fn write_whole(pipe: &mut PipeWriter, mut bytes: &[u8], stop: &PipeReader) -> bool {
     while !bytes.is_empty() {
         match pipe.write(bytes) {
@@ -76,44 +104,40 @@ fn write_whole(pipe: &mut PipeWriter, mut bytes: &[u8], stop: &PipeReader) -> bo
     true
 }
 
-/// Copies `first` and then `pipe` to `sink` until the end of the stream or `stop` being closed. Whoever writes into the pipe after
-/// that gets a broken pipe, as it would if we were a pipe itself.
-pub(crate) fn drain(
-    pipe: PipeReader,
-    first: &[u8],
-    sink: &mut Sink<'_>,
-    stop: &PipeReader,
-) -> io::Result<()> {
+/// Copies `first` and then `pipe` to `sink` until the end of the stream or until `stop` is closed. A process that writes to the pipe after that gets
+/// a broken pipe, as if `sink` were the pipe.
+pub(crate) fn drain(pipe: PipeReader, first: &[u8], sink: &mut Sink<'_>, flow: &Flow) -> io::Result<()> {
     if !first.is_empty() {
-        put(sink, first, stop)?;
+        put(sink, first, &flow.stop)?;
     }
-    copy(pipe, stop, |chunk| put(sink, chunk, stop))
+    copy(pipe, flow, |chunk| put(sink, chunk, &flow.stop))
 }
 
-/// The same, for what comes behind the mark of `start`, which is given back with the end of what came before it.
+/// The same for the output after the mark of `start`, which is returned with the end of the output before it.
 pub(crate) fn drain_behind(
     pipe: PipeReader,
     mut start: Start,
     sink: &mut Sink<'_>,
-    stop: &PipeReader,
+    flow: &Flow,
 ) -> (Start, io::Result<()>) {
-    let copied = copy(pipe, stop, |chunk| match start.take(chunk) {
+    let copied = copy(pipe, flow, |chunk| match start.take(chunk) {
         [] => Ok(()),
-        behind => put(sink, behind, stop),
+        behind => put(sink, behind, &flow.stop),
     });
     (start, copied)
 }
 
-fn copy(
-    mut pipe: PipeReader,
-    stop: &PipeReader,
-    mut take: impl FnMut(&[u8]) -> io::Result<()>,
-) -> io::Result<()> {
+fn copy(mut pipe: PipeReader, flow: &Flow, mut take: impl FnMut(&[u8]) -> io::Result<()>) -> io::Result<()> {
     let mut chunk = vec![0; CHUNK];
-    while wait(pipe.as_fd(), PollFlags::IN, Some(stop.as_fd()), None)? == Ready::First {
+    while wait(pipe.as_fd(), PollFlags::IN, Some(flow.stop.as_fd()), None)? == Ready::First {
         match pipe.read(&mut chunk) {
             Ok(0) => break,
-            Ok(count) => take(&chunk[..count])?,
+            Ok(count) => {
+                flow.read.fetch_add(1, Ordering::SeqCst);
+                let taken = take(&chunk[..count]);
+                flow.handed.fetch_add(1, Ordering::SeqCst);
+                taken?;
+            }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(error),
         }
@@ -129,7 +153,7 @@ fn put(sink: &mut Sink<'_>, bytes: &[u8], stop: &PipeReader) -> io::Result<()> {
     }
 }
 
-/// Writes in pieces that a pipe which is ready takes at once, so that a reader who stands still cannot hold us.
+/// Writes in chunks of at most `PIPE_BUF` bytes, which a ready pipe takes without blocking, so that a stalled reader cannot block us.
 fn write_fd(fd: BorrowedFd<'_>, mut bytes: &[u8], stop: &PipeReader) -> io::Result<()> {
     while !bytes.is_empty() {
         if wait(fd, PollFlags::OUT, Some(stop.as_fd()), None)? != Ready::First {

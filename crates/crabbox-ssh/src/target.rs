@@ -1,7 +1,7 @@
-//! Whom to speak to and how: the options of every `ssh` that this program starts.
+//! The SSH destination and the options of every `ssh` that this program starts.
 //!
-//! One [`Target`] gives the same words to a remote command, to `rsync -e` and to the line that `crabbox ssh` prints.
-//! It must never let a host name, a path or a user name turn into an option of its own.
+//! One [`Target`] gives the same arguments to a remote command, to `rsync -e` and to the line that `crabbox ssh` prints. It must never let a host
+//! name, a path or a user name become an option.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -13,15 +13,15 @@ use crabbox_host::environment::Environment;
 
 use crate::quote;
 
-/// How long a TCP connection plus key exchange may take, as the Go program has it.
+/// How long a TCP connection plus key exchange may take, as in the Go program.
 pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long the shared connection outlives its last user, in OpenSSH's notation, as the Go program has it.
+/// How long the shared connection outlives its last user, in OpenSSH's notation, as in the Go program.
 pub(crate) const CONTROL_PERSIST: &str = "10m";
 
-/// The key exchange for a machine whose traffic never leaves this one. OpenSSH's default since 9.0 adds a post-quantum
-/// part against those who record traffic today. Nobody can record this, and that part is most of a handshake: 58 ms of the
-/// client's processor time against 7 (ten handshakes with 9.2), and far more where a processor is emulated.
+/// The key exchange for a lease whose traffic never leaves this machine. OpenSSH's default since 9.0 adds a post-quantum part against recording
+/// traffic today and decrypting it later. Local traffic cannot be recorded, and that part is most of a handshake: 58 ms of the client's CPU time
+/// against 7 (ten handshakes with 9.2), and far more on an emulated CPU.
 const LOCAL_KEY_EXCHANGE: &str = "KexAlgorithms=^curve25519-sha256,curve25519-sha256@libssh.org";
 
 /// A machine reached by SSH.
@@ -43,22 +43,22 @@ pub struct Target {
     pub control: Option<PathBuf>,
     /// Limit for one connection attempt; OpenSSH counts whole seconds.
     pub connect_timeout: Duration,
-    /// Attempts before a connection is given up.
+    /// How many times ssh tries to connect before it gives up.
     pub connection_attempts: u32,
     /// A command whose standard streams are the connection, for hosts without a route.
     pub proxy_command: Option<String>,
-    /// Read the user's and the system's `ssh_config` too. Wanted for a host that the user set up there; unwanted for
-    /// a lease of our own, where a stray `Host *` rule could only break it.
+    /// Read the user's and the system's `ssh_config` too. Set for a host that the user configured there; not set for our own leases, which a stray
+    /// `Host *` rule could only break.
     pub user_config: bool,
-    /// The machine runs on this one: its traffic crosses no network, so a handshake may be cheaper.
+    /// The lease runs on this machine: its traffic crosses no network, so a cheaper handshake is enough.
     pub on_this_machine: bool,
-    /// How many bytes all of its disks and memory hold, where that is known: what it sends of its files cannot be more.
+    /// The total size of its disks and memory in bytes, if known: an upper bound for what its files can hold.
     pub capacity: Option<u64>,
     /// Further `-o` values, for example `LogLevel=QUIET`.
     pub extra: Vec<String>,
 }
 
-/// What a target cannot be.
+/// Why a target is invalid.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum TargetError {
     /// The user name would be read as something else.
@@ -72,6 +72,14 @@ pub enum TargetError {
     Host {
         /// The refused name.
         host: String,
+    },
+    /// OpenSSH would read the key's path as another one.
+    #[error(
+        "ssh key {key:?} holds \"${{\", where OpenSSH puts the value of a variable, and nothing keeps it from that"
+    )]
+    Key {
+        /// The refused path.
+        key: PathBuf,
     },
 }
 
@@ -118,20 +126,30 @@ impl Target {
         })
     }
 
+    /// Sets a key that the user chose; `None` leaves the choice to OpenSSH. (A key in one of our own directories is put into [`Target::key`]
+    /// directly.) OpenSSH has an escape for `%` in a path, and none for `${`.
+    pub fn offer(&mut self, key: Option<&Path>) -> Result<(), TargetError> {
+        if let Some(key) = key.filter(|key| key.to_string_lossy().contains("${")) {
+            return Err(TargetError::Key { key: key.to_owned() });
+        }
+        self.key = key.map(Path::to_owned);
+        Ok(())
+    }
+
     /// `user@host`.
     pub fn destination(&self) -> String {
         format!("{}@{}", self.user, self.host)
     }
 
-    /// The whole vector up to and including `user@host`; the first word is `ssh`, the remote command may follow.
+    /// The argument vector up to and including `user@host`; the first word is `ssh`, and a remote command may be appended.
     pub fn ssh_argv(&self, options: ArgvOptions) -> Vec<OsString> {
         let mut words = self.words(options);
         words.push(self.destination());
         words.into_iter().map(OsString::from).collect()
     }
 
-    /// What of the caller's environment an SSH client gets that goes there. One that reads the user's configuration or has a proxy command
-    /// starts programs of the user's choice, with whatever variables those need.
+    /// Which part of the caller's environment the SSH client for this target gets. A client that reads the user's configuration or has a proxy
+    /// command starts programs of the user's choice, which may need any variable.
     pub fn environment(&self) -> Environment {
         if self.user_config || self.proxy_command.is_some() {
             Environment::Whole
@@ -152,7 +170,7 @@ impl Target {
 
     /// The line that `crabbox ssh` prints: every word single-quoted, ready to paste into a shell.
     pub fn display_line(&self) -> String {
-        // As the Go program prints it; whoever pastes it wants their own configuration to count.
+        // As the Go program prints it; a user who pastes it wants their own configuration to apply.
         let mut words = Self {
             user_config: true,
             on_this_machine: false,
@@ -163,8 +181,8 @@ impl Target {
         quote::join(words)
     }
 
-    /// The options of a call that this program makes: those of the Go program, and where the user's configuration is read, those
-    /// that keep it from changing what the call does.
+    /// The options for calls of this program: those of the Go program, and if the user's configuration is read, further ones that keep it from
+    /// changing what the call does.
     fn words(&self, options: ArgvOptions) -> Vec<String> {
         let mut words = self.go_words(options);
         if self.user_config {
@@ -174,6 +192,10 @@ impl Target {
             }
             if !options.tty {
                 words.extend(["-o".to_owned(), "RequestTTY=no".to_owned()]);
+            }
+            // If there is a key, it must be offered.
+            if self.key.is_some() {
+                words.extend(["-o".to_owned(), "PubkeyAuthentication=yes".to_owned()]);
             }
             if self.proxy_command.is_some() {
                 words.extend(["-o".to_owned(), "ProxyUseFdpass=no".to_owned()]);
@@ -270,9 +292,9 @@ impl Target {
     }
 }
 
-/// What a user's `ssh_config` has for sessions of their own, set back for ours. The first value of an option counts, so a call
-/// that wants another one says it before these.
-const NEUTRAL: [&str; 8] = [
+/// Resets what a user's `ssh_config` sets for their own sessions. ssh uses the first value of an option, so a call that needs another value puts it
+/// before these.
+const NEUTRAL: [&str; 9] = [
     "RemoteCommand=none",
     "PermitLocalCommand=no",
     "ClearAllForwardings=yes",
@@ -281,17 +303,19 @@ const NEUTRAL: [&str; 8] = [
     "EscapeChar=~",
     "LogLevel=INFO",
     "VisualHostKey=no",
+    // OpenSSH's default: some users put password first, which cannot be entered here.
+    "PreferredAuthentications=gssapi-with-mic,hostbased,publickey,keyboard-interactive,password",
 ];
 
-/// More of them, which clients know since OpenSSH 8.7 and older ones refuse.
+/// Further options, which OpenSSH older than 8.7 refuses.
 const NEUTRAL_NEWER: [&str; 3] = [
     "StdinNull=no",
     "ForkAfterAuthentication=no",
     "SessionType=default",
 ];
 
-/// Whether the client is OpenSSH 8.7 or newer; asked once. One that does not say has none of the newer options in its
-/// configuration either.
+/// Whether the client is OpenSSH 8.7 or newer; asked once. If the version is unknown, the newer options are left out, which such a client's
+/// configuration cannot have either.
 fn client_is_8_7() -> bool {
     static NEWER: OnceLock<bool> = OnceLock::new();
     *NEWER.get_or_init(|| {
@@ -322,7 +346,7 @@ fn key_words(key: &Path) -> [String; 2] {
     }
 }
 
-/// OpenSSH expands `%` in paths; `%%` stands for itself.
+/// Escapes `%` as `%%`, because OpenSSH expands `%` in paths.
 fn percent_escaped(path: &Path) -> String {
     path.to_string_lossy().replace('%', "%%")
 }
@@ -384,7 +408,19 @@ mod tests {
         assert!(Target::new("u", "evil@h", 22, Path::new("/k")).is_err());
     }
 
-    /// Asks OpenSSH itself (`-G` prints the options as it understood them) what it made of odd paths.
+    #[test]
+    fn a_key_whose_path_openssh_would_change_is_refused() {
+        let mut target = target();
+        for odd in ["/h/${HOME}/id", "/h/${x"] {
+            assert!(target.offer(Some(Path::new(odd))).is_err(), "{odd}");
+        }
+        target.offer(Some(Path::new("/h/$HOME/100%/{a}"))).unwrap();
+        assert_eq!(target.key.as_deref(), Some(Path::new("/h/$HOME/100%/{a}")));
+        target.offer(None).unwrap();
+        assert_eq!(target.key, None);
+    }
+
+    /// Asks OpenSSH itself (`-G` prints the options as it understood them) how it reads odd paths.
     #[test]
     fn odd_paths_reach_openssh_unchanged() {
         let mut target = target();
@@ -455,7 +491,7 @@ mod tests {
         }
     }
 
-    /// Every option that a user may have for their own sessions, asked of OpenSSH itself (`-G`) in every form of our calls.
+    /// Checks every option that a user may set for their own sessions, with OpenSSH itself (`-G`), for each form of our calls.
     #[test]
     fn nothing_that_a_user_s_configuration_has_for_sessions_reaches_ours() {
         let dir = tempfile::tempdir().unwrap();
@@ -463,7 +499,7 @@ mod tests {
         let own = "Host *\nRemoteCommand tmux new\nStdinNull yes\nRequestTTY force\nForkAfterAuthentication yes\n\
                    SessionType none\nPermitLocalCommand yes\nLocalCommand touch /evil\nControlPath /evil\nControlMaster yes\n\
                    Tunnel yes\nLocalForward 1 h:1\nRemoteForward 1 h:1\nDynamicForward 1\nExitOnForwardFailure yes\n\
-                   LogLevel DEBUG3\nEscapeChar x\nBatchMode no\nForwardAgent yes\nForwardX11 yes\n";
+                   LogLevel DEBUG3\nEscapeChar x\nPubkeyAuthentication no\nPreferredAuthentications password\nBatchMode no\nForwardAgent yes\nForwardX11 yes\n";
         std::fs::write(&config, own).unwrap();
         let mut target = target();
         target.user_config = true;
@@ -499,6 +535,9 @@ mod tests {
                 "exitonforwardfailure yes",
                 "loglevel debug",
                 "escapechar x",
+                "pubkeyauthentication no",
+                "pubkeyauthentication false",
+                "preferredauthentications password",
                 "batchmode no",
                 "forwardagent yes",
                 "forwardx11 yes",

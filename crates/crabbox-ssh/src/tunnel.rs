@@ -1,7 +1,7 @@
-//! A port of the lease on a port of this machine, loopback at both ends: `crabbox tunnel`.
+//! Forwards a port of this machine to a port of the lease, loopback at both ends: `crabbox tunnel`.
 //!
-//! The tunnel has a connection of its own and a remote `cat` that holds it: when this process ends, however it ends, its
-//! pipe closes and so does the tunnel. It must never listen on anything but 127.0.0.1.
+//! The tunnel has a connection of its own and a remote `cat` that keeps it open: when this process ends, however it ends, its pipe closes and so does
+//! the tunnel. It must never listen on anything but 127.0.0.1.
 
 use std::io::{self, BufRead as _, BufReader, PipeReader, PipeWriter, Read, Write as _};
 use std::net::{Ipv4Addr, TcpListener};
@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use crabbox_host::command::{Cmd, CommandError};
 use rustix::event::PollFlags;
 
-use crate::beginning::{Beginning, RESCUE_AFTER, await_mark};
+use crate::beginning::{Beginning, Ends, RESCUE_AFTER, await_mark};
 use crate::forward;
 use crate::loopback::Loopback;
 use crate::master::{self, ConnectError};
@@ -22,25 +22,25 @@ use crate::remote_line::RemoteLine;
 use crate::target::{ArgvOptions, Target};
 use crabbox_host::wait::{Ready, wait};
 
-/// How long a tunnel may take until it accepts connections, as the Go program has it.
+/// How long a tunnel may take until it accepts connections, as in the Go program.
 pub(crate) const OPEN_LIMIT: Duration = Duration::from_secs(15);
 
-/// How much of what `ssh` says is kept, in bytes.
+/// How much of the output of `ssh` is kept, in bytes.
 const WORDS_LIMIT: usize = 4000;
 
-/// What holds the tunnel on the other side.
+/// The remote command that keeps the tunnel open.
 const HOLD: &str = "exec cat >/dev/null";
 
-/// How much of a line is looked at, in bytes.
+/// The longest line that is examined, in bytes.
 const LINE_LIMIT: u64 = 4096;
 
-/// How soon a refused connection is told.
+/// How often refused connections are reported.
 const LISTEN_EVERY: Duration = Duration::from_millis(500);
 
-/// How often a service that refuses connections is looked for.
+/// How often to look for a service that refuses connections on the other loopback address.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 
-/// How often a free port is looked for when somebody else takes it in between.
+/// How often to retry when another process takes the free port before ssh does.
 const PORT_ATTEMPTS: usize = 5;
 
 /// Why there is no tunnel.
@@ -61,7 +61,7 @@ pub enum TunnelError {
         #[source]
         source: ConnectError,
     },
-    /// The caller does not want it any more.
+    /// The caller cancelled it.
     #[error("opening a tunnel to port {remote_port} was cancelled")]
     Cancelled {
         /// The port on the other side.
@@ -74,7 +74,7 @@ pub enum TunnelError {
         #[source]
         source: CommandError,
     },
-    /// Pipes or ports could not be had from this machine.
+    /// This machine could not provide pipes or ports.
     #[error("cannot prepare a tunnel")]
     Local {
         /// What the system said.
@@ -92,14 +92,14 @@ pub struct Tunnel {
     to: (Loopback, u16),
     /// Readable when the connection has ended.
     held: PipeReader,
-    /// What the other side holds the tunnel by.
+    /// The input of the remote command; the tunnel closes with it.
     holds: PipeWriter,
     words: Arc<Mutex<Vec<u8>>>,
-    /// Connections that the other side would not make.
+    /// Reasons for connections that the remote side refused to make.
     refusals: Receiver<String>,
 }
 
-/// How an open tunnel came to its end.
+/// How an open tunnel ended.
 #[derive(Debug, PartialEq, Eq)]
 pub enum TunnelEnd {
     /// We were asked to close it.
@@ -171,18 +171,16 @@ fn open_at(
         refusals,
     };
     // ssh listens before it starts the remote command, so the command's mark says that the port accepts connections.
-    let begun = await_mark(
-        &line,
-        &mut tunnel.holds,
-        &mut tunnel.held,
-        RESCUE_AFTER,
+    let ends = Ends {
         cancel,
-        Some(deadline),
-    );
+        deadline: Some(deadline),
+        ..Ends::default()
+    };
+    let begun = await_mark(&line, &mut tunnel.holds, &mut tunnel.held, RESCUE_AFTER, ends);
     let printed = match begun.map_err(local)? {
         Beginning::Cancelled => return Err(TunnelError::Cancelled { remote_port }),
         Beginning::Begun { .. } => {
-            // One that broke at once is noticed by its end.
+            // A failure is noticed because the tunnel ends.
             tunnel.holds.write_all(&line.preamble(HOLD)).ok();
             return Ok(tunnel);
         }
@@ -200,7 +198,7 @@ fn open_at(
     };
     tunnel.close();
     if let Some(listener) = listener {
-        // It has ended with ssh; what it heard is complete after this.
+        // The thread ends with ssh; after this its output is complete.
         listener.join().ok();
     }
     let said = match tunnel.said() {
@@ -214,7 +212,7 @@ fn open_at(
     Err(TunnelError::Connect { remote_port, source })
 }
 
-/// The first value of an option counts, so what makes a tunnel comes before the words of the target.
+/// ssh uses the first value of an option, so the options of the tunnel come before those of the target.
 fn tunnel_cmd(
     target: &Target,
     local_port: u16,
@@ -230,7 +228,7 @@ fn tunnel_cmd(
         .environment(target.environment())
         .args(["-T", "-L", &forward]);
     for option in [
-        // A channel that is refused is told at this level.
+        // ssh reports refused channels at this level.
         "LogLevel=INFO",
         "ClearAllForwardings=no",
         "ExitOnForwardFailure=yes",
@@ -249,8 +247,8 @@ impl Tunnel {
         self.local_port
     }
 
-    /// Waits until the connection ends or `cancel` becomes readable, and closes the tunnel. `told` gets the reason of each
-    /// connection that the other side would not make. A service of `target` that has moved to its other loopback address is followed there.
+    /// Waits until the connection ends or `cancel` becomes readable, and closes the tunnel. `told` is called with the reason for each connection that
+    /// the remote side refused. If the service of `target` has moved to its other loopback address, the tunnel follows.
     pub fn wait(
         mut self,
         target: &Target,
@@ -306,7 +304,7 @@ impl Tunnel {
     }
 
     fn close(&mut self) -> Option<ExitStatus> {
-        // It may have ended by itself; either way it is reaped here.
+        // It may have ended already; either way it is reaped here.
         self.child.kill().ok();
         self.child.wait().ok()
     }
@@ -318,7 +316,7 @@ impl Drop for Tunnel {
     }
 }
 
-/// Reads `stream` to its end, keeps the last of it in `words`, and passes on why a channel was refused.
+/// Reads `stream` to its end, keeps the last of it in `words`, and sends why a channel was refused to `refused`.
 fn hear(stream: impl Read, words: &Mutex<Vec<u8>>, refused: &Sender<String>) {
     let mut stream = BufReader::new(stream);
     let mut line = Vec::new();
@@ -327,7 +325,7 @@ fn hear(stream: impl Read, words: &Mutex<Vec<u8>>, refused: &Sender<String>) {
         Ok(1..)
     ) {
         if let Some(reason) = forward::reason(&String::from_utf8_lossy(&line)) {
-            // One that nobody waits for any more is in the words.
+            // If the receiver is gone, the reason is still in `words`.
             refused.send(reason.to_owned()).ok();
         }
         let mut words = words.lock().unwrap_or_else(PoisonError::into_inner);

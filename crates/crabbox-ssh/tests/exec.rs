@@ -21,7 +21,7 @@ use crabbox_ssh::master::{self, ConnectError};
 use crabbox_ssh::target::Target;
 use crabbox_testkit::sshd::Sshd;
 
-/// A server, and a target for it that shares one connection; the master ends with it.
+/// A server, and a target for it with a shared connection; dropping it ends the master.
 struct Lab {
     sshd: Sshd,
     target: Target,
@@ -33,7 +33,7 @@ impl Lab {
         Self::with("")
     }
 
-    /// With lines for `sshd_config`.
+    /// With these lines in `sshd_config`.
     fn with(config: &str) -> Self {
         let sshd = Sshd::start_with(config);
         let mut target = Target::new(sshd.user(), "127.0.0.1", sshd.port(), &sshd.known_hosts()).unwrap();
@@ -110,7 +110,7 @@ fn ten_megabytes_of_input_arrive_whole_from_bytes_and_from_a_reader() {
         let seen = lab.feed("sha256sum", stdin);
         assert_eq!(seen.stdout_text(), format!("{expected}  -"));
     }
-    // A command that does not want its input is judged by its status.
+    // A command that does not read its input is judged by its status.
     assert_eq!(
         lab.feed("exit 3", Stdin::Bytes(&bytes)).status,
         RemoteStatus::Exited(3)
@@ -127,7 +127,7 @@ fn a_silent_pipe_does_not_outlast_the_command() {
         let captured = capture(&target, "exit 74", Stdin::Pipe(input), None);
         done.send(captured.unwrap().status).unwrap();
     });
-    // The writer is let go only after the end, or when that has failed to come.
+    // The writer is dropped only after the end of the command, or after the timeout.
     let status = ended.recv_timeout(Duration::from_mins(2));
     drop(held);
     command.join().unwrap();
@@ -187,7 +187,7 @@ fn output_streams_while_the_command_runs() {
             };
             assert_eq!(exec::run(&lab.target, exec).unwrap(), RemoteStatus::Exited(0));
         });
-        // The command goes on only after its first word has been seen here.
+        // The command continues only after its first output was seen here.
         assert_eq!(receiver.recv_timeout(Duration::from_secs(20)).unwrap(), b"first");
         std::fs::write(&flag, "").unwrap();
         assert_eq!(receiver.recv_timeout(Duration::from_secs(20)).unwrap(), b"last");
@@ -216,7 +216,7 @@ fn a_shell_that_is_killed_is_not_a_lost_connection() {
     assert_eq!(lab.sshd.logins(), 1);
 }
 
-/// Runs a script that writes its children's pids, cancels it, and gives the status with those pids.
+/// Runs a script that writes its children's pids, cancels it, and returns the status with those pids.
 fn cancelled(lab: &Lab, script: &str) -> (RemoteStatus, Vec<String>) {
     let pids = lab.sshd.dir().join("pids");
     let script = format!("cd {}; {script}", lab.sshd.dir().display());
@@ -243,7 +243,7 @@ fn cancelled(lab: &Lab, script: &str) -> (RemoteStatus, Vec<String>) {
 
 fn runs(pid: &str) -> bool {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    // A zombie does not run; the machine may have nobody to reap it.
+    // A zombie does not run; the machine may have no process that reaps it.
     stat.rsplit(')')
         .next()
         .is_some_and(|rest| !rest.is_empty() && !rest.starts_with(" Z"))
@@ -304,7 +304,7 @@ fn a_reader_that_leaves_breaks_the_pipe_of_the_command_as_head_does() {
         cancel: None,
         limit: Some(Duration::from_secs(30)),
     };
-    // 128 + SIGPIPE, as in a shell; where the signal is ignored, the program's own complaint.
+    // 128 + SIGPIPE, as in a shell; if the signal is ignored, the program fails by itself.
     let status = exec::run(&lab.target, exec).unwrap();
     assert!(matches!(status, RemoteStatus::Exited(141 | 1)), "{status:?}");
 }
@@ -347,7 +347,7 @@ fn exit_ends_a_master_that_was_stopped_mid_work_and_clears_a_dead_socket() {
     })
     .unwrap();
     assert!(lab.control.exists(), "a killed master leaves its socket");
-    // A dead socket is no obstacle to a new connection, nor to the end.
+    // A stale socket prevents neither a new connection nor the exit.
     assert_eq!(lab.run("exit 9").status, RemoteStatus::Exited(9));
     assert!(master::exit(&lab.control).unwrap());
     assert!(!lab.control.exists());
@@ -370,7 +370,7 @@ fn a_wrong_host_key_is_refused_with_words_that_help() {
         error.to_string().contains("stop this lease and take a new one"),
         "{error}"
     );
-    // No pinned key at all is no better.
+    // Without any pinned key, the result is the same.
     std::fs::write(&lab.target.known_hosts, "").unwrap();
     assert!(matches!(open_error(&lab), ConnectError::HostKeyMismatch { .. }));
     assert_eq!(lab.sshd.logins(), 0);
@@ -403,7 +403,7 @@ fn a_key_that_ssh_cannot_use_is_named_with_its_reason() {
         lab.target.key = Some(key.clone());
         let error = open_error(&lab);
         assert!(matches!(error, ConnectError::KeyUnusable { .. }), "{error:?}");
-        // The same file is no better a moment later.
+        // Retrying with the same file is pointless.
         assert!(!error.is_passing());
         let said = error.to_string();
         assert!(
@@ -417,7 +417,18 @@ fn a_key_that_ssh_cannot_use_is_named_with_its_reason() {
 fn a_refused_key_and_a_closed_port_are_told_apart() {
     let mut lab = Lab::new();
     lab.target.key = Some(lab.sshd.dir().join("host_key"));
-    assert!(matches!(open_error(&lab), ConnectError::AuthDenied { .. }));
+    let error = open_error(&lab);
+    assert!(
+        matches!(error, ConnectError::AuthDenied { .. }) && !error.wants_more_than_a_key(),
+        "{error:?}"
+    );
+    for config in [
+        "KbdInteractiveAuthentication yes\nAuthenticationMethods publickey,keyboard-interactive",
+        "PubkeyAuthentication no\nPasswordAuthentication yes",
+    ] {
+        let error = open_error(&Lab::with(config));
+        assert!(error.wants_more_than_a_key(), "{config}: {error:?}");
+    }
     lab.sshd.stop();
     let error = open_error(&lab);
     assert!(matches!(error, ConnectError::Unreachable { .. }), "{error:?}");
@@ -439,7 +450,7 @@ fn a_users_words_arrive_over_the_wire_and_a_secret_is_in_no_argument_vector() {
         "\u{81}\u{88}",
     ];
     let list = lab.sshd.dir().join("all processes");
-    // The command looks at every argument vector of the machine while it runs, its own shells included.
+    // The command reads every argument vector of the machine while it runs, including its own shells'.
     let look = "cat /proc/[0-9]*/cmdline >\"$LIST\" 2>/dev/null; printf '%s\\0' \"$SECRET\" \"$@\"";
     let argv = ["sh", "-c", look, "sh"]
         .iter()
@@ -480,7 +491,7 @@ fn a_master_that_dies_before_the_session_starts_is_replaced_by_a_new_one() {
     let lab = Lab::new();
     let listener = std::os::unix::net::UnixListener::bind(&lab.control).unwrap();
     let control = lab.control.clone();
-    // It greets twice, as a live master does (`PROTOCOL.mux`: length, type 1, version 4), and is gone after that.
+    // It sends the greeting twice like a live master (`PROTOCOL.mux`: length, type 1, version 4), and then goes away.
     let dying = std::thread::spawn(move || {
         for call in 0..2 {
             let (mut stream, _) = listener.accept().unwrap();
@@ -499,7 +510,7 @@ fn a_master_that_dies_before_the_session_starts_is_replaced_by_a_new_one() {
 #[test]
 fn the_limit_counts_for_a_machine_that_does_not_answer_too() {
     let mut lab = Lab::new();
-    // It accepts connections and never says a word, like a machine that hangs.
+    // It accepts connections but never sends anything, like a machine that hangs.
     let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     lab.target.port = silent.local_addr().unwrap().port();
     let begun = Instant::now();
@@ -557,7 +568,7 @@ fn commands_at_the_same_time_need_no_more_than_one_session_a_connection() {
                 assert_eq!(command.join().unwrap(), RemoteStatus::Exited(4));
             }
         });
-        // The one that is cancelled has the only session, and is stopped all the same.
+        // The cancelled command holds the only session, and is stopped anyway.
         let (status, pids) = cancelled(&lab, "sleep 600 & echo $! $$ >p; mv p pids; wait");
         assert_eq!(status, RemoteStatus::Cancelled { stopped: true });
         assert!(pids.iter().all(|pid| !runs(pid)), "{pids:?}");

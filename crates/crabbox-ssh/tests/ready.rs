@@ -9,7 +9,7 @@
 use std::os::fd::AsFd as _;
 use std::time::{Duration, Instant};
 
-use crabbox_host::clock::poll_until;
+use crabbox_host::clock::{self, poll_until};
 use crabbox_ssh::beginning::{Instead, NotBegun};
 use crabbox_ssh::capture::capture;
 use crabbox_ssh::exec::{Exec, ExecError, RemoteStatus, Sink, Stdin};
@@ -34,7 +34,7 @@ fn wait(target: &Target, ready: Option<&str>, limit: Duration) -> Result<ReadyTi
         settled: false,
         deadline: Instant::now() + limit,
         probe_port: true,
-        cancelled: &|| false,
+        cancel: None,
     };
     wait_ssh(&wait, &mut |_| {})
 }
@@ -56,7 +56,7 @@ fn a_ready_machine_costs_one_login_and_keeps_it_open() {
         timings.auth <= timings.ready && !timings.tcp.is_zero(),
         "{timings:?}"
     );
-    // A later wait, as there are several in one run, opens no other one.
+    // A later wait, of which there are several in one run, opens no other connection.
     wait(&target, Some("exit 0"), Duration::from_secs(30)).unwrap();
     assert_eq!(sshd.logins(), 1);
     exit(&target);
@@ -123,7 +123,7 @@ fn a_closed_port_is_told_and_progress_is_rare() {
         settled: false,
         deadline: Instant::now() + Duration::from_secs(4),
         probe_port: true,
-        cancelled: &|| false,
+        cancel: None,
     };
     let error = wait_ssh(&wait, &mut |progress| lines.push(progress.clone())).unwrap_err();
     assert!(
@@ -179,19 +179,49 @@ fn a_cancelled_wait_ends_at_once() {
     let mut sshd = Sshd::start();
     let target = target(&sshd);
     sshd.stop();
-    let begun = Instant::now();
+    cancels(&target, || clock::nap(Duration::from_millis(50)));
+}
+
+/// Starts a wait and cancels it once `until` has returned.
+fn cancels(target: &Target, until: impl FnOnce() + Send) {
+    let (cancel, asker) = std::io::pipe().unwrap();
     let wait = Wait {
-        target: &target,
+        target,
         phase: "bootstrap",
-        ready_command: None,
-        settled: false,
-        deadline: begun + Duration::from_mins(1),
+        ready_command: Some("sleep 20"),
+        settled: true,
+        deadline: Instant::now() + Duration::from_mins(1),
         probe_port: true,
-        cancelled: &|| begun.elapsed() > Duration::from_millis(200),
+        cancel: Some(cancel.as_fd()),
     };
-    let error = wait_ssh(&wait, &mut |_| {}).unwrap_err();
-    assert!(matches!(error, ReadyError::Cancelled { .. }), "{error:?}");
-    assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| {
+            let error = wait_ssh(&wait, &mut |_| {}).unwrap_err();
+            (error, Instant::now())
+        });
+        until();
+        let asked = Instant::now();
+        drop(asker);
+        let (error, ended) = waiting.join().unwrap();
+        assert!(matches!(error, ReadyError::Cancelled { .. }), "{error:?}");
+        // A command that runs by then is stopped, which takes a moment.
+        assert!(ended - asked < Duration::from_secs(8), "{:?}", ended - asked);
+    });
+}
+
+#[test]
+fn a_check_that_is_under_way_ends_with_the_wait() {
+    let started = tempfile::tempdir().unwrap();
+    let flag = started.path().join("f");
+    let begun = || poll_until(Duration::from_secs(20), || flag.exists().then_some(())).unwrap();
+    // First something in place of our line, such as a start-up file that waits; then our line itself.
+    for forced in ["exec sleep 30", "exec sh -c \"$SSH_ORIGINAL_COMMAND\""] {
+        std::fs::remove_file(&flag).ok();
+        let sshd = Sshd::start_with(&format!("ForceCommand touch {}; {forced}", flag.display()));
+        let target = target(&sshd);
+        cancels(&target, begun);
+        exit(&target);
+    }
 }
 
 #[test]
@@ -204,7 +234,7 @@ fn a_login_is_enough_without_a_ready_command_and_without_sharing_none_is_left() 
     assert_eq!(sshd.logins(), 1);
 }
 
-/// The reason why a host that exists already will not become ready.
+/// The reason why an existing host will not become ready.
 fn unfit(target: &Target, ready: &str) -> NotReady {
     let wait = Wait {
         target,
@@ -213,7 +243,7 @@ fn unfit(target: &Target, ready: &str) -> NotReady {
         settled: true,
         deadline: Instant::now() + Duration::from_mins(20),
         probe_port: false,
-        cancelled: &|| false,
+        cancel: None,
     };
     let ReadyError::Unfit { source, .. } = wait_ssh(&wait, &mut |_| {}).unwrap_err() else {
         panic!("the wait ends with the first check")
@@ -230,6 +260,32 @@ fn a_host_that_exists_is_not_waited_for_when_its_check_says_what_is_missing() {
         said.contains("exited with 127") && said.contains("crabbox-no-such-program"),
         "{said}"
     );
+}
+
+#[test]
+fn a_login_that_is_cut_off_is_told_in_seconds() {
+    for forced in ["kill -KILL $$", "kill -TERM $PPID; sleep 30"] {
+        let sshd = Sshd::start_with(&format!("ForceCommand {forced}"));
+        let begun = Instant::now();
+        let found = unfit(&target(&sshd), "exit 0");
+        assert!(begun.elapsed() < Duration::from_secs(20), "{forced}: {found:?}");
+        assert!(
+            matches!(
+                &found,
+                NotReady::Exec(ExecError::NotBegun {
+                    source: NotBegun {
+                        instead: Instead::Killed,
+                        ..
+                    },
+                    ..
+                }) | NotReady::Check {
+                    status: RemoteStatus::ConnectionLost,
+                    ..
+                }
+            ),
+            "{forced}: {found:?}"
+        );
+    }
 }
 
 #[test]
@@ -251,7 +307,7 @@ fn a_host_that_runs_something_else_in_place_of_the_check_is_told_also_when_that_
     }
 }
 
-/// What runs in place of our line, reads all that we send, and says nothing.
+/// Runs in place of our line, reads all that we send, and prints nothing.
 const DEAF: &str = "ForceCommand cat >/dev/null";
 
 #[test]

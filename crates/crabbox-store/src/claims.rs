@@ -113,7 +113,7 @@ pub fn read(places: &Places, id: &str) -> Result<Option<Claim>, ClaimError> {
     let guard = lock(places, id)?;
     let claim = load(places, id)?.map(|(claim, _)| claim);
     if claim.is_none() {
-        // Looking for a claim that is not there must leave nothing behind.
+        // A lookup of a missing claim must not leave its lock file behind.
         guard.remove_while_held()?;
     }
     Ok(claim)
@@ -153,11 +153,7 @@ pub fn remove(places: &Places, id: &str, seen: Option<&Claim>) -> Result<bool, C
         return Err(ClaimError::Changed { id: id.to_owned() });
     }
     let path = path_of(places, id);
-    let removed = match std::fs::remove_file(&path) {
-        Ok(()) => true,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => false,
-        Err(source) => return Err(ClaimError::Read { path, source }),
-    };
+    let removed = files::remove_if_there(&path).map_err(|source| ClaimError::Read { path, source })?;
     guard.remove_while_held()?;
     Ok(removed)
 }
@@ -181,7 +177,7 @@ pub fn list(places: &Places) -> Result<Listing, ClaimError> {
     names.sort();
     let mut listing = Listing::default();
     for file in names {
-        match load(places, file.trim_end_matches(".json")) {
+        match load(places, file.strip_suffix(".json").unwrap_or(&file)) {
             Ok(Some((claim, _))) => listing.claims.push(claim),
             Ok(None) => {}
             Err(error) => listing.problems.push(Problem { file, error }),
@@ -205,8 +201,11 @@ fn path_of(places: &Places, id: &str) -> PathBuf {
 type Loaded = (Claim, Map<String, Value>);
 
 fn load(places: &Places, id: &str) -> Result<Option<Loaded>, ClaimError> {
+    if !is_valid_claim_id(id) {
+        return Err(ClaimError::InvalidId { id: id.to_owned() });
+    }
     let path = path_of(places, id);
-    // A link would be another's file, and a pipe would hold us until somebody writes to it.
+    // Refuse a link, which may lead to another file, and a pipe, which would block the read until it has a writer.
     match std::fs::symlink_metadata(&path) {
         Ok(facts) if !facts.is_file() => return Err(ClaimError::NotAFile { path }),
         Ok(facts) if facts.len() > SIZE_LIMIT => return Err(ClaimError::TooLarge { path }),
@@ -245,7 +244,7 @@ fn store(places: &Places, claim: &Claim, raw: &mut Map<String, Value>) -> Result
     let all = serde_json::to_value(Claim::full()).map_err(encode)?;
     if let (Value::Object(known), Value::Object(all)) = (known, all) {
         raw.retain(|name, _| !all.contains_key(name));
-        // Known fields first, in the Go program's order; what is not ours after them.
+        // Known fields first, in the Go program's order, then fields of other programs.
         let foreign = std::mem::replace(raw, known);
         raw.extend(foreign);
     }
@@ -317,7 +316,7 @@ mod tests {
         std::fs::write(places.claims().join("cbx_c.json"), "{\"leaseID\":\"cbx_a\"}").unwrap();
         let listing = list(&places).unwrap();
         assert_eq!((listing.claims.len(), listing.problems.len()), (1, 2));
-        // Whatever stands there is told by its kind, and nothing of it is followed or waited for.
+        // Each unusable entry is reported by its kind; links are not followed, and pipes are not waited for.
         let large = places.claims().join("cbx_large.json");
         std::fs::File::create(&large)
             .unwrap()
@@ -327,6 +326,24 @@ mod tests {
         std::os::unix::fs::symlink(path_of(&places, "cbx_a"), &link).unwrap();
         std::fs::create_dir(places.claims().join("cbx_dir.json")).unwrap();
         std::fs::write(places.claims().join("cbx_none.json"), "{}").unwrap();
+        // Names that not every system can store, and one that would be read as another claim's.
+        for id in ["CON", "a<b", "cbx_a.json"] {
+            std::fs::write(path_of(&places, id), format!("{{\"leaseID\":{id:?}}}")).unwrap();
+        }
+        let listing = list(&places).unwrap();
+        let refused = |file: &str| {
+            let mut problems = listing.problems.iter();
+            problems
+                .find(|problem| problem.file == file)
+                .map(|problem| &problem.error)
+        };
+        for file in ["CON.json", "a<b.json"] {
+            assert!(
+                matches!(refused(file), Some(ClaimError::InvalidId { .. })),
+                "{listing:?}"
+            );
+        }
+        assert_eq!(listing.claims.len(), 2, "{listing:?}");
         let kinds = ["cbx_large", "cbx_link", "cbx_dir", "cbx_none"].map(|id| load(&places, id).unwrap_err());
         assert!(
             matches!(

@@ -1,9 +1,9 @@
 //! The journal file of a lease, `journal.jsonl`: one line per entry, appended before and after each effect.
 //!
-//! The first write creates the file and syncs it and its directory to disk, so that a lease must never be without a journal.
-//! Later lines are one `write` each and are not synced unless their effect survives a reboot: they only need to survive the
-//! death of our processes, and in the page cache they do. After a crash of the host none of the kernel's objects exist any
-//! more, and files are found by their paths.
+//! The first write creates the file and syncs it and its directory to disk, so that a lease is never without a
+//! journal. Later lines are one `write` each and are not synced unless their effect survives a reboot: they only need
+//! to survive the death of our processes, and the page cache does. After a crash of the host none of the kernel's
+//! objects exist any more, and files are found by their paths.
 
 use std::fs::{File, OpenOptions};
 use std::io::Write as _;
@@ -64,7 +64,7 @@ impl JournalFileError {
 pub struct JournalFile {
     path: PathBuf,
     file: File,
-    /// Its length in bytes, up to the last line that was written whole.
+    /// Its length in bytes, up to the end of the last complete line.
     whole: u64,
     state: Journal,
 }
@@ -98,7 +98,7 @@ impl JournalFile {
         };
         journal.append(open)?;
         journal.file.sync_all().map_err(fail)?;
-        // The journal's own name, and that of the lease directory.
+        // Sync the journal's name and the lease directory's name.
         for dir in path.ancestors().skip(1).take(2) {
             files::sync_dir(dir).map_err(|error| fail(std::io::Error::other(error)))?;
         }
@@ -113,7 +113,7 @@ impl JournalFile {
             source,
         };
         let file = OpenOptions::new().append(true).open(path).map_err(fail)?;
-        // A torn last line is cut off, so that what is appended now stands on lines of its own.
+        // Cut off a torn last line, so that new entries start on a line of their own.
         let bytes = std::fs::read(path).map_err(fail)?;
         let whole = whole_lines(&bytes) as u64;
         file.set_len(whole).map_err(fail)?;
@@ -148,7 +148,7 @@ impl JournalFile {
         self.append(&Entry::Done { seq, process })
     }
 
-    /// Syncs what was written: for a mark that decides what becomes of the lease after a crash of the host.
+    /// Syncs what was written: for a mark that decides how the lease is treated after a crash of the host.
     pub fn sync(&self) -> Result<(), JournalFileError> {
         self.file.sync_data().map_err(|source| JournalFileError::Write {
             path: self.path.clone(),
@@ -176,10 +176,11 @@ impl JournalFile {
         };
         let mut line = serde_json::to_vec(entry).map_err(|error| fail(error.into()))?;
         line.push(b'\n');
-        // A part of an earlier line, which a full disk has cut, would make this one unreadable, and with it the whole journal.
+        // Cut off a partial line that a full disk has left; otherwise it would make this line unreadable, and with it
+        // the whole journal.
         self.file.set_len(self.whole).map_err(fail)?;
         if let Err(error) = self.file.write_all(&line) {
-            // Best effort: it is looked after before the next line, and by whoever opens the file.
+            // Best effort: a partial line is also cut off before the next write and by `open`.
             self.file.set_len(self.whole).ok();
             return Err(fail(error));
         }
@@ -195,9 +196,9 @@ impl JournalFile {
 
 /// Reads a journal without the right to change it; `None` if there is none.
 pub fn read(path: &Path) -> Result<Option<Journal>, JournalFileError> {
-    let bytes = match std::fs::read(path) {
-        Ok(bytes) => bytes,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+    let bytes = match files::read_named(path) {
+        Ok(Some(bytes)) => bytes,
+        Ok(None) => return Ok(None),
         Err(source) => {
             return Err(JournalFileError::Read {
                 path: path.to_owned(),
@@ -205,7 +206,7 @@ pub fn read(path: &Path) -> Result<Option<Journal>, JournalFileError> {
             });
         }
     };
-    // A write may be torn within a character; what counts are whole lines.
+    // A write may be torn within a character, so only complete lines are decoded.
     let journal = text(&bytes[..whole_lines(&bytes)])
         .and_then(Journal::parse)
         .map_err(|source| JournalFileError::Corrupt {
@@ -225,7 +226,7 @@ fn whole_lines(bytes: &[u8]) -> usize {
 
 fn text(bytes: &[u8]) -> Result<&str, JournalError> {
     std::str::from_utf8(bytes).map_err(|error| {
-        // Lines count from 1, and there is one even before the first line break.
+        // Lines count from 1: text without a line break is one line.
         let line = bytes[..error.valid_up_to()].split(|byte| *byte == b'\n').count();
         let bad = bytes
             .split(|byte| *byte == b'\n')
@@ -292,7 +293,7 @@ mod tests {
         assert_eq!(read(&path).unwrap().unwrap().live.len(), 1);
     }
 
-    /// A file system of `bytes`, mounted by the test as root.
+    /// A small tmpfs of `bytes`, which the test mounts as root.
     struct Small(tempfile::TempDir);
 
     impl Small {
@@ -318,7 +319,7 @@ mod tests {
         let mut journal = JournalFile::create(&path, &open_entry()).unwrap();
         let pending = journal.begin(Step::Claim {}).unwrap();
         journal.done(pending, None).unwrap();
-        // All but the page that the journal has begun, and then that one.
+        // Fill the disk except for the page that the journal has begun, then fill that page.
         let fill = small.0.path().join("fill");
         std::fs::write(&fill, vec![0; 128 << 10]).unwrap_err();
         while journal.note("some", &"long ".repeat(50)).is_ok() {}

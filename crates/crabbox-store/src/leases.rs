@@ -131,9 +131,9 @@ pub fn list(leases: &Path) -> Result<Listing, RecordError> {
 /// Reads the record of one lease directory.
 pub fn read(dir: &LeaseDir) -> Result<StoredLease, RecordError> {
     let path = dir.metadata();
-    let text = match std::fs::read(&path) {
-        Ok(text) => text,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+    let text = match files::read_named(&path) {
+        Ok(Some(text)) => text,
+        Ok(None) => {
             return Err(RecordError::Missing {
                 dir: dir.path().to_owned(),
             });
@@ -145,7 +145,8 @@ pub fn read(dir: &LeaseDir) -> Result<StoredLease, RecordError> {
         source,
     };
     let raw: Map<String, Value> = serde_json::from_slice(&text).map_err(decode)?;
-    // Before its fields, which may mean something else there. A record without a version is of the first one.
+    // Check the version before the fields, which may have another meaning in a newer version. A record without a
+    // version is of the first one.
     if let Some(found) = raw.get("schemaVersion").and_then(Value::as_u64)
         && found > u64::from(SCHEMA_VERSION)
     {
@@ -265,7 +266,7 @@ mod tests {
             .unwrap();
             read(&dir)
         };
-        // Its fields may be others there, so the version is what is told.
+        // Its fields may have other types in a newer version, so the error is about the version.
         assert!(matches!(
             with(r#""schemaVersion":2,"#),
             Err(RecordError::TooNew { found: 2, .. })

@@ -1,29 +1,29 @@
-//! The base of a branch (`sync.baseRef`): a ref of the local repository that the lease gets too, with the history behind it and
-//! `HEAD` up to where they meet, so that `git diff base...` says there what it says here.
+//! The base of a branch (`sync.baseRef`): a ref of the local repository that is also sent to the lease, with the history of it and of `HEAD` back to
+//! their merge base, so that `git diff base...` gives the same result there as here.
 //!
-//! All of it comes from local objects. It must never take an expression for a name: only branches, tags and whole commit ids are
-//! sent, not what happens to lie in the object store.
+//! It uses local objects only. It must never accept an expression in place of a name: only branches, tags and full commit ids are sent, not arbitrary
+//! objects of the repository.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use crabbox_host::command::CommandError;
 
-use crate::git::{Contents, git};
+use crate::git::{Contents, git, unreplaced_git};
 use crate::repo::Repo;
 
-/// Where a commit goes that has no ref here.
+/// The ref in the lease for a commit that has none here.
 const OWN_REF: &str = "refs/crabbox/base";
 
-/// Where the branches of the remote `origin` are.
+/// The prefix of the branches of the remote `origin`.
 const ORIGIN: &str = "refs/remotes/origin/";
 
-/// The base, as the lease is told of it.
+/// The base, in the form that is sent to the lease.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Base {
     /// The commit, hex.
     pub(crate) id: String,
-    /// The refs that lead to it there.
+    /// The refs that point to it in the lease.
     pub(crate) refs: Vec<String>,
 }
 
@@ -33,10 +33,10 @@ pub(crate) enum BaseError {
     /// It cannot be the name of a branch or tag.
     #[error("{name:?} is no name of a branch, tag or commit")]
     Name { name: String },
-    /// Nothing is called so.
+    /// Nothing has this name.
     #[error("{name:?} is no branch, tag or commit of this repository; fetch it, or name another one")]
     Unknown { name: String },
-    /// git could not say.
+    /// git failed.
     #[error("cannot look for {name:?}")]
     Git {
         name: String,
@@ -46,7 +46,7 @@ pub(crate) enum BaseError {
 }
 
 impl Base {
-    /// What is called `name` in `repo`: first a branch of the origin, then as git itself looks for names. None for an empty name.
+    /// Finds `name` in `repo`: first as a branch of the origin, then in the order of git itself. `None` for an empty name.
     pub(crate) fn find(repo: &Repo, name: &str) -> Result<Option<Self>, BaseError> {
         let name = name.trim();
         if name.is_empty() {
@@ -78,7 +78,7 @@ impl Base {
             };
         }
         let places = places(name);
-        // `*` is what a tag leads to.
+        // `*` dereferences a tag.
         let asked = git(&repo.root, Contents::Unread)
             .args([
                 "for-each-ref",
@@ -94,11 +94,14 @@ impl Base {
             .find_map(|place| Some((place, *commits.get(place.as_str())?)))
             .ok_or_else(unknown)?;
         let mut refs = vec![place.clone()];
-        // By its short name too, as here, but for the branch that is checked out.
+        // Also under its short name, as here, unless that branch is checked out.
         let short = place.strip_prefix(ORIGIN).filter(|short| *short == name);
         refs.extend(short.map(|short| format!("refs/heads/{short}")));
         let checked_out = repo.branch.as_ref().map(|branch| format!("refs/heads/{branch}"));
-        refs.retain(|one| Some(one) != checked_out.as_ref());
+        // git has no two refs of which one is a directory of the other.
+        let clashes =
+            |one: &str, other: &str| Path::new(one).starts_with(other) || Path::new(other).starts_with(one);
+        refs.retain(|one| !checked_out.as_ref().is_some_and(|branch| clashes(one, branch)));
         Ok(Some(Self {
             id: id.to_owned(),
             refs,
@@ -106,7 +109,7 @@ impl Base {
     }
 }
 
-/// Where a ref called `name` may be, in the order in which it is looked for.
+/// The possible full names of a ref `name`, in the order in which they are tried.
 fn places(name: &str) -> Vec<String> {
     let below = |dir: &str| format!("{dir}{name}");
     let mut places = Vec::new();
@@ -123,7 +126,7 @@ fn places(name: &str) -> Vec<String> {
     places
 }
 
-/// A line of for-each-ref: the ref, and the commit that it leads to.
+/// Parses a line of for-each-ref: the ref, and the commit that it points to.
 fn commit_of(line: &str) -> Option<(&str, &str)> {
     let words: Vec<&str> = line.split(' ').collect();
     match words.as_slice() {
@@ -132,33 +135,32 @@ fn commit_of(line: &str) -> Option<(&str, &str)> {
     }
 }
 
-/// Whether it may be the name of a ref (git-check-ref-format(1)), and so is neither an expression, a pattern nor a flag.
+/// Whether it is a valid ref name (git-check-ref-format(1)), and therefore neither an expression, a pattern nor a flag.
 fn is_name(name: &str) -> bool {
     let odd = |c: char| c.is_ascii_control() || c.is_whitespace() || r"~^:?*[\@{".contains(c);
     let is_part = |part: &str| !part.is_empty() && !part.starts_with(['.', '-']);
     !name.contains(odd) && !name.contains("..") && !name.ends_with('.') && name.split('/').all(is_part)
 }
 
-/// Whether it is a whole id of an object.
+/// Whether it is a full object id.
 fn is_id(text: &str) -> bool {
     matches!(text.len(), 40 | 64) && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
 }
 
-/// Commits, and where they are cut off from what is before them.
+/// A set of commits, and where their history is cut off.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Span {
-    /// All of them.
+    /// All commits.
     pub(crate) commits: BTreeSet<String>,
     /// Those that have no parents in the lease.
     pub(crate) roots: BTreeSet<String>,
 }
 
 impl Span {
-    /// What is behind `head` and `base` up to where they meet; all that is behind them where they never do, or where cutting there
-    /// would part them.
+    /// The history of `head` and `base` back to their merge bases; the whole history if there is none, or if cutting there would disconnect them.
     pub(crate) fn of(root: &Path, head: &str, base: &str) -> Result<Self, CommandError> {
-        let ask = || git(root, Contents::Unread);
-        // It exits with 1 where there is none.
+        let ask = || unreplaced_git(root);
+        // It exits with 1 if there is none.
         let met = ask()
             .args(["merge-base", "--all", head, base])
             .capture()?
@@ -181,7 +183,7 @@ impl Span {
         Ok(behind(&[])?.0)
     }
 
-    /// Of lines with a commit and its parents.
+    /// Parses lines with a commit and its parents.
     fn read(said: &str) -> (Self, BTreeMap<String, Vec<String>>) {
         let lines = said.lines().filter_map(|line| {
             let mut ids = line.split(' ').map(str::to_owned);
@@ -197,7 +199,7 @@ impl Span {
         (span, parents)
     }
 
-    /// Whether `to` is behind `from` in what the lease will see.
+    /// Whether `to` is an ancestor of `from` in the history that the lease will have.
     fn leads(&self, parents: &BTreeMap<String, Vec<String>>, from: &str, to: &str) -> bool {
         let (mut seen, mut next) = (BTreeSet::new(), vec![from]);
         while let Some(commit) = next.pop() {

@@ -1,8 +1,8 @@
-//! One file or symbolic link of the manifest, and the look at the disk that makes it.
+//! One file or symbolic link of the manifest, and how it is read from the disk.
 //!
-//! The identity of an entry stands for its content without reading it, as in git's index: kind, permissions, size,
-//! modification time, change time and inode. It must never be trusted for a file that was touched so shortly before the
-//! look that a later touch could carry the same times; such an entry gets no identity and is sent again next time.
+//! The identity of an entry stands for its content without reading it, as in git's index: kind, permissions, size, modification time, change time and
+//! inode. It must never be trusted for a file that was touched so shortly before it was examined that a later change could have the same times; such
+//! an entry gets no identity and is sent again next time.
 
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::io;
@@ -10,6 +10,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use crabbox_core::id::hex;
 use crabbox_host::beneath::Beneath;
 use crabbox_host::entry_path::EntryPath;
 use rustix::fs::{Access, AtFlags, FileType, Stat};
@@ -18,12 +19,12 @@ use sha2::{Digest as _, Sha256};
 
 use crate::manifest::ManifestError;
 
-/// How fine a change time is taken to be where it carries nanoseconds: ten ticks of a slow kernel.
+/// The assumed granularity of change times that have nanoseconds: ten ticks of a slow kernel.
 const FINE_NS: i128 = 100_000_000;
-/// How fine it is where it seems to carry whole seconds only (old file systems): their worst, and a little.
+/// The assumed granularity of change times in whole seconds (old file systems): the worst known, and a margin.
 const COARSE_NS: i128 = 2_100_000_000;
 
-/// What an entry is.
+/// The type of an entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// A regular file.
@@ -32,14 +33,14 @@ pub enum Kind {
     Symlink,
 }
 
-/// What git says of a file against its index.
+/// How a file compares with git's index.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Standing {
     /// The index of this repository does not have it.
     Untracked,
-    /// It is something else than the index has, or git does not know yet.
+    /// It differs from the index, or git cannot tell yet.
     Unlike,
-    /// It is what the index has, with all that turns the one into the other (line ends, filters, modes).
+    /// It matches the index, after conversions (line ends, filters, modes).
     Same,
 }
 
@@ -52,15 +53,15 @@ pub struct Entry {
     pub kind: Kind,
     /// Permission bits, `0o7777` and below.
     pub mode: u32,
-    /// Bytes: the content of a file, the target of a link.
+    /// Size in bytes: of a file's content, or of a link's target.
     pub size: u64,
     /// Modification time, nanoseconds since the epoch.
     pub mtime_ns: i128,
     /// Whether it differs from `HEAD` (modified, staged or untracked).
     pub changed: bool,
-    /// What git's index has of it.
+    /// How it compares with git's index.
     pub standing: Standing,
-    /// Stands for the content; `None` when it was touched too recently to be trusted.
+    /// Stands for the content; `None` if it was touched too recently to be trusted.
     pub identity: Option<u64>,
 }
 
@@ -69,9 +70,9 @@ pub(crate) fn show(path: &[u8]) -> String {
     String::from_utf8_lossy(path).escape_debug().collect()
 }
 
-/// Paths a thread should have at least to be worth its start.
+/// The fewest paths that make another thread worthwhile.
 const PATHS_A_THREAD: usize = 2000;
-/// More threads than this only wait for each other in the kernel.
+/// More threads than this only contend in the kernel.
 const THREADS: usize = 8;
 
 /// One walk over the working tree.
@@ -98,7 +99,7 @@ impl Scan {
         })
     }
 
-    /// Looks at one path after the other, with an eye that remembers directories.
+    /// Creates an examiner of paths that caches directories.
     pub(crate) fn eye(&self) -> Eye<'_> {
         Eye {
             scan: self,
@@ -106,7 +107,7 @@ impl Scan {
         }
     }
 
-    /// What `look` makes of each item, in their order; several threads share the items, and each has a memory of its own.
+    /// The results of `look` for all items, in order; several threads share the items, each with its own memory.
     pub(crate) fn all<T: Sync, R: Send, M>(
         &self,
         items: &[T],
@@ -147,7 +148,7 @@ impl Scan {
         Ok(all)
     }
 
-    /// The directory `dir`, open, if it and all above it are directories and not links: what lies beyond a link is not this tree's.
+    /// Opens the directory `dir` if it and all directories above it are not links: what is beyond a link does not belong to this tree.
     fn own_dir(&self, dir: &[u8]) -> io::Result<Option<OwnedFd>> {
         let below = EntryPath::exact(dir).map_err(|why| io::Error::new(io::ErrorKind::InvalidInput, why))?;
         match self.tree.enter(&below) {
@@ -162,7 +163,7 @@ impl Scan {
         self.own_dir(dir).is_ok_and(|opened| opened.is_some())
     }
 
-    /// Asks the system only where the owner's read bit does not answer.
+    /// Calls access(2) only if the owner's read bit does not answer the question.
     fn check_readable(&self, dir: impl AsFd, name: &[u8], stat: &Stat) -> Result<(), Errno> {
         if stat.st_uid == self.user && stat.st_mode & 0o400 != 0 {
             return Ok(());
@@ -170,7 +171,7 @@ impl Scan {
         rustix::fs::accessat(dir, name, Access::READ_OK, AtFlags::EACCESS)
     }
 
-    /// Whether something was touched so shortly before this walk that a later touch could carry the same times.
+    /// Whether a file was touched so shortly before this walk that a later change could have the same times.
     pub(crate) fn is_fresh(&self, stat: &Stat) -> bool {
         let grain = if stat.st_ctime_nsec == 0 {
             COARSE_NS
@@ -191,16 +192,16 @@ impl Scan {
         }
         let modified = nanoseconds(stat.st_mtime, stat.st_mtime_nsec);
         let changed = nanoseconds(stat.st_ctime, stat.st_ctime_nsec);
-        // Another hash in another version of the standard library costs one sync that looks at all, and nothing else.
+        // If another version of the standard library uses another hash, that costs one full sync and nothing else.
         let mut hash = DefaultHasher::new();
         (kind == Kind::Symlink).hash(&mut hash);
         (stat.st_mode, stat.st_size, modified, changed, stat.st_ino).hash(&mut hash);
         target.hash(&mut hash);
-        // Zero is the mark of "not trusted" on the wire.
+        // Zero means "not trusted" in the protocol.
         Some(hash.finish().max(1))
     }
 
-    /// One value for the whole tree. With an untrusted entry in it, it is like no other.
+    /// One value for the whole tree. If any entry is untrusted, the value is unique.
     pub(crate) fn fingerprint(&self, entries: &[Entry], deleted: &[Vec<u8>]) -> String {
         let mut hash = Sha256::new();
         hash.update(b"crabbox-sync 1\0");
@@ -221,16 +222,16 @@ impl Scan {
     }
 }
 
-/// Looks at paths of a tree.
+/// Examines paths of a tree.
 #[derive(Debug)]
 pub(crate) struct Eye<'a> {
     scan: &'a Scan,
-    /// The directory of the last path, open if it is the tree's own: neighbours come one after the other, and then the
-    /// system need not walk down to each from the root.
+    /// The directory of the last path, open unless it is reached through a link. Neighbouring paths usually follow each other, so that the walk from
+    /// the root is saved.
     last: Option<(Vec<u8>, Option<OwnedFd>)>,
 }
 
-/// What stands at a path.
+/// What was found at a path.
 pub(crate) struct Sight {
     kind: Kind,
     stat: Stat,
@@ -240,12 +241,12 @@ pub(crate) struct Sight {
 }
 
 impl Sight {
-    /// Whether it is what was seen before.
+    /// Whether it is the same as before.
     pub(crate) fn is(&self, was: &Entry) -> bool {
         self.identity.is_some() && self.identity == was.identity
     }
 
-    /// The entry that it makes.
+    /// Converts it to an entry.
     pub(crate) fn entry(self, path: &[u8], changed: bool) -> Entry {
         let size = match self.kind {
             Kind::Symlink => self.target.len() as u64,
@@ -265,12 +266,12 @@ impl Sight {
 }
 
 impl Eye<'_> {
-    /// The entry of what stands at `path` now.
+    /// The entry at `path` now.
     pub(crate) fn look(&mut self, path: &[u8], changed: bool) -> Result<Option<Entry>, ManifestError> {
         Ok(self.see(path)?.map(|sight| sight.entry(path, changed)))
     }
 
-    /// What stands at `path` now; `None` when no file or link does, or only one beyond a linked directory.
+    /// What is at `path` now; `None` if there is no file or link, or only one beyond a linked directory.
     pub(crate) fn see(&mut self, path: &[u8]) -> Result<Option<Sight>, ManifestError> {
         let scan = self.scan;
         let failed = |source: io::Error| ManifestError::Look {
@@ -325,7 +326,7 @@ impl Eye<'_> {
         }))
     }
 
-    /// The directory, open, if it is the tree's own.
+    /// The directory, open, unless it is reached through a link.
     fn enter(&mut self, dir: &[u8]) -> io::Result<Option<&OwnedFd>> {
         if self.last.as_ref().is_none_or(|(last, _)| last != dir) {
             self.last = Some((dir.to_vec(), self.scan.own_dir(dir)?));
@@ -334,19 +335,7 @@ impl Eye<'_> {
     }
 }
 
-/// One number for the two of a `stat`.
+/// Combines seconds and nanoseconds of a `stat`.
 pub(crate) fn nanoseconds(seconds: impl Into<i128>, rest: impl Into<i128>) -> i128 {
     seconds.into() * 1_000_000_000 + rest.into()
-}
-
-/// Lower-case hex.
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write as _;
-    bytes
-        .iter()
-        .fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
-            // Writing to a String does not fail.
-            write!(text, "{byte:02x}").ok();
-            text
-        })
 }

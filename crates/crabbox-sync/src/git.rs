@@ -1,8 +1,8 @@
-//! Every call of git on this side: without the caller's redirecting environment, without locks, and without anything of the
-//! repository's configuration that would run a program or use the network.
+//! Every call of git on this machine: without the caller's redirecting environment, without locks, and without any repository configuration that
+//! would run a program or use the network.
 //!
-//! A repository is input that others wrote: standing in it must be as safe as reading it. It must never let git start a
-//! program that the repository names, read another repository of the user, or write into this one.
+//! A repository is untrusted input: running crabbox in it must be as safe as reading it. It must never let git start a program that the repository
+//! names, read another repository of the user, or write to this one.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
@@ -12,12 +12,12 @@ use crabbox_host::command::{Cmd, CommandError};
 use crabbox_host::environment::{self, Environment};
 use sha2::{Digest as _, Sha256};
 
-/// Settings of the caller's environment (`GIT_CONFIG_COUNT`) that git still gets: that they trust a directory of another owner.
+/// Settings of the caller's environment (`GIT_CONFIG_COUNT`) that git still gets: trust in a directory of another owner.
 const CALLERS: [&str; 1] = ["safe.directory"];
 
-/// Settings that name a program, or make git take a directory for a repository that the user never made one. Each is given on the
-/// command line, which wins over every file. The names are those of git-config(1); what no command of ours reaches today stands here
-/// as well, because the next command may.
+/// Settings that name a program, or make git take a directory for a repository although the user never made it one. Each is given on the command
+/// line, which wins over every file. The names are those of git-config(1); settings that none of our commands uses today are included because a later
+/// command may.
 const HARMLESS: [&str; 16] = [
     "core.fsmonitor=false",
     "core.hooksPath=/dev/null",
@@ -33,14 +33,13 @@ const HARMLESS: [&str; 16] = [
     "log.showSignature=false",
     "interactive.diffFilter=",
     "submodule.recurse=false",
-    // A bare repository that was committed into the tree is data, wherever the user stands (git 2.38).
+    // A bare repository committed into the tree is data, even if the current directory is inside it (git 2.38).
     "safe.bareRepository=explicit",
-    // A promisor remote may name any helper (`ext::`), and git asks it for an object that is missing.
+    // A promisor remote may name any helper (`ext::`), which git would run to fetch a missing object.
     "protocol.allow=never",
 ];
 
-/// The variables of a filter driver that matter here (gitattributes(5)): two programs, a third in place of both, and whether git fails
-/// without them.
+/// The settings of a filter driver (gitattributes(5)) to override: two programs, a third that replaces both, and whether git fails without them.
 const FILTER: [(&str, &str); 4] = [
     ("clean", ""),
     ("smudge", ""),
@@ -48,10 +47,10 @@ const FILTER: [(&str, &str); 4] = [
     ("required", "false"),
 ];
 
-/// A setting that git is given by its environment, to see whether it reads settings there: git 2.31 and newer do.
+/// A probe setting passed in the environment, to see whether git reads settings there (git 2.31 and newer do).
 const BY_ENVIRONMENT: &str = "crabbox.environment";
 
-/// More filters than this are nobody's configuration, and would not fit into an argument vector.
+/// The most filters that we switch off; no real configuration has so many, and more would not fit into an argument vector.
 const MOST_FILTERS: usize = 256;
 
 /// Whether a command reads files of the working tree, which `filter.*` programs would do for it.
@@ -59,14 +58,14 @@ const MOST_FILTERS: usize = 256;
 pub(crate) enum Contents<'a> {
     /// It reads names, objects or configuration only.
     Unread,
-    /// It compares files with the index, with these filters switched off. A file with a filter whose times have changed then counts as
-    /// changed, which costs a comparison and never hides a change.
+    /// It compares files with the index, with these filters switched off. A filtered file whose times have changed then counts as changed, which
+    /// costs a comparison but never hides a change.
     Compared(&'a Filters),
 }
 
-/// Settings that decide whether git finds a file unchanged, or whether `git status` shows it, with the values that every git knows for
-/// them; the lease's repository gets them. The names are those of git-config(1), in lower case as git lists them. None of them names a
-/// program, a file or an address. A value that only a newer git knows would have git fail in the lease.
+/// Settings that decide whether git finds a file unchanged, or whether `git status` shows it, with the values that every git knows. They are copied
+/// to the lease's repository. The names are those of git-config(1), in lower case as git lists them. None of them names a program, a file or an
+/// address. A value that only a newer git knows would make git fail in the lease.
 const DECIDING: [(&str, &[&str]); 11] = [
     ("core.autocrlf", &["true", "false", "input"]),
     ("core.eol", &["lf", "crlf", "native"]),
@@ -81,21 +80,21 @@ const DECIDING: [(&str, &[&str]); 11] = [
     ("status.showuntrackedfiles", &["no", "normal", "all"]),
 ];
 
-/// How git writes yes and no.
+/// The boolean values of git.
 const BOOLEAN: &[&str] = &["true", "false", "yes", "no", "on", "off", "1", "0"];
 
 /// The names of the filters that a configuration defines.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Filters(Vec<Vec<u8>>);
 
-/// What git says of its configuration in a directory.
+/// git's configuration in a directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Configuration {
-    /// A hash of all of it, with the files that it comes from.
+    /// A hash of all settings, with the files that they come from.
     pub(crate) hash: [u8; 32],
     /// Its filters.
     pub(crate) filters: Filters,
-    /// What of it decides whether a file counts as unchanged, as a file of settings for another repository.
+    /// The settings that decide whether a file counts as unchanged, as a configuration file for another repository.
     pub(crate) deciding: Vec<u8>,
 }
 
@@ -105,7 +104,7 @@ pub enum ConfigurationError {
     /// git could not be run.
     #[error(transparent)]
     Git(#[from] CommandError),
-    /// git refuses.
+    /// git refused.
     #[error("{said}")]
     Refused {
         /// What it said.
@@ -117,7 +116,7 @@ pub enum ConfigurationError {
         /// How many.
         count: usize,
     },
-    /// It names a filter so that this git cannot be told to switch it off.
+    /// A filter has a name that this git cannot be told to switch off.
     #[error(
         "its git configuration defines the filter {name:?}, which only git 2.31 or newer can switch off because of the equals sign in its name"
     )]
@@ -128,7 +127,7 @@ pub enum ConfigurationError {
 }
 
 impl Configuration {
-    /// Asks git in `root`; one process.
+    /// Asks git in `root`, which takes one process.
     pub(crate) fn read(root: &Path) -> Result<Self, ConfigurationError> {
         let asked = git(root, Contents::Unread)
             .args(["config", "--list", "--show-origin", "-z"])
@@ -147,7 +146,7 @@ impl Configuration {
 }
 
 impl Filters {
-    /// Of a list as `git config --list --show-origin -z` prints it: an origin, then `key LF value`, NUL after each.
+    /// Parses the output of `git config --list --show-origin -z`: an origin, then `key LF value`, NUL after each.
     fn of(list: &[u8]) -> Result<Self, ConfigurationError> {
         let mut names: Vec<Vec<u8>> = list
             .split(|byte| *byte == 0)
@@ -156,7 +155,7 @@ impl Filters {
             .filter_map(|setting| {
                 let key = setting.split(|byte| *byte == b'\n').next()?;
                 let name = key.strip_prefix(b"filter.")?;
-                // The name may have dots, the variable behind it has none.
+                // The filter's name may contain dots, the variable after it has none.
                 let end = name.iter().rposition(|byte| *byte == b'.')?;
                 Some(name[..end].to_vec())
             })
@@ -179,7 +178,7 @@ impl Filters {
         self.0.is_empty()
     }
 
-    /// The settings that switch each of them off, keys and values.
+    /// The settings that switch each filter off, as keys and values.
     fn off(&self) -> impl Iterator<Item = (OsString, &'static str)> {
         self.0.iter().flat_map(|name| {
             FILTER.map(|(variable, value)| {
@@ -190,7 +189,7 @@ impl Filters {
     }
 }
 
-/// The settings of [`DECIDING`] that `list` has, the last of each, as git writes them into a file.
+/// The settings of [`DECIDING`] in `list`, the last value of each, in the format of a configuration file.
 fn deciding(list: &[u8]) -> Vec<u8> {
     let mut file = Vec::new();
     for (name, values) in DECIDING {
@@ -199,7 +198,7 @@ fn deciding(list: &[u8]) -> Vec<u8> {
             .filter_map(|setting| setting.strip_prefix(name.as_bytes()))
             .filter_map(|rest| {
                 match rest.split_first() {
-                    // A name alone says yes.
+                    // A name without a value means true.
                     None => Some(&b"true"[..]),
                     Some((b'\n', value)) => Some(value),
                     Some(_) => None,
@@ -227,7 +226,7 @@ fn reads_environment(list: &[u8]) -> bool {
     })
 }
 
-/// `git -C <dir>`, harmless whatever `dir` holds. The only place where git is started on this side.
+/// `git -C <dir>`, safe whatever `dir` contains. This is the only place that starts git on this machine.
 pub(crate) fn git(dir: &Path, contents: Contents<'_>) -> Cmd {
     let mut cmd = Cmd::new("git")
         .environment(Environment::Git)
@@ -240,7 +239,7 @@ pub(crate) fn git(dir: &Path, contents: Contents<'_>) -> Cmd {
     if let Contents::Compared(filters) = contents {
         for (key, value) in filters.off() {
             if key.as_bytes().contains(&b'=') {
-                // `-c` ends the key at the first one.
+                // `-c` ends the key at the first equals sign.
                 settings.push((key, value.into()));
             } else {
                 let mut setting = key;
@@ -259,15 +258,20 @@ pub(crate) fn git(dir: &Path, contents: Contents<'_>) -> Cmd {
     cmd = cmd.arg("-C").arg(dir);
     cmd.env("LC_ALL", "C")
         .env("GIT_TERMINAL_PROMPT", "0")
-        // Empty: no protocol at all, whatever `protocol.<name>.allow` of the repository says (git(1)).
+        // Empty means no protocol at all, whatever `protocol.<name>.allow` the repository sets (git(1)).
         .env("GIT_ALLOW_PROTOCOL", "")
         .env("GIT_NO_LAZY_FETCH", "1")
 }
 
-/// Lines of a message that are kept; git's longest advice has fewer.
+/// The same for objects as they are. A replacement (git-replace(1)) stands for another object only where its ref is, and the lease has none.
+pub(crate) fn unreplaced_git(dir: &Path) -> Cmd {
+    git(dir, Contents::Unread).env("GIT_NO_REPLACE_OBJECTS", "1")
+}
+
+/// How many lines of a message are kept; git's longest advice has fewer.
 const MOST_LINES: usize = 20;
 
-/// What git said on standard error, with its advice: of a tree of another user, for example, the command that allows it.
+/// git's message on standard error, including its advice: for a tree of another user, for example, the command that allows it.
 pub(crate) fn whole_message(stderr: &str) -> String {
     let lines = stderr.lines().map(str::trim_end).filter(|line| !line.is_empty());
     let kept: Vec<&str> = lines.take(MOST_LINES).collect();

@@ -1,10 +1,11 @@
-//! Whether a sync is too much: the limits on files and bytes, and the lines that say so.
+//! The limits on the files and bytes of a sync, and the messages about them.
 //!
-//! Pure arithmetic and words (the Go program's, which tools parse). It must never count unchanged files against the limits
-//! when git says which files changed.
+//! Pure arithmetic and texts (the Go program's, which tools parse). It must never count unchanged files against the limits if git reports which files
+//! changed.
 
 use std::collections::HashMap;
 
+use crabbox_core::size::human_bytes;
 use schemars::JsonSchema;
 use serde::Serialize;
 
@@ -35,7 +36,7 @@ impl Default for Limits {
     }
 }
 
-/// What is counted.
+/// What counts against the limits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Counted {
@@ -82,14 +83,14 @@ pub struct Reason {
     pub limit: u64,
 }
 
-/// The judgement of one manifest.
+/// The result for one manifest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Judgement {
     /// What was counted.
     pub counted: Counted,
     /// The count.
     pub volume: Volume,
-    /// The limits it was held against.
+    /// The limits that were applied.
     pub limits: Limits,
     /// `sync.allowLarge`, `--force-sync-large`: turns failures into warnings.
     pub allow_large: bool,
@@ -129,7 +130,7 @@ pub enum GuardrailError {
     },
 }
 
-/// Holds `manifest` against `limits`.
+/// Compares `manifest` with `limits`.
 pub fn judge(manifest: &Manifest, limits: Limits, allow_large: bool) -> Judgement {
     let dirty = manifest.dirty();
     let (counted, volume) = if dirty.files > 0 {
@@ -251,7 +252,7 @@ pub fn protected_line(manifest: &Manifest) -> Option<String> {
     })
 }
 
-/// What lies in the tree and is not in its manifest because git keeps it apart, and how to bring it.
+/// Lines about directories of the tree that are not in its manifest because git treats them separately, and how to include them.
 pub fn apart_lines(manifest: &Manifest) -> Vec<String> {
     let kinds = [
         (
@@ -273,7 +274,7 @@ pub fn apart_lines(manifest: &Manifest) -> Vec<String> {
     .collect()
 }
 
-/// The first five of them, and how many there are more.
+/// The first five items, and how many more there are.
 fn some<T>(all: &[T], named: impl Fn(&T) -> String) -> String {
     const SHOWN: usize = 5;
     let first: Vec<String> = all.iter().take(SHOWN).map(named).collect();
@@ -282,23 +283,6 @@ fn some<T>(all: &[T], named: impl Fn(&T) -> String) -> String {
         more => format!(" (+{more} more)"),
     };
     first.join(", ") + &more
-}
-
-/// Bytes in binary units with one decimal: `14.2 MiB`, `512 B`.
-pub fn human_bytes(bytes: u64) -> String {
-    const UNITS: [&str; 5] = ["KiB", "MiB", "GiB", "TiB", "PiB"];
-    let (mut scaled, mut unit) = (u128::from(bytes) * 10, None);
-    for name in UNITS {
-        if scaled < 10_240 {
-            break;
-        }
-        scaled = (scaled + 512) / 1024;
-        unit = Some(name);
-    }
-    match unit {
-        None => format!("{bytes} B"),
-        Some(unit) => format!("{}.{} {unit}", scaled / 10, scaled % 10),
-    }
 }
 
 /// A file or directory and what it weighs.
@@ -357,7 +341,7 @@ fn heaviest(mut all: Vec<(&[u8], u64)>, limit: usize) -> Vec<Weight> {
         .collect()
 }
 
-/// The line about the largest directories that stands before a warning or an error.
+/// The line about the largest directories, shown before a warning or an error.
 pub fn top_dirs_line(manifest: &Manifest) -> String {
     let dirs: Vec<String> = top_dirs(manifest, 5)
         .into_iter()
@@ -407,21 +391,6 @@ mod tests {
             fail_files,
             fail_bytes,
         }
-    }
-
-    #[test]
-    fn sizes_read_as_the_go_program_prints_them() {
-        for (bytes, text) in [
-            (0, "0 B"),
-            (1023, "1023 B"),
-            (1024, "1.0 KiB"),
-            (1536, "1.5 KiB"),
-            (14_890_000, "14.2 MiB"),
-            (5 << 30, "5.0 GiB"),
-        ] {
-            assert_eq!(human_bytes(bytes), text);
-        }
-        assert!(human_bytes(u64::MAX).ends_with("PiB"));
     }
 
     #[test]

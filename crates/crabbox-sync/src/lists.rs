@@ -1,20 +1,22 @@
-//! The lists that a sync sends and gets: manifests, paths, numbers.
+//! The lists that a sync sends and receives: manifests, paths, numbers.
 //!
-//! They go piece by piece as they are made: one of hundreds of thousands of paths must never be held whole besides the manifest that it is of.
+//! They are sent in chunks while they are generated: a list may have hundreds of thousands of paths, and must never be held whole in addition to its
+//! manifest.
 
 use std::io::Write as _;
 
 use crabbox_agent_protocol::{PIECE, Request};
+use crabbox_core::id::hex;
 use crabbox_ssh::far::{Far, FarError};
 use sha2::{Digest as _, Sha256};
 
-use crate::entry::{Entry, Kind, Standing, hex};
+use crate::entry::{Entry, Kind, Standing};
 use crate::manifest::Manifest;
 
-/// A list is sent when it has grown to this, in bytes: a path is shorter than the rest of a piece.
+/// A chunk is sent when it has reached this size, in bytes; the rest of a chunk has room for any path.
 const LIST: usize = PIECE - 8192;
 
-/// A list on its way.
+/// A list being sent.
 struct Sending<'f> {
     far: &'f mut Far,
     piece: Vec<u8>,
@@ -26,7 +28,7 @@ impl<'f> Sending<'f> {
         Self { far, piece }
     }
 
-    /// Sends what there is, when it has grown enough.
+    /// Appends to the chunk, and sends it if it is large enough.
     fn push(&mut self, put: impl FnOnce(&mut Vec<u8>)) -> Result<(), FarError> {
         put(&mut self.piece);
         if self.piece.len() < LIST {
@@ -99,7 +101,7 @@ pub(crate) fn numbers(list: &[u8]) -> Vec<usize> {
         .collect()
 }
 
-/// Stands for the set of files that are something else than git's index has: it can change while no file does.
+/// A digest of the set of files that differ from git's index: this set can change while no file does.
 pub(crate) fn unlike_id(manifest: &Manifest) -> String {
     let mut hash = Sha256::new();
     let entries = manifest.entries.iter();

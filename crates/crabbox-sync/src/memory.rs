@@ -1,8 +1,8 @@
-//! What the last look at a working tree saw, so that the next one need not ask git about everything again.
+//! Remembers the last manifest of a working tree, so that the next one need not ask git about everything again.
 //!
-//! It is kept outside the tree, one file for a root. It must never make a manifest another one than git would give: it is
-//! believed only if every entry, every directory in which a new file could appear, every file of ignore rules, the index,
-//! the commit and git's configuration are what they were, by times that no later change can carry; else git is asked.
+//! It is stored outside the tree, one file per root. It must never yield another manifest than git would: it is trusted only if every entry, every
+//! directory in which a new file could appear, every file of ignore rules, the index, the commit and git's configuration are unchanged, judged by
+//! times that no later change can have; otherwise git is asked.
 
 use std::ffi::OsStr;
 use std::io::Write as _;
@@ -11,11 +11,12 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crabbox_core::id::hex;
 use crabbox_host::files;
 use rustix::fs::OFlags;
 use sha2::{Digest as _, Sha256};
 
-use crate::entry::{Entry, Eye, Scan, Standing, hex};
+use crate::entry::{Entry, Eye, Scan, Standing};
 use crate::filtered;
 use crate::git::{Configuration, Contents, Filters, git};
 use crate::listing::Status;
@@ -28,39 +29,39 @@ mod places;
 
 use places::Place;
 
-/// More changed entries than this are not worth a question about each.
+/// If more entries than this have changed, git is asked about everything.
 const FEW: usize = 1000;
 
-/// Letters of a tree's name.
+/// The length of a memory file's name.
 const NAME: usize = 32;
 
-/// How long a tree is remembered after the last look at it.
+/// How long a tree is remembered after its last use.
 const FORGOTTEN_AFTER: Duration = Duration::from_hours(30 * 24);
 
-/// Names of files whose content decides about other files.
+/// Names of files whose content affects other files.
 const RULES: [&[u8]; 3] = [b".gitignore", b".gitattributes", b".gitmodules"];
 
-/// What became of an entry.
+/// The result of examining a remembered entry.
 enum Look {
     Same,
     Other(Option<Entry>),
 }
 
-/// Where the last look at a working tree is kept.
+/// The file in which the last manifest of a working tree is kept.
 #[derive(Debug, Clone)]
 pub struct Memory {
     file: PathBuf,
     ignore_files: Vec<PathBuf>,
 }
 
-/// A look as it was kept.
+/// A remembered manifest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Seen {
-    /// Stands for the root, the scope and the commit; without the same, nothing else counts.
+    /// Identifies the root, the scope and the commit; if it differs, nothing else counts.
     key: [u8; 32],
-    /// Of everything that git says of its configuration.
+    /// Hash of git's whole configuration.
     config: [u8; 32],
-    /// Whether it may be believed; if not, it can still tell what has changed since.
+    /// Whether it may be trusted; if not, it still shows what has changed since.
     whole: bool,
     fingerprint: String,
     entries: Vec<Entry>,
@@ -77,8 +78,8 @@ pub(crate) struct Seen {
 }
 
 impl Memory {
-    /// The memory of the tree at `root` in `dir`, which is made when it is needed. `ignore_files` are those that git may read
-    /// for every repository of this user (`core.excludesFile` and its default).
+    /// The memory of the tree at `root` in `dir`, which is created when needed. `ignore_files` are those that git may read for every repository of
+    /// this user (`core.excludesFile` and its default).
     pub fn of(dir: &Path, root: &Path, ignore_files: Vec<PathBuf>) -> Self {
         let name = hex(&Sha256::digest(root.as_os_str().as_bytes())[..NAME / 2]);
         Self {
@@ -87,7 +88,7 @@ impl Memory {
         }
     }
 
-    /// What was kept of a look at this commit with this scope; none when there is none, or it is damaged.
+    /// Loads the manifest of this commit and scope; `None` if there is none, or if it is damaged.
     pub(crate) fn recall(&self, repo: &Repo, scope: &Scope) -> Option<Seen> {
         let seen = codec::decode(&std::fs::read(&self.file).ok()?)?;
         (seen.key == self.key(repo, scope)).then_some(seen)
@@ -113,11 +114,11 @@ impl Memory {
         hash.finalize().into()
     }
 
-    /// Keeps a look. What cannot be kept is not: the next look asks git. Nothing waits for the disk: what a power cut leaves of
-    /// it is known by its checksum.
+    /// Stores a manifest. Errors are ignored, because the next call then asks git. It does not fsync: damage after a power cut is detected by the
+    /// checksum.
     pub(crate) fn keep(&self, seen: &Seen) {
         let dir = self.file.parent().unwrap_or(Path::new("/"));
-        // What is not our own directory is neither written to nor swept.
+        // A directory that is not our own is neither written to nor cleaned up.
         if files::create_private_dir(dir).is_err() {
             return;
         }
@@ -135,12 +136,12 @@ impl Memory {
             .and_then(|mut file| file.write_all(&codec::encode(seen)))
             .and_then(|()| std::fs::rename(&new, &self.file));
         if written.is_err() {
-            // Nothing may have been made at all.
+            // The file may not have been created at all.
             std::fs::remove_file(&new).ok();
         }
     }
 
-    /// A look that was just made, with everything that the next one needs to believe it.
+    /// A manifest that was just made, with everything needed to check it later.
     pub(crate) fn seen(
         &self,
         scan: &Scan,
@@ -151,7 +152,7 @@ impl Memory {
         let places = places::find(scan, manifest, scope, &self.ignore_files);
         Seen {
             key: self.key(&manifest.repo, scope),
-            // A submodule has an index, rules, a configuration and a commit of its own; git is asked about those.
+            // A submodule has its own index, rules, configuration and commit; git is asked about those.
             whole: places.is_some() && config.is_some() && manifest.submodules.is_empty(),
             config: config.map(|config| config.hash).unwrap_or_default(),
             fingerprint: manifest.fingerprint.clone(),
@@ -169,7 +170,7 @@ impl Memory {
     }
 }
 
-/// Removes what was kept of trees that nobody has looked at for long.
+/// Removes the files of trees that were not used for a long time.
 fn forget_old(dir: &Path) {
     let Ok(entries) = dir.read_dir() else { return };
     for entry in entries.flatten().filter(|entry| is_ours(&entry.file_name())) {
@@ -180,13 +181,13 @@ fn forget_old(dir: &Path) {
         if let Ok(Ok(age)) = age
             && age > FORGOTTEN_AFTER
         {
-            // Another client may have been quicker.
+            // Another process may have removed it already.
             std::fs::remove_file(entry.path()).ok();
         }
     }
 }
 
-/// Whether [`Memory::keep`] gives such names: the tree's, and with a pid behind it while it is written.
+/// Whether [`Memory::keep`] creates such names: that of a tree, with a pid appended while it is written.
 fn is_ours(name: &OsStr) -> bool {
     let name = name.as_bytes();
     let (tree, pid) = name.split_at(name.len().min(NAME));
@@ -196,7 +197,7 @@ fn is_ours(name: &OsStr) -> bool {
 }
 
 impl Seen {
-    /// The entries that are not as they were, by their places, if nothing else has changed; `config` is asked meanwhile.
+    /// The entries that have changed, by index, if nothing else has; `config` runs in parallel.
     pub(crate) fn still(
         &self,
         scan: &Scan,
@@ -234,12 +235,12 @@ impl Seen {
         Some(changed)
     }
 
-    /// The fingerprint of the manifest that this is of.
+    /// The fingerprint of the manifest.
     pub(crate) fn fingerprint(&self) -> &str {
         &self.fingerprint
     }
 
-    /// Takes over what [`Seen::still`] gave.
+    /// Applies the result of [`Seen::still`].
     pub(crate) fn apply(&mut self, scan: &Scan, changed: Vec<(usize, Entry)>) {
         for (at, entry) in changed {
             self.entries[at] = entry;
@@ -247,14 +248,14 @@ impl Seen {
         self.fingerprint = scan.fingerprint(&self.entries, &self.deleted);
     }
 
-    /// The manifest that this is of.
+    /// Converts it to a manifest.
     pub(crate) fn into_manifest(self, repo: &Repo, since: Option<Since>) -> Manifest {
         Manifest {
             root: repo.root.clone(),
             entries: self.entries,
             deleted: self.deleted,
             protected_tracked: self.protected_tracked,
-            // With one it is never whole, and not believed.
+            // With submodules it is never trusted.
             submodules: Vec::new(),
             absent: self.absent,
             nested: self.nested,
@@ -268,12 +269,12 @@ impl Seen {
         }
     }
 
-    /// The entries that are not as they were, by their places; none when anything else is not, or too many are not.
+    /// The entries that have changed, by index; `None` if anything else has changed, or too many entries have.
     fn look(&self, scan: &Scan) -> Option<Vec<(usize, Entry)>> {
         if !self.places.iter().all(places::is_same) {
             return None;
         }
-        // What is as it was is not kept a second time.
+        // Unchanged entries are not copied.
         let look = |eye: &mut Eye<'_>, (): &mut (), was: &Entry| {
             Ok(match eye.see(&was.path)? {
                 Some(sight) if sight.is(was) => Look::Same,
@@ -297,7 +298,7 @@ impl Seen {
         Some(changed)
     }
 
-    /// How `manifest` differs from this.
+    /// How `manifest` differs from this one.
     pub(crate) fn since(&self, manifest: &Manifest) -> Since {
         let mut old = self.entries.iter().peekable();
         let (mut changed, mut removed) = (Vec::new(), Vec::new());
@@ -319,7 +320,7 @@ impl Seen {
     }
 }
 
-/// What git says of these paths alone.
+/// git's status of these paths only.
 fn ask_about<'p>(root: &Path, filters: &Filters, paths: impl Iterator<Item = &'p [u8]>) -> Option<Status> {
     let asked = git(root, Contents::Compared(filters))
         .args(["--literal-pathspecs", "status", "--porcelain=v2", "-z"])

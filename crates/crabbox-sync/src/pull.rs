@@ -1,40 +1,50 @@
-//! What has changed in a workdir since its last sync, held against the tree here: what can be brought back, and what cannot.
+//! Compares the changes in a workdir since its last sync with the local tree, and plans what can be brought back and what cannot. Files that have
+//! become equal on both sides are neither.
 //!
-//! The list comes from a machine that may be hostile: a path of it is only ever taken when it names a file of this tree, in
-//! scope and outside `.git`, and a file here is only given up when it is exactly the one that was sent.
+//! The list comes from a possibly hostile machine: a path from it is only accepted if it names a file of this tree, in scope and outside `.git`, and
+//! a local file is only replaced or removed if it is exactly the one that was sent.
+
+mod only;
 
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
-use std::io::ErrorKind;
+use std::fs::File;
+use std::io::{ErrorKind, Read as _};
 use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
+use crabbox_host::beneath::Beneath;
+use crabbox_host::digest::{Running, sha256};
 use crabbox_host::entry_path::EntryPath;
+use rustix::fs::{Mode, OFlags};
 
 use crate::entry::{Entry, Kind, show};
 use crate::filter::{Filter, Verdict};
 use crate::git::{Contents, git, whole_message};
 use crate::manifest::{Manifest, ManifestError, Scope, read_ignore_file};
+use only::is_below;
+pub use only::{Only, Outside};
 
-/// What is to become of a file here.
+/// The action for a local file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Act {
-    /// It is replaced; it is what was sent.
+    /// Replace it; it is the file that was sent.
     Replace(Entry),
-    /// It is new.
+    /// Add it.
     Add,
-    /// It is removed; it is what was sent.
+    /// Remove it; it is the file that was sent.
     Remove(Entry),
 }
 
-/// One file that is brought.
+/// One file to bring back.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Change {
     /// Its path, relative to the root.
     pub path: Vec<u8>,
-    /// What becomes of it here.
+    /// What to do with the local file.
     pub act: Act,
-    /// Whether it is a program.
+    /// Whether it is executable.
     pub executable: bool,
 }
 
@@ -47,44 +57,129 @@ pub struct Left {
     pub why: &'static str,
 }
 
-/// What can be brought and what cannot.
+/// What can be brought back and what cannot.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Plan {
-    /// What can, sorted by path.
+    /// The changes that can, sorted by path.
     pub changes: Vec<Change>,
-    /// What has changed on both sides.
+    /// Paths that have changed on both sides.
     pub conflicts: Vec<Left>,
-    /// What is never brought.
+    /// Paths that are never brought back.
     pub skipped: Vec<Left>,
+    /// Paths given by the user that exist on neither side.
+    pub unmatched: Vec<String>,
 }
 
 /// Why there is no plan.
 #[derive(Debug, thiserror::Error)]
 pub enum PullError {
-    /// Nothing to compare with.
+    /// There is nothing to compare with.
     #[error("the lease has no record of a sync of this tree: run a command in it first")]
     NeverSynced,
-    /// The list is none.
+    /// The list is malformed.
     #[error("the lease sent a list of changes that crabbox cannot read: {record}")]
     Unreadable {
         /// The record that does not parse.
         record: String,
     },
-    /// git does not say what it ignores.
+    /// git could not report which files it ignores.
     #[error("git check-ignore in {} failed: {said}", root.display())]
     Rules {
         /// The repository.
         root: PathBuf,
-        /// All that it said.
+        /// Its whole message.
         said: String,
     },
-    /// The tree here could not be listed.
+    /// The local tree could not be listed.
     #[error(transparent)]
     Manifest(#[from] ManifestError),
 }
 
-/// Holds the list that a lease sent against the tree here. With `only`, just these paths and what is below them.
-pub fn plan(manifest: &Manifest, scope: &Scope, list: &[u8], only: &[String]) -> Result<Plan, PullError> {
+/// A path that is left alone, and not reported if it is equal on both sides.
+#[derive(Debug)]
+struct Doubt {
+    path: Vec<u8>,
+    /// Permission bits in the lease.
+    mode: u32,
+    left: Left,
+    is_conflict: bool,
+}
+
+/// Compares the list from a lease with the local tree, as far as `only` reaches. `digests` asks the lease for digests of files
+/// (`Request::Digest`).
+pub fn plan<E: From<PullError>>(
+    manifest: &Manifest,
+    scope: &Scope,
+    list: &[u8],
+    only: &Only,
+    digests: impl FnOnce(&[Vec<u8>]) -> Result<Vec<u8>, E>,
+) -> Result<Plan, E> {
+    let (mut plan, doubts) = compare(manifest, scope, list, only)?;
+    if !doubts.is_empty() {
+        let paths: Vec<Vec<u8>> = doubts.iter().map(|doubt| doubt.path.clone()).collect();
+        let told = digests(&paths)?;
+        let mut told = told.split(|byte| *byte == 0);
+        for doubt in doubts {
+            // The lease's answer only decides whether a file that is left alone is reported.
+            if is_same(&manifest.root, &doubt, told.next().unwrap_or_default()) {
+                continue;
+            }
+            let left = if doubt.is_conflict {
+                &mut plan.conflicts
+            } else {
+                &mut plan.skipped
+            };
+            left.push(doubt.left);
+        }
+    }
+    Ok(plan)
+}
+
+/// Whether the local file or link has the content that the lease reports, and the same executable bit.
+fn is_same(root: &Path, doubt: &Doubt, told: &[u8]) -> bool {
+    let same = || {
+        let path = EntryPath::exact(&doubt.path).ok()?;
+        let tree = Beneath::open(root).ok()?;
+        match told.split_first()? {
+            (b'l', digest) => {
+                let (above, leaf) = path.split();
+                let dir = above
+                    .map_or(Ok(tree), |above| Beneath::open(root)?.dir(&above))
+                    .ok()?;
+                let target = rustix::fs::readlinkat(&dir, OsStr::from_bytes(leaf), Vec::new()).ok()?;
+                Some(sha256(target.as_bytes()).as_bytes() == digest)
+            }
+            (b'f', digest) => {
+                let file = tree.open_file(&path, OFlags::RDONLY, Mode::empty()).ok()?;
+                let meta = file.metadata().ok()?;
+                let is_like = meta.is_file() && meta.permissions().mode() & 0o100 == doubt.mode & 0o100;
+                Some(is_like && content(file)?.as_bytes() == digest)
+            }
+            _ => None,
+        }
+    };
+    same().unwrap_or(false)
+}
+
+fn content(mut file: File) -> Option<String> {
+    let (mut hash, mut chunk) = (Running::default(), vec![0; 256 << 10]);
+    loop {
+        match file.read(&mut chunk) {
+            Ok(0) => return Some(hash.hex()),
+            Ok(count) => hash.update(&chunk[..count]),
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(_) => return None,
+        }
+    }
+}
+
+/// The plan, and the paths that need their contents compared.
+fn compare(
+    manifest: &Manifest,
+    scope: &Scope,
+    list: &[u8],
+    only: &Only,
+) -> Result<(Plan, Vec<Doubt>), PullError> {
     let mut records = list.split(|byte| *byte == 0).filter(|record| !record.is_empty());
     if records.next() != Some(b"-") {
         return Err(PullError::NeverSynced);
@@ -95,10 +190,10 @@ pub fn plan(manifest: &Manifest, scope: &Scope, list: &[u8], only: &[String]) ->
         .map(|entry| (entry.path.as_slice(), entry))
         .collect();
     let filter = Filter::new(&scope.exclude, &read_ignore_file(&manifest.root)?, &scope.include);
-    let (mut plan, mut seen) = (Plan::default(), HashSet::new());
+    let (mut plan, mut doubts, mut seen) = (Plan::default(), Vec::new(), HashSet::new());
     for record in records {
         let (state, identity, mode, path) = parse(record)?;
-        if !is_wanted(path, only) || !seen.insert(path) {
+        if !seen.insert(path) || !only.wants(path) {
             continue;
         }
         let left = |why| Left {
@@ -116,65 +211,78 @@ pub fn plan(manifest: &Manifest, scope: &Scope, list: &[u8], only: &[String]) ->
             continue;
         }
         let entry = here.get(path).copied();
-        // An ambiguous rule never hides what is tracked, and what was sent was in scope.
+        // An ambiguous rule never hides tracked files, and what was sent was in scope.
         if entry.is_none() && filter.judge(path, false) == Verdict::Drop {
             continue;
         }
-        let as_sent = entry.filter(|entry| {
-            entry.kind == Kind::File && entry.identity.is_some() && entry.identity == identity
-        });
-        let stands = || {
-            manifest
-                .root
-                .join(OsStr::from_bytes(path))
-                .symlink_metadata()
-                .is_ok()
+        let mut doubt = |why, is_conflict| {
+            doubts.push(Doubt {
+                path: path.to_vec(),
+                mode,
+                left: left(why),
+                is_conflict,
+            });
         };
-        let act = match (state, as_sent, entry) {
-            (b'L', ..) => {
-                plan.skipped.push(left("a link or special file"));
-                continue;
-            }
-            (b'M', Some(entry), _) => Ok(Act::Replace(entry.clone())),
-            (b'D', Some(entry), _) => Ok(Act::Remove(entry.clone())),
-            (b'D', None, None) if !stands() => continue,
-            (b'N', _, None) if !is_way_free(&manifest.root, path) => {
-                Err("new in the lease, below what is no directory here")
-            }
-            (b'N', _, None) if !stands() => Ok(Act::Add),
-            (b'N', ..) => Err("new in the lease, and here already"),
-            (b'M', None, None) => Err("changed in the lease, removed here"),
-            (b'M', None, Some(_)) => Err("changed on both sides"),
-            _ => Err("removed in the lease, changed here"),
-        };
-        let act = match act {
-            Ok(act) => act,
-            Err(why) => {
-                plan.conflicts.push(left(why));
-                continue;
-            }
-        };
-        plan.changes.push(Change {
-            path: path.to_vec(),
-            act,
-            executable: mode & 0o100 != 0,
-        });
+        match hold(&manifest.root, path, (state, identity), entry) {
+            Held::Nothing => {}
+            Held::Act(act) => plan.changes.push(Change {
+                path: path.to_vec(),
+                act,
+                executable: mode & 0o100 != 0,
+            }),
+            Held::Conflict(why) => doubt(why, true),
+            Held::Skipped(why) => doubt(why, false),
+        }
     }
+    plan.unmatched = only.unmatched(&manifest.root, seen.iter().chain(here.keys()).copied());
     drop_ignored(manifest, &mut plan)?;
     plan.changes.sort_unstable_by(|a, b| a.path.cmp(&b.path));
-    Ok(plan)
+    Ok((plan, doubts))
 }
 
-/// State, identity, mode and path of a record.
+/// The result of comparing one path of the list with the local tree.
+enum Held {
+    /// Bring it back.
+    Act(Act),
+    /// Nothing to do.
+    Nothing,
+    /// Leave it alone; not reported if both sides turn out to be equal.
+    Conflict(&'static str),
+    Skipped(&'static str),
+}
+
+fn hold(root: &Path, path: &[u8], (state, identity): (u8, Option<u64>), entry: Option<&Entry>) -> Held {
+    let as_sent = entry
+        .filter(|entry| entry.kind == Kind::File && entry.identity.is_some() && entry.identity == identity);
+    let stands = root.join(OsStr::from_bytes(path)).symlink_metadata().ok();
+    match (state, as_sent, entry) {
+        (b'L', ..) => Held::Skipped("a link or special file"),
+        (b'U', ..) => Held::Skipped("cannot be looked at in the lease"),
+        (b'M', Some(entry), _) => Held::Act(Act::Replace(entry.clone())),
+        (b'D', Some(entry), _) => Held::Act(Act::Remove(entry.clone())),
+        // A directory in its place also means that the file is gone.
+        (b'D', None, None) if stands.as_ref().is_none_or(std::fs::Metadata::is_dir) => Held::Nothing,
+        (b'N', _, None) if !is_way_free(root, path) => {
+            Held::Conflict("new in the lease, below what is no directory here")
+        }
+        (b'N', _, None) if stands.is_none() => Held::Act(Act::Add),
+        (b'N', ..) => Held::Conflict("new in the lease, and here already"),
+        (b'M', None, None) => Held::Conflict("changed in the lease, removed here"),
+        (b'M', None, Some(_)) => Held::Conflict("changed on both sides"),
+        _ => Held::Conflict("removed in the lease, changed here"),
+    }
+}
+
+/// The state, identity, mode and path of a record.
 type Record<'a> = (u8, Option<u64>, u32, &'a [u8]);
 
-/// Whether `record` is one.
+/// Whether `record` is valid.
 #[cfg(feature = "fuzzing")]
 pub(crate) fn is_record(record: &[u8]) -> bool {
     parse(record).is_ok_and(|(.., path)| is_inside(path))
 }
 
-/// `<state> <identity> <mode> <path>`.
+/// Parses `<state> <identity> <mode> <path>`.
 fn parse(record: &[u8]) -> Result<Record<'_>, PullError> {
     let unreadable = || PullError::Unreadable { record: show(record) };
     let mut fields = record.splitn(4, |byte| *byte == b' ');
@@ -184,21 +292,21 @@ fn parse(record: &[u8]) -> Result<Record<'_>, PullError> {
     let identity = u64::from_str_radix(text(identity)?, 16).map_err(|_| unreadable())?;
     let mode = u32::from_str_radix(text(mode)?, 8).map_err(|_| unreadable())?;
     match state {
-        [state @ (b'M' | b'N' | b'D' | b'L')] => {
+        [state @ (b'M' | b'N' | b'D' | b'L' | b'U')] => {
             Ok((*state, Some(identity).filter(|one| *one > 0), mode, path))
         }
         _ => Err(unreadable()),
     }
 }
 
-/// Whether it names a file of a tree, and nothing that git or crabbox keep there.
+/// Whether it names a file of a tree outside the directories of git and crabbox.
 fn is_inside(path: &[u8]) -> bool {
     let ours = |name: &[u8]| name.eq_ignore_ascii_case(b".git") || name.eq_ignore_ascii_case(b".crabbox");
-    // Only in its one spelling: `a/./b` would pass for another file than the `a/b` that it is.
+    // Only in canonical form: `a/./b` would pass for another file than `a/b`.
     EntryPath::exact(path).is_ok_and(|path| !path.parts().any(ours))
 }
 
-/// Whether all that is there on the way from the root to `path` is directories.
+/// Whether everything that exists on the path from the root to `path` is a directory.
 fn is_way_free(root: &Path, path: &[u8]) -> bool {
     let above = Path::new(OsStr::from_bytes(path)).ancestors().skip(1);
     above
@@ -206,21 +314,7 @@ fn is_way_free(root: &Path, path: &[u8]) -> bool {
         .all(|stands| stands.map_or_else(|error| error.kind() == ErrorKind::NotFound, |meta| meta.is_dir()))
 }
 
-fn is_wanted(path: &[u8], only: &[String]) -> bool {
-    only.is_empty()
-        || only.iter().any(|wanted| {
-            let wanted = wanted.trim_start_matches("./").trim_end_matches('/').as_bytes();
-            wanted.is_empty() || is_below(path, wanted)
-        })
-}
-
-/// Whether `path` is `dir` or something in it.
-fn is_below(path: &[u8], dir: &[u8]) -> bool {
-    path.strip_prefix(dir)
-        .is_some_and(|rest| rest.is_empty() || rest[0] == b'/')
-}
-
-/// New files that git here ignores are nobody's work. Each repository has its own rules.
+/// Drops new files that the local git ignores. Each repository has its own rules.
 fn drop_ignored(manifest: &Manifest, plan: &mut Plan) -> Result<(), PullError> {
     let mut new: Vec<&[u8]> = plan
         .changes
@@ -241,7 +335,7 @@ fn drop_ignored(manifest: &Manifest, plan: &mut Plan) -> Result<(), PullError> {
     Ok(())
 }
 
-/// Which of `paths`, all of the repository at `prefix`, git ignores there.
+/// Which of `paths`, all in the repository at `prefix`, git ignores there.
 fn ask_ignored(root: &Path, prefix: &[u8], paths: &[&[u8]]) -> Result<Vec<Vec<u8>>, PullError> {
     let dir = root.join(OsStr::from_bytes(prefix));
     let names: Vec<u8> = paths
@@ -256,7 +350,7 @@ fn ask_ignored(root: &Path, prefix: &[u8], paths: &[&[u8]]) -> Result<Vec<Vec<u8
             root: dir.clone(),
             source,
         })?;
-    // One says that none is ignored: git-check-ignore(1).
+    // Exit code 1 means that none is ignored: git-check-ignore(1).
     if !matches!(said.status.code(), Some(0 | 1)) {
         return Err(PullError::Rules {
             root: dir,
@@ -298,15 +392,6 @@ mod tests {
     }
 
     #[test]
-    fn paths_narrow_the_choice() {
-        let only = ["src/".to_owned(), "./a".to_owned()];
-        for (path, wanted) in [("src/x", true), ("a", true), ("ab", false), ("srcs/x", false)] {
-            assert_eq!(is_wanted(path.as_bytes(), &only), wanted, "{path}");
-        }
-        assert!(is_wanted(b"anything", &[]));
-    }
-
-    #[test]
     fn a_list_that_is_none_is_refused() {
         for record in ["X 1 644 a", "M x 644 a", "M 1 9 a", "M 1", "MM 1 644 a"] {
             assert!(parse(record.as_bytes()).is_err(), "{record}");
@@ -329,7 +414,12 @@ mod tests {
         let manifest = Manifest::build(&repo, &Scope::default()).unwrap();
         let list = b"-\0N 0 755 .git/hooks/post-checkout\0M 1 755 .git/config\0N 0 644 ../out\0N 0 644 /etc/x\0D 1 0 here\0\
             M 1 644 here\0N 0 644 ignored\0N 0 644 target/x\0N 0 644 fresh\0D 1 0 never\0";
-        let plan = plan(&manifest, &Scope::default(), list, &[]).unwrap();
+        // It claims that all files are equal.
+        let equal = format!("f{}\0", sha256(b"other")).repeat(9);
+        let plan = plan(&manifest, &Scope::default(), list, &Only::default(), |_| {
+            Ok::<_, PullError>(equal.into_bytes())
+        })
+        .unwrap();
         let names = |left: &[Left]| left.iter().map(|left| left.path.clone()).collect::<Vec<_>>();
         assert_eq!(
             names(&plan.skipped),
@@ -342,5 +432,46 @@ mod tests {
         );
         let brought: Vec<_> = plan.changes.iter().map(|change| change.path.as_slice()).collect();
         assert_eq!(brought, [b"fresh"]);
+    }
+
+    #[test]
+    fn what_is_the_same_on_both_sides_is_no_conflict() {
+        use std::os::unix::fs::symlink;
+
+        use crabbox_host::command::Cmd;
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        Cmd::new("git")
+            .args(["init", "-q"])
+            .cwd(dir.path())
+            .run()
+            .unwrap();
+        for name in ["both", "new", "tool", "unlike"] {
+            std::fs::write(at(name), name).unwrap();
+        }
+        symlink("both", at("link")).unwrap();
+        symlink("new", at("elsewhere")).unwrap();
+        std::fs::create_dir(at("now-dir")).unwrap();
+        std::fs::write(at("now-dir/file"), "new").unwrap();
+        let repo = crate::repo::Repo::discover(dir.path()).unwrap();
+        let manifest = Manifest::build(&repo, &Scope::default()).unwrap();
+        let list =
+            b"-\0M 1 644 both\0N 0 644 new\0M 1 755 tool\0M 1 644 unlike\0L 1 0 link\0L 1 0 elsewhere\0\
+            D 1 0 now-dir\0N 0 644 now-dir/file\0D 1 0 never\0U 1 0 shut\0M 1 644 elsewhere/x\0";
+        let digests = |paths: &[Vec<u8>]| {
+            let told = paths.iter().map(|path| match path.as_slice() {
+                b"link" | b"elsewhere" => format!("l{}\0", sha256(b"both")),
+                b"unlike" | b"shut" | b"elsewhere/x" => "-\0".to_owned(),
+                b"now-dir/file" => format!("f{}\0", sha256(b"new")),
+                path => format!("f{}\0", sha256(path)),
+            });
+            Ok::<_, PullError>(told.collect::<String>().into_bytes())
+        };
+        let plan = plan(&manifest, &Scope::default(), list, &Only::default(), digests).unwrap();
+        let names = |left: &[Left]| left.iter().map(|left| left.path.clone()).collect::<Vec<_>>();
+        // An executable file differs from a non-executable one.
+        assert_eq!(names(&plan.conflicts), ["tool", "unlike", "elsewhere/x"]);
+        assert_eq!(names(&plan.skipped), ["elsewhere", "shut"]);
+        assert!(plan.changes.is_empty(), "{:?}", plan.changes);
     }
 }

@@ -1,9 +1,8 @@
-//! The repository in the lease: the local commit, branch and staged changes, from local objects only.
+//! The repository in the lease: gets the local commit, branch and staged changes, from local objects only.
 //!
-//! It needs no internet and no credentials in the lease: a pack of the commit's tree goes through the sync's own
-//! conversation. Hooks and configuration stay here, except for the origin's URL without credentials and the settings that
-//! decide whether a file counts as unchanged. It must never fail a sync, never write to the local repository, and never send
-//! what would make git run a program.
+//! It needs no internet and no credentials in the lease: a pack of the commit's tree is sent over the sync's own conversation. Hooks and
+//! configuration stay here, except for the origin's URL without credentials and the settings that decide whether a file counts as unchanged. It must
+//! never fail a sync, never write to the local repository, and never send anything that would make git run a program.
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
@@ -14,36 +13,36 @@ use std::thread::JoinHandle;
 
 use crabbox_agent_protocol as wire;
 use crabbox_agent_protocol::{Reply, Request};
+use crabbox_core::id::hex;
 use crabbox_host::command::{Cmd, CommandError};
 use crabbox_ssh::far::{Far, FarError};
 use sha2::{Digest as _, Sha256};
 
 use crate::base::{Base, Span};
-use crate::entry::hex;
-use crate::git::{Contents, git};
+use crate::git::unreplaced_git;
 use crate::listing::Staged;
 use crate::manifest::Manifest;
 use crate::mark;
 
-/// What the repository in the lease has already.
+/// What the repository in the lease already has.
 #[derive(Debug, Default)]
 pub(crate) struct SeedState {
     /// The commit that it has from the last seed, hex, or empty.
     pub(crate) have: String,
-    /// What it was told then to be the base, hex, or empty.
+    /// The base that it was given then, hex, or empty.
     pub(crate) have_base: String,
 }
 
-/// What the repository in the lease is to say.
+/// The state that the repository in the lease is to have.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Seed {
-    /// Stands for all of it; equal means the lease's repository needs nothing.
+    /// Identifies all of it; if it is unchanged, the lease's repository needs nothing.
     pub(crate) id: String,
     /// The commit, hex; empty on an unborn branch.
     head: String,
     /// The branch; empty when detached.
     branch: String,
-    /// The origin's address without secrets; empty when there is none.
+    /// The URL of the origin without secrets; empty when there is none.
     origin: String,
     /// What the branch is based on, with the history up to there.
     base: Option<Base>,
@@ -52,21 +51,21 @@ pub(crate) struct Seed {
 /// Why the repository could not be sent.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SeedError {
-    /// A git of ours failed.
+    /// A local git failed.
     #[error("cannot pack the commit {head}")]
     Pack {
         head: String,
         #[source]
         source: CommandError,
     },
-    /// It could not be read.
+    /// The pack could not be read.
     #[error("cannot read the pack of the commit {head}")]
     Read {
         head: String,
         #[source]
         source: std::io::Error,
     },
-    /// The far side gave no answer.
+    /// The lease did not answer.
     #[error("no answer from the lease")]
     Answer {
         #[source]
@@ -83,7 +82,7 @@ impl Seed {
             head: repo.head.clone().unwrap_or_default(),
             branch: repo.branch.clone().unwrap_or_default(),
             origin,
-            // Nothing is based on what has no commit yet.
+            // A branch without a commit has no base.
             base: base.filter(|_| repo.head.is_some()),
         };
         let mut hash = Sha256::new();
@@ -91,7 +90,7 @@ impl Seed {
             hash.update(part.as_bytes());
             hash.update([0]);
         }
-        // What an earlier version of this program seeded has no such index.
+        // Seeds of earlier versions of this program lack such an index.
         hash.update(b"index 1\0");
         for part in Self::parts(manifest) {
             hash.update((part.len() as u64).to_le_bytes());
@@ -108,7 +107,7 @@ impl Seed {
         seed
     }
 
-    /// What goes before the pack: the staged changes, the bits of the index, the settings and the attributes.
+    /// What is sent before the pack: the staged changes, the flags of the index, the settings and the attributes.
     fn parts(manifest: &Manifest) -> [Cow<'_, [u8]>; 4] {
         [
             index_info(manifest).into(),
@@ -118,9 +117,9 @@ impl Seed {
         ]
     }
 
-    /// Begins to pack what the lease lacks, given the commits it has.
+    /// Begins to pack the objects that the lease lacks, given the commits it has.
     pub(crate) fn pack(&self, manifest: &Manifest, state: &SeedState) -> Packing {
-        // A submodule's commit is an object of another repository, and nobody need have that of an empty file.
+        // A submodule's commit is an object of another repository, and the object of an empty file need not exist.
         let packed = |staged: &&Staged| !(staged.is_removal() || staged.intended || staged.mode == "160000");
         let staged = manifest.staged.iter().filter(packed);
         let wish = Wish {
@@ -136,7 +135,7 @@ impl Seed {
         }
     }
 
-    /// Sends it, and gets the answer.
+    /// Sends it, and returns the reply.
     pub(crate) fn send(
         &self,
         manifest: &Manifest,
@@ -150,14 +149,14 @@ impl Seed {
             far.send_list(&part).map_err(answer)?;
         }
         far.send_list(&lines(&roots)).map_err(answer)?;
-        // Once the far side waits for a pack it must get the end of it, whatever happens here.
+        // Once the agent waits for a pack, it must get the end of it, whatever happens here.
         let packed = packer.map_or(Ok(()), |packer| self.stream(packer, far));
         far.ask(&Request::End {}).map_err(answer)?;
         let reply = far.reply().map_err(answer)?;
         packed.map(|()| reply)
     }
 
-    /// What the lease is told of it.
+    /// The form that is sent to the lease.
     pub(crate) fn wire(&self) -> wire::Seed {
         wire::Seed {
             id: self.id.clone(),
@@ -171,7 +170,7 @@ impl Seed {
         }
     }
 
-    /// Passes a pack on piece by piece.
+    /// Sends a pack in chunks.
     fn stream(&self, mut packer: Packer, far: &mut Far) -> Result<(), SeedError> {
         let read = |source| SeedError::Read {
             head: self.head.clone(),
@@ -204,7 +203,7 @@ impl Seed {
     }
 }
 
-/// A pack that is made while files are sent: it is ready, up to what a pipe holds, when it is wanted.
+/// A pack that is made while files are sent, so that it is ready (up to the size of a pipe) when it is needed.
 #[derive(Debug)]
 pub(crate) struct Packing {
     packer: Option<JoinHandle<Result<Packed, SeedError>>>,
@@ -215,7 +214,7 @@ pub(crate) struct Packing {
 struct Packed {
     /// The git that packs, unless there is nothing to pack.
     packer: Option<Packer>,
-    /// Commits that are to have no parents there.
+    /// Commits that are to have no parents in the lease.
     roots: BTreeSet<String>,
 }
 
@@ -231,9 +230,9 @@ impl Packing {
 }
 
 impl Drop for Packing {
-    /// No git of ours lives longer than the sync that it is for.
+    /// No git process may outlive its sync.
     fn drop(&mut self) {
-        // What it would have said is of no use to a sync that has failed.
+        // The result no longer matters, because the sync has failed.
         drop(self.packer.take().map(JoinHandle::join));
     }
 }
@@ -247,7 +246,7 @@ struct Packer {
 
 impl Drop for Packer {
     fn drop(&mut self) {
-        // It may have ended long ago.
+        // It may have ended already.
         self.child.kill().ok();
         self.child.wait().ok();
     }
@@ -258,7 +257,7 @@ struct Wish {
     root: PathBuf,
     head: String,
     base: Option<String>,
-    /// The commits that the lease has from the last time; empty where it has none.
+    /// The commits that the lease has from the last sync; empty if it has none.
     have: String,
     have_base: String,
     /// Objects of staged changes.
@@ -272,12 +271,8 @@ impl Wish {
             return Ok(Packed { packer: None, roots });
         }
         let objects = lines(&objects);
-        let cmd = git(&self.root, Contents::Unread).args([
-            "pack-objects",
-            "--stdout",
-            "--quiet",
-            "--delta-base-offset",
-        ]);
+        let cmd =
+            unreplaced_git(&self.root).args(["pack-objects", "--stdout", "--quiet", "--delta-base-offset"]);
         let mut command = cmd.to_std();
         command
             .stdin(Stdio::piped())
@@ -289,7 +284,7 @@ impl Wish {
             argv: cmd.argv(),
         };
         if let Some(mut pipe) = packer.child.stdin.take() {
-            // If git ends early its exit code tells.
+            // If git ends early, its exit code shows it.
             std::thread::spawn(move || pipe.write_all(&objects).ok());
         }
         Ok(Packed {
@@ -298,8 +293,7 @@ impl Wish {
         })
     }
 
-    /// The objects of the commits and of the staged changes that the lease does not have, and the commits that are to have no
-    /// parents there.
+    /// The objects of commits and staged changes that the lease does not have, and the commits that are to have no parents there.
     fn objects(&self) -> Result<(BTreeSet<String>, BTreeSet<String>), SeedError> {
         let span = match &self.base {
             Some(base) => self.span(&self.head, base)?,
@@ -316,14 +310,14 @@ impl Wish {
         if self.base.is_some()
             && let [have, have_base] = known.as_slice()
         {
-            // The lease has the history behind these two, as this repository has.
+            // The lease has the history of these two commits, as this repository does.
             let there = self.span(have, have_base)?;
             wanted.retain(|commit| !there.commits.contains(commit));
         }
         if !wanted.is_empty() {
             let trees = wanted.iter().map(|commit| format!("{commit}^{{tree}}\n"));
             let not = known.iter().map(|commit| format!("^{commit}^{{tree}}\n"));
-            let list = git(&self.root, Contents::Unread)
+            let list = unreplaced_git(&self.root)
                 .args(["rev-list", "--objects", "--no-object-names", "--stdin"])
                 .stdin(trees.chain(not).collect::<String>());
             let listed = self.run(&list)?;
@@ -337,16 +331,12 @@ impl Wish {
         Span::of(&self.root, head, base).map_err(|source| self.failed(source))
     }
 
-    /// Whether `commit`, which the lease named, is one that is here too.
+    /// Whether this repository also has `commit`, which the lease reported.
     fn has(&self, commit: &str) -> bool {
         !commit.is_empty()
             && commit.bytes().all(|byte| byte.is_ascii_hexdigit())
             && self
-                .run(&git(&self.root, Contents::Unread).args([
-                    "cat-file",
-                    "-e",
-                    &format!("{commit}^{{tree}}"),
-                ]))
+                .run(&unreplaced_git(&self.root).args(["cat-file", "-e", &format!("{commit}^{{tree}}")]))
                 .is_ok()
     }
 
@@ -362,7 +352,7 @@ impl Wish {
     }
 }
 
-/// Ids, one a line.
+/// Ids, one per line.
 fn lines(ids: &BTreeSet<String>) -> Vec<u8> {
     ids.iter()
         .flat_map(|id| [id.as_str(), "\n"])
@@ -409,7 +399,7 @@ mod tests {
                 .count()
         };
         let seed = Seed::of(&manifest, None);
-        // A pipe holds less than the pack, so that git waits. A process has its new words a moment after it was started.
+        // The pack is larger than a pipe, so git blocks. Its command line shows up a moment after it was started.
         let begun = seed.pack(&manifest, &SeedState::default()).begun().unwrap();
         let there = || (packers() == 1).then_some(());
         poll_until(std::time::Duration::from_secs(10), there).unwrap();

@@ -320,7 +320,11 @@ impl Run<'_> {
                 seed: is_wanted,
                 have,
                 have_base,
+                stage,
             } => {
+                if stage.is_empty() || !stage.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+                    return Err(self.out_of_order(&stage));
+                }
                 let count = changed.map_or(self.manifest.entries.len(), <[usize]>::len);
                 let numbers = if all {
                     (0..count).collect()
@@ -333,7 +337,8 @@ impl Run<'_> {
                 let seed = seed.filter(|_| is_wanted);
                 let packed = seed.map(|seed| (seed, seed.pack(self.manifest, &state)));
                 if streamed.is_none() && !numbers.is_empty() {
-                    streamed = self.send(far, self.numbered(numbers.into_iter(), changed)?, &mut outcome)?;
+                    let entries = self.numbered(numbers.into_iter(), changed)?;
+                    streamed = self.send(far, entries, &stage, &mut outcome)?;
                 }
                 if let Some((seed, packing)) = packed {
                     if let Some(streamed) = streamed.take() {
@@ -396,16 +401,19 @@ impl Run<'_> {
         &self,
         far: &mut Far,
         entries: Vec<(usize, &Entry)>,
+        stage: &str,
         outcome: &mut Outcome,
     ) -> Result<Option<Streamed>, TransferError> {
         let bytes: u64 = entries.iter().map(|(_, entry)| entry.size).sum();
         let options = &self.way.options;
-        let for_rsync = options.checksum || (options.compress && bytes > DIRECT_OVER_NETWORK);
+        // The receiver takes its destination for a pattern, and would write into whatever else it matches.
+        let is_plain = !self.workdir.contains(['*', '?', '[', '\\']);
+        let for_rsync = is_plain && (options.checksum || (options.compress && bytes > DIRECT_OVER_NETWORK));
         if !(for_rsync && far.can_rsync()) {
             return self.stream(far, entries, false, outcome).map(Some);
         }
         let started = self.begin_send(&entries, outcome);
-        match self.rsync(&entries) {
+        match self.rsync(&entries, stage) {
             // What it is worth is time alone.
             Err(TransferError::Rsync {
                 source:
@@ -468,7 +476,7 @@ impl Run<'_> {
         }
     }
 
-    fn rsync(&self, entries: &[(usize, &Entry)]) -> Result<Sent, TransferError> {
+    fn rsync(&self, entries: &[(usize, &Entry)], stage: &str) -> Result<Sent, TransferError> {
         let mut files = Vec::new();
         for (_, entry) in entries {
             // rsync takes a name that begins with '#' or ';' for a comment, with --from0 too.
@@ -479,7 +487,7 @@ impl Run<'_> {
         let transfer = Transfer {
             root: &self.manifest.root,
             workdir: &self.workdir,
-            temp_dir: &format!("{}/tmp", self.way.meta()),
+            temp_dir: &format!("{}/tmp/{stage}", self.way.meta()),
             files,
             compress: self.way.options.compress,
             checksum: self.way.options.checksum,

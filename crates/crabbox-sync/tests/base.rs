@@ -1,4 +1,4 @@
-//! The base of a branch in the lease: what git says about it there is what it says here, from local objects alone.
+//! Tests of the base of a branch in the lease: git reports the same about it there as here, from local objects alone.
 
 #![expect(
     clippy::unwrap_used,
@@ -11,23 +11,12 @@
 mod world;
 
 use std::path::Path;
-use std::sync::Mutex;
 
 use crabbox_host::command::Cmd;
-use crabbox_sync::SyncEvents;
 use crabbox_sync::transfer::Options;
-use world::{World, settle};
+use world::{Heard, World, settle};
 
-#[derive(Default)]
-struct Heard(Mutex<Vec<String>>);
-
-impl SyncEvents for Heard {
-    fn warning(&self, line: &str) {
-        self.0.lock().unwrap().push(line.to_owned());
-    }
-}
-
-/// Syncs with this base; returns what was warned of.
+/// Syncs with this base; returns the warnings.
 fn based(world: &World, base: &str) -> Vec<String> {
     let options = Options {
         base_ref: base.to_owned(),
@@ -35,10 +24,10 @@ fn based(world: &World, base: &str) -> Vec<String> {
     };
     let heard = Heard::default();
     world.sync_as(&world.manifest(), &options, &heard).unwrap();
-    heard.0.into_inner().unwrap()
+    heard.warnings()
 }
 
-/// What git prints, and its exit code.
+/// The exit code and output of git.
 fn said(dir: &Path, args: &str) -> (Option<i32>, String) {
     let out = Cmd::new("git")
         .args(args.split(' '))
@@ -50,7 +39,7 @@ fn said(dir: &Path, args: &str) -> (Option<i32>, String) {
     (out.status.code(), out.stdout_text())
 }
 
-/// Both sides say the same of the base, and what is there is whole.
+/// Checks that both sides report the same about the base, and that the repository in the lease is complete.
 fn check(world: &World, base: &str) {
     for args in [
         "merge-base --all {} HEAD",
@@ -72,7 +61,7 @@ fn check(world: &World, base: &str) {
     assert_eq!((code, problems.as_str()), (Some(0), ""));
 }
 
-/// `main` with a, b and c; `work`, which is checked out, left it at b and has d and e.
+/// `main` with commits a, b and c; `work`, which is checked out, forks at b and has d and e.
 const BRANCHES: &str = "c() { echo $1 >> f; echo $1 > $1; git add -A; git commit -qm $1; }; \
      c a; c b; git branch work; c c; git checkout -q work; c d; c e; ";
 
@@ -86,10 +75,10 @@ fn the_branch_of_the_origin_is_there_with_the_history_up_to_the_fork() {
         ]
         .concat(),
     );
-    // What an earlier sync cut off is joined again.
+    // History that an earlier sync cut off is joined again.
     assert_eq!(based(&world, ""), [""; 0]);
     assert_eq!(said(&world.workdir(), "rev-list --count HEAD").1, "1");
-    // A file that was just written would be sent once more.
+    // A file that was just written would be sent again.
     settle();
     assert_eq!(based(&world, "main"), [""; 0]);
     check(&world, "origin/main");
@@ -99,7 +88,7 @@ fn the_branch_of_the_origin_is_there_with_the_history_up_to_the_fork() {
         said(&world.workdir(), "rev-parse main"),
         said(&world.source(), "rev-parse origin/main")
     );
-    // a is behind the fork: it stays here.
+    // a is older than the fork, so it is not sent.
     assert_eq!(said(&world.workdir(), "rev-list --count --all").1, "4");
     let options = Options {
         base_ref: "main".to_owned(),
@@ -108,7 +97,7 @@ fn the_branch_of_the_origin_is_there_with_the_history_up_to_the_fork() {
     let outcome = world.sync_as(&world.manifest(), &options, &Heard::default());
     assert!(outcome.unwrap().skipped);
 
-    // Both go on, and then the base alone.
+    // Both branches advance, and then only the base.
     world.local("c() { echo $1 > $1; git add -A; git commit -qm $1; }; c g; git checkout -q --detach origin/main; c h; \
                  git update-ref refs/remotes/origin/main HEAD; git checkout -q work");
     assert_eq!(based(&world, "main"), [""; 0]);
@@ -117,7 +106,7 @@ fn the_branch_of_the_origin_is_there_with_the_history_up_to_the_fork() {
                  git update-ref refs/remotes/origin/main HEAD; git checkout -q work");
     assert_eq!(based(&world, "origin/main"), [""; 0]);
     check(&world, "origin/main");
-    // Without one the rest stays as it is.
+    // Without a base, the rest stays as it is.
     world.local("echo j > j; git add j; git commit -qm j");
     assert_eq!(based(&world, ""), [""; 0]);
     check(&world, "HEAD");
@@ -138,8 +127,17 @@ fn a_base_may_be_a_branch_a_tag_or_a_commit_of_here() {
 }
 
 #[test]
+fn a_base_whose_name_the_branch_goes_on_from_is_known_by_its_own_ref_alone() {
+    let world = World::new();
+    world.local(BRANCHES);
+    world.local("git update-ref refs/remotes/origin/release main; git checkout -q -b release/1");
+    assert_eq!(based(&world, "release"), Vec::<String>::new());
+    check(&world, "origin/release");
+}
+
+#[test]
 fn histories_that_meet_more_than_once_or_never_do_so_there_too() {
-    // Old topics that both sides have merged, each from before the fork.
+    // Old topic branches merged into both sides, each from before the fork.
     let world = World::new();
     world.local(&[
         BRANCHES,
@@ -148,7 +146,7 @@ fn histories_that_meet_more_than_once_or_never_do_so_there_too() {
     ].concat());
     assert_eq!(based(&world, "main"), [""; 0]);
     check(&world, "main");
-    // A merge of what was merged long ago would be cut off from the fork: then all of the history comes.
+    // Merging an old commit again would be disconnected from the fork: then the whole history is sent.
     let world = World::new();
     world.local(
         &[
@@ -159,7 +157,7 @@ fn histories_that_meet_more_than_once_or_never_do_so_there_too() {
     );
     assert_eq!(based(&world, "main"), [""; 0]);
     check(&world, "main");
-    // They have nothing in common.
+    // Branches without a common ancestor.
     let world = World::new();
     world.local(&[BRANCHES, "git checkout -q --orphan alone; git commit -qm alone"].concat());
     assert_eq!(based(&world, "main"), [""; 0]);
@@ -196,7 +194,7 @@ fn what_is_no_base_is_a_warning_and_the_rest_is_seeded() {
     }
     let refs = said(&world.workdir(), "for-each-ref --format=%(refname)").1;
     assert_eq!(refs, "refs/heads/work");
-    // A branch without a commit is based on nothing.
+    // A branch without a commit has no base.
     let world = World::new();
     world.local("echo x > f");
     assert_eq!(based(&world, ""), [""; 0]);

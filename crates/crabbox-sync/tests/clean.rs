@@ -1,5 +1,5 @@
-//! What git calls clean here it calls clean in the lease, and the rest is told in the same words: `git status --short` on both sides, with
-//! none of this side's configuration, filters or programs over there.
+//! Tests that git in the lease agrees with git here about what is clean, and reports the rest in the same way: `git status --short` on both sides,
+//! with none of this side's configuration, filters or programs in the lease.
 
 #![expect(
     clippy::unwrap_used,
@@ -14,13 +14,12 @@ mod world;
 use std::path::Path;
 
 use crabbox_host::command::Cmd;
-use crabbox_sync::SyncEvents;
 use crabbox_sync::manifest::{Manifest, Scope};
 use crabbox_sync::repo::Repo;
 use crabbox_sync::transfer::{Options, Outcome};
-use world::{World, settle};
+use world::{Heard, World, settle};
 
-/// What git says there, without a configuration of the user that this test runs as.
+/// git's status in a directory, without the configuration of the user who runs this test.
 fn status(dir: &Path) -> String {
     let out = Cmd::new("git")
         .args(["status", "--short"])
@@ -32,24 +31,18 @@ fn status(dir: &Path) -> String {
     String::from_utf8(out.stdout).unwrap()
 }
 
-/// git looks here (which may renew its index), the tree is synced, and both sides say `wanted`. Nothing that was seeded may fail.
+/// Runs git status here (which may refresh its index), syncs the tree, and checks that both sides report `wanted`. Nothing that was seeded may fail.
 fn check_in(world: &World, scope: &Scope, wanted: &str) -> Outcome {
-    struct Heard(std::sync::Mutex<Vec<String>>);
-    impl SyncEvents for Heard {
-        fn warning(&self, line: &str) {
-            self.0.lock().unwrap().push(line.to_owned());
-        }
-    }
     assert_eq!(status(&world.source()), wanted, "here");
     let manifest = Manifest::build(&Repo::discover(&world.source()).unwrap(), scope).unwrap();
-    let heard = Heard(std::sync::Mutex::default());
+    let heard = Heard::default();
     let outcome = world.sync_as(&manifest, &Options::default(), &heard).unwrap();
-    assert_eq!(heard.0.into_inner().unwrap(), Vec::<String>::new());
+    assert_eq!(heard.warnings(), Vec::<String>::new());
     assert_eq!(status(&world.workdir()), wanted, "there");
     outcome
 }
 
-/// The same with the whole tree, by memory where that is believed.
+/// The same with the whole tree, from memory where that is trusted.
 fn check(world: &World, wanted: &str) -> Outcome {
     assert_eq!(status(&world.source()), wanted, "here");
     let outcome = world.sync();
@@ -67,12 +60,12 @@ fn line_ends_are_what_the_settings_and_attributes_make_of_them() {
           "git config core.autocrlf true; rm t u; git checkout -q t u; grep -q \"$(printf '\\r')\" t u"].concat(),
     );
     check(&world, "");
-    // Another setting alone is another repository.
+    // A changed setting alone makes the repository be seeded again.
     world.local("git config core.autocrlf input; rm t; git checkout -q t; printf 'x\\r\\n' > t; git add t 2>/dev/null");
     check(&world, "M  t\n");
     world.local("git commit -qm crlf; git config core.autocrlf false; git config core.eol crlf; rm t; git checkout -q t");
     check(&world, "");
-    // The attributes of this clone alone, and their end.
+    // Attributes of this clone only, and their removal.
     world.local("git config --unset core.eol; mkdir -p .git/info; printf 'raw text eol=crlf\\n' > .git/info/attributes; rm u raw; git checkout -q u raw; git add --renormalize raw; git commit -qm raw");
     check(&world, "");
     world.guest("touch raw; git status --short > /dev/null; test -z \"$(git diff raw)\"; printf 'y\\r\\n' >> raw; test $(git diff --numstat raw | cut -f1) = 1");
@@ -126,7 +119,7 @@ fn what_a_filter_made_is_clean_without_the_filter_and_stays_so() {
     world.guest(
         "test \"$(cat f.u)\" = abc; test -z \"$(git config --get-regexp '^filter')\"; git diff --exit-code",
     );
-    // A file that changes, one that only gets another time, and both back again.
+    // One file changes, one only gets another time, and then both are reverted.
     world.local("echo more >> f.u; touch g.u");
     settle();
     check(&world, " M f.u\n");
@@ -146,7 +139,7 @@ fn what_a_filter_made_is_clean_without_the_filter_and_stays_so() {
 #[test]
 fn pointers_of_large_files_are_clean_whether_they_were_fetched_or_not() {
     let world = World::new();
-    // As git-lfs does it: what is a pointer already stays one.
+    // Like git-lfs: a file that already is a pointer stays one.
     world.local(
         "printf '#!/bin/sh\\nin=$(cat; echo .); in=${in%%.}; case $in in pointer*) printf %%s \"$in\";; *) printf \"pointer %%s\\\\n\" \"$(printf %%s \"$in\" | cksum)\";; esac\\n' > ../clean; chmod 755 ../clean; \
          git config filter.lfs.clean ../clean; git config filter.lfs.smudge cat; git config filter.lfs.required true; \
@@ -162,7 +155,7 @@ fn pointers_of_large_files_are_clean_whether_they_were_fetched_or_not() {
     check(&world, "");
     world.local("echo other > a.bin");
     check(&world, " M a.bin\n");
-    // Fetched later: the same commit, another content, and still clean.
+    // Fetched later: the same commit with other content, and still clean.
     world.local("echo big > a.bin; echo large > b.bin; git add b.bin");
     check(&world, "");
 }
@@ -274,7 +267,7 @@ fn settings_decide_what_is_shown_and_none_that_runs_anything_travels() {
     world.guest("! grep -r evil .git; ! grep -r root: .git");
     world.local("git config --unset status.showUntrackedFiles");
     check(&world, " M a\n?? new\n");
-    // A file of attributes that is a link could lead anywhere.
+    // An attributes file that is a link could point anywhere.
     world.local("mkdir -p .git/info; ln -s /etc/passwd .git/info/attributes; echo 4 > a; git add a");
     check(&world, "M  a\n?? new\n");
     world.guest("test ! -e .git/info/attributes");
@@ -305,10 +298,10 @@ fn a_file_that_changes_while_git_looks_is_not_called_unchanged() {
         ]
         .concat(),
     );
-    // Of a time to come, as of a file that was written while git was asked about it.
+    // With a time in the future, like a file that was written while git was running.
     world.local("touch -d '1 hour' a");
     world.sync();
-    // Its git has to compare it.
+    // git in the lease has to compare it.
     world.guest("test $(git ls-files --debug a | grep -c 'mtime: 0:0') = 1");
 }
 
@@ -325,7 +318,7 @@ fn an_index_that_the_guest_changed_is_not_trusted() {
     );
     settle();
     check(&world, "");
-    // Staged there, and taken back by the sync, which must not call the other object the file that came.
+    // A change staged in the lease is reverted by the sync, which must not take the staged object for the file that arrived.
     world.guest("echo 9 > a; git add a");
     check(&world, "");
     world.guest("git update-index --index-version 4; git update-index --split-index; touch f.u");
@@ -334,6 +327,6 @@ fn an_index_that_the_guest_changed_is_not_trusted() {
     check(&world, "");
     world.guest("printf garbage > .git/index; touch f.u");
     check(&world, "");
-    // Same size, same second: what the guest writes behind a sync is still a change.
+    // With the same size in the same second, a change that the guest makes after a sync is still noticed.
     world.guest("echo 8 > a; test \"$(git status --short)\" = ' M a'");
 }

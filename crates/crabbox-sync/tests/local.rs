@@ -1,4 +1,4 @@
-//! The real sync code against a shell on this machine: what a workdir looks like after each kind of change.
+//! Tests of the real sync code against a shell on this machine: the state of a workdir after each kind of change.
 
 #![expect(
     clippy::unwrap_used,
@@ -9,6 +9,7 @@
 )]
 
 mod early;
+mod repository;
 mod world;
 
 use std::os::unix::fs::MetadataExt as _;
@@ -16,7 +17,7 @@ use std::time::Duration;
 
 use crabbox_host::clock::nap;
 use crabbox_host::command::Cmd;
-use crabbox_sync::transfer::{Options, TransferError, begin};
+use crabbox_sync::transfer::{Destination, Options, TransferError, begin, sync};
 use crabbox_sync::{Silent, Stage, SyncEvents};
 use world::{World, settle};
 
@@ -41,7 +42,7 @@ fn what_the_guest_did_is_undone_where_it_is_ours_and_kept_where_it_is_not() {
     world.local("mkdir -p a/b; echo 1 > a/b/f; echo 2 > g; echo 3 > h; git add -A; git commit -qm x");
     settle();
     world.sync();
-    // Same size, same mtime: only the change time can tell.
+    // Same size, same mtime: only the change time differs.
     world.guest(
         "touch -r g stamp; echo 9 > g; touch -r stamp g; mkdir -p node_modules; echo kept > node_modules/k",
     );
@@ -60,7 +61,7 @@ fn the_far_side_looks_at_nothing_before_it_is_told_to() {
     world.sync();
     assert!(world.sync().skipped);
     let mut far = world.far().unwrap();
-    // Until then the tree may be another client's; a look that nobody asked for would have been over by now.
+    // Until then the tree may belong to another client; an unrequested check would be finished by now.
     nap(Duration::from_millis(300));
     world.guest("echo 9 > a");
     let begun = begin(
@@ -85,7 +86,7 @@ fn a_directory_moved_away_and_linked_back_is_noticed() {
     assert!(!world.sync().skipped);
 }
 
-/// The names of the record's files in the lease that are not what they were at the last call.
+/// The names of the record's files in the lease that have changed since the last call.
 fn rewritten(world: &World, last: &mut std::collections::BTreeMap<String, u64>) -> Vec<String> {
     let meta = format!("{}/.crabbox-sync/w", world.destination().lease_dir());
     let now: std::collections::BTreeMap<String, u64> = std::fs::read_dir(meta)
@@ -132,7 +133,7 @@ fn an_edit_rewrites_its_part_of_the_record_only_and_is_then_skipped() {
         assert!(world.sync().skipped, "{edit}");
     }
     assert_eq!(world.files_there().len(), 5000);
-    // Whatever the guest did since makes it look at all again.
+    // Any change by the guest makes the agent check everything again.
     world.guest("echo guest > d20/f20");
     world.local("echo edit > d7/f8");
     settle();
@@ -151,13 +152,13 @@ fn a_hole_stays_a_hole_and_large_files_come_whole() {
     settle();
     world.sync();
     let blocks = |name: &str| world.workdir().join(name).metadata().unwrap().blocks();
-    // The first chunk is sent as it is; 512 bytes a block.
+    // The first chunk is always sent as data; a block has 512 bytes.
     assert!(blocks("hole") <= 2 * 512 + 64, "{}", blocks("hole"));
     assert!(blocks("end") <= 512 + 64, "{}", blocks("end"));
     assert!(world.sync().skipped);
 }
 
-/// A guest that runs this script when rsync has ended and nothing is written down yet.
+/// A guest that runs this script after rsync has ended and before the record is written.
 struct BeforeTheFinish<'a>(&'a World, &'a str);
 
 impl SyncEvents for BeforeTheFinish<'_> {
@@ -171,7 +172,7 @@ impl SyncEvents for BeforeTheFinish<'_> {
 #[test]
 fn what_the_guest_does_before_the_finish_is_found_by_the_next_sync() {
     for script in [
-        // A file that was not sent, with its size and time as they were.
+        // A file that was not sent, keeping its size and time.
         "touch -r b ../stamp; echo 9 > b; touch -r ../stamp b",
         "rm b",
         // The inode and all times of d/f stay as they were.
@@ -207,7 +208,7 @@ fn a_local_edit_that_keeps_size_and_time_is_sent() {
     settle();
     world.sync();
     world.local("touch -r a /tmp/crabbox-stamp-$$; echo 9 > a; touch -r /tmp/crabbox-stamp-$$ a; rm /tmp/crabbox-stamp-$$");
-    // Old enough for its identity to be believed: only the change time in it tells.
+    // Old enough for its identity to be trusted: only the change time in it differs.
     settle();
     assert_eq!(world.sync().sent, 1);
 }
@@ -325,7 +326,7 @@ fn an_interrupted_sync_is_finished_and_pruned_by_the_next() {
     world.local("echo 1 > a; echo 2 > b; git add -A; git commit -qm x");
     world.sync();
     world.local("echo new > c; mkdir d; echo new > d/e");
-    // The record cannot be written: as if the line broke after rsync.
+    // Make writing the record fail, as if the connection broke after rsync.
     let record = world
         .workdir()
         .parent()
@@ -349,7 +350,7 @@ fn what_a_sync_that_broke_off_had_brought_goes_though_nothing_else_has_changed()
     settle();
     world.sync();
     assert!(world.sync().skipped);
-    // As if the line had broken when `c` was there and nothing was written down, and `c` is gone here again.
+    // As if the connection had broken after `c` arrived and before the record was written, and `c` is deleted here again.
     world.guest("echo new > c");
     let pending = format!("{}/.crabbox-sync/w/pending", world.destination().lease_dir());
     std::fs::write(&pending, b"1f f 644 4 1 c\0").unwrap();
@@ -437,16 +438,12 @@ fn what_the_go_program_synced_is_pruned_and_its_fingerprint_dropped() {
     );
 }
 
-/// What `git status` says here and there, and on which commit and branch both stand.
+/// Checks that `git status`, the commit and the branch are the same on both sides.
 fn assert_same_repository(world: &World) {
     let ask = |dir: &std::path::Path| {
         let git = |args: &[&str]| {
-            Cmd::new("git")
-                .args(args)
-                .cwd(dir)
-                .capture()
-                .unwrap()
-                .stdout_text()
+            let said = Cmd::new("git").args(args).cwd(dir).capture().unwrap();
+            (said.stdout_text(), said.stderr_text())
         };
         [
             git(&[
@@ -464,7 +461,38 @@ fn assert_same_repository(world: &World) {
     assert_eq!(ask(&world.source()), ask(&world.workdir()));
 }
 
-/// Every way that a repository moves, in one of this object format (git-init(1)).
+#[test]
+fn a_destination_is_never_taken_for_a_pattern() {
+    let world = World::new();
+    world.local("echo 1 > a; git add -A; git commit -qm one");
+    for (name, matched) in [("r[1]", "r1"), ("r*", "rest"), ("r?", "r2"), (r"r\", "r")] {
+        let destination = Destination {
+            name: name.to_owned(),
+            ..world.destination()
+        };
+        let tree = std::path::PathBuf::from(destination.workdir());
+        let other = tree.with_file_name(matched);
+        std::fs::create_dir_all(&other).unwrap();
+        let options = Options {
+            checksum: true,
+            ..Options::default()
+        };
+        let (manifest, mut far) = (world.manifest(), world.far().unwrap());
+        sync(
+            &mut far,
+            &world.channel(),
+            &destination,
+            &manifest,
+            &options,
+            &Silent,
+        )
+        .unwrap();
+        assert_eq!(std::fs::read(tree.join("a")).unwrap(), b"1\n", "{name}");
+        assert_eq!(std::fs::read_dir(&other).unwrap().count(), 0, "{name}");
+    }
+}
+
+/// Tests every kind of repository change, with this object format (git-init(1)).
 fn the_repository_is_followed(format: &str) {
     let world = World::new();
     world.local(&format!("rm -rf .git; git init -q --template= --object-format={format} -b main . && printf '[user]\nname=t\nemail=t@t\n' >> .git/config"));
@@ -475,7 +503,7 @@ fn the_repository_is_followed(format: &str) {
     world.sync();
     assert_same_repository(&world);
     assert!(world.sync().skipped);
-    // A moved commit, another branch, a detached head: each is followed, with only what is new in the pack.
+    // A new commit, another branch, a detached head: each is followed, with only new objects in the pack.
     world.local("git commit -qam three; echo 5 > f; git add f; git commit -qm four");
     world.sync();
     assert_same_repository(&world);
@@ -518,19 +546,12 @@ fn a_repository_that_the_guest_moved_is_brought_back() {
 
 #[test]
 fn a_repository_that_cannot_be_seeded_is_only_a_warning() {
-    struct Heard(std::sync::Mutex<Vec<String>>);
-    impl crabbox_sync::SyncEvents for Heard {
-        fn warning(&self, line: &str) {
-            self.0.lock().unwrap().push(line.to_owned());
-        }
-    }
     let world = World::new();
     world.local("echo 1 > a; git add -A; git commit -qm one");
     world.sync();
-    world.guest("rm -rf .git; echo nonsense > .git");
-    let heard = Heard(std::sync::Mutex::default());
-    world.sync_telling(&heard);
-    let heard = heard.0.into_inner().unwrap();
+    world.local("git commit -q --allow-empty -m two");
+    world.guest("rm .git/index; mkdir -p .git/index/x");
+    let heard = world.warned();
     assert!(
         heard
             .iter()

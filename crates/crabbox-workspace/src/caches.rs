@@ -1,7 +1,7 @@
-//! The caches of a lease: what package managers and Docker keep in it beside the working tree, measured and emptied over there.
+//! The caches of a lease: what package managers and Docker keep in it outside the working tree. They are measured and emptied in the lease.
 //!
-//! Where they are is the Go program's convention. Nothing here may follow a link out of a cache, or remove the cache's own directory,
-//! which belongs to whoever set the machine up.
+//! Their paths are the Go program's convention. Nothing here may follow a link out of a cache, or remove the cache's own directory, which belongs to
+//! the machine's setup.
 
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
@@ -16,6 +16,9 @@ use crate::stream::Words;
 
 /// The directory of the caches in a lease.
 const ROOT: &str = "/var/cache/crabbox";
+
+/// The name in messages of the cache without a known directory.
+const DOCKER: &str = "what Docker keeps";
 
 /// How long measuring may take; a large cache has millions of files.
 const MEASURE_LIMIT: Duration = Duration::from_mins(10);
@@ -34,7 +37,7 @@ pub enum CacheKind {
 }
 
 impl CacheKind {
-    /// All of them, in the order in which they are shown.
+    /// All kinds, in display order.
     pub const ALL: [Self; 4] = [Self::Pnpm, Self::Npm, Self::Git, Self::Docker];
 
     /// Its name.
@@ -47,26 +50,26 @@ impl CacheKind {
         }
     }
 
-    /// The one of this name.
+    /// The kind with this name.
     pub fn by_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|kind| kind.name() == name)
     }
 }
 
-/// What there is of a kind.
+/// One cache of a lease.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CacheEntry {
     /// Its name.
     pub kind: String,
-    /// Its directory; empty for what has none.
+    /// Its directory; empty if it has none.
     pub path: String,
-    /// What it takes on the disk; `None` where that was not told.
+    /// Its disk usage in bytes; `None` if that is unknown.
     pub bytes: Option<u64>,
-    /// What its own program says of it; empty for a directory.
+    /// What its own program reports about it; empty for a directory.
     pub note: String,
 }
 
-/// What of `kinds` is in the lease; what is not there is left out.
+/// Measures `kinds` in the lease; absent caches are left out.
 pub fn measure(
     target: &Target,
     kinds: &[CacheKind],
@@ -103,14 +106,14 @@ pub fn measure(
                 note: String::new(),
             }),
             Ok(other) => return Err(far.out_of_order(&other).into()),
-            Err(error) => return Err(failed("measure", error)),
+            Err(error) => return Err(failed("measure", ROOT, error)),
         }
     }
     far.leave();
     Ok(found)
 }
 
-/// Empties `kinds` in the lease. Ends with the first failure.
+/// Empties `kinds` in the lease. Stops at the first failure.
 pub fn purge(target: &Target, kinds: &[CacheKind], cancel: BorrowedFd<'_>) -> Result<(), RemoteError> {
     if kinds.is_empty() {
         return Ok(());
@@ -120,7 +123,7 @@ pub fn purge(target: &Target, kinds: &[CacheKind], cancel: BorrowedFd<'_>) -> Re
         if *kind == CacheKind::Docker {
             match docker(&mut far, PRUNE, cancel)? {
                 (RemoteStatus::Exited(0 | ABSENT), ..) => continue,
-                (_, _, why) => return Err(failed("empty", FarError::Failed { why })),
+                (_, _, why) => return Err(failed("empty", DOCKER, FarError::Failed { why })),
             }
         }
         let dir = format!("{ROOT}/{}", kind.name());
@@ -128,23 +131,23 @@ pub fn purge(target: &Target, kinds: &[CacheKind], cancel: BorrowedFd<'_>) -> Re
         match asked.and_then(|()| far.reply()) {
             Ok(Reply::Cleared {}) => {}
             Ok(other) => return Err(far.out_of_order(&other).into()),
-            Err(error) => return Err(failed("empty", error)),
+            Err(error) => return Err(failed("empty", ROOT, error)),
         }
     }
     far.leave();
     Ok(())
 }
 
-/// The exit code of our scripts where there is no Docker.
+/// The exit code of our scripts if there is no Docker.
 const ABSENT: u8 = 71;
 
-/// What Docker says of what it keeps: a line of a word and a size each.
+/// Prints Docker's disk usage, one `type=size` line each.
 const DISK_USE: &str = "command -v docker >/dev/null 2>&1 || exit 71; docker system df --format '{{.Type}}={{.Size}}' 2>/dev/null";
 
 /// Removes what Docker does not use.
 const PRUNE: &str = "command -v docker >/dev/null 2>&1 || exit 71; docker system prune -af >/dev/null";
 
-/// Runs a script about Docker; how it ended, what it printed, and the end of what it complained of.
+/// Runs a Docker script; returns its status, its output, and the end of its standard error.
 fn docker(
     far: &mut Far,
     script: &str,
@@ -173,18 +176,18 @@ fn docker(
     }
 }
 
-/// The lines of a text, with commas between them.
+/// The lines of a text, joined with commas.
 fn note(text: &[u8]) -> String {
     let text = String::from_utf8_lossy(text);
     let lines: Vec<&str> = text.lines().filter(|line| !line.is_empty()).collect();
     lines.join(",")
 }
 
-fn failed(attempt: &'static str, error: FarError) -> RemoteError {
+fn failed(attempt: &'static str, what: &str, error: FarError) -> RemoteError {
     match error {
         FarError::Failed { why } => RemoteError::File {
             attempt,
-            path: ROOT.to_owned(),
+            path: what.to_owned(),
             said: why,
         },
         error => error.into(),
@@ -200,7 +203,7 @@ mod tests {
 
     use crabbox_host::command::Cmd;
 
-    /// Runs `script` where Docker, if there is any, says what it is asked for.
+    /// Runs `script` with a fake Docker if `any`, which records its arguments.
     fn run(script: &str, any: bool) -> (Option<i32>, String, String) {
         let dir = tempfile::tempdir().unwrap();
         let asked = dir.path().join("asked");
@@ -220,6 +223,15 @@ mod tests {
             .unwrap();
         let asked = fs::read_to_string(asked).unwrap_or_default();
         (done.status.code(), note(&done.stdout), asked)
+    }
+
+    #[test]
+    fn a_failure_names_the_cache_that_it_is_of() {
+        let why = "Cannot connect to the Docker daemon".to_owned();
+        assert_eq!(
+            failed("empty", DOCKER, FarError::Failed { why }).to_string(),
+            "cannot empty what Docker keeps in the lease: Cannot connect to the Docker daemon"
+        );
     }
 
     #[test]

@@ -1,14 +1,15 @@
 //! A user's command in a workspace: its directory, its uploaded script, its streams and exit status, the files it leaves.
 //!
-//! It runs where it is told to and hands through what comes; it must never decide whether the tree is up to date or whose it is.
+//! It runs the command in the given directory and passes its streams through; it must never decide whether the tree is up to date or who owns it.
 
 use std::io::Write;
 use std::os::fd::BorrowedFd;
-use std::path::PathBuf;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crabbox_agent_protocol::{Command, Reply, Request};
-use crabbox_core::fault::{Fault, Kind};
+use crabbox_core::fault::{Connectivity, Fault, Kind};
 use crabbox_host::beneath::{BeneathError, Existing};
 use crabbox_host::budget::OverBudget;
 use crabbox_host::place::{Place, PlaceError};
@@ -21,7 +22,7 @@ use crabbox_ssh::far::{FarError, Ran, Streams};
 use crabbox_ssh::target::Target;
 
 use crate::files::{self, FetchError, Fetched, Wanted};
-use crate::owner::{Owner, far_hints};
+use crate::owner::{Owner, connectivity, far_hints};
 use crate::stream::{Sparse, Words, budget, expect};
 
 /// How long making the directory of a run without a sync may take.
@@ -30,13 +31,13 @@ const MKDIR_LIMIT: Duration = Duration::from_mins(2);
 /// Why a command could not be run.
 #[derive(Debug, thiserror::Error)]
 pub enum RemoteError {
-    /// The command cannot be written down.
+    /// The command cannot be sent.
     #[error(transparent)]
     Command(#[from] UserCommandError),
     /// It could not be started.
     #[error("cannot run the command in the lease")]
     Exec(#[from] ExecError),
-    /// The lease could not be spoken to.
+    /// Talking to the lease failed.
     #[error("cannot speak to the lease")]
     Far(#[source] FarError),
     /// The lease could not start it.
@@ -72,10 +73,10 @@ pub enum RemoteError {
         #[source]
         source: std::io::Error,
     },
-    /// A file has no place here, or could not be put there.
+    /// A file has no valid local place, or could not be put there.
     #[error(transparent)]
     Place(#[from] PlaceError),
-    /// More came than may be kept here.
+    /// More data came than may be kept here.
     #[error("{} was not written", path.display())]
     Over {
         /// The file.
@@ -84,7 +85,7 @@ pub enum RemoteError {
         #[source]
         over: OverBudget,
     },
-    /// The user interrupted while a file came.
+    /// The user interrupted while a file was received.
     #[error("interrupted; {} was not written", path.display())]
     Interrupted {
         /// The file.
@@ -95,7 +96,7 @@ pub enum RemoteError {
     Cancelled,
 }
 
-/// What a script of ours left behind.
+/// The result of one of our own scripts.
 #[derive(Debug)]
 pub(crate) struct Asked {
     pub(crate) status: RemoteStatus,
@@ -110,8 +111,8 @@ impl Asked {
     }
 }
 
-/// Runs a script of ours that a user waits for; stops when `cancel` becomes readable. The script stands in an argument vector, which everybody can
-/// read: what is secret goes into `input`.
+/// Runs one of our own scripts while a user waits; stops when `cancel` becomes readable. The script appears in an argument vector, which all users
+/// can read, so secrets must go into `input`.
 pub(crate) fn ask(
     owner: &mut Owner,
     workdir: &str,
@@ -122,7 +123,7 @@ pub(crate) fn ask(
     shell(owner, workdir, &["-c", script], input, cancel)
 }
 
-/// Runs a shell with these words and this standard input.
+/// Runs a shell with these arguments and this standard input.
 fn shell(
     owner: &mut Owner,
     workdir: &str,
@@ -160,7 +161,7 @@ fn shell(
     }
 }
 
-/// As much of a stream as a script of ours may print.
+/// The output of one of our own scripts, up to the limit.
 #[derive(Debug, Default)]
 pub(crate) struct Kept(pub(crate) Vec<u8>);
 
@@ -205,6 +206,10 @@ impl Fault for RemoteError {
         }
     }
 
+    fn connectivity(&self) -> Option<Connectivity> {
+        connectivity(self)
+    }
+
     fn hints(&self) -> Vec<String> {
         far_hints(self)
     }
@@ -224,7 +229,7 @@ pub struct Job<'a> {
     pub stdout: &'a mut (dyn Write + Send),
     /// Where its standard error goes.
     pub stderr: &'a mut (dyn Write + Send),
-    /// Readable when it shall be stopped.
+    /// Becomes readable when the command is to be stopped.
     pub cancel: BorrowedFd<'a>,
 }
 
@@ -234,6 +239,12 @@ impl std::fmt::Debug for Job<'_> {
             .field("workdir", &self.workdir)
             .finish_non_exhaustive()
     }
+}
+
+/// Checks whether such a command with these variables can be sent, before there is a lease.
+pub fn check(form: Form, env: Vec<(String, String)>) -> Result<(), RemoteError> {
+    let workdir = "/".to_owned();
+    Ok(UserCommand { workdir, env, form }.check()?)
 }
 
 /// Runs the command.
@@ -249,7 +260,7 @@ pub fn command(owner: &mut Owner, job: Job<'_>) -> Result<RemoteStatus, RemoteEr
     } = job;
     let command = UserCommand { workdir, env, form }.prepared()?;
     if !before.is_empty() {
-        // Values stand in it, so it goes where nobody else reads.
+        // It contains values, so it is sent over standard input, not in the arguments.
         let prepared = shell(owner, &command.workdir, &["-s"], before.as_bytes(), cancel)?;
         if prepared.status != RemoteStatus::Exited(0) {
             stderr.write_all(prepared.said().as_bytes()).ok();
@@ -263,7 +274,7 @@ pub fn command(owner: &mut Owner, job: Job<'_>) -> Result<RemoteStatus, RemoteEr
     match meaning(owner.far().run(command, None, streams, Some(cancel))?) {
         Meaning::Ended(status, said) => {
             if let Some(said) = said {
-                // A stream that takes no more has heard worse already.
+                // If the stream takes no more, a worse error was already reported.
                 stderr.write_all(said.as_bytes()).ok();
             }
             Ok(status)
@@ -272,7 +283,7 @@ pub fn command(owner: &mut Owner, job: Job<'_>) -> Result<RemoteStatus, RemoteEr
     }
 }
 
-/// Makes the directory of a run that brings nothing.
+/// Creates the directory for a run without a sync.
 pub fn make_workdir(owner: &mut Owner, workdir: &str) -> Result<(), RemoteError> {
     let is_making = owner.is_making(workdir);
     let far = owner.far();
@@ -326,9 +337,20 @@ pub fn upload_script(
     }
 }
 
-/// Fetches one file of the workdir into its place; returns how many bytes it had. A program stays one.
+/// The local path of a download that the user named `local`, relative to `cwd`: with a trailing slash or an existing directory, the file goes into it
+/// under its own name, as with `cp`.
+pub fn destination(cwd: &Path, remote: &str, local: &Path) -> PathBuf {
+    let is_directory = local.as_os_str().as_bytes().ends_with(b"/") || cwd.join(local).is_dir();
+    match Path::new(remote).file_name() {
+        Some(name) if is_directory => local.join(name),
+        _ => local.to_owned(),
+    }
+}
+
+/// Fetches one file of the workdir to its place; returns its size in bytes. An executable file stays executable. A path that begins with `~/` is in
+/// the home directory of the lease's user, as with `cp`.
 ///
-/// What was there before stays whole unless all of the file came.
+/// An existing file stays intact unless the whole new file arrived.
 pub fn download(
     owner: &mut Owner,
     target: &Target,
@@ -349,10 +371,15 @@ pub fn download(
     let mut placing = place.begin()?;
     let mut budget = budget(target, placing.file()).map_err(failed)?;
     let (mut came, mut problem) = (None, None);
+    let (dir, name) = match remote.strip_prefix("~/").map(|name| name.trim_start_matches('/')) {
+        Some(name) if !name.is_empty() => ("~", name),
+        _ => (workdir, remote),
+    };
     let wanted = Wanted {
-        dir: workdir,
-        names: &[remote.as_bytes().to_vec()],
+        dir,
+        names: &[name.as_bytes().to_vec()],
         follow: true,
+        within: false,
         limit: None,
     };
     let mut sparse = Sparse::of(&budget);
@@ -364,7 +391,7 @@ pub fn download(
         }
         Fetched::Piece(piece) => sparse.take(file, &mut budget, piece),
         Fetched::Problem { text, lost, .. } => {
-            // One that somebody still writes to came as it was.
+            // A file that was still being written arrived as it was.
             if lost {
                 problem = Some(text.to_owned());
             }

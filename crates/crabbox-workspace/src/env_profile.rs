@@ -1,7 +1,8 @@
-//! `--env-from-profile` and `--env-helper`: variables out of a file in `.env` syntax, as the Go program reads it.
+//! `--env-from-profile` and `--env-helper`: variables from a file in `.env` syntax, read as the Go program does.
 //!
-//! Nothing in the file is ever executed, and a value stands in no argument vector and in no line that is printed.
+//! Nothing in the file is ever executed, and values never appear in an argument vector or in printed output.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 
 use crabbox_core::config::allow::{is_name, is_secret};
@@ -22,16 +23,16 @@ pub enum ProfileError {
         #[source]
         source: std::io::Error,
     },
-    /// It is too large to be one.
+    /// It is too large for a profile.
     #[error("env profile {} is larger than 1 MiB", path.display())]
     Large {
         /// The file.
         path: PathBuf,
     },
-    /// A helper without values for it.
+    /// A helper was requested without values for it.
     #[error("--env-helper requires --env-from-profile values selected by --allow-env")]
     NothingForHelper,
-    /// A helper's name that is none.
+    /// A helper's name is not valid.
     #[error(
         "--env-helper must contain only letters, numbers, dash, or underscore, and not begin with a dash, found {name:?}"
     )]
@@ -47,9 +48,49 @@ impl Fault for ProfileError {
     }
 }
 
-/// The variables of the files in their order; a later one replaces an earlier one.
-pub fn read(paths: &[PathBuf], cwd: &Path) -> Result<Vec<(String, String)>, ProfileError> {
-    let mut found: Vec<(String, String)> = Vec::new();
+/// The contents of the files.
+#[derive(Debug, Default)]
+pub struct Profile {
+    /// The variables in their order; a later one replaces an earlier one.
+    pub variables: Vec<(String, String)>,
+    /// The files with ignored lines.
+    pub unread: Vec<Unread>,
+}
+
+/// The ignored lines of a file: neither a variable nor a comment. Only their numbers are kept, because a line may contain a value.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Unread {
+    /// The file.
+    pub path: PathBuf,
+    /// Line numbers, from 1; never empty.
+    pub lines: Vec<usize>,
+}
+
+/// Maximum number of lines that a warning names.
+const NAMED_LINES: usize = 10;
+
+impl fmt::Display for Unread {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (named, more) = self.lines.split_at(self.lines.len().min(NAMED_LINES));
+        let named: Vec<_> = named.iter().map(usize::to_string).collect();
+        let word = if self.lines.len() == 1 { "line" } else { "lines" };
+        write!(
+            f,
+            "env profile {}: {word} {}",
+            self.path.display(),
+            named.join(", ")
+        )?;
+        if !more.is_empty() {
+            write!(f, " and {} more", more.len())?;
+        }
+        f.write_str(" ignored: not NAME=value on one line, or only a shell can evaluate it")
+    }
+}
+
+/// Reads the files in order.
+pub fn read(paths: &[PathBuf], cwd: &Path) -> Result<Profile, ProfileError> {
+    let mut profile = Profile::default();
+    let found = &mut profile.variables;
     for path in paths {
         let path = cwd.join(path);
         let failed = |source| ProfileError::Read {
@@ -60,17 +101,21 @@ pub fn read(paths: &[PathBuf], cwd: &Path) -> Result<Vec<(String, String)>, Prof
         if size > LIMIT {
             return Err(ProfileError::Large { path });
         }
-        for (name, value) in parse(&std::fs::read_to_string(&path).map_err(failed)?) {
+        let (variables, lines) = parse(&std::fs::read_to_string(&path).map_err(failed)?);
+        for (name, value) in variables {
             found.retain(|(known, _)| *known != name);
             found.push((name, value));
         }
+        if !lines.is_empty() {
+            profile.unread.push(Unread { path, lines });
+        }
     }
-    Ok(found)
+    Ok(profile)
 }
 
-/// A helper's name, checked.
+/// Checks a helper's name.
 pub fn helper(name: &str) -> Result<(), ProfileError> {
-    // With a dot in it, it could be the name of another helper's file of variables.
+    // With a dot, it could be the name of another helper's file of variables.
     let allowed = |c: char| c.is_ascii_alphanumeric() || "_-".contains(c);
     if name.is_empty() || name.starts_with('-') || !name.chars().all(allowed) {
         return Err(ProfileError::HelperName {
@@ -80,20 +125,32 @@ pub fn helper(name: &str) -> Result<(), ProfileError> {
     Ok(())
 }
 
-/// `NAME=value` lines. What would need a shell to be known is left out.
-fn parse(text: &str) -> Vec<(String, String)> {
-    let line = |line: &str| {
-        let line = line.trim_start();
-        let line = line
-            .strip_prefix("export ")
-            .or_else(|| line.strip_prefix("export\t"))
-            .unwrap_or(line);
-        let (name, value) = line.trim_start().split_once('=')?;
-        let name = name.trim_end();
-        is_name(name).then_some(())?;
-        Some((name.to_owned(), value_of(value.trim())?))
-    };
-    text.lines().filter_map(line).collect()
+/// Parses `NAME=value` lines: the variables, and the numbers of ignored lines, such as those that need a shell.
+fn parse(text: &str) -> (Vec<(String, String)>, Vec<usize>) {
+    // Editors on Windows put a byte order mark first.
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    let (mut variables, mut unread) = (Vec::new(), Vec::new());
+    for (line, number) in text.lines().map(str::trim).zip(1..) {
+        if line.is_empty() || line.starts_with('#') {
+            continue;
+        }
+        match variable(line) {
+            Some(variable) => variables.push(variable),
+            None => unread.push(number),
+        }
+    }
+    (variables, unread)
+}
+
+fn variable(line: &str) -> Option<(String, String)> {
+    let line = line
+        .strip_prefix("export ")
+        .or_else(|| line.strip_prefix("export\t"))
+        .unwrap_or(line);
+    let (name, value) = line.trim_start().split_once('=')?;
+    let name = name.trim_end();
+    is_name(name).then_some(())?;
+    Some((name.to_owned(), value_of(value.trim())?))
 }
 
 fn value_of(text: &str) -> Option<String> {
@@ -102,7 +159,7 @@ fn value_of(text: &str) -> Option<String> {
     }
     let needs_shell = |text: &str| text.contains("$(") || text.contains('`');
     let Some(rest) = text.strip_prefix('"') else {
-        // A comment begins behind a blank.
+        // A comment begins after white space.
         let end = if text.starts_with('#') {
             0
         } else {
@@ -140,8 +197,8 @@ pub fn described(variables: &[(String, String)]) -> String {
     variables.iter().map(one).collect::<Vec<_>>().join(",")
 }
 
-/// Shell lines that leave the helper and, beside it, a file of these variables with its name in the working directory. They travel over standard input,
-/// and `printf` is built into the shells that run them.
+/// Shell code that creates the helper, and beside it a file with these variables, in the working directory. It is sent over standard input, and
+/// `printf` is a builtin of the shells that run it, so no value appears in an argument vector.
 pub fn helper_lines(name: &str, workdir: &str, variables: &[(String, String)]) -> String {
     let quote = |text: &str| format!("'{}'", text.replace('\'', "'\\''"));
     let mut lines = vec![format!(
@@ -177,7 +234,37 @@ mod tests {
             ("J", ""),
         ];
         let want = pairs.map(|(name, value)| (name.to_owned(), value.to_owned()));
-        assert_eq!(parse(text), want);
+        assert_eq!(parse(text), (want.to_vec(), vec![6, 7, 8, 9, 10, 13]));
+    }
+
+    #[test]
+    fn a_mark_of_the_encoding_is_no_part_of_a_name() {
+        let one = vec![("Q1".to_owned(), "bom".to_owned())];
+        assert_eq!(parse("\u{feff}Q1=bom\r\n"), (one, Vec::new()));
+    }
+
+    #[test]
+    fn lines_that_are_left_out_are_told_by_number_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let text = "K1=\"-----BEGIN\nabc\n-----END\"\n\n # said\nK2=$(id)\nK3:x\nK4=ok\n";
+        std::fs::write(dir.path().join("a"), text).unwrap();
+        std::fs::write(dir.path().join("b"), "x\n".repeat(12)).unwrap();
+        std::fs::write(dir.path().join("c"), "A=1\n").unwrap();
+        let profile = read(&["a".into(), "b".into(), "c".into()], dir.path()).unwrap();
+        assert_eq!(profile.variables.len(), 2);
+        let told: Vec<_> = profile.unread.iter().map(Unread::to_string).collect();
+        let why = "ignored: not NAME=value on one line, or only a shell can evaluate it";
+        let file = |name: &str| dir.path().join(name).display().to_string();
+        assert_eq!(
+            told,
+            [
+                format!("env profile {}: lines 1, 2, 3, 6, 7 {why}", file("a")),
+                format!(
+                    "env profile {}: lines 1, 2, 3, 4, 5, 6, 7, 8, 9, 10 and 2 more {why}",
+                    file("b")
+                ),
+            ]
+        );
     }
 
     #[test]

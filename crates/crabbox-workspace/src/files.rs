@@ -1,50 +1,49 @@
-//! Files of the lease, as its agent sends them.
+//! Receives files of the lease from its agent.
 //!
-//! A number from the other side only selects which of the files that were asked for it is; as many bytes are taken as were announced, and not one
-//! more.
+//! A number from the agent only selects one of the requested files; exactly as many bytes are accepted as were announced.
 
 use std::io;
 
 use crabbox_agent_protocol::{Reply, Request, Stream};
 use crabbox_ssh::far::{Far, FarError, Heard, short};
 
-/// A file that is about to come.
+/// A file that is about to be received.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Coming {
-    /// Its place among those that were asked for.
+    /// Its index among the requested files.
     pub(crate) number: usize,
     /// Permission bits.
     pub(crate) mode: u32,
     /// When it was modified, unix seconds.
     pub(crate) seconds: i64,
-    /// How many bytes will come.
+    /// How many bytes will follow.
     pub(crate) size: u64,
 }
 
-/// What happens while files come.
+/// Events while files are received.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Fetched<'a> {
-    /// One begins.
+    /// A file begins.
     Begins(&'a Coming),
-    /// The next bytes of it.
+    /// The next bytes of the file.
     Piece(&'a [u8]),
-    /// Something is wrong with one.
+    /// There is a problem with a file.
     Problem {
-        /// Its place.
+        /// Its index.
         number: usize,
-        /// The path and the reason, as the lease has it.
+        /// The path and the reason, as the lease reports them.
         text: &'a str,
-        /// Whether its contents did not come.
+        /// Whether its contents were not sent.
         lost: bool,
     },
 }
 
-/// Why files did not come.
+/// Why files could not be received.
 #[derive(Debug)]
 pub(crate) enum FetchError {
-    /// The lease.
+    /// The conversation with the lease failed.
     Far(FarError),
-    /// What came could not be handed on.
+    /// The received data could not be processed.
     Sink(io::Error),
 }
 
@@ -54,20 +53,22 @@ impl From<FarError> for FetchError {
     }
 }
 
-/// What is asked for.
+/// The requested files.
 #[derive(Debug)]
 pub(crate) struct Wanted<'a> {
-    /// The directory that the names are seen from, absolute.
+    /// The directory that the names are relative to, absolute.
     pub(crate) dir: &'a str,
     /// The files.
     pub(crate) names: &'a [Vec<u8>],
-    /// Whether a link in the last place of a path is followed.
+    /// Whether a link in the last component of a path is followed.
     pub(crate) follow: bool,
-    /// Files of more bytes do not come.
+    /// Whether to accept only files below the directory, wherever links lead.
+    pub(crate) within: bool,
+    /// Larger files are not sent, in bytes.
     pub(crate) limit: Option<u64>,
 }
 
-/// Asks for files, and gives to `take` what happens. When `take` fails, the conversation is over: there may be more to come than anybody waits for.
+/// Requests files and passes the events to `take`. If `take` fails, the conversation is closed, because too much unwanted data may follow.
 pub(crate) fn fetch(
     far: &mut Far,
     wanted: &Wanted<'_>,
@@ -77,6 +78,7 @@ pub(crate) fn fetch(
     far.ask(&Request::Fetch {
         dir: wanted.dir.to_owned(),
         follow: wanted.follow,
+        within: wanted.within,
         limit: wanted.limit,
     })?;
     far.send_list(&list(names))?;
@@ -108,7 +110,7 @@ pub(crate) fn fetch(
                 give(far, take(Fetched::Begins(&coming)))?;
                 continue;
             }
-            // One that does not come has one, and one that came may have another.
+            // A file that is not sent has one problem, and a file that was sent may have one, too.
             Heard::Reply(Reply::Problem { number, text, lost })
                 if left == 0 && is_one_of(*number, names) && problems < 2 * names.len() =>
             {
@@ -143,7 +145,7 @@ fn is_one_of(number: u32, names: &[Vec<u8>]) -> bool {
 }
 
 /// Names, NUL after each.
-fn list(names: &[Vec<u8>]) -> Vec<u8> {
+pub(crate) fn list(names: &[Vec<u8>]) -> Vec<u8> {
     let mut list = Vec::new();
     for name in names {
         list.extend_from_slice(name);

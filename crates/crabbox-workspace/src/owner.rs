@@ -1,45 +1,46 @@
-//! One client at a time in a lease's tree: the agent there holds the lock for exactly as long as it runs.
+//! Allows one client at a time in a lease's tree: the agent there holds the lock for exactly as long as it runs.
 //!
-//! Whatever is done in the tree goes over the conversation with that agent. The kernel gives the lock back when it ends, however it ends, so that
-//! nothing has to expire or be renewed. A client that goes without a word takes its command with it; the next client must never start while that
-//! command still runs.
+//! Everything in the tree is done over the conversation with that agent. The kernel releases the lock when the agent ends, however it ends, so
+//! nothing has to expire or be renewed. If a client ends abruptly, its command is ended too; the next client must never start while that command
+//! still runs.
 
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
 use crabbox_agent_protocol::{Reply, Request};
-use crabbox_core::fault::{Fault, Kind, causes};
+use crabbox_core::fault::{Connectivity, Fault, Kind, causes};
 use crabbox_ssh::exec::ExecError;
 use crabbox_ssh::far::{Far, FarError};
+use crabbox_ssh::master::ConnectError;
 use crabbox_ssh::target::Target;
 
-/// How long to wait for another client, as the Go program has it.
+/// How long to wait for another client, as in the Go program.
 pub(crate) const WAIT_LIMIT: Duration = Duration::from_mins(2);
-/// How often waiting is told.
+/// How often a wait is reported.
 const TELL_EVERY: Duration = Duration::from_secs(10);
-/// How long giving the tree back may take.
+/// How long releasing the tree may take.
 const RELEASE_LIMIT: Duration = Duration::from_secs(10);
 
-/// Why the tree is not ours.
+/// Why the tree could not be owned.
 #[derive(Debug, thiserror::Error)]
 pub enum OwnerError {
-    /// Somebody else is in it.
+    /// Another client owns it.
     #[error("timed out after 2m0s waiting for reusable workspace owner")]
     Timeout,
-    /// The lock was not given.
+    /// The lock was refused.
     #[error("cannot own the workspace in the lease: {said}")]
     Refused {
         /// What the lease said.
         said: String,
     },
-    /// The lease could not be spoken to.
+    /// Talking to the lease failed.
     #[error("cannot own the workspace in the lease")]
     Far(#[source] FarError),
     /// The connection could not be opened.
     #[error("cannot own the workspace in the lease")]
     Exec(#[from] ExecError),
-    /// Random numbers could not be had from this machine.
+    /// This machine could not provide random numbers.
     #[error("cannot name the owner of a workspace")]
     Local(#[from] io::Error),
     /// The user interrupted.
@@ -68,6 +69,10 @@ impl Fault for OwnerError {
         }
     }
 
+    fn connectivity(&self) -> Option<Connectivity> {
+        connectivity(self)
+    }
+
     fn hints(&self) -> Vec<String> {
         match self {
             Self::Refused { .. } => vec![
@@ -80,7 +85,7 @@ impl Fault for OwnerError {
     }
 }
 
-/// What can be done about the agent's part in an error.
+/// Hints for errors of the agent.
 pub(crate) fn far_hints(error: &(dyn std::error::Error + 'static)) -> Vec<String> {
     let mut far = causes(error).filter_map(|cause| cause.downcast_ref::<FarError>());
     far.find_map(FarError::hint)
@@ -89,23 +94,29 @@ pub(crate) fn far_hints(error: &(dyn std::error::Error + 'static)) -> Vec<String
         .collect()
 }
 
-/// The tree of a lease, ours until this is released or abandoned.
+/// What an error says about the connection, if it is that there is none.
+pub(crate) fn connectivity(error: &(dyn std::error::Error + 'static)) -> Option<Connectivity> {
+    let mut connect = causes(error).filter_map(|cause| cause.downcast_ref::<ConnectError>());
+    connect.find_map(ConnectError::connectivity)
+}
+
+/// Ownership of a lease's tree, until released or abandoned.
 #[derive(Debug)]
 pub struct Owner {
     far: Far,
-    /// The directory that is made there behind the lock, until it is said what became of it.
+    /// The directory requested together with the lock, until its reply was read.
     making: Option<String>,
-    /// Whether the tree is being given back.
+    /// Whether the release was requested.
     is_letting_go: bool,
     /// How long the wait was.
     pub wait: Duration,
-    /// Whether the last owner went without a word.
+    /// Whether the last owner ended without releasing the tree.
     pub recovered: bool,
 }
 
-/// Waits for the tree of lease `id`. `waiting` is told every ten seconds how long it has been and for what: `busy` is another client, `child` a
-/// command whose client has gone. `make` is a directory that is to be there for a command: made behind the lock, it costs no way of its own.
-/// `cancel` ends this wait and all that is done in the tree when it becomes readable.
+/// Waits for the tree of lease `id`. `waiting` is called every ten seconds with the time so far and the reason: `busy` is another client, `child` a
+/// command whose client has gone. `make` is a directory to create for a command, in the same round trip as the lock. `cancel` ends this wait and all
+/// later work in the tree when it becomes readable.
 pub fn own(
     target: &Target,
     id: &str,
@@ -130,7 +141,7 @@ pub fn own(
         }
         if now >= tell {
             tell += TELL_EVERY;
-            // Before the first word it is the connection that we wait for.
+            // Before the first reply, we wait for the connection.
             if let Some(state) = state {
                 waiting(started.elapsed(), state);
             }
@@ -160,26 +171,31 @@ impl Owner {
         &mut self.far
     }
 
-    /// Whether this directory was asked for with the lock, whose answer is the next one.
+    /// Whether the conversation has broken off, so that nothing more can be asked.
+    pub fn is_broken(&self) -> bool {
+        self.far.is_broken()
+    }
+
+    /// Whether this directory was requested together with the lock, so that its reply comes next.
     pub(crate) fn is_making(&mut self, dir: &str) -> bool {
         self.making.take_if(|making| making == dir).is_some()
     }
 
-    /// Begins to give the tree back, so that the answer of [`Self::release`] is on its way while other things are done here.
+    /// Requests the release, so that the reply for [`Self::release`] arrives while other work is done here.
     pub fn let_go(&mut self) {
         if self.is_letting_go || self.far.is_broken() {
             return;
         }
         self.is_letting_go = true;
         self.far.limit(Some(RELEASE_LIMIT));
-        // What is wrong with it the answer says.
+        // An error shows up in the reply.
         self.far
             .ask(&Request::Release {})
             .and_then(|()| self.far.flush())
             .ok();
     }
 
-    /// Gives the tree back; true if the other side has confirmed it.
+    /// Releases the tree; true if the agent has confirmed it.
     pub fn release(mut self) -> bool {
         self.let_go();
         if self.far.is_broken() {
@@ -194,8 +210,7 @@ impl Owner {
         }
     }
 
-    /// Leaves the tree without a word, as a client does that is killed: a command that still runs there is stopped first.
-    /// True if the other side has confirmed it.
+    /// Closes the conversation like a killed client: the agent first stops a command that still runs. True if the agent has ended.
     pub fn abandon(self) -> bool {
         self.far.close()
     }

@@ -1,8 +1,9 @@
-//! Changes of a lease brought back into the working tree: `crabbox pull`.
+//! Brings changes of a lease back into the working tree: `crabbox pull`.
 //!
-//! A file here gives way only when it is the one that was sent, which is looked at once more in the moment of the exchange;
-//! what git does not have is kept beside. Nothing is written through a link, and no link is made.
+//! A local file is replaced only if it is the one that was sent, which is checked again at the moment of the exchange; contents that git does not
+//! have are kept aside. Nothing is written through a link, and no link is created.
 
+use std::collections::{BTreeMap, HashSet};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -13,11 +14,11 @@ use crabbox_core::fault::{Fault, Kind};
 use crabbox_host::beneath::{Beneath, BeneathError};
 use crabbox_host::budget::{Budget, OverBudget};
 use crabbox_host::entry_path::EntryPath;
-use crabbox_ssh::far::FarError;
+use crabbox_ssh::far::{Far, FarError};
 use crabbox_sync::Entry;
 use crabbox_sync::manifest::{Manifest, ManifestError};
 use crabbox_sync::pull::{self, Change, PullError as PlanError};
-pub use crabbox_sync::pull::{Act, Left, Plan};
+pub use crabbox_sync::pull::{Act, Left, Only, Plan};
 use rustix::fs::{AtFlags, RenameFlags};
 
 use crate::files::{self, FetchError, Fetched, Wanted};
@@ -27,27 +28,27 @@ use crate::sync::{self, Destination, Repo};
 use crabbox_ssh::target::Target;
 
 /// How long listing may take.
-const LIST_LIMIT: Duration = Duration::from_mins(10);
+pub(crate) const LIST_LIMIT: Duration = Duration::from_mins(10);
 
-/// Why nothing, or not everything, was brought.
+/// Why nothing, or not everything, was brought back.
 #[derive(Debug, thiserror::Error)]
 pub enum PullError {
     /// There is no plan.
     #[error(transparent)]
     Plan(#[from] PlanError),
-    /// The tree here could not be listed.
+    /// The local tree could not be listed.
     #[error(transparent)]
     Manifest(#[from] ManifestError),
     /// The lease could not be asked.
     #[error("cannot ask the lease what has changed")]
     Far(#[source] FarError),
-    /// What it sent names no file that can be.
+    /// It sent a path that cannot be below the tree.
     #[error("the lease has {name:?}, which is no path below the tree; nothing was changed here")]
     Name {
         /// The path.
         name: String,
     },
-    /// It had no answer.
+    /// The lease could not do it.
     #[error("cannot {attempt} in the lease: {said}")]
     Remote {
         /// What was tried.
@@ -64,13 +65,13 @@ pub enum PullError {
         #[source]
         over: OverBudget,
     },
-    /// The user interrupted while the files came.
+    /// The user interrupted while the files were received.
     #[error("interrupted; nothing was changed here")]
     Interrupted,
-    /// A file here cannot be reached, or something is in its way.
+    /// A local file cannot be reached, or something is in its way.
     #[error(transparent)]
     Beneath(#[from] BeneathError),
-    /// A file here could not be written.
+    /// A local file could not be written.
     #[error("cannot write {}", path.display())]
     Local {
         /// The file.
@@ -79,7 +80,7 @@ pub enum PullError {
         #[source]
         source: io::Error,
     },
-    /// A file was changed in the very moment.
+    /// A file was changed locally at the same moment.
     #[error("{} was changed here meanwhile and was left as it is", path.display())]
     Raced {
         /// The file.
@@ -102,26 +103,44 @@ impl Fault for PullError {
     }
 }
 
-/// What has changed in the lease, held against the tree here.
+/// Compares the changes in the lease with the local tree.
 pub fn plan(
     owner: &mut Owner,
     destination: &Destination,
     repo: &Repo,
     settings: &SyncSettings,
-    only: &[String],
+    only: &Only,
 ) -> Result<Plan, PullError> {
-    let far = owner.far();
-    far.limit(Some(LIST_LIMIT));
-    let asked = far.ask(&Request::Changes {
-        lease_dir: destination.lease_dir(),
-        name: destination.name.clone(),
-    });
-    let listed = asked.and_then(|()| far.list());
-    far.limit(None);
-    let (list, _) = listed.map_err(|error| failed("list what has changed", error))?;
+    let list = listed(owner, "list what has changed", |far| {
+        far.ask(&Request::Changes {
+            lease_dir: destination.lease_dir(),
+            name: destination.name.clone(),
+        })
+    })?;
     let scope = sync::scope(settings);
     let manifest = Manifest::build(repo, &scope)?;
-    Ok(pull::plan(&manifest, &scope, &list, only)?)
+    pull::plan(&manifest, &scope, &list, only, |paths| {
+        listed(owner, "compare what has changed", |far| {
+            far.ask(&Request::Digest {
+                dir: destination.workdir(),
+            })?;
+            far.send_list(&files::list(paths))
+        })
+    })
+}
+
+/// Asks the lease for a list.
+fn listed(
+    owner: &mut Owner,
+    attempt: &'static str,
+    ask: impl FnOnce(&mut Far) -> Result<(), FarError>,
+) -> Result<Vec<u8>, PullError> {
+    let far = owner.far();
+    far.limit(Some(LIST_LIMIT));
+    let listed = ask(far).and_then(|()| far.list());
+    far.limit(None);
+    let (list, _) = listed.map_err(|error| failed(attempt, error))?;
+    Ok(list)
 }
 
 fn failed(attempt: &'static str, error: FarError) -> PullError {
@@ -132,8 +151,19 @@ fn failed(attempt: &'static str, error: FarError) -> PullError {
     }
 }
 
-/// Brings the changes. `kept` is a new directory below the root, on its file system, for what git does not have; returns
-/// whether anything is in it.
+/// The result of bringing changes back.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Brought {
+    /// How many were brought back.
+    pub count: usize,
+    /// Whether anything that git does not have was kept aside.
+    pub any_kept: bool,
+    /// Files that the lease could not read, with reasons.
+    pub unread: Vec<String>,
+}
+
+/// Brings the changes back. `kept` is a new directory below the root, on its file system, for contents that git does not have. A file that the lease
+/// cannot read stays as it is here, and does not affect the others.
 pub fn apply(
     owner: &mut Owner,
     target: &Target,
@@ -141,7 +171,7 @@ pub fn apply(
     root: &Path,
     changes: &[Change],
     kept: &EntryPath,
-) -> Result<bool, PullError> {
+) -> Result<Brought, PullError> {
     let tree = Beneath::open(root)?;
     let aside = tree.make_dirs(Some(kept), PRIVATE)?;
     let new = entry(b"new")?;
@@ -152,14 +182,15 @@ pub fn apply(
         .iter()
         .filter(|change| !matches!(change.act, Act::Remove(_)))
         .collect();
-    fetch(owner, target, workdir, &brought, &stage.dir)?;
+    let unread = fetch(owner, target, workdir, &brought, &stage.dir)?;
     let mut place = Workspace {
         tree,
         stage: &stage.dir,
         aside,
         any_kept: false,
     };
-    for (number, change) in brought.iter().enumerate() {
+    let came = brought.iter().enumerate();
+    for (number, change) in came.filter(|(number, _)| !unread.contains_key(number)) {
         place.put(change, &numbered("", number)?)?;
     }
     for (number, change) in changes.iter().enumerate() {
@@ -170,10 +201,14 @@ pub fn apply(
     let any_kept = place.any_kept;
     drop(stage);
     if !any_kept {
-        // It is empty now; if it is not, it stays.
+        // It should be empty; otherwise it stays.
         std::fs::remove_dir(root.join(kept.as_path())).ok();
     }
-    Ok(any_kept)
+    Ok(Brought {
+        count: changes.len() - unread.len(),
+        any_kept,
+        unread: unread.into_values().collect(),
+    })
 }
 
 /// Permission bits of directories that only their owner may enter.
@@ -182,14 +217,14 @@ const PRIVATE: u32 = 0o700;
 const DIRECTORY: u32 = 0o777;
 const FILE: u32 = 0o666;
 
-/// Where the files are until all of them are there; it goes with all that is left in it.
+/// The staging directory for files until all of them have arrived; removed on drop with everything in it.
 struct Stage {
     dir: Beneath,
 }
 
 impl Drop for Stage {
     fn drop(&mut self) {
-        // What stays is private, in a directory of its own, and has a name that says what it is.
+        // If this fails, the leftover is private, in its own directory, and its name says what it is.
         crabbox_host::files::remove_tree(self.dir.path()).ok();
     }
 }
@@ -198,23 +233,24 @@ fn numbered(prefix: &str, number: usize) -> Result<EntryPath, PullError> {
     entry(format!("{prefix}{number}").as_bytes())
 }
 
-/// `path` as one below the tree. What is none has been skipped by the plan already.
+/// Converts `path` to one below the tree. The plan has already skipped invalid ones.
 fn entry(path: &[u8]) -> Result<EntryPath, PullError> {
     EntryPath::exact(path).map_err(|_| PullError::Name {
         name: String::from_utf8_lossy(path).into_owned(),
     })
 }
 
-/// Fetches the files as `0`, `1`, … in `stage`. A number from the lease only selects which of them it is.
+/// Fetches the files as `0`, `1`, … into `stage`; returns the numbers of those that did not arrive intact, with reasons. A number from the lease only
+/// selects one of them.
 fn fetch(
     owner: &mut Owner,
     target: &Target,
     workdir: &str,
     wanted: &[&Change],
     stage: &Beneath,
-) -> Result<(), PullError> {
+) -> Result<BTreeMap<usize, String>, PullError> {
     if wanted.is_empty() {
-        return Ok(());
+        return Ok(BTreeMap::new());
     }
     let names: Vec<Vec<u8>> = wanted.iter().map(|change| change.path.clone()).collect();
     let budget = budget(target, stage).map_err(|source| PullError::Local {
@@ -226,14 +262,15 @@ fn fetch(
         stage,
         budget,
         open: None,
-        count: 0,
-        problem: None,
+        came: HashSet::new(),
+        unread: BTreeMap::new(),
         error: None,
     };
     let asked = Wanted {
         dir: workdir,
         names: &names,
         follow: false,
+        within: false,
         limit: None,
     };
     let fetched = files::fetch(owner.far(), &asked, &mut |event| {
@@ -244,33 +281,33 @@ fn fetch(
     });
     match fetched {
         Err(FetchError::Far(error)) => return Err(failed("read the changed files", error)),
-        // Why nothing more was taken is in `taking`.
+        // The reason for an early stop is in `taking`.
         Ok(()) | Err(FetchError::Sink(_)) => {}
     }
     if let Some(error) = taking.error.take() {
         return Err(error);
     }
     taking.end()?;
-    if taking.count == wanted.len() && taking.problem.is_none() {
-        return Ok(());
+    let has_answer = |number| taking.came.contains(&number) || taking.unread.contains_key(&number);
+    if (0..wanted.len()).all(has_answer) {
+        return Ok(taking.unread);
     }
     Err(PullError::Remote {
         attempt: "read the changed files",
-        said: taking
-            .problem
-            .unwrap_or_else(|| "not all of them came".to_owned()),
+        said: "not all of them came".to_owned(),
     })
 }
 
-/// Files on their way into the stage.
+/// Receives files into the stage.
 struct Taking<'a> {
     wanted: &'a [&'a Change],
     stage: &'a Beneath,
     budget: Budget,
-    open: Option<Arriving>,
-    count: usize,
-    /// The first thing that was wrong with one.
-    problem: Option<String>,
+    open: Option<(usize, Arriving)>,
+    /// The files that have arrived.
+    came: HashSet<usize>,
+    /// The files that have not arrived, or not intact, with reasons.
+    unread: BTreeMap<usize, String>,
     error: Option<PullError>,
 }
 
@@ -297,34 +334,35 @@ impl Taking<'_> {
                 };
                 self.budget.allows(coming.size).map_err(over)?;
                 let placing = self.stage.begin(&numbered("", coming.number)?, FILE)?;
-                self.open = Some(Arriving::new(placing, &self.budget, change.executable, name));
+                let arriving = Arriving::new(placing, &self.budget, change.executable, name);
+                self.open = Some((coming.number, arriving));
                 Ok(())
             }
             Fetched::Piece(piece) => match &mut self.open {
-                Some(open) => Ok(open.take(&mut self.budget, piece)?),
+                Some((_, open)) => Ok(open.take(&mut self.budget, piece)?),
                 None => Ok(()),
             },
-            Fetched::Problem { text, .. } => {
-                self.problem.get_or_insert_with(|| text.to_owned());
+            Fetched::Problem { number, text, .. } => {
+                self.unread.entry(number).or_insert_with(|| text.to_owned());
                 Ok(())
             }
         }
     }
 
-    /// Puts the file that is open into its place.
+    /// Moves the open file to its place.
     fn end(&mut self) -> Result<(), PullError> {
-        if let Some(open) = self.open.take() {
+        if let Some((number, open)) = self.open.take() {
             open.end()?;
-            self.count += 1;
+            self.came.insert(number);
         }
         Ok(())
     }
 }
 
-/// The working tree that files are put into.
+/// The working tree that files are moved into.
 struct Workspace<'a> {
     tree: Beneath,
-    /// Where they come from, and where what gives way goes first.
+    /// Where they come from, and where replaced files go first.
     stage: &'a Beneath,
     /// The directory for what git does not have.
     aside: Beneath,
@@ -341,7 +379,7 @@ impl Workspace<'_> {
                 .rename(new, &dir, &leaf, RenameFlags::NOREPLACE)
                 .map_err(|error| self.raced(error, &path));
         };
-        // What comes out is looked at before it is given up.
+        // The old file is checked after the exchange, before it is given up.
         let exchange = || self.stage.rename(new, &dir, &leaf, RenameFlags::EXCHANGE);
         exchange()?;
         if is_as_sent(self.stage, new, sent) {
@@ -368,7 +406,7 @@ impl Workspace<'_> {
         }
     }
 
-    /// A file that came into being since the look.
+    /// Reports a file that was created since the plan was made.
     fn raced(&self, error: BeneathError, path: &EntryPath) -> PullError {
         match error {
             BeneathError::Exists { .. } => PullError::Raced {
@@ -378,7 +416,7 @@ impl Workspace<'_> {
         }
     }
 
-    /// Keeps what git does not have.
+    /// Keeps an old file aside if git does not have it.
     fn keep(&mut self, path: &EntryPath, sent: &Entry, old: &EntryPath) -> Result<(), PullError> {
         if !sent.changed {
             return Ok(());
@@ -391,7 +429,7 @@ impl Workspace<'_> {
     }
 }
 
-/// Whether this is still the file that the plan was made for. Its change time is that of the exchange.
+/// Whether this is still the file that the plan was made for. Its change time cannot be compared, because the exchange changed it.
 fn is_as_sent(dir: &Beneath, name: &EntryPath, entry: &Entry) -> bool {
     rustix::fs::statat(dir, name.as_path(), AtFlags::SYMLINK_NOFOLLOW).is_ok_and(|stat| {
         let mtime = i128::from(stat.st_mtime) * 1_000_000_000 + i128::from(stat.st_mtime_nsec);
@@ -462,7 +500,7 @@ mod tests {
             assert!(matches!(outcome, Err(PullError::Raced { .. })), "{outcome:?}");
             assert_eq!(fs::read(at("root/file")).unwrap(), b"mine, later");
         }
-        // Nothing goes through a link, whichever side it is on.
+        // Nothing is written through a link, on either side.
         std::os::unix::fs::symlink(at("kept"), at("root/link")).unwrap();
         let through = place.put(&change("link/file", Act::Add), &new("3"));
         assert!(
@@ -470,7 +508,7 @@ mod tests {
             "{through:?}"
         );
         assert!(fs::read_dir(at("kept")).unwrap().next().is_none());
-        // The one that was sent gives way, and is kept because git does not have it.
+        // The file that was sent is replaced, and kept because git does not have it.
         let now = found(&at("root/file"));
         place.put(&change("file", Act::Replace(now)), &new("4")).unwrap();
         assert_eq!(fs::read(at("root/file")).unwrap(), b"theirs");
@@ -491,8 +529,8 @@ mod tests {
             stage: &stage,
             budget: Budget::of(1 << 20, Bound::FreeSpace),
             open: None,
-            count: 0,
-            problem: None,
+            came: HashSet::new(),
+            unread: BTreeMap::new(),
             error: None,
         };
         let coming = Coming {

@@ -1,14 +1,14 @@
-//! A working tree brought over: looked at, held against the limits, compared, transferred.
+//! Brings a working tree to a lease: lists it, checks the limits, compares, transfers.
 //!
-//! What can be wrong with the tree is found out before a machine is leased ([`look`]), and nothing here may run a user's command.
-//! On a machine that is entered already, a tree with nothing to bring takes one remote execution that compares.
+//! Problems with the tree are found before a machine is leased ([`look`]), and nothing here may run a user's command. If the connection is open
+//! already, a tree without changes takes a single remote execution, which compares.
 
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use crabbox_core::config::settings::SyncSettings;
-use crabbox_core::fault::{Fault, Kind};
+use crabbox_core::fault::{Connectivity, Fault, Kind};
 use crabbox_host::process::{self, Signal};
 use crabbox_host::signals::Interrupts;
 use crabbox_ssh::master;
@@ -24,21 +24,21 @@ use crabbox_sync::transfer::{self, GitSeed, Options, TransferError};
 pub use crabbox_sync::transfer::{Begun, Destination, Outcome};
 pub use crabbox_sync::{Progress, Stage, SyncEvents};
 
-use crate::owner::{Owner, far_hints};
+use crate::owner::{Owner, connectivity, far_hints};
 
-/// Why the tree could not be brought over.
+/// Why the tree could not be synced.
 #[derive(Debug, thiserror::Error)]
 pub enum SyncError {
-    /// The repository could not be looked at.
+    /// The repository could not be examined.
     #[error("build sync file list")]
     Repo(#[from] RepoError),
     /// Its files could not be listed.
     #[error("build sync file list: {0}")]
     Manifest(ManifestError),
-    /// It is too much.
+    /// It exceeds the limits.
     #[error(transparent)]
     Guardrail(#[from] GuardrailError),
-    /// The user did not want it any more.
+    /// The user interrupted.
     #[error("interrupted while the tree was sent")]
     Interrupted,
     /// It did not arrive.
@@ -63,10 +63,14 @@ impl Fault for SyncError {
     fn kind(&self) -> Kind {
         match self {
             Self::Transfer(error) if error.is_remote() => Kind::Remote,
-            // 128 and the number of SIGINT, as shells have it.
+            // 128 plus the number of SIGINT, as in shells.
             Self::Interrupted => Kind::Passthrough(130),
             _ => Kind::Sync,
         }
+    }
+
+    fn connectivity(&self) -> Option<Connectivity> {
+        connectivity(self)
     }
 
     fn hints(&self) -> Vec<String> {
@@ -88,28 +92,28 @@ pub fn look(cwd: &Path) -> Result<Repo, SyncError> {
     Ok(Repo::discover(cwd)?)
 }
 
-/// The root of the working tree around `cwd`, else `cwd` itself.
+/// The root of the working tree around `cwd`, or `cwd` itself if there is none.
 pub fn root(cwd: &Path) -> PathBuf {
     crabbox_sync::repo::root(cwd)
 }
 
-/// Whether the tree can be synced at all; asked before a machine is leased.
+/// Checks whether the tree can be synced at all; called before a machine is leased.
 pub fn check(repo: &Repo) -> Result<(), SyncError> {
     Ok(repo.check_syncable()?)
 }
 
-/// What of the tree is to be brought, after the limits were looked at.
+/// The part of the tree to sync, after the limits were checked.
 #[derive(Debug)]
 pub struct Load {
     manifest: Manifest,
-    /// The line that says how much it is, then warnings.
+    /// The line with its size, then warnings.
     pub lines: Vec<String>,
-    /// How long looking took.
+    /// How long listing took.
     pub took: Duration,
 }
 
-/// Lists the tree and holds it against the limits. `trees` is where the memory of trees is kept, `config` our own configuration
-/// directory, beside which git has its own. The lines are there even when the limits forbid the sync.
+/// Lists the tree and checks the limits. `trees` is the directory of remembered trees, `config` our own configuration directory, beside which git has
+/// its own. The lines are returned even if the limits forbid the sync.
 pub fn load(
     repo: &Repo,
     settings: &SyncSettings,
@@ -117,7 +121,7 @@ pub fn load(
     config: &Path,
 ) -> Result<(Load, Result<(), GuardrailError>), SyncError> {
     let started = Instant::now();
-    // Where git looks for the rules of a user who has set no other file; both keep to the XDG directories.
+    // git's default ignore file if the user has set no other; both follow the XDG directories.
     let rules = config.with_file_name("git").join("ignore");
     let memory = Memory::of(trees, &repo.root, vec![rules]);
     let manifest = Manifest::build_remembering(repo, &scope(settings), &memory)?;
@@ -140,7 +144,7 @@ pub fn load(
     ))
 }
 
-/// The tree held against the limits of the configuration.
+/// The tree, and the result of checking the limits of the configuration.
 pub(crate) fn judge(repo: &Repo, settings: &SyncSettings) -> Result<(Manifest, Judgement), SyncError> {
     let manifest = Manifest::build(repo, &scope(settings))?;
     let judgement = held_against(&manifest, settings);
@@ -158,7 +162,7 @@ fn held_against(manifest: &Manifest, settings: &SyncSettings) -> Judgement {
     guardrail::judge(manifest, limits, settings.allow_large.value)
 }
 
-/// What of a tree is in scope.
+/// The part of a tree that is in scope.
 pub(crate) fn scope(settings: &SyncSettings) -> Scope {
     Scope {
         exclude: settings.exclude.value.clone(),
@@ -166,7 +170,7 @@ pub(crate) fn scope(settings: &SyncSettings) -> Scope {
     }
 }
 
-/// The patterns that keep files from being synced, without those of the tree's own `.crabboxignore`.
+/// The patterns that exclude files from the sync, without those of the tree's own `.crabboxignore`.
 pub fn excludes(settings: &SyncSettings) -> Vec<String> {
     let built_in = crabbox_sync::built_in_excludes().map(str::to_owned);
     built_in.chain(settings.exclude.value.iter().cloned()).collect()
@@ -181,18 +185,18 @@ pub fn destination(work_root: &str, id: &str, repo: &Repo) -> Destination {
     }
 }
 
-/// Whether bytes to `host` leave this machine only through a tunnel, if at all.
+/// Whether traffic to `host` leaves this machine only through a tunnel, if at all.
 fn is_loopback(host: &str) -> bool {
     host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
-/// Whether the shared connection of `target` is open, so that one more session opens no other.
+/// Whether the shared connection of `target` is open, so that a further session needs no new connection.
 pub fn is_connected(target: &Target) -> bool {
     let control = target.control.as_deref();
     control.is_some_and(|control| master::check(control).is_some())
 }
 
-/// Begins the lease's side of a sync. Until [`sync`] it looks at what it has, and [`load`] at what is here.
+/// Begins the lease's side of a sync. It checks the lease's tree while [`load`] lists the local one, until [`sync`] is called.
 pub fn begin(
     owner: &mut Owner,
     target: &Target,
@@ -206,7 +210,7 @@ pub fn begin(
         full_resync: choice.full_resync,
         fingerprint: settings.fingerprint.value,
         allow_mass_deletions: choice.allow_mass_deletions,
-        // On this host compressing would only cost time.
+        // On this host, compression would only cost time.
         compress: !(target.on_this_machine || is_loopback(&target.host)),
         timeout: Some(settings.timeout.value.to_std()),
         git_seed: if settings.git_seed.value {
@@ -219,11 +223,11 @@ pub fn begin(
     transfer::begin(owner.far(), &Channel::ssh(target), destination, &options)
 }
 
-/// How often a sync is looked after that somebody may want to end.
+/// How often to check for an interrupt during a sync.
 const LOOK: Duration = Duration::from_millis(50);
 
-/// Brings the tree over, unless `interrupts` says to stop: then what works on it is ended, here and with it there. A tree that was
-/// brought in part has no record, so the next sync compares all of it.
+/// Syncs the tree until `interrupts` fires, which ends the processes that work on it, here and thereby in the lease. A partly synced tree has no
+/// record, so the next sync compares all of it.
 pub fn sync(
     owner: &mut Owner,
     begun: Begun,
@@ -245,14 +249,14 @@ pub fn sync(
         outcome
     });
     match outcome {
-        // Also where it came to an end: what the signal ended may be a part without which the files are there, and a command that nobody
-        // wants any more must not begin.
+        // Even if the sync succeeded: the signal may have ended an optional part of it, and a command must not start after an interrupt.
         _ if interrupts.caught().is_some() => Err(SyncError::Interrupted),
         outcome => Ok(outcome?),
     }
 }
 
-/// Asks every child to end: ssh, git or rsync, which are all that this process has during a sync. Who has ended already needs none.
+/// Sends SIGTERM to every child: ssh, git or rsync, which are all that this process has during a sync. A child that has already ended needs no
+/// signal.
 fn end_children() {
     for child in process::children().unwrap_or_default() {
         if let Ok(Some(handle)) = process::open(&child) {

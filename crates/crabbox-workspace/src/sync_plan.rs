@@ -1,6 +1,6 @@
-//! What a sync of this working tree would bring, told without a lease: `crabbox sync-plan`.
+//! Shows without a lease what a sync of this working tree would transfer: `crabbox sync-plan`.
 //!
-//! Looks and counts only; it must never change the tree or reach a machine.
+//! It only lists and counts; it must never change the tree or contact a machine.
 
 use std::path::Path;
 
@@ -8,7 +8,7 @@ use crabbox_core::config::settings::SyncSettings;
 use crabbox_sync::guardrail::{self, Judgement};
 use crabbox_sync::manifest::Manifest;
 
-pub use crabbox_sync::guardrail::{Limits, Reason, Status, Weight, human_bytes};
+pub use crabbox_sync::guardrail::{Limits, Reason, Status, Weight};
 pub use crabbox_sync::manifest::Volume;
 
 use crate::sync::{self, SyncError};
@@ -32,15 +32,15 @@ pub struct SyncPlan {
     pub candidate: Volume,
     /// Those that differ from `HEAD`.
     pub dirty: Volume,
-    /// How many tracked paths in scope are gone here, and would go there.
+    /// How many tracked paths in scope are missing here, and would be deleted in the lease.
     pub deleted: usize,
-    /// How many tracked files only their being tracked kept from a built-in exclude.
+    /// How many files a built-in exclude would have dropped if they were not tracked.
     pub protected: usize,
     /// The first of them.
     pub protected_examples: Vec<ProtectedFile>,
-    /// The same in one line of warning.
+    /// The same as a warning line.
     pub protected_line: Option<String>,
-    /// The tree held against the limits.
+    /// The result of checking the limits.
     pub judgement: Judgement,
     /// The largest files.
     pub top_files: Vec<Weight>,
@@ -48,7 +48,7 @@ pub struct SyncPlan {
     pub top_dirs: Vec<Weight>,
 }
 
-/// Looks at the tree around `cwd`; at most `limit` files and directories are named.
+/// Lists the tree around `cwd`; names at most `limit` files and directories.
 pub fn plan(cwd: &Path, settings: &SyncSettings, limit: usize) -> Result<SyncPlan, SyncError> {
     let repo = sync::look(cwd)?;
     let (manifest, judgement) = sync::judge(&repo, settings)?;

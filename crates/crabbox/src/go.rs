@@ -1,4 +1,4 @@
-//! Values spelled as the Go program prints them.
+//! Values formatted as the Go program prints them.
 
 use std::time::Duration;
 
@@ -15,25 +15,12 @@ pub(crate) fn seconds(seconds: i64) -> String {
     GoDuration::from_nanoseconds(seconds.saturating_mul(1_000_000_000)).to_string()
 }
 
-/// A number of bytes in binary units with one digit: `1.2 GiB`; below 1024 as it is.
-pub(crate) fn bytes(bytes: u64) -> String {
-    const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
-    if bytes < 1024 {
-        return format!("{bytes} B");
-    }
-    let unit = (bytes.ilog2() / 10) as usize;
-    // Tenths as whole numbers, rounded to nearest: no unit needs more digits than a `u128` has.
-    let (tenths, size) = (u128::from(bytes) * 10, 1_u128 << (10 * unit));
-    let tenths = (tenths + size / 2) / size;
-    format!("{}.{} {}", tenths / 10, tenths % 10, UNITS[unit - 1])
-}
-
 /// `-` for a blank text.
 pub(crate) fn blank(text: &str) -> &str {
     if text.trim().is_empty() { "-" } else { text }
 }
 
-/// A text in Go's quotes, as its `strconv.Quote` spells it: on one line whatever is in it.
+/// A text in Go's quotes, as `strconv.Quote` formats it: always on one line.
 pub(crate) fn quote(text: &str) -> String {
     let mut out = String::from('"');
     for c in text.chars() {
@@ -63,10 +50,10 @@ fn escaped(number: u32) -> String {
     }
 }
 
-/// Behind another character, so that a combining one counts as printable, as it does for Go.
+/// Tested after another character, so that a combining one counts as printable, as in Go.
 fn is_printable(c: char) -> bool {
     let text = String::from_iter(['a', c]);
-    // Rust escapes the single quote too, which a double-quoted text need not.
+    // Rust escapes the single quote too, which Go does not inside double quotes.
     c == '\'' || text.escape_debug().eq(text.chars())
 }
 
@@ -79,14 +66,6 @@ mod tests {
         assert_eq!(milliseconds(Duration::from_micros(1_234_500)), "1.235s");
         assert_eq!(milliseconds(Duration::from_micros(250_400)), "250ms");
         assert_eq!(seconds(1800), "30m0s");
-        assert_eq!(
-            (bytes(1023), bytes(1536)),
-            ("1023 B".to_owned(), "1.5 KiB".to_owned())
-        );
-        assert_eq!(
-            (bytes(430 << 20), bytes(u64::MAX)),
-            ("430.0 MiB".to_owned(), "16.0 EiB".to_owned())
-        );
         assert_eq!((blank(" "), blank("x")), ("-", "x"));
     }
 

@@ -1,19 +1,22 @@
 //! Go's `flag` rules in front of clap.
 //!
-//! `-x` and `--x` are the same, booleans are switched off with `=false`, the last of a repeated flag wins, and flags stop at the
-//! first positional argument or `--`. This module rewrites an argument vector so that clap cannot read it in any other way:
+//! `-x` and `--x` are the same, booleans are switched off with `=false`, the last of a repeated flag wins, a text flag with an empty value counts as
+//! not given, and flags stop at the first positional argument or `--`. This module rewrites an argument vector so that clap cannot read it differently:
 //! every flag as `--name=value`, then `--`, then the positionals. It must never let an unknown flag pass as part of a command.
 
+use std::any::TypeId;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::PathBuf;
 
-use clap::{Arg, Command};
+use clap::{Arg, ArgAction, Command};
+use crabbox_core::config::key::KEYS;
 use crabbox_core::fault::{Fault, Kind};
 
 use crate::will_not;
 
-/// Commands (by their path) that take flags after positionals too: those of the Go program, `providers describe` and `providers
-/// recommend`, whose usage there puts flags last, and our own `config explain`.
+/// Commands (by path) that take flags after positionals too: those for which the Go program does, `providers describe` and `providers recommend`,
+/// whose usage there puts flags last, and this program's own `config explain`.
 const INTERSPERSED: &[&[&str]] = &[
     &["ssh"],
     &["connect"],
@@ -25,6 +28,40 @@ const INTERSPERSED: &[&[&str]] = &[
     &["config", "explain"],
 ];
 
+/// Commands of the Go program, with those below them.
+const OF_GO: &[&str] = &[
+    "bench",
+    "cache",
+    "claims",
+    "cleanup",
+    "config",
+    "connect",
+    "cp",
+    "doctor",
+    "heartbeat",
+    "init",
+    "inspect",
+    "job",
+    "list",
+    "machine",
+    "ports",
+    "prewarm",
+    "providers",
+    "release",
+    "run",
+    "ssh",
+    "status",
+    "stop",
+    "sync-plan",
+    "tunnel",
+    "verify",
+    "warmup",
+    "watch",
+];
+
+/// Text flags of this program's own in those commands: `cache volumes --remove`.
+const OWN_FLAGS: &[&str] = &["remove"];
+
 /// Why an argument vector is not run as a command.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Stop {
@@ -32,17 +69,17 @@ pub(crate) enum Stop {
     Help(Vec<String>),
     /// It breaks the rules.
     Usage(UsageError),
-    /// It asks for something that there is not here.
+    /// It asks for something that this program does not have.
     Refused(Refused),
 }
 
-/// A flag that was given, and is refused.
+/// A refused flag that was given.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Refused {
     pub(crate) flag: &'static str,
     /// The provider that the same command line names.
     pub(crate) provider: Option<String>,
-    /// Whether it names a lease that is there already.
+    /// Whether the command line names an existing lease.
     pub(crate) reuses: bool,
 }
 
@@ -54,7 +91,7 @@ impl Refused {
             "lease-output" => format!("--lease-output is not supported for provider={provider} yet"),
             "pool" => "--pool requires a coordinator-backed SSH lease provider".to_owned(),
             "from-run" => "doctor --from-run requires a configured coordinator".to_owned(),
-            // No provider here has a catalogue that says what is in its images.
+            // No provider here knows what is in its images.
             name if name.starts_with("image-") => {
                 let why = if self.reuses {
                     "apply only when creating a new lease"
@@ -75,7 +112,7 @@ impl Refused {
     }
 }
 
-/// What is wrong with an argument vector, in Go's words where Go has some.
+/// What is wrong with an argument vector, in Go's words where Go has an equivalent.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{problem}{usage}")]
 pub(crate) struct UsageError {
@@ -105,7 +142,7 @@ pub(crate) enum Problem {
         /// The nearest name.
         suggestion: Option<String>,
     },
-    /// A command of the Go program that this one will not have.
+    /// A command of the Go program that is ruled out here.
     #[error("{word} is not in this program: {why}")]
     RefusedCommand {
         /// What was typed.
@@ -113,7 +150,7 @@ pub(crate) enum Problem {
         /// Why not.
         why: &'static str,
     },
-    /// A command of the Go program that this one may have one day.
+    /// A command of the Go program that may be added.
     #[error("{word} is not in this program yet")]
     NotYet {
         /// What was typed.
@@ -163,10 +200,10 @@ pub(crate) enum Problem {
         /// The first one too many.
         word: String,
     },
-    /// Something else that clap found.
+    /// Any other error of clap.
     #[error("{message}")]
     Other {
-        /// In its words.
+        /// Its message.
         message: String,
     },
 }
@@ -202,7 +239,7 @@ impl UsageError {
         }
     }
 
-    /// The problem alone, where the usage line would not help.
+    /// The problem without the usage line, where that would not help.
     pub(crate) const fn plain(problem: Problem) -> Self {
         Self {
             problem,
@@ -226,6 +263,9 @@ pub(crate) fn normalise(argv: &[OsString], root: &Command) -> Result<Vec<OsStrin
         out.push(word.clone());
         (command, rest) = (next, &rest[1..]);
     }
+    if let Some(refused) = refused_command(command, &path, rest.first()) {
+        return Err(Stop::Usage(refused));
+    }
     let needs_subcommand = command.has_subcommands()
         && (command.is_subcommand_required_set() || command.is_arg_required_else_help_set());
     if needs_subcommand {
@@ -234,11 +274,12 @@ pub(crate) fn normalise(argv: &[OsString], root: &Command) -> Result<Vec<OsStrin
     let flags = Flags {
         command,
         interspersed: is_interspersed(&path),
+        is_of_go: path.first().is_some_and(|name| OF_GO.contains(&name.as_str())),
     };
     match flags.split(rest) {
         Ok((given, positionals)) => {
             out.extend(given);
-            // Nothing behind this mark can be taken for a flag or a subcommand.
+            // Nothing after `--` can be taken for a flag or a subcommand.
             out.push("--".into());
             out.extend(positionals);
             Ok(out)
@@ -248,7 +289,7 @@ pub(crate) fn normalise(argv: &[OsString], root: &Command) -> Result<Vec<OsStrin
     }
 }
 
-/// The error for a word that is none of a command's subcommands.
+/// The error for an unknown subcommand.
 pub(crate) fn unknown_command(command: &Command, word: &str) -> UsageError {
     if command.get_name() == "crabbox"
         && let Some(why) = will_not::command(word)
@@ -270,7 +311,16 @@ pub(crate) fn unknown_command(command: &Command, word: &str) -> UsageError {
     )
 }
 
-/// What to answer when a group is called without one of its commands.
+/// The refusal of a subcommand that is ruled out, also where the group is a command by itself.
+fn refused_command(command: &Command, path: &[String], word: Option<&OsString>) -> Option<UsageError> {
+    let word = word.filter(|_| command.has_subcommands())?.to_str()?;
+    let words: Vec<&str> = path.iter().map(String::as_str).chain([word]).collect();
+    let word = words.join(" ");
+    let why = will_not::command(&word)?;
+    Some(UsageError::plain(Problem::RefusedCommand { word, why }))
+}
+
+/// The answer to a group that is called without a subcommand.
 fn group_stop(command: &Command, path: Vec<String>, word: Option<&OsString>) -> Stop {
     let names = || {
         command
@@ -279,11 +329,6 @@ fn group_stop(command: &Command, path: Vec<String>, word: Option<&OsString>) -> 
             .map(Command::get_name)
     };
     let word = word.map(|word| word.to_string_lossy().into_owned());
-    let whole = word.as_ref().map(|word| format!("{} {word}", path.join(" ")));
-    let refused = whole.and_then(|word| will_not::command(&word).map(|why| (word, why)));
-    if let Some((word, why)) = refused {
-        return Stop::Usage(UsageError::plain(Problem::RefusedCommand { word, why }));
-    }
     let problem = match word {
         Some(word) if matches!(word.as_str(), "-h" | "-help" | "--help" | "--h" | "help") => {
             return Stop::Help(path);
@@ -292,9 +337,7 @@ fn group_stop(command: &Command, path: Vec<String>, word: Option<&OsString>) -> 
             name: word.trim_start_matches('-').to_owned(),
             near: None,
         },
-        Some(word)
-            if path.is_empty() && (will_not::command(&word).is_some() || will_not::is_to_come(&word)) =>
-        {
+        Some(word) if path.is_empty() && will_not::is_to_come(&word) => {
             return Stop::Usage(unknown_command(command, &word));
         }
         Some(word) => Problem::UnknownCommand {
@@ -319,14 +362,25 @@ fn is_interspersed(path: &[String]) -> bool {
 struct Flags<'a> {
     command: &'a Command,
     interspersed: bool,
+    /// Whether the command, with its flags, is the Go program's. In one of this program's own an empty value is a mistake: without its digest a
+    /// bundle would be installed unchecked.
+    is_of_go: bool,
 }
 
 type Split = (Vec<OsString>, Vec<OsString>);
 
+/// A flag that was given.
+struct Given<'a> {
+    arg: &'a Arg,
+    /// Its name as it was typed.
+    name: String,
+    value: OsString,
+}
+
 impl Flags<'_> {
     /// Flags as `--name=value`, and positionals. `Err(None)` means that help was asked for.
     fn split(&self, words: &[OsString]) -> Result<Split, Option<Problem>> {
-        let (mut given, mut positionals) = (Vec::new(), Vec::new());
+        let (mut given, mut positionals) = (Vec::<(&Arg, OsString)>::new(), Vec::new());
         let mut words = words.iter();
         while let Some(word) = words.next() {
             let bytes = word.as_bytes();
@@ -342,24 +396,43 @@ impl Flags<'_> {
                 positionals.extend(words.cloned());
                 break;
             }
-            let flag = self.flag(word, || words.next().cloned())?;
-            // As in the Go program: an empty lease is none.
-            if flag
-                .as_bytes()
-                .strip_prefix(b"--id=")
-                .is_none_or(|id| !id.trim_ascii().is_empty())
-            {
-                given.push(flag);
+            let Given { arg, name, value } = self.flag(word, || words.next().cloned())?;
+            if self.says_nothing(arg, &value) {
+                // The last occurrence wins, so the earlier ones do not count either.
+                given.retain(|(known, _)| known.get_id() != arg.get_id());
+                continue;
             }
+            let mut flag = format!("--{name}=").into_bytes();
+            flag.extend_from_slice(value.as_bytes());
+            given.push((arg, OsString::from_vec(flag)));
         }
-        Ok((given, positionals))
+        Ok((given.into_iter().map(|(_, flag)| flag).collect(), positionals))
+    }
+
+    /// Whether the flag counts as not given. In Go a text flag that is not given is empty, so an empty value cannot be told from it. The flags
+    /// of configuration keys are excepted: there an empty value replaces that of a file.
+    fn says_nothing(&self, arg: &Arg, value: &OsStr) -> bool {
+        let name = arg.get_long().unwrap_or_default();
+        if name == "id" {
+            // As in the Go program, a blank lease counts as absent.
+            return value.as_bytes().trim_ascii().is_empty();
+        }
+        let is_key = KEYS
+            .iter()
+            .any(|key| key.flag.is_some_and(|flag| flag.name == name));
+        value.is_empty()
+            && self.is_of_go
+            && !OWN_FLAGS.contains(&name)
+            && !is_key
+            && is_text(arg)
+            && arg.get_default_values().iter().all(|default| default.is_empty())
     }
 
     fn flag(
         &self,
         word: &OsStr,
         next: impl FnOnce() -> Option<OsString>,
-    ) -> Result<OsString, Option<Problem>> {
+    ) -> Result<Given<'_>, Option<Problem>> {
         let bytes = word.as_bytes();
         let body = bytes
             .strip_prefix(b"--")
@@ -396,9 +469,7 @@ impl Flags<'_> {
                 .or_else(next)
                 .ok_or_else(|| Problem::NeedsValue { name: name.clone() })?
         };
-        let mut flag = format!("--{name}=").into_bytes();
-        flag.extend_from_slice(value.as_bytes());
-        Ok(OsString::from_vec(flag))
+        Ok(Given { arg, name, value })
     }
 
     fn find(&self, name: &str) -> Option<&Arg> {
@@ -410,12 +481,24 @@ impl Flags<'_> {
     }
 }
 
-/// Booleans are declared as flags whose value may be left out.
+/// Booleans are declared as flags with an optional value.
 fn is_boolean(arg: &Arg) -> bool {
     arg.get_num_args().is_some_and(|range| range.min_values() == 0)
 }
 
-/// The spellings of Go's `strconv.ParseBool`.
+/// Whether the flag takes a single text, path or choice, which is a string flag in Go.
+fn is_text(arg: &Arg) -> bool {
+    let value = arg.get_value_parser();
+    let is_one = matches!(arg.get_action(), ArgAction::Set) && !is_boolean(arg);
+    let texts = [
+        TypeId::of::<String>(),
+        TypeId::of::<PathBuf>(),
+        TypeId::of::<OsString>(),
+    ];
+    is_one && (texts.iter().any(|text| value.type_id() == *text) || value.possible_values().is_some())
+}
+
+/// The spellings accepted by Go's `strconv.ParseBool`.
 fn go_bool(text: &str) -> Option<bool> {
     match text {
         "1" | "t" | "T" | "true" | "TRUE" | "True" => Some(true),
@@ -424,7 +507,7 @@ fn go_bool(text: &str) -> Option<bool> {
     }
 }
 
-/// The name that begins like `word` or shares most of its letters, when one does.
+/// The name that shares a prefix with `word` or most of its letters, if any.
 fn nearest<'a>(word: &str, names: impl Iterator<Item = &'a str>) -> Option<String> {
     let score = |name: &str| {
         let same = name.chars().zip(word.chars()).take_while(|(a, b)| a == b).count();

@@ -1,12 +1,13 @@
-//! Reads the configuration files and hands them, with the environment and the flags, to the configuration model.
+//! Reads the configuration files and passes them, with the environment and the flags, to the configuration model.
 //!
-//! The model in `crabbox-core` decides everything; this module only opens files, bounded in size and never anything but
-//! regular ones, and finds out what a file is really called.
+//! The model in `crabbox-core` decides everything; this module only opens files of bounded size and resolves their real paths. It must never open
+//! anything but a regular file, except at a path that only the user can have chosen.
 
-use std::fs::File;
+use std::fs::{File, FileType, Metadata};
 use std::io::{self, Read};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use crabbox_core::config::key::KEYS;
 use crabbox_core::config::layer::Layer;
@@ -18,23 +19,23 @@ use crabbox_core::fault::{Fault, Kind};
 
 use crate::env::{Env, EnvError};
 
-/// The variable that names the only configuration file to be read.
+/// The variable that names the only configuration file to read.
 pub(crate) const CONFIG_VARIABLE: &str = "CRABBOX_CONFIG";
 
-/// Files of the repository, weakest first. The Go program reads them in the current directory, and so do we.
+/// The repository's files, weakest first. The Go program reads them in the current directory, and so does this one.
 const REPOSITORY_FILES: [&str; 2] = ["crabbox.yaml", ".crabbox.yaml"];
 
 /// Largest configuration file in bytes. A hand-written one has a few KiB.
 const SIZE_LIMIT: u64 = 1 << 20;
 
-/// The configuration, and what is to be told about its files.
+/// The configuration, with remarks about its files.
 #[derive(Debug)]
 pub(crate) struct Loaded {
     /// What the layers resolve to.
     pub(crate) resolution: Resolution,
     /// Remarks on the files themselves.
     pub(crate) notices: Vec<String>,
-    /// What of the repository's files could not be read, and is left out.
+    /// Errors in the repository's files, which are left out.
     pub(crate) faults: Vec<SettingsError>,
 }
 
@@ -44,19 +45,19 @@ pub(crate) enum SettingsError {
     /// The environment does not say where to look.
     #[error(transparent)]
     Env(#[from] EnvError),
-    /// The layers do not make sense.
+    /// The layers are invalid.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// A file is there and cannot be read.
+    /// A file exists but cannot be read.
     #[error("read config {}", .path.display())]
     Read {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The error.
         #[source]
         source: io::Error,
     },
-    /// What stands under a file's name is a directory, a pipe or a device.
+    /// The path is a directory, or a pipe or device that the user did not name.
     #[error("read config {}: not a regular file", .path.display())]
     NotAFile {
         /// The path.
@@ -94,12 +95,12 @@ impl Fault for SettingsError {
     }
 }
 
-/// Loads the configuration of all layers. What cannot be read of a repository's files is left to the caller to judge.
+/// Loads the configuration of all layers. Errors in a repository's files are left to the caller to judge.
 pub(crate) fn load(env: &Env, flags: &[FlagValue]) -> Result<Loaded, SettingsError> {
     load_with(env, flags, None)
 }
 
-/// The same with one more file above those that are found.
+/// The same with one more file above those found.
 pub(crate) fn load_with(
     env: &Env,
     flags: &[FlagValue],
@@ -126,7 +127,15 @@ pub(crate) fn load_with(
             ));
             continue;
         }
-        let text = match read(&path) {
+        let file = forms(path.clone());
+        let layer = classify(&FileFacts {
+            file: &file,
+            user_file: user_file.as_deref().ok(),
+            named_by_environment: named.is_some(),
+            repository: &repository,
+        });
+        let may_stream = named.is_some() && layer == Layer::UserFile;
+        let text = match read(&path, may_stream) {
             Err(fault) if is_repositorys => {
                 faults.push(fault);
                 continue;
@@ -142,13 +151,6 @@ pub(crate) fn load_with(
             }
             continue;
         };
-        let file = forms(path.clone());
-        let layer = classify(&FileFacts {
-            file: &file,
-            user_file: user_file.as_deref().ok(),
-            named_by_environment: named.is_some(),
-            repository: &repository,
-        });
         tracing::debug!(path = %path.display(), ?layer, "configuration file");
         if layer == Layer::UserFile {
             notices.extend(permission_notice(&path));
@@ -172,7 +174,7 @@ pub(crate) fn load_with(
     })
 }
 
-/// Remarks on variables that look like configuration and cannot be used.
+/// Remarks on variables that look like configuration but cannot be used.
 fn environment_notices(env: &Env) -> Vec<String> {
     let not_text = KEYS
         .iter()
@@ -191,7 +193,7 @@ fn environment_notices(env: &Env) -> Vec<String> {
     not_text.chain(misspelt).collect()
 }
 
-/// The nearest directory upwards that git takes for the root of a working tree, else the current one.
+/// The nearest ancestor that git takes for the root of a working tree, else the current directory.
 fn repository_root(cwd: &Path) -> PathBuf {
     cwd.ancestors()
         .find(|dir| dir.join(".git").exists())
@@ -201,6 +203,9 @@ fn repository_root(cwd: &Path) -> PathBuf {
 
 fn forms(written: PathBuf) -> PathForms {
     let real = std::fs::canonicalize(&written).ok();
+    // The pipe of a shell's `<(...)` is in no directory and has no real path.
+    let is_nameless = || std::fs::metadata(&written).is_ok_and(|facts| facts.file_type().is_fifo());
+    let real = real.or_else(|| is_nameless().then(|| written.clone()));
     PathForms { written, real }
 }
 
@@ -211,15 +216,15 @@ fn expand_home(path: &Path, home: Option<&Path>) -> PathBuf {
     }
 }
 
-/// Whether a repository's file is really another one's: its lines would be shown as keys that nobody knows.
+/// Whether a repository's file is a symlink out of the repository: its lines would be disclosed as unknown keys.
 fn leads_out(path: &Path, repository: &PathForms) -> bool {
     let is_link = std::fs::symlink_metadata(path).is_ok_and(|facts| facts.is_symlink());
     let root = repository.real.as_deref().unwrap_or(&repository.written);
     is_link && std::fs::canonicalize(path).is_ok_and(|real| !real.starts_with(root))
 }
 
-/// The text of a file, `None` when there is no such file.
-fn read(path: &Path) -> Result<Option<String>, SettingsError> {
+/// The text of a file, `None` when there is no such file. With `may_stream`, it may also be a pipe or a character device.
+fn read(path: &Path, may_stream: bool) -> Result<Option<String>, SettingsError> {
     let failed = |source| SettingsError::Read {
         path: path.to_owned(),
         source,
@@ -236,17 +241,17 @@ fn read(path: &Path) -> Result<Option<String>, SettingsError> {
         }
         Err(error) => return Err(failed(error)),
     };
-    // Looked at before it is opened: opening a pipe would wait for a writer that never comes.
-    if !metadata.is_file() {
+    // Checked before opening: opening a pipe would wait for a writer that never comes.
+    let bytes = if metadata.is_file() {
+        bounded(path)
+    } else if may_stream && is_stream(metadata.file_type()) {
+        streamed(path)
+    } else {
         return Err(SettingsError::NotAFile {
             path: path.to_owned(),
         });
-    }
-    let mut bytes = Vec::new();
-    let file = File::open(path).map_err(failed)?;
-    file.take(SIZE_LIMIT + 1)
-        .read_to_end(&mut bytes)
-        .map_err(failed)?;
+    };
+    let bytes = bytes.map_err(failed)?;
     if bytes.len() as u64 > SIZE_LIMIT {
         return Err(SettingsError::TooLarge {
             path: path.to_owned(),
@@ -267,9 +272,34 @@ fn read(path: &Path) -> Result<Option<String>, SettingsError> {
     }
 }
 
-/// A remark when others may read or change the user's configuration, which can hold credentials and choose programs.
+fn is_stream(kind: FileType) -> bool {
+    kind.is_fifo() || kind.is_char_device()
+}
+
+/// The bytes of a file, at most one more than a configuration may have.
+fn bounded(path: &Path) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    File::open(path)?.take(SIZE_LIMIT + 1).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// The bytes of a pipe or device, kept for this process: a pipe can be read once, and a command may load its configuration several times.
+fn streamed(path: &Path) -> io::Result<Vec<u8>> {
+    static READ: OnceLock<(PathBuf, Vec<u8>)> = OnceLock::new();
+    if let Some((known, bytes)) = READ.get()
+        && known == path
+    {
+        return Ok(bytes.clone());
+    }
+    let bytes = bounded(path)?;
+    READ.set((path.to_owned(), bytes.clone())).ok();
+    Ok(bytes)
+}
+
+/// A remark if others may read or change the user's configuration, which can hold credentials and choose programs.
 fn permission_notice(path: &Path) -> Option<String> {
-    let mode = std::fs::metadata(path).ok()?.permissions().mode() & 0o777;
+    let facts = std::fs::metadata(path).ok().filter(Metadata::is_file)?;
+    let mode = facts.permissions().mode() & 0o777;
     (mode & 0o077 != 0).then(|| {
         format!(
             "{} has permissions {mode:04o}; chmod 600 it so that only you can read it",

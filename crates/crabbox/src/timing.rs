@@ -1,4 +1,4 @@
-//! The one line of JSON that `--timing-json` prints: the Go program's fields, and ours behind them.
+//! The one line of JSON that `--timing-json` prints: the Go program's fields, then this program's own.
 
 use std::time::Duration;
 
@@ -53,7 +53,7 @@ fn ms(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// The steps of the sync, and the one that was left out because both sides had the same.
+/// The steps of the sync, and the transfer that was skipped because both sides were equal.
 fn sync_phases(outcome: &Outcome) -> Vec<Phase> {
     let steps = outcome.sync_steps.iter().filter(|(_, took)| !took.is_zero());
     let mut phases: Vec<Phase> = steps.map(|(name, took)| Phase::new(name, *took)).collect();
@@ -74,7 +74,7 @@ fn sync_phases(outcome: &Outcome) -> Vec<Phase> {
 pub(crate) struct TimingJson {
     /// The provider, by its canonical name.
     provider: String,
-    /// The lease.
+    /// The lease; absent where there was none to be had.
     #[serde(skip_serializing_if = "String::is_empty")]
     lease_id: String,
     /// The lease's name for people.
@@ -128,7 +128,8 @@ pub(crate) struct TimingJson {
     /// What `--label` said.
     #[serde(skip_serializing_if = "String::is_empty")]
     label: String,
-    /// What kind of machine it is.
+    /// What kind of machine it is; absent without a lease.
+    #[serde(skip_serializing_if = "String::is_empty")]
     machine_type: String,
     /// The repository's root here.
     #[serde(skip_serializing_if = "String::is_empty")]
@@ -136,10 +137,11 @@ pub(crate) struct TimingJson {
     /// The working directory there.
     #[serde(skip_serializing_if = "String::is_empty")]
     workdir: String,
-    /// What gives the lease back; absent where that is done.
+    /// What gives the lease back; absent where that is done, and without a lease.
     #[serde(skip_serializing_if = "Option::is_none")]
     stop_command: Option<String>,
-    /// How long it may stand idle, as Go writes durations.
+    /// How long it may stand idle, as Go writes durations; absent without a lease.
+    #[serde(skip_serializing_if = "String::is_empty")]
     idle_timeout: String,
     /// What a failure was about: `ssh`, `sync`, `install`, `build`, `test`, `model_call`, `artifacts`, `resource_exhaustion` or
     /// `unknown`; absent after success.
@@ -163,12 +165,24 @@ pub(crate) struct TimingJson {
 }
 
 impl TimingJson {
-    /// The line for a command on `lease` that was `given` these flags.
+    /// The line for a command on `lease` with these `given` flags.
     pub(crate) fn new(lease: &Lease, outcome: &Outcome, given: &[FlagValue]) -> Self {
         Self {
-            provider: lease.provider.to_owned(),
             lease_id: lease.id.clone(),
             slug: lease.slug.clone(),
+            machine_type: lease.server_type.clone(),
+            stop_command: (outcome.stopped != Some(true)).then(|| CommandLine::stop(lease, given).shown()),
+            idle_timeout: go::seconds(lease.idle_seconds()),
+            ..Self::without_lease(lease.provider, outcome)
+        }
+    }
+
+    /// The line for a command that has no lease, for this provider.
+    pub(crate) fn without_lease(provider: &str, outcome: &Outcome) -> Self {
+        Self {
+            provider: provider.to_owned(),
+            lease_id: String::new(),
+            slug: String::new(),
             lease_ms: outcome.lease.map(ms),
             lease_stages: outcome.stages.clone(),
             guest_stages: outcome.guest_stages.clone(),
@@ -198,11 +212,11 @@ impl TimingJson {
             error_kind: outcome.error_kind,
             run_id: outcome.run_id.clone(),
             label: outcome.label.clone(),
-            machine_type: lease.server_type.clone(),
+            machine_type: String::new(),
             repo_path: outcome.repo_path.clone(),
             workdir: outcome.workdir.clone(),
-            stop_command: (outcome.stopped != Some(true)).then(|| CommandLine::stop(lease, given).shown()),
-            idle_timeout: go::seconds(lease.idle_seconds()),
+            stop_command: None,
+            idle_timeout: String::new(),
             blocked_stage: outcome.blocked.map(|(stage, _)| stage),
             retry_likely: outcome.blocked.map(|(_, retry)| retry),
             artifacts: outcome.artifacts.clone(),

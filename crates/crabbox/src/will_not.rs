@@ -1,8 +1,8 @@
-//! Commands and flags of the Go program that this one will not have, each with the reason that is told to who types it.
+//! Commands and flags of the Go program that are ruled out here, each with the reason that the user gets.
 //!
-//! What may come one day does not stand here. A reason must never name what this program has not either.
+//! What may still be added is not listed here. A reason must never recommend something that this program lacks.
 
-/// Commands that this program will not have, each with the reason.
+/// Commands that are ruled out, with the reason.
 const COMMANDS: &[(&str, &str)] = &[
     (
         "actions",
@@ -42,6 +42,10 @@ const COMMANDS: &[(&str, &str)] = &[
     ("pond", COORDINATOR),
     ("pool borrow", COORDINATOR),
     ("pool ready", COORDINATOR),
+    (
+        "providers sizes",
+        "sizes are a cloud's; a microVM has the processors and memory that the configuration says",
+    ),
     ("results", COORDINATOR),
     ("screenshot", SCREEN),
     ("share", COORDINATOR),
@@ -52,17 +56,20 @@ const COMMANDS: &[(&str, &str)] = &[
     ("whoami", COORDINATOR),
 ];
 
-/// Why nothing is here that other machines are asked for.
+/// The reason for features of a coordinator.
 const COORDINATOR: &str =
     "it needs a coordinator, which this program does not have: it leases machines of this host";
 
-/// Why nothing is here that is about another provider.
+/// The reason for features that belong to `actions`.
+const WORKFLOW: &str = "it is about a workflow of a forge that hydrates the lease; here a job or preset of the configuration says what makes a machine ready";
+
+/// The reason for features of other providers.
 const PROVIDER: &str = "it is about another provider's machines";
 
-/// Why nothing is here that is to be seen.
+/// The reason for features that need a screen.
 const SCREEN: &str = "a microVM has no screen";
 
-/// Flags that this program will not have, each with the reason.
+/// Flags that are ruled out, with the reason.
 const REASONS: &[(&str, &str)] = &[
     (
         "actions-runner",
@@ -72,28 +79,44 @@ const REASONS: &[(&str, &str)] = &[
         "fresh-pr",
         "it has the lease fetch from a forge, with credentials for it there; check the pull request out here, and `run` brings it",
     ),
+    ("confirmed-absent-local-cleanup", COORDINATOR),
+    ("controller-provider-identity", COORDINATOR),
+    ("expected-coordinator-registration-url", COORDINATOR),
+    (
+        "expected-provider-scope",
+        "no provider here has scopes; --expected-attempt-lease-id, --expected-slug and --expected-resource-id say which lease is meant",
+    ),
+    ("github-runner", WORKFLOW),
+    ("job", WORKFLOW),
+    ("keep-alive-minutes", WORKFLOW),
     ("market", "it is about the prices of a cloud"),
     ("pond", COORDINATOR),
+    ("pool-compatibility-key", COORDINATOR),
+    ("pool-return", COORDINATOR),
+    ("ref", WORKFLOW),
+    ("repo", WORKFLOW),
+    ("wait-timeout", WORKFLOW),
+    ("workflow", WORKFLOW),
     (
         "apply-local-patch",
         "it goes with --fresh-pr; `run` brings the tree as it stands here, patched or not",
     ),
 ];
 
-/// Commands that may come: of a machine's memory and disk as they were at a moment, and of many machines made of one.
+/// Commands that may be added: they snapshot a machine's memory and disk, or make many machines from one.
 const TO_COME: [&str; 2] = ["checkpoint", "shard"];
 
-/// Whether a command of this name may come one day.
+/// Whether a command of this name may be added.
 pub(crate) fn is_to_come(name: &str) -> bool {
     TO_COME.contains(&name)
 }
 
-/// Why this program will not have a command of this name, where it is known.
+/// Why a command of this name is ruled out, if it is.
 pub(crate) fn command(name: &str) -> Option<&'static str> {
     reason(COMMANDS, name)
 }
 
-/// Why this program will not have a flag of this name, where it is known.
+/// Why a flag of this name is ruled out, if it is.
 pub(crate) fn flag(name: &str) -> Option<&'static str> {
     reason(REASONS, name)
 }

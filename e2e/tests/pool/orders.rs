@@ -1,11 +1,10 @@
-//! Orders and wishes that are late, wrong, of another release or given up: what they must not do to leases that wait.
+//! Orders and requests that are late, invalid, from another release or abandoned: they must not harm waiting leases.
 
 use crabbox_e2e::{Host, OURS, assert_nothing_left};
 
 use super::{fill, go_on, held, members, quiet};
 
-/// Takes the lease whose socket is named first, in the pool that is named second, and asks for what stands in the third argument; prints
-/// all that comes back.
+/// Tries to take the lease with the socket in the first argument, in the pool in the second, by the request in the third; prints every answer.
 const TAKE: &str = "import socket, sys\n\
      s = socket.socket(socket.AF_UNIX)\n\
      s.settimeout(20)\n\
@@ -53,12 +52,12 @@ fn a_wish_that_makes_no_sense_is_answered_by_name_and_costs_nothing() {
         assert_eq!(members(&host), waits, "{wish}");
     }
     drop(host.sh("rm /srv/take.py /srv/wish").exits(0));
-    // A slug that is none is the user's mistake, and no lease's.
+    // An invalid slug is the user's mistake, and must not cost a lease.
     let refused = host
         .crabbox(&format!("warmup {OURS} --firecracker-pool 1 --slug '***'"))
         .exits(2);
     assert!(refused.stderr.contains("slug"), "{refused:?}");
-    // Who only looks takes nothing.
+    // Looking at a member does not take it.
     drop(host.crabbox(&format!("doctor {OURS} --id {}", waits[0])));
     assert_eq!(members(&host), waits);
     let image = host.crabbox("image rm default").exits(2);
@@ -80,7 +79,7 @@ fn a_wish_that_makes_no_sense_is_answered_by_name_and_costs_nothing() {
 fn an_order_of_yesterday_neither_ends_nor_makes_anything_today() {
     let host = Host::pretend_ours();
     let old = fill(&host, 1);
-    // The one who is going to fill the pool is held back while the image becomes another one.
+    // The process about to fill the pool is held back while the image changes.
     held(
         &host,
         "",
@@ -107,7 +106,7 @@ fn what_fills_the_pool_up_boots_where_the_lease_that_was_taken_was_restored() {
         "claim:done",
         &format!("{OURS} --firecracker-pool 1 --slug one --timing-json"),
     );
-    // A lease has names of its own for what it came of; who comes next finds nothing.
+    // A pool member keeps its own hard links to its template's files; a new lease finds no template.
     drop(
         host.sh("rm -r /srv/.config/crabbox/state/firecracker/templates/????????????????*")
             .exits(0),
@@ -132,7 +131,7 @@ fn one_that_is_taken_meanwhile_is_not_stopped() {
         "take:made",
         &format!("{OURS} --firecracker-pool 1 --slug one"),
     );
-    // It has seen a lease that waits, and naps until nobody is at it: system call 230 or 35 (clock_nanosleep, nanosleep).
+    // It has seen a waiting lease, and naps until nothing holds it: system call 230 or 35 (clock_nanosleep, nanosleep).
     drop(
         host.sh(&format!(
             "rm -f /tmp/stop.rc; (crabbox stop {} > /tmp/stop 2>&1; echo $? > /tmp/stop.rc) < /dev/null > /dev/null 2>&1 &",
@@ -164,12 +163,15 @@ fn filling_ends_even_if_none_lasts_and_hears_ctrl_c_while_it_waits() {
     let filled = host.sh(&format!("exec timeout -k 1 60 {fill}")).exits(0).json();
     assert_eq!(filled["made"].as_array().unwrap().len(), 2, "{filled}");
     host.until("! pgrep -f '[_]_supervise' >/dev/null");
-    // Somebody fills it, and somebody else wants it filled or emptied.
+    // One process fills the pool, and another wants to fill or drain it.
     let waits = super::fill(&host, 1);
     let pool = filled["pool"].as_str().unwrap();
     for command in [&fill, "crabbox pool drain"] {
+        // It handles the signal once it naps (system call 230 or 35); before that, it may not even have been loaded.
         let ended = host.sh(&format!(
-            "flock -n /srv/.config/crabbox/state/firecracker/pool-{pool}.lock timeout --preserve-status -s INT -k 20 1 {command}"
+            "flock -n /srv/.config/crabbox/state/firecracker/pool-{pool}.lock bash -c '{command} & p=$!; \
+             for i in $(seq 600); do grep -qsE \"^(230|35) \" /proc/$p/syscall && break; sleep 0.05; done; \
+             kill -INT $p; wait $p'"
         ));
         assert!(
             ended.code == Some(130) && ended.stderr.contains("interrupted"),
@@ -186,7 +188,7 @@ fn a_drain_that_leaves_one_behind_says_which() {
     let host = Host::pretend_ours();
     let before = host.settled();
     let lease = fill(&host, 1).remove(0);
-    // Whoever has its lock may be making it or giving it to somebody, and so it is left alone.
+    // The holder of its lock may be making it or giving it to a client, so it is left alone.
     let drained = host.sh(&format!(
         "flock $HOME/.config/crabbox/state/firecracker/locks/{lease}.lock timeout 60 crabbox pool drain"
     ));

@@ -1,6 +1,6 @@
-//! The Debian package, put together by dpkg-deb: the names, dependencies and scripts that it has beside its files.
+//! The Debian package, made by dpkg-deb: its name, dependencies and scripts in addition to the files.
 //!
-//! It must never depend on a library that the program does not use, nor on an older one than it needs.
+//! It must never depend on a library that the program does not use, nor on a version older than it needs.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -13,10 +13,10 @@ use crabbox_host::command::Cmd;
 use super::contents::Content;
 use super::{DEBIAN, Release, written, zipped};
 
-/// Programs that a lease calls. rsync is used for large trees where both sides have it.
+/// Packages of the programs that a lease calls. rsync is optional, used for large trees if both sides have it.
 const NEEDS: &str = "e2fsprogs, git, libgcc-s1, nftables, openssh-client";
 
-/// What Debian's documents about a package say of its licence.
+/// The licence statement in Debian's format.
 const COPYRIGHT: &str = "\
 Format: https://www.debian.org/doc/packaging-manuals/copyright-format/1.0/
 Upstream-Name: crabbox
@@ -55,7 +55,7 @@ pub(super) fn package(release: &Release<'_>, contents: &[Content], scratch: &Pat
     let name = format!("crabbox_{}_{}.deb", release.version.replace('-', "~"), DEBIAN);
     let path = scratch.join(name);
     Cmd::inheriting("dpkg-deb")
-        // One thread: with several, the parts that are compressed apart could be others.
+        // One thread: with several, the boundaries of the compressed blocks could differ.
         .args(["--root-owner-group", "--threads-max=1", "-Zxz"])
         .arg(format!("-z{}", release.effort))
         .arg("--build")
@@ -71,7 +71,7 @@ fn fields(release: &Release<'_>, root: &Path) -> Result<String> {
     let kib = installed_kib(root)?;
     Ok(format!(
         "Package: crabbox\nVersion: {}\nArchitecture: {}\nMaintainer: The crabbox developers <crabbox@localhost>\n\
-         Installed-Size: {kib}\nDepends: libc6 (>= {}.{}), {NEEDS}\nRecommends: rsync\nSuggests: containernetworking-plugins\n\
+         Installed-Size: {kib}\nDepends: libc6 (>= {}.{}), {NEEDS}\nRecommends: mmdebstrap, rsync\nSuggests: containernetworking-plugins, python3-pip\n\
          Section: devel\nPriority: optional\nDescription: throw-away Firecracker microVMs for your working tree\n \
          Leases a Firecracker microVM on this KVM host, syncs the working tree into\n it, runs a command there, gives it back and leaves \
          nothing behind.\n .\n `crabbox setup firecracker` brings Firecracker and a guest image.\n",
@@ -82,7 +82,7 @@ fn fields(release: &Release<'_>, root: &Path) -> Result<String> {
     ))
 }
 
-/// Debian wants one in its own form; ours stands beside it.
+/// The changelog in Debian's own format; ours is beside it.
 fn changelog(release: &Release<'_>) -> Result<String> {
     let date = Cmd::inheriting("date")
         .args(["--utc", "--rfc-email", &format!("--date=@{}", release.epoch)])
@@ -94,7 +94,7 @@ fn changelog(release: &Release<'_>) -> Result<String> {
     ))
 }
 
-/// What dpkg compares with what is installed, by `dpkg --verify`.
+/// The digests against which `dpkg --verify` checks installed files.
 fn md5sums(root: &Path) -> Result<String> {
     let mut text = String::new();
     for path in files(root)? {
@@ -105,7 +105,7 @@ fn md5sums(root: &Path) -> Result<String> {
     Ok(text)
 }
 
-/// As dpkg counts: each file in whole KiB, and one for each directory.
+/// The installed size as dpkg counts it: each file rounded up to KiB, plus one KiB per directory.
 fn installed_kib(root: &Path) -> Result<u64> {
     let mut kib = 0;
     for path in files(root)? {
@@ -114,7 +114,7 @@ fn installed_kib(root: &Path) -> Result<u64> {
     Ok(kib)
 }
 
-/// Every file below `root`, relative to it, by name.
+/// Every file below `root`, relative to it, sorted.
 pub(super) fn files(root: &Path) -> Result<Vec<PathBuf>> {
     let (mut found, mut todo) = (Vec::new(), vec![root.to_owned()]);
     while let Some(dir) = todo.pop() {
@@ -131,7 +131,7 @@ pub(super) fn files(root: &Path) -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// The newest version of glibc whose symbols the ELF file `program` names: `GLIBC_2.34` is 2 and 34.
+/// The newest version of glibc in the symbols of the ELF file `program`: `GLIBC_2.34` is 2 and 34.
 pub(super) fn glibc(program: &[u8]) -> Option<(u32, u32)> {
     const MARK: &[u8] = b"GLIBC_";
     let mut newest = None;
@@ -145,7 +145,7 @@ pub(super) fn glibc(program: &[u8]) -> Option<(u32, u32)> {
             .iter()
             .take_while(|byte| byte.is_ascii_digit() || **byte == b'.')
         {
-            // Writing to a text does not fail.
+            // Writing to a string cannot fail.
             write!(text, "{}", char::from(*byte)).ok();
         }
         let mut numbers = text.split('.').map(str::parse);

@@ -1,9 +1,10 @@
-//! Which variables of this host are forwarded to the command in the lease.
+//! Decides which variables of this host are forwarded to the command in the lease.
 //!
 //! A repository may request what its tests need. It must never obtain a secret: the author of its file also wrote what runs
 //! in the lease, and the lease reaches the internet.
 
 use super::layer::Sourced;
+use crate::comma_list;
 
 /// Words that make a name look like a secret's, the same as in the Go program.
 const SECRETS: [&str; 7] = ["KEY", "TOKEN", "SECRET", "PASSWORD", "PASS", "CREDENTIAL", "AUTH"];
@@ -42,9 +43,21 @@ impl Allow {
         allow
     }
 
-    /// Adds names that the user allows.
-    pub fn trust(&mut self, names: impl IntoIterator<Item = String>) {
-        self.trusted.extend(names);
+    /// Adds names that the user allows, from comma-separated lists.
+    pub fn trust<'a>(&mut self, lists: impl IntoIterator<Item = &'a str>) {
+        let names = lists.into_iter().flat_map(comma_list::items);
+        self.trusted.extend(names.map(str::to_owned));
+    }
+
+    /// The entries that no variable can match, for a warning. Text after a `=` is left out, because it may be a secret.
+    pub fn unmatchable(&self) -> impl Iterator<Item = String> {
+        let never = |entry: &&str| !entry.is_empty() && !is_name(entry.strip_suffix('*').unwrap_or(entry));
+        self.names()
+            .filter(never)
+            .map(|entry| match entry.split_once('=') {
+                Some((name, _)) => format!("{name}=\u{2026}"),
+                None => entry.to_owned(),
+            })
     }
 
     /// Every name, as one line.
@@ -75,7 +88,7 @@ fn matches(entries: &[String], name: &str) -> bool {
     })
 }
 
-/// `[A-Za-z_][A-Za-z0-9_]*`.
+/// Whether `name` can be the name of a variable: `[A-Za-z_][A-Za-z0-9_]*`.
 pub fn is_name(name: &str) -> bool {
     name.starts_with(|first: char| first.is_ascii_alphabetic() || first == '_')
         && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
@@ -119,8 +132,30 @@ mod tests {
         ] {
             assert_eq!(allow.judge(name), verdict, "{name}");
         }
-        allow.trust(["npm_token".to_owned()]);
+        allow.trust(["npm_token"]);
         assert_eq!(allow.judge("npm_token"), Passes);
         assert_eq!(allow.judge("AWS_SECRET_ACCESS_KEY"), Withheld);
+    }
+
+    #[test]
+    fn names_have_commas_and_blanks_between_them() {
+        let mut allow = Allow::default();
+        allow.trust(["A1, B1,", " C1 ,, D_*"]);
+        assert!(allow.names().eq(["A1", "B1", "C1", "D_*"]));
+        for name in ["A1", "B1", "C1", "D_x"] {
+            assert_eq!(allow.judge(name), Verdict::Passes, "{name}");
+        }
+        assert_eq!(allow.unmatchable().count(), 0);
+    }
+
+    #[test]
+    fn what_can_match_no_variable_is_told_without_a_value() {
+        let mut allow = from_repository(&["CI", "1X", "", "a.b"]);
+        allow.trust(["A B, *, MY_*, TOKEN=abc=d"]);
+        assert!(
+            allow
+                .unmatchable()
+                .eq(["A B", "*", "TOKEN=\u{2026}", "1X", "a.b"])
+        );
     }
 }

@@ -41,19 +41,31 @@ impl Choice {
         Some(name.to_owned())
     }
 
+    /// The canonical names, for messages.
+    pub(crate) const fn names(self) -> &'static str {
+        match self {
+            Self::Provider => "a name",
+            Self::Target => "linux, macos, windows, or worker-runtime",
+            Self::WindowsMode => "normal or wsl2",
+            Self::Architecture => "amd64 or arm64",
+            Self::Network => "auto, tailscale, or public",
+            Self::OsImage => "ubuntu:26.04 or ubuntu:24.04",
+        }
+    }
+
     /// Why `found` is invalid, in the Go program's words.
     pub fn refusal(self, found: &str) -> String {
-        let rule = match self {
-            Self::Provider => "provider must be a name",
-            Self::Target => "target must be linux, macos, windows, or worker-runtime",
-            Self::WindowsMode => "windows.mode must be normal or wsl2",
-            Self::Architecture => "architecture must be amd64 or arm64",
-            Self::Network => "network must be auto, tailscale, or public",
+        let key = match self {
+            Self::Provider => "provider",
+            Self::Target => "target",
+            Self::WindowsMode => "windows.mode",
+            Self::Architecture => "architecture",
+            Self::Network => "network",
             Self::OsImage => {
                 return format!("unsupported os {found:?}; supported: ubuntu:26.04, ubuntu:24.04");
             }
         };
-        format!("{rule}, found {found:?}")
+        format!("{key} must be {}, found {found:?}", self.names())
     }
 }
 

@@ -48,16 +48,22 @@ pub(super) fn truth(node: &Node, path: &str) -> Result<bool, Wrong> {
     super::value::boolean(&text).ok_or_else(|| wrong(node, path, "true or false"))
 }
 
-/// A list of texts; a single text is a list of one.
+/// A list of texts; a single text is a list of one. Empty items (null) are dropped.
 pub(super) fn list(node: &Node, path: &str) -> Result<Vec<String>, Wrong> {
     match &node.content {
         Content::Scalar { text, .. } => Ok(vec![text.trim().to_owned()]),
         Content::List(items) => items
             .iter()
-            .map(|item| scalar(item, path, "a list of texts"))
+            .filter(|item| item.content != Content::Null)
+            .map(|item| scalar(item, &item_of(path), "a text"))
             .collect(),
         _ => Err(wrong(node, path, "a list of texts")),
     }
+}
+
+/// How a message names an item of the list at `path`.
+pub(super) fn item_of(path: &str) -> String {
+    format!("each item of {path}")
 }
 
 /// The error for an invalid node of a field.

@@ -1,8 +1,8 @@
 //! Turns settings into a validated plan of a Firecracker lease.
 //!
-//! It applies the Go program's normalisation and checks in the same order and with the same messages, with three differences
-//! that ARCHITECTURE.md lists: an explicit SSH port is kept (also 2222), `network` may be `nat` or `auto`, and a jailer is
-//! allowed. It must look at nothing but the settings: whether files exist is checked by doctor.
+//! It applies the Go program's normalisation and checks in the same order and with the same messages, with three differences listed in
+//! ARCHITECTURE.md: an explicit SSH port is kept (also 2222), `network` may be `nat` or `auto`, and a jailer is allowed. It must only use the
+//! settings: whether files exist is checked by doctor.
 
 use super::Provider;
 use super::fit::{self, Unfit};
@@ -18,7 +18,7 @@ use crate::volume::Volume;
 
 /// Maximum number of virtual processors of a Firecracker microVM.
 pub(crate) const MAX_CPUS: u32 = 32;
-/// Minimum memory in MiB with which a guest of ours can boot.
+/// Minimum memory in MiB with which our guest can boot.
 pub(crate) const MIN_MEMORY_MIB: u32 = 64;
 /// Maximum plausible memory in MiB (16 TiB); a larger value is a typing error.
 pub(crate) const MAX_MEMORY_MIB: u32 = 16 << 20;
@@ -31,10 +31,10 @@ pub(crate) const MAX_DISK_MIB: u64 = 16 << 20;
 /// The default server type of a microVM.
 pub const SERVER_TYPE: &str = "microvm";
 
-/// The longest work root in bytes: the longest one that our guest takes.
+/// The longest work root in bytes that our guest accepts.
 pub(crate) const MAX_WORK_ROOT: usize = 1024;
 
-/// Most leases that are kept ready ahead of their use; beyond it a configuration has a typing error.
+/// Maximum pool size; a larger value is a typing error.
 pub(crate) const MAX_POOL: i64 = 256;
 
 /// Whether and how the VMM is jailed.
@@ -86,7 +86,7 @@ pub struct FirecrackerPlan {
     pub first_uid: u32,
     /// Size of the uid range.
     pub uid_count: u32,
-    /// The network mode; `None` is `auto`, for which [`NetworkMode::choose`] decides by what the host has.
+    /// The network mode; `None` is `auto`, for which [`NetworkMode::choose`] decides depending on the host.
     pub network: Option<NetworkMode>,
     /// The CNI network.
     pub cni_network: HostName,
@@ -112,11 +112,11 @@ pub struct FirecrackerPlan {
     pub idle_timeout: GoDuration,
     /// Ports that the lease is declared to offer, in the form of the label.
     pub exposed: String,
-    /// The volumes of its own that it is to have.
+    /// The cache volumes of the lease.
     pub volumes: Vec<Volume>,
 }
 
-/// Why the settings do not describe a Firecracker lease; the messages are the Go program's where it has one.
+/// Why the settings do not describe a Firecracker lease; the messages are the Go program's if it has one.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidFirecracker {
     /// A setting that this provider does not support.
@@ -134,7 +134,7 @@ pub enum InvalidFirecracker {
     /// The work root is relative, or climbs out of itself.
     #[error("provider=firecracker requires firecracker.workRoot to be an absolute POSIX path")]
     WorkRoot,
-    /// A work root that is absolute, and that our guest refuses.
+    /// A work root that is absolute but that our guest refuses.
     #[error(
         "provider=firecracker requires firecracker.workRoot to lie below / without dots in up to {MAX_WORK_ROOT} bytes"
     )]
@@ -175,7 +175,7 @@ pub enum InvalidFirecracker {
         /// The word as configured.
         warm: String,
     },
-    /// A volume would hide the work root, or lie in it, where syncs remove what is not theirs.
+    /// A volume would hide the work root, or be inside it, where a sync removes files that are not its own.
     #[error(
         "provider=firecracker requires cache volume {name:?} to be mounted neither in nor around firecracker.workRoot {work_root}"
     )]
@@ -200,6 +200,13 @@ pub enum InvalidFirecracker {
 impl Fault for InvalidFirecracker {
     fn kind(&self) -> Kind {
         Kind::Usage
+    }
+
+    fn hints(&self) -> Vec<String> {
+        match self {
+            Self::Unfit(unfit) => unfit.hints(),
+            _ => Vec::new(),
+        }
     }
 }
 
@@ -262,7 +269,7 @@ pub fn plan(settings: &Settings) -> Result<FirecrackerPlan, InvalidFirecracker> 
         cni_bin_dir: firecracker.cni_bin_dir.value.clone(),
         launch_timeout: firecracker.launch_timeout.value,
         delete_on_release: firecracker.delete_on_release.value,
-        // The generic default stands for cloud images; a microVM listens on the usual port.
+        // The generic default is meant for cloud images; a microVM listens on the usual port.
         ssh_port: if settings.ssh.port.is_default() {
             22
         } else {
@@ -280,7 +287,7 @@ pub fn plan(settings: &Settings) -> Result<FirecrackerPlan, InvalidFirecracker> 
     })
 }
 
-/// The work root, with no volume in or around it.
+/// The work root, after checking that no volume is inside or above it.
 fn work_root(settings: &Settings) -> Result<&str, InvalidFirecracker> {
     let work_root = preferred(&settings.firecracker.work_root, &settings.work_root);
     if !is_absolute_posix(work_root) {
@@ -354,8 +361,13 @@ fn amount(key: &'static str, value: &Sourced<i64>) -> Result<u64, InvalidFirecra
         })
 }
 
+/// Normalises a word of the configuration.
+pub fn word(text: &str) -> String {
+    text.trim().to_ascii_lowercase()
+}
+
 fn network_mode(text: &str) -> Result<Option<NetworkMode>, InvalidFirecracker> {
-    let name = text.trim().to_ascii_lowercase();
+    let name = word(text);
     if matches!(name.as_str(), "auto" | "") {
         return Ok(None);
     }
@@ -366,7 +378,7 @@ fn network_mode(text: &str) -> Result<Option<NetworkMode>, InvalidFirecracker> {
 }
 
 fn warm(text: &str) -> Result<bool, InvalidFirecracker> {
-    match text.trim().to_ascii_lowercase().as_str() {
+    match word(text).as_str() {
         "auto" | "" => Ok(true),
         "off" => Ok(false),
         _ => Err(InvalidFirecracker::Warm {
@@ -390,7 +402,7 @@ fn jailer(program: &HostPath) -> Jailer {
     }
 }
 
-/// The first volume that lies in the work root or around it. A work root may have slashes that say nothing.
+/// The first volume inside or above the work root, which may contain redundant slashes.
 fn meets_work_root<'a>(volumes: &'a [Volume], work_root: &str) -> Option<&'a Volume> {
     let parts = work_root.split('/').filter(|part| !part.is_empty());
     let plain: String = parts.flat_map(|part| ["/", part]).collect();
@@ -413,8 +425,8 @@ fn is_absolute_posix(path: &str) -> bool {
         && !path.split('/').any(|part| part == "..")
 }
 
-/// The rule of our guest's first process for its work root: one that it refuses costs a machine, and a guest that is refused blames what it
-/// came of.
+/// The rule of our guest's init for its work root. Checked here because a refusal by the guest would cost a machine, and its message could not name
+/// the setting.
 fn is_taken_by_guest(path: &str) -> bool {
     path.len() <= MAX_WORK_ROOT
         && path.split('/').any(|part| !part.is_empty())

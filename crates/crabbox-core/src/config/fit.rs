@@ -1,9 +1,9 @@
-//! Whether a provider supports the settings, for a new or an existing lease.
+//! Checks whether a provider supports the settings, for a new or an existing lease.
 //!
 //! An unsupported setting must never be ignored silently: a machine without a requested feature is not a success.
 
 use super::Provider;
-use super::layer::Layer;
+use super::layer::{Layer, Origin, Sourced};
 use super::settings::Settings;
 use crate::fault::{Fault, Kind};
 use crate::labels;
@@ -20,15 +20,22 @@ pub enum Unfit {
     Target {
         /// The provider.
         provider: &'static str,
+        /// Where it is set.
+        origin: Origin,
     },
     /// `windows.mode` for a machine without Windows.
     #[error("windows.mode is only valid with target=windows")]
-    WindowsMode,
+    WindowsMode {
+        /// Where it is set.
+        origin: Origin,
+    },
     /// `network: tailscale`.
     #[error("provider={provider} does not support tailscale-managed networking")]
     Tailscale {
         /// The provider.
         provider: &'static str,
+        /// Where it is set.
+        origin: Origin,
     },
     /// An architecture other than that of our guests.
     #[error("provider={provider} does not support architecture={architecture}")]
@@ -37,6 +44,8 @@ pub enum Unfit {
         provider: &'static str,
         /// The architecture.
         architecture: String,
+        /// Where it is set.
+        origin: Origin,
     },
     /// More ports than the label can hold.
     #[error("--expose accepts at most {MAX_EXPOSED} distinct ports per lease")]
@@ -46,18 +55,24 @@ pub enum Unfit {
     Desktop {
         /// The provider.
         provider: &'static str,
+        /// Where it is set.
+        origin: Origin,
     },
     /// `browser: true`.
     #[error("browser provisioning is not supported for provider={provider}")]
     Browser {
         /// The provider.
         provider: &'static str,
+        /// Where it is set.
+        origin: Origin,
     },
     /// `code: true`.
     #[error("web code is not supported for provider={provider}")]
     Code {
         /// The provider.
         provider: &'static str,
+        /// Where it is set.
+        origin: Origin,
     },
     /// A required volume of `cache.volumes`, for a provider that has none.
     #[error("provider={provider} does not support required cache volume {name:?}")]
@@ -73,7 +88,7 @@ pub enum Unfit {
         /// The volume's name.
         name: String,
     },
-    /// A volume that a flag requires of a lease that is there, and was made without it.
+    /// A volume that a flag requires of an existing lease that was created without it.
     #[error("lease {lease} has no cache volume {name:?}")]
     LeaseWithoutVolume {
         /// The lease.
@@ -95,13 +110,37 @@ impl Fault for Unfit {
                     "volumes are attached when a lease is made: leave out --id, or --cache-volume".to_owned(),
                 ]
             }
-            _ => Vec::new(),
+            // The user knows which flag they typed, but a line of a file may be from someone else.
+            _ => self
+                .origin()
+                .filter(|origin| !matches!(origin, Origin::Flag(_) | Origin::Default))
+                .map(|origin| vec![format!("it is set at {origin}")])
+                .unwrap_or_default(),
         }
     }
 }
 
-/// The volumes that a flag requires of whatever lease a command gets. Those of a file are about new leases: they keep nobody from one that
-/// is there.
+impl Unfit {
+    /// Where the setting comes from, if a single setting is at fault.
+    const fn origin(&self) -> Option<&Origin> {
+        match self {
+            Self::Target { origin, .. }
+            | Self::WindowsMode { origin }
+            | Self::Tailscale { origin, .. }
+            | Self::Architecture { origin, .. }
+            | Self::Desktop { origin, .. }
+            | Self::Browser { origin, .. }
+            | Self::Code { origin, .. } => Some(origin),
+            Self::Exposed
+            | Self::CacheVolume { .. }
+            | Self::FarCacheVolume { .. }
+            | Self::LeaseWithoutVolume { .. } => None,
+        }
+    }
+}
+
+/// The volumes that a flag requires of any lease that a command gets. Volumes of a file only apply to new leases and do not prevent the use of an
+/// existing one.
 pub fn required_of_any_lease(settings: &Settings) -> impl Iterator<Item = &Volume> {
     let volumes = &settings.cache.volumes;
     let by_flag = volumes.layer() == Layer::Flag;
@@ -111,45 +150,69 @@ pub fn required_of_any_lease(settings: &Settings) -> impl Iterator<Item = &Volum
         .filter(move |volume| by_flag && volume.required)
 }
 
-/// Checks the settings, in the Go program's order.
+/// Checks the settings for a new lease, in the Go program's order.
 pub fn check(settings: &Settings, provider: Provider) -> Result<(), Unfit> {
-    let which = provider;
-    let provider = which.name();
-    if settings.target.value != "linux" {
-        return Err(Unfit::Target { provider });
-    }
-    if settings.windows_mode.value != "normal" {
-        return Err(Unfit::WindowsMode);
-    }
-    if settings.network.value == "tailscale" {
-        return Err(Unfit::Tailscale { provider });
-    }
-    if settings.architecture.value != "amd64" {
-        let architecture = settings.architecture.value.clone();
-        return Err(Unfit::Architecture {
-            provider,
-            architecture,
-        });
-    }
-    if settings.desktop.value {
-        return Err(Unfit::Desktop { provider });
-    }
-    if settings.browser.value {
-        return Err(Unfit::Browser { provider });
-    }
-    if settings.code.value {
-        return Err(Unfit::Code { provider });
-    }
+    check_machine(settings, provider, Layer::Default)?;
+    let name = provider.name();
     if let Some(volume) = settings.cache.volumes.value.iter().find(|volume| volume.required) {
-        let name = volume.name.clone();
-        match which {
-            Provider::Ssh => return Err(Unfit::CacheVolume { provider, name }),
-            Provider::Firecracker if settings.is_afar() => return Err(Unfit::FarCacheVolume { name }),
+        let volume = volume.name.clone();
+        match provider {
+            Provider::Ssh => {
+                return Err(Unfit::CacheVolume {
+                    provider: name,
+                    name: volume,
+                });
+            }
+            Provider::Firecracker if settings.is_afar() => {
+                return Err(Unfit::FarCacheVolume { name: volume });
+            }
             Provider::Firecracker => {}
         }
     }
     if labels::exposed(&settings.expose.value).split('-').count() > MAX_EXPOSED {
         return Err(Unfit::Exposed);
+    }
+    Ok(())
+}
+
+/// Checks what flags require of an existing lease. Files and variables only apply to new leases: a line that someone else wrote must not keep a user
+/// from using a machine, least of all from releasing it. A flag was meant for this lease, and must not be ignored silently.
+pub fn check_existing(settings: &Settings, provider: Provider) -> Result<(), Unfit> {
+    check_machine(settings, provider, Layer::Flag)
+}
+
+/// Checks the kind of machine that the settings of `least` and the layers above it ask for.
+fn check_machine(settings: &Settings, provider: Provider, least: Layer) -> Result<(), Unfit> {
+    /// The origin of a setting that applies and does not fit.
+    fn wrong<T>(setting: &Sourced<T>, least: Layer, fits: impl FnOnce(&T) -> bool) -> Option<Origin> {
+        (setting.layer() >= least && !fits(&setting.value)).then(|| setting.origin.clone())
+    }
+    let provider = provider.name();
+    if let Some(origin) = wrong(&settings.target, least, |target| target == "linux") {
+        return Err(Unfit::Target { provider, origin });
+    }
+    if let Some(origin) = wrong(&settings.windows_mode, least, |mode| mode == "normal") {
+        return Err(Unfit::WindowsMode { origin });
+    }
+    if let Some(origin) = wrong(&settings.network, least, |network| network != "tailscale") {
+        return Err(Unfit::Tailscale { provider, origin });
+    }
+    if let Some(origin) = wrong(&settings.architecture, least, |name| name == "amd64") {
+        let architecture = settings.architecture.value.clone();
+        return Err(Unfit::Architecture {
+            provider,
+            architecture,
+            origin,
+        });
+    }
+    if let Some(origin) = wrong(&settings.desktop, least, |wanted| !wanted) {
+        return Err(Unfit::Desktop { provider, origin });
+    }
+    if let Some(origin) = wrong(&settings.browser, least, |wanted| !wanted) {
+        return Err(Unfit::Browser { provider, origin });
+    }
+    if let Some(origin) = wrong(&settings.code, least, |wanted| !wanted) {
+        return Err(Unfit::Code { provider, origin });
     }
     Ok(())
 }

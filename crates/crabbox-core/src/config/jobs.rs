@@ -4,9 +4,12 @@
 //! that a repository may set, so each job records whether its file is trusted.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use super::fields::{Unknown, Wrong, list, mapping, scalar, truth, wrong};
+use super::key::KEYS;
 use super::layer::{Layer, Place};
+use super::value::{Bases, expectation, from_text, is_usable};
 use super::yaml::{Content, Node};
 
 /// Fields that become a `run` flag with a value: the YAML path in the job, and the flag.
@@ -66,6 +69,19 @@ pub struct Job {
     pub place: Place,
     /// Whether the user of this host wrote it, and not a repository.
     pub is_trusted: bool,
+}
+
+impl Job {
+    /// The values of a flag, in order; none for a switch.
+    pub fn values_of(&self, flag: &str) -> impl Iterator<Item = &str> {
+        let given = self.flags.iter().filter(move |(name, _)| *name == flag);
+        given.filter_map(|(_, value)| value.as_deref())
+    }
+
+    /// Whether a flag or switch is there.
+    pub fn has(&self, flag: &str) -> bool {
+        self.flags.iter().any(|(name, _)| *name == flag)
+    }
 }
 
 /// The jobs of a file by name, each with its errors.
@@ -132,6 +148,7 @@ fn take(job: &mut Job, field: &str, node: &Node, path: &str) -> Result<bool, Wro
     if let Some(flag) = find(FLAGS) {
         let value = scalar(node, path, "a text")?;
         if !value.is_empty() {
+            judge(flag, &value, node, path)?;
             job.flags.push((flag, Some(value)));
         }
     } else if let Some(flag) = find(SWITCHES) {
@@ -160,6 +177,24 @@ fn take(job: &mut Job, field: &str, node: &Node, path: &str) -> Result<bool, Wro
             .any(|section| field.split('.').next() == Some(section)));
     }
     Ok(true)
+}
+
+/// Checks the value of a flag here, where its place in the file can be reported: the user did not type that flag, so an error about the command line
+/// would be confusing.
+fn judge(flag: &str, text: &str, node: &Node, path: &str) -> Result<(), Wrong> {
+    let mut keys = KEYS.iter();
+    let Some(key) = keys.find(|key| key.flag.is_some_and(|known| known.name == flag)) else {
+        return Ok(());
+    };
+    // None of these is a path.
+    let nowhere = Bases {
+        home: None,
+        relative: Path::new(""),
+    };
+    match from_text(key.kind, text, nowhere) {
+        Some(value) if is_usable(key, &value) => Ok(()),
+        _ => Err(wrong(node, path, expectation(key))),
+    }
 }
 
 /// The values of `stop`.

@@ -43,7 +43,7 @@ impl Kind {
             Self::Duration => "a duration such as 90m or 1h30m",
             Self::List => "a list of texts",
             Self::Ports => "a list of port numbers",
-            Self::Choice(_) => "one of a few names",
+            Self::Choice(choice) => choice.names(),
         }
     }
 }
@@ -412,19 +412,19 @@ registry! {
         .env(&["CRABBOX_FIRECRACKER_DELETE_ON_RELEASE"]).flag("firecracker-delete-on-release", ProviderOptions);
 }
 
-/// The section of jobs, which are no keys: names and what is run under them.
+/// The section of jobs, which are not keys: commands by name.
 pub const JOBS: &str = "jobs";
 
-/// The section of profiles: what runs under a name get.
+/// The section of profiles: defaults for runs by profile name.
 pub const PROFILES: &str = "profiles";
 
 /// The section of presets: commands by name.
 pub const PRESETS: &str = "presets";
 
-/// The section of proof templates: what proofs of runs say, by name.
+/// The section of proof templates: texts for proofs of runs, by name.
 pub const PROOF_TEMPLATES: &str = "proofTemplates";
 
-/// Sections that the Go program reads and this one does not: told to the user once a file, never taken for a typing error.
+/// Sections that the Go program reads and this program does not: reported to the user once per file, never taken for a typing error.
 pub(crate) const FOREIGN_SECTIONS: &[&str] = &[
     "actions",
     "broker",
@@ -467,7 +467,7 @@ mod tests {
         for key in KEYS.iter().filter(|key| key.path.starts_with("firecracker.")) {
             let named = key.path.contains("etwork") || key.path == "firecracker.image";
             let selects = named || matches!(key.kind, Kind::Path | Kind::Program);
-            // So is what keeps leases from taking the host over.
+            // The same holds for settings that keep leases from taking over the host.
             let guards = [".host", ".max", ".reserve", "Uid", "uidCount", ".warm", ".pool"]
                 .iter()
                 .any(|part| key.path.contains(part));

@@ -7,18 +7,16 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use super::choice::Choice;
-use super::fields::{Unknown, Wrong};
+use super::fields::{Unknown, Wrong, item_of};
 use super::jobs::{self, Job};
-use super::key::{
-    FOREIGN_SECTIONS, JOBS, KEYS, Key, Kind, Merge, Name, PRESETS, PROFILES, PROOF_TEMPLATES, Trust,
-};
+use super::key::{FOREIGN_SECTIONS, JOBS, KEYS, Key, Kind, Name, PRESETS, PROFILES, PROOF_TEMPLATES, Trust};
 use super::layer::{Layer, Origin, Place, Sourced, Trusted};
 use super::profiles::{Preset, Profile, ProofTemplate, Reader};
 use super::provider::Provider;
 use super::settings::Settings;
 use super::suggest::suggest;
 use super::table::Table;
-use super::value::{Bases, Value, from_node, from_text};
+use super::value::{Bases, Value, expectation, from_node, from_text, is_usable};
 use super::volumes;
 use super::warning::{ConfigError, Spot, Warning};
 use super::yaml::{self, Content, Node};
@@ -90,7 +88,7 @@ impl Resolution {
         self.values.get(name)
     }
 
-    /// The same, for callers that use values from a repository: all of them must be readable.
+    /// Returns the resolution if everything was readable, for callers that use values from a repository.
     pub fn sound(self) -> Result<Self, ConfigError> {
         match self.faults.first() {
             Some(fault) => Err(fault.clone()),
@@ -99,7 +97,7 @@ impl Resolution {
     }
 }
 
-/// Resolves all layers to settings. A wrong value in the user's own file is an error, one in a repository's file a fault.
+/// Resolves all layers to settings. An invalid value in the user's own file is an error, one in a repository's file a fault.
 pub fn resolve(inputs: &Inputs<'_>) -> Result<Resolution, ConfigError> {
     let mut fold = Fold {
         values: Table::defaults(inputs.home),
@@ -150,7 +148,7 @@ pub fn resolve(inputs: &Inputs<'_>) -> Result<Resolution, ConfigError> {
     })
 }
 
-/// The warning for volumes where leases cannot have any; a required one is refused when a lease is asked for.
+/// The warning about configured volumes if leases cannot have any; a required one is refused when a lease is requested.
 fn volumes_left_out(settings: &Settings) -> Option<Warning> {
     let volumes = &settings.cache.volumes;
     if volumes.value.is_empty() {
@@ -177,7 +175,7 @@ struct Fold {
     profiles: BTreeMap<String, Profile>,
     presets: BTreeMap<String, Preset>,
     proof_templates: BTreeMap<String, ProofTemplate>,
-    /// `cache.volumes`, of which the table has only the short form.
+    /// `cache.volumes`; the table has only the short form.
     volumes: Vec<Volume>,
     faults: Vec<ConfigError>,
 }
@@ -322,7 +320,7 @@ impl Fold {
                     let read = self.entry(inputs, file, &path, key, value);
                     self.bear(file, read)
                 }),
-                Content::Scalar { .. } | Content::List(_) => {
+                Content::Scalar { .. } | Content::Tag(_) | Content::List(_) => {
                     Err(wrong_type(file, node, path, "a mapping of keys to values"))
                 }
             };
@@ -353,7 +351,7 @@ impl Fold {
         Ok(())
     }
 
-    /// Has `volumes` in place of all earlier ones, none if there are none.
+    /// Replaces all earlier volumes with `volumes`, which may be empty.
     fn take_volumes(&mut self, volumes: Vec<Volume>, origin: Origin) {
         let short = volumes.iter().map(Volume::spec).collect();
         self.values
@@ -394,14 +392,18 @@ impl Fold {
                 relative,
             },
         ) {
-            Some(value) => self.take(key, value, &raw_text(node), origin),
-            None => match (key.kind, &node.content) {
+            Ok(value) => self.take(key, value, &raw_text(node), origin),
+            Err(unfit) => match (key.kind, &node.content) {
                 (Kind::Choice(choice), Content::Scalar { text, .. }) => {
                     self.no_choice(choice, text, origin);
                 }
-                // A text that is no duration is left out by the Go program, where any other wrong type is an error.
+                // The Go program ignores a text that is not a duration, while any other wrong type is an error.
                 (Kind::Duration, Content::Scalar { text, .. }) => self.unusable(key, text, origin),
-                _ => return Err(wrong_type(file, node, key.path, key.kind.expectation())),
+                _ if unfit.is_item => {
+                    let what = item_of(key.path);
+                    return Err(wrong_type(file, unfit.node, &what, unfit.expected));
+                }
+                _ => return Err(wrong_type(file, unfit.node, key.path, unfit.expected)),
             },
         }
         Ok(())
@@ -550,7 +552,7 @@ impl Fold {
             if !is_usable(key, &value) {
                 return Err(wrong(text));
             }
-            // An empty path or port says nothing; an empty text was said on purpose.
+            // An empty path or port has no meaning; an empty text is deliberate.
             if !value.is_blank() || key.kind == Kind::Text {
                 self.values.set(key, value, Origin::Flag(flag.name));
             }
@@ -577,22 +579,6 @@ impl Fold {
     }
 }
 
-fn is_usable(key: &Key, value: &Value) -> bool {
-    match value {
-        Value::Duration(span) => span.is_positive(),
-        Value::Integer(number) => key.merge != Merge::WhenPositive || *number > 0,
-        _ => true,
-    }
-}
-
-const fn expectation(key: &Key) -> &'static str {
-    match (key.kind, key.merge) {
-        (Kind::Integer, Merge::WhenPositive) => "a whole number greater than zero",
-        (Kind::Duration, _) => "a duration greater than zero, such as 90m or 1h30m",
-        _ => key.kind.expectation(),
-    }
-}
-
 /// Whether a key of the registry begins with `path`.
 fn is_section(path: &str) -> bool {
     let inside = |full: &str| full.strip_prefix(path).is_some_and(|rest| rest.starts_with('.'));
@@ -603,7 +589,7 @@ fn is_section(path: &str) -> bool {
 fn key_text(node: &Node) -> &str {
     match &node.content {
         Content::Scalar { text, .. } => text,
-        Content::Null | Content::List(_) | Content::Map(_) => "",
+        Content::Null | Content::Tag(_) | Content::List(_) | Content::Map(_) => "",
     }
 }
 
@@ -633,6 +619,7 @@ fn wrong_type(file: &ConfigFile, node: &Node, key: &str, expected: &'static str)
         key: printable(key),
         expected,
         found: node.content.describe(),
+        is_tag: matches!(node.content, Content::Tag(_)),
     }
 }
 

@@ -11,6 +11,7 @@ use super::choice::Choice;
 use super::key::{KEYS, Kind, Name};
 use super::layer::Layer;
 use super::*;
+use crate::fault::Fault as _;
 
 /// Layers under test; the repository is `/w/repo`, the home `/h`.
 #[derive(Default)]
@@ -262,7 +263,7 @@ fn volumes_are_the_user_s_own_and_never_a_repository_s() {
     };
     let ours = "cache: {npm: false, volumes: [{name: n, key: k, path: /data, sizeGB: 2, required: yes}]}";
     assert_eq!(volumes(world().user(ours)), [("n=k:/data".to_owned(), 2, true)]);
-    // Neither is one of a repository taken, nor does its empty list take ours away.
+    // A repository's volume is not accepted, and its empty list does not clear ours.
     for theirs in [
         "cache: {volumes: [{key: theirs, path: /data}]}",
         "cache: {volumes: []}",
@@ -278,7 +279,7 @@ fn volumes_are_the_user_s_own_and_never_a_repository_s() {
         );
         assert_eq!(volumes(both).len(), 1);
     }
-    // A variable takes the place of the file's, and a flag adds to them or makes one required.
+    // A variable replaces the file's volumes; a flag adds volumes or makes an existing one required.
     let variable = || world().user(ours).env("CRABBOX_CACHE_VOLUMES", "a:/a, m=b:/b");
     let both = [("a:/a".to_owned(), 10, false), ("m=b:/b".to_owned(), 10, false)];
     assert_eq!(volumes(variable()), both);
@@ -289,7 +290,7 @@ fn volumes_are_the_user_s_own_and_never_a_repository_s() {
         [false, true, true]
     );
     assert_eq!(volumes(world().user("cache: {volumes: []}")), []);
-    // The short form of a variable does in a file, too.
+    // The short form of a variable also works in a file.
     for short in ["a:/a", "[a:/a]"] {
         let short = world().user(&format!("cache: {{volumes: {short}}}"));
         assert_eq!(volumes(short), [("a:/a".to_owned(), 10, false)]);
@@ -418,12 +419,12 @@ fn a_wrong_value_of_a_repository_leaves_the_rest_as_it_is() {
     assert_eq!(settings.ttl.value.to_string(), "20m0s");
     assert_eq!(settings.firecracker.memory_mib.value, 512);
     assert_eq!(told.faults.first(), told.clone().sound().err().as_ref());
-    // What is no YAML at all is one fault; a file of the user's own is held to every word.
+    // Invalid YAML is a single fault; in the user's own file, every error counts.
     assert_eq!(world().repo("class: [a\n").tolerant().unwrap().faults.len(), 1);
     assert!(world().user(text).tolerant().is_err());
 }
 
-/// Two names to choose from.
+/// Two valid names of this choice.
 fn named(choice: Choice) -> [&'static str; 2] {
     match choice {
         Choice::Provider => ["ssh", "firecracker"],
@@ -502,6 +503,60 @@ fn what_chooses_nothing_is_told_by_whoever_works_with_it() {
 }
 
 #[test]
+fn an_item_that_is_nothing_is_none() {
+    let settings = world()
+        .user(
+            "sync:\n  exclude:\n    - a\n    -\n    - b\n    - #x\n    - ~\nssh:\n  fallbackPorts: [22, ]\n\
+             results:\n  junit:\n    -\n",
+        )
+        .settings();
+    assert_eq!(settings.sync.exclude.value, ["a", "b"]);
+    assert_eq!(settings.ssh.fallback_ports.value, [22]);
+    assert!(settings.results.junit.value.is_empty());
+}
+
+#[test]
+fn a_text_that_begins_with_a_mark_is_told_to_need_quotes() {
+    for text in [
+        "sync:\n  include: [!keep.txt]\n",
+        "profiles: {a: {envAllow: [!X]}}\n",
+        "results: {junit: !x}\n",
+    ] {
+        let error = world().user(text).resolve().unwrap_err();
+        assert_eq!(
+            error.hints(),
+            ["a text that begins with ! needs quotes, as in '!keep.txt'"],
+            "{error}"
+        );
+    }
+}
+
+#[test]
+fn whole_numbers_are_taken_in_the_spelling_of_a_float() {
+    let settings = world()
+        .user("sync: {failBytes: 1e10}\nfirecracker: {cpus: 8.0, memoryMiB: '4.096e3'}\n")
+        .env("CRABBOX_SYNC_FAIL_FILES", "1e5")
+        .settings();
+    assert_eq!(settings.sync.fail_bytes.value, 10_000_000_000);
+    assert_eq!(settings.sync.fail_files.value, 100_000);
+    assert_eq!(settings.firecracker.cpus.value, 8);
+    assert_eq!(settings.firecracker.memory_mib.value, 4096);
+    assert!(
+        world()
+            .user("firecracker: {cpus: .inf}\n")
+            .error()
+            .contains("1:21: .inf is not a finite number")
+    );
+    for text in ["8.5", "1e-1", "1e19"] {
+        let error = world().user(&format!("firecracker: {{cpus: {text}}}\n")).error();
+        assert!(
+            error.contains("firecracker.cpus must be a whole number, found"),
+            "{error}"
+        );
+    }
+}
+
+#[test]
 fn no_fallback_ports_are_none_in_every_spelling() {
     for text in ["none", "[none]", "[]", "'NONE'"] {
         let world = world().user(&format!("ssh: {{fallbackPorts: {text}}}\n"));
@@ -537,7 +592,23 @@ fn wrong_types_are_errors_with_their_place_and_line() {
             "- a\n",
             "1:1: a configuration file must be a mapping of keys to values, found a list",
         ),
-        ("class: a\nclass: b\n", "2:1: "),
+        (
+            "sync:\n  exclude:\n    - a\n    - {b: c}\n",
+            "4:7: each item of sync.exclude must be a text, found a mapping",
+        ),
+        (
+            "lease: {expose: [22, 70000]}\n",
+            "1:22: each item of lease.expose must be a port number from 1 to 65535, found \"70000\"",
+        ),
+        (
+            "sync:\n  exclude:\n    - a\n    - !keep.txt\n",
+            "4:7: each item of sync.exclude must be a text, found the tag \"!keep.txt\" without a value\n  |     - !keep.txt\n  |       ^",
+        ),
+        (
+            "class: !a\n",
+            "1:8: class must be a text, found the tag \"!a\" without a value",
+        ),
+        ("class: a\nclass: b\n", "2:1: the key \"class\" appears twice"),
         ("class: \"a\n", "1:8: "),
     ];
     for (text, want) in errors {
@@ -649,7 +720,7 @@ fn a_host_that_only_a_repository_names_is_refused_whatever_key_it_brings() {
     assert_eq!(other.warnings().len(), 1);
 }
 
-/// A host that the user approved, and a port, user, key or directory of the repository's choice, are another destination.
+/// A host approved by the user, together with a port, user, key or directory chosen by a repository, is another destination.
 #[test]
 fn nothing_of_a_repository_gets_into_a_destination() {
     let repository = "provider: ssh\nworkRoot: /evil\nssh: {user: evil, key: keys/id, port: 6666, fallbackPorts: [6666]}\n\
@@ -763,7 +834,7 @@ fn providers_are_known_by_name_and_alias() {
     );
 }
 
-/// A value that the key takes, made of a number.
+/// A valid value of the key, derived from a number.
 fn spelling(key: &key::Key, seed: u16) -> String {
     match key.kind {
         _ if key.name == Name::CacheVolumes => format!("v{seed}:/p{seed}"),
@@ -778,7 +849,7 @@ fn spelling(key: &key::Key, seed: u16) -> String {
 }
 
 proptest! {
-    /// For every key and every choice of layers that set it, the strongest that may set it is the one that counts.
+    /// For every key and every set of layers that set it, the strongest permitted layer applies.
     #[test]
     fn the_strongest_layer_that_may_set_a_key_counts(
         index in 0..KEYS.len(), seed in any::<u16>(),
@@ -817,7 +888,7 @@ proptest! {
         }
     }
 
-    /// Whatever a repository writes, what selects programs and files of the host stays the user's.
+    /// Whatever a repository writes, settings that select programs and files of the host stay the user's.
     #[test]
     fn no_repository_text_reaches_a_host_only_key(text in "(firecracker:\n)?( {0,2}(binary|kernel|image|network|jailer|<<|&a|\\*a): ?[a-z/{}\\[\\]&*: ]{0,8}\n){0,6}") {
         if let Ok(resolution) = world().repo(&text).resolve() {

@@ -1,4 +1,4 @@
-//! Who may choose what runs on this host.
+//! Decides which settings may choose what runs on this host.
 //!
 //! A repository's configuration comes with foreign code, so it must never select a program, kernel, disk image or network
 //! setup of the host. The types here can only be made from a trusted layer, so code that has one needs no further check.
@@ -99,7 +99,7 @@ pub fn classify(facts: &FileFacts<'_>) -> Layer {
 }
 
 /// `path` with `.` and `..` removed textually, without looking at the file system.
-pub(crate) fn lexically_normal(path: &Path) -> PathBuf {
+pub fn lexically_normal(path: &Path) -> PathBuf {
     let mut out = PathBuf::new();
     for component in path.components() {
         match component {
@@ -155,7 +155,7 @@ mod tests {
             layer_of("/w/repo/c.yaml", Some("/w/repo/c.yaml"), true),
             Layer::RepoFile
         );
-        // A neighbour whose name begins alike is not inside.
+        // A sibling directory with the same name prefix is not inside.
         assert_eq!(
             layer_of("/w/repo2/c.yaml", Some("/w/repo2/c.yaml"), true),
             Layer::UserFile

@@ -1,20 +1,22 @@
-//! `cache.volumes` of a file, and how a variable or flag changes the list.
+//! Reads `cache.volumes` of a file, and applies variables and flags to the list.
 //!
-//! Whether a layer may name volumes at all must be decided before it is read here.
+//! Whether a layer may set volumes at all must be decided before this is called.
 
 use super::fields::{Wrong, mapping, scalar, truth, wrong};
+use super::value::whole;
 use super::yaml::{Content, Node};
+use crate::comma_list;
 use crate::volume::{self, Invalid, Volume};
 
 /// The path of the list.
 pub(super) const PATH: &str = "cache.volumes";
 
-/// What a file says of volumes.
+/// The volumes section of a file.
 #[derive(Debug)]
 pub(super) struct Section {
     /// The volumes.
     pub(super) volumes: Vec<Volume>,
-    /// Fields that nobody knows, with their paths.
+    /// Unknown fields with their paths.
     pub(super) unknown: Vec<(String, Node)>,
 }
 
@@ -24,7 +26,7 @@ pub(super) fn read(section: &Node) -> Result<Section, Wrong> {
         Content::Null => &[][..],
         Content::List(items) => items,
         Content::Scalar { .. } => std::slice::from_ref(section),
-        Content::Map(_) => return Err(wrong(section, PATH, "a list of volumes")),
+        Content::Tag(_) | Content::Map(_) => return Err(wrong(section, PATH, "a list of volumes")),
     };
     let mut unknown = Vec::new();
     let volumes = items
@@ -82,25 +84,24 @@ fn one(item: &Node, unknown: &mut Vec<(String, Node)>) -> Result<Volume, Wrong> 
 
 fn number(node: &Node) -> Result<i64, Wrong> {
     let parsed = match &node.content {
-        Content::Scalar { integer, text } => integer.or_else(|| text.trim().parse().ok()),
+        Content::Scalar { integer, text } => integer.or_else(|| whole(text.trim())),
         _ => None,
     };
     parsed.ok_or_else(|| wrong(node, "cache.volumes.sizeGB", Invalid::Size.expectation()))
 }
 
-/// The volumes of a variable, comma-separated. They take the place of those of files.
+/// The comma-separated volumes of a variable. They replace those of files.
 pub(super) fn from_variable(text: &str) -> Result<Vec<Volume>, Invalid> {
-    let volumes = specs(text)
+    let volumes = comma_list::items(text)
         .map(|spec| Volume::from_spec(spec, false))
         .collect::<Result<Vec<_>, _>>()?;
     volume::check_set(&volumes).map_err(|(_, why)| why)?;
     Ok(volumes)
 }
 
-/// Adds the volumes of flags to those that are configured: each is required, and one that is configured becomes so. The error has the
-/// spelling that is at fault.
+/// Adds the volumes of flags to the configured ones: each is required, and a configured one becomes required. The error contains the invalid text.
 pub(super) fn add_flags(configured: &mut Vec<Volume>, values: &[String]) -> Result<(), (String, Invalid)> {
-    for spec in values.iter().flat_map(|value| specs(value)) {
+    for spec in values.iter().flat_map(|value| comma_list::items(value)) {
         let fail = |why| (spec.to_owned(), why);
         let volume = Volume::from_spec(spec, true).map_err(fail)?;
         let known = configured
@@ -114,8 +115,4 @@ pub(super) fn add_flags(configured: &mut Vec<Volume>, values: &[String]) -> Resu
         volume::check_set(configured).map_err(|(_, why)| fail(why))?;
     }
     Ok(())
-}
-
-fn specs(text: &str) -> impl Iterator<Item = &str> {
-    text.split(',').map(str::trim).filter(|spec| !spec.is_empty())
 }

@@ -1,7 +1,7 @@
 //! Warnings about a usable configuration, and errors about an unusable one.
 //!
-//! Where the Go program ignores a value silently, a warning here says which one, where and why. These types only describe;
-//! they must never decide whether a value is used.
+//! If the Go program ignores a value silently, a warning here says which one, where and why. These types only describe; they must never decide
+//! whether a value is used.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -180,6 +180,8 @@ pub enum ConfigError {
         expected: &'static str,
         /// The actual value.
         found: String,
+        /// Whether that is a tag without a value.
+        is_tag: bool,
     },
     /// A value outside the fixed set.
     #[error("{} ({origin})", .choice.refusal(.value))]
@@ -232,6 +234,9 @@ impl Fault for ConfigError {
                          ssh.key), into {own}"
                     ),
                 ]
+            }
+            Self::WrongType { is_tag: true, .. } => {
+                vec!["a text that begins with ! needs quotes, as in '!keep.txt'".to_owned()]
             }
             Self::Syntax { .. } | Self::WrongType { .. } | Self::NoChoice { .. } | Self::WrongFlag { .. } => {
                 Vec::new()

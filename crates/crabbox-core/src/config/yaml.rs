@@ -7,7 +7,8 @@ use std::fmt;
 
 use serde::Deserialize;
 use serde::de::{Deserializer, MapAccess, SeqAccess, Visitor};
-use serde_saphyr::Spanned;
+use serde_saphyr::budget::BudgetBreach;
+use serde_saphyr::{Error, Spanned};
 
 /// A node of the tree with its position, both counted from 1, the column in characters.
 #[derive(Debug, Clone, PartialEq)]
@@ -32,6 +33,8 @@ pub(super) enum Content {
         /// Its value if YAML takes it for an integer (including hexadecimal and octal).
         integer: Option<i64>,
     },
+    /// A tag without a value, as spelled in the file: `!keep.txt`. In YAML it is null, but the author meant a text.
+    Tag(String),
     /// A list.
     List(Vec<Node>),
     /// A mapping in file order; keys are scalars.
@@ -43,17 +46,21 @@ impl Content {
     pub(super) fn describe(&self) -> String {
         match self {
             Self::Null => "nothing".to_owned(),
-            Self::Scalar { text, .. } => {
-                let mut short: String = text.chars().take(40).collect();
-                if short.len() < text.len() {
-                    short.push('\u{2026}');
-                }
-                format!("{short:?}")
-            }
+            Self::Scalar { text, .. } => shortened(text),
+            Self::Tag(tag) => format!("the tag {} without a value", shortened(tag)),
             Self::List(_) => "a list".to_owned(),
             Self::Map(_) => "a mapping".to_owned(),
         }
     }
+}
+
+/// The beginning of `text`, in quotes.
+fn shortened(text: &str) -> String {
+    let mut short: String = text.chars().take(40).collect();
+    if short.len() < text.len() {
+        short.push('\u{2026}');
+    }
+    format!("{short:?}")
 }
 
 /// Why a text is not usable YAML.
@@ -80,43 +87,93 @@ pub(super) fn parse(text: &str) -> Result<(Option<Node>, bool), SyntaxError> {
     Ok((node.filter(|node| node.content != Content::Null), more))
 }
 
+/// Maximum nesting of lists and mappings.
+const DEPTH: usize = 32;
+
+/// Maximum number of values in a file, including those repeated by aliases.
+const NODES: usize = 50_000;
+
+/// Maximum number of anchors, of aliases and of merge keys in a file.
+const REFERENCES: usize = 1_000;
+
+/// Maximum number of documents in a file.
+const DOCUMENTS: usize = 16;
+
 /// Limits that keep time and memory negligible for any file of a hostile repository.
 fn options() -> serde_saphyr::Options {
     serde_saphyr::options! {
         budget: serde_saphyr::budget! {
-            max_depth: 32,
-            max_nodes: 50_000,
-            max_events: 200_000,
-            max_aliases: 1_000,
-            max_anchors: 1_000,
-            max_documents: 16,
-            max_merge_keys: 1_000,
+            max_depth: DEPTH,
+            max_nodes: NODES,
+            max_events: 4 * NODES,
+            max_aliases: REFERENCES,
+            max_anchors: REFERENCES,
+            max_documents: DOCUMENTS,
+            max_merge_keys: REFERENCES,
         },
         legacy_octal_numbers: true,
         with_snippet: false,
     }
 }
 
-fn describe(error: &serde_saphyr::Error) -> SyntaxError {
+fn describe(error: &Error) -> SyntaxError {
     let error = error.without_snippet();
     let (line, column) = error
         .location()
         .map_or((1, 1), |location| (location.line(), location.column()));
-    let message = error.to_string();
-    let first = message.lines().next().unwrap_or("not valid YAML");
-    // The library ends its message with the position, which our own already gives.
-    let message = first.split(" at line ").next().unwrap_or(first).to_owned();
     SyntaxError {
         line: line.max(1),
         column: column.max(1),
-        message,
+        message: reworded(error).unwrap_or_else(|| {
+            let message = error.to_string();
+            let first = message.lines().next().unwrap_or("not valid YAML");
+            // The library appends the position to its message, which ours already includes.
+            first.split(" at line ").next().unwrap_or(first).to_owned()
+        }),
     }
+}
+
+/// Our message for errors where the library's own names its options and types.
+fn reworded(error: &Error) -> Option<String> {
+    match error {
+        Error::DuplicateMappingKey { key, .. } => Some(key.as_ref().map_or_else(
+            || "a key appears twice".to_owned(),
+            |key| format!("the key {} appears twice", shortened(key)),
+        )),
+        Error::NonFiniteFloat { value, .. } => Some(format!("{value} is not a finite number")),
+        Error::Budget { breach, .. } => Some(exceeded(breach)),
+        Error::AliasReplayCounterOverflow { .. }
+        | Error::AliasReplayLimitExceeded { .. }
+        | Error::AliasExpansionLimitExceeded { .. }
+        | Error::AliasReplayStackDepthExceeded { .. } => Some("aliases expand to too many values".to_owned()),
+        // The parser itself also limits nested brackets, and reports that before the budget is checked.
+        Error::ExternalMessage { msg, .. } if msg.contains("recursion limit") => Some(too_deep()),
+        _ => None,
+    }
+}
+
+fn exceeded(breach: &BudgetBreach) -> String {
+    let more_than = |limit: usize, what: &str| format!("the file has more than {limit} {what}");
+    match breach {
+        BudgetBreach::Depth { .. } => too_deep(),
+        BudgetBreach::Nodes { .. } => more_than(NODES, "values"),
+        BudgetBreach::Anchors { .. } => more_than(REFERENCES, "anchors"),
+        BudgetBreach::Aliases { .. } => more_than(REFERENCES, "aliases"),
+        BudgetBreach::MergeKeys { .. } => more_than(REFERENCES, "merge keys"),
+        BudgetBreach::Documents { .. } => more_than(DOCUMENTS, "documents"),
+        BudgetBreach::AliasAnchorRatio { .. } => "aliases expand to too many values".to_owned(),
+        _ => "the file is too large for a configuration".to_owned(),
+    }
+}
+
+fn too_deep() -> String {
+    format!("lists and mappings are nested more than {DEPTH} deep")
 }
 
 /// A node from the library; spans are resolved afterwards, because only then is the text available.
 enum Raw {
     Null,
-    /// A scalar that the library did not take for a text: its spelling is in the file.
+    /// A scalar that the library did not read as text: its spelling is in the file.
     Typed(Option<i64>),
     Text(String),
     List(Vec<Spanned<Raw>>),
@@ -198,8 +255,16 @@ impl<'de> Visitor<'de> for RawVisitor {
 /// Takes the spelling of typed scalars from the file and converts library positions.
 fn settle(source: &str, raw: Spanned<Raw>) -> Result<Node, SyntaxError> {
     let place = raw.referenced;
+    let mut column = place.column().max(1);
     let content = match raw.value {
-        Raw::Null => Content::Null,
+        Raw::Null => match tag_before(source, raw.defined) {
+            Some(tag) => {
+                // The library's position is that of the missing value, after the tag.
+                column = column.saturating_sub(tag.chars().count() as u64).max(1);
+                Content::Tag(tag.to_owned())
+            }
+            None => Content::Null,
+        },
         Raw::Text(text) => Content::Scalar { text, integer: None },
         Raw::Typed(integer) => Content::Scalar {
             text: spelling(source, raw.defined),
@@ -232,8 +297,18 @@ fn settle(source: &str, raw: Spanned<Raw>) -> Result<Node, SyntaxError> {
     Ok(Node {
         content,
         line: place.line().max(1),
-        column: place.column().max(1),
+        column,
     })
+}
+
+/// The tag directly before a null at `place`. YAML's own tags, which begin with `!!`, do not count.
+fn tag_before(source: &str, place: serde_saphyr::Location) -> Option<&str> {
+    let end = usize::try_from(place.span().byte_offset()?).ok()?;
+    let before = source.get(..end)?;
+    let word = before
+        .rsplit(|c: char| c.is_whitespace() || matches!(c, '[' | ']' | '{' | '}' | ','))
+        .next()?;
+    (word.starts_with('!') && !word.starts_with("!!")).then_some(word)
 }
 
 fn spelling(source: &str, place: serde_saphyr::Location) -> String {
@@ -316,10 +391,60 @@ mod tests {
     fn mistakes_are_found_at_their_place() {
         let error = parse("a: 1\na: 2\n").unwrap_err();
         assert_eq!((error.line, error.column), (2, 1), "{error:?}");
+        assert_eq!(error.message, "the key \"a\" appears twice");
         let error = parse("a: [1, 2\nb: 3\n").unwrap_err();
         assert!(error.line >= 1, "{error:?}");
         let error = parse("? [a]\n: 1\n").unwrap_err();
         assert_eq!(error.message, "a key must be a text, found a list");
+    }
+
+    #[test]
+    fn a_tag_without_a_value_is_not_nothing() {
+        let tags = |text: &str| {
+            let items = match map(text).remove(0).1.content {
+                Content::List(items) => items,
+                other => panic!("not a list: {other:?}"),
+            };
+            let tag = |item: Node| match item.content {
+                Content::Tag(tag) => Some((tag, item.line, item.column)),
+                _ => None,
+            };
+            items.into_iter().map(tag).collect::<Vec<_>>()
+        };
+        let keep = |line, column| Some(("!keep.txt".to_owned(), line, column));
+        assert_eq!(
+            tags("a:\n  - !keep.txt\n  - b\n  -\n  - !!null\n  - '!x'\n"),
+            [keep(2, 5), None, None, None, None]
+        );
+        assert_eq!(tags("a: [!keep.txt, !keep.txt]\n"), [keep(1, 5), keep(1, 16)]);
+        assert_eq!(tags("a:\n- !keep.txt"), [keep(2, 3)]);
+        let entries = map("a: !keep.txt # why\nb:\n");
+        assert_eq!(entries[0].1.content, Content::Tag("!keep.txt".to_owned()));
+        assert_eq!((entries[0].1.line, entries[0].1.column), (1, 4));
+        assert_eq!(entries[1].1.content, Content::Null);
+    }
+
+    #[test]
+    fn what_exceeds_a_limit_is_told_in_our_words() {
+        let said = |text: &str| {
+            let error = parse(text).unwrap_err();
+            (error.line, error.message)
+        };
+        let nested = |depth: usize| format!("b: 1\na: {}{}", "[".repeat(depth), "]".repeat(depth));
+        let deep = "lists and mappings are nested more than 32 deep".to_owned();
+        assert_eq!(said(&nested(40)), (2, deep.clone()));
+        assert_eq!(said(&nested(10_000)), (2, deep));
+        let many = format!("a:\n{}", "- x\n".repeat(NODES));
+        let (line, message) = said(&many);
+        assert_eq!(message, "the file has more than 50000 values");
+        assert!(line > 49_000, "{line}");
+        let (line, message) = said(&format!("a: &x 1\nb:\n{}", "- *x\n".repeat(REFERENCES + 1)));
+        assert_eq!(message, "the file has more than 1000 aliases");
+        assert!(line > 1_000, "{line}");
+        assert_eq!(
+            said(&"a: 1\n---\n".repeat(20)).1,
+            "the file has more than 16 documents"
+        );
     }
 
     #[test]

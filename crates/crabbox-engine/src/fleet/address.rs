@@ -1,6 +1,6 @@
-//! Which KVM host is meant, and how it is entered.
+//! The address of a KVM host, and how it is entered.
 //!
-//! A host is named by its user; it must never be one that only a repository chose, which the types of the configuration see to.
+//! The user names the host. It must never be chosen by a repository alone, which the types of the configuration ensure.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -9,16 +9,16 @@ use crabbox_core::config::Settings;
 use crabbox_core::fault::{Fault, Kind};
 use crabbox_ssh::target::{Target, TargetError};
 
-/// How a claim's scope begins that names a host.
+/// The prefix of a claim's scope that names a host.
 const SCHEME: &str = "ssh://";
 
 /// The port of SSH.
 const PORT: u16 = 22;
 
-/// The longest name of a scheduler's, in bytes (`HOST_NAME_MAX` of Linux).
+/// The longest name that a scheduler uses, in bytes (`HOST_NAME_MAX` of Linux).
 const NAME: usize = 64;
 
-/// Whether `text` is a name of the scheduler's that is never more than one word, one host, or a value.
+/// Whether `text` is a safe scheduler name: it can only be read as one word, as one host or as one value.
 pub fn is_name(text: &str) -> bool {
     text.len() <= NAME
         && text.starts_with(|first: char| first.is_ascii_alphanumeric())
@@ -27,35 +27,35 @@ pub fn is_name(text: &str) -> bool {
             .all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
 }
 
-/// A KVM host that is reached over SSH, itself or through the gateway of its fleet.
+/// A KVM host reached over SSH, directly or through its fleet's gateway.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct KvmHost {
     user: String,
     address: String,
     port: u16,
-    /// The scheduler's name of the host behind a gateway, which is what the rest names then.
+    /// The scheduler's name of a host behind a gateway; the other fields then name the gateway.
     node: Option<String>,
 }
 
-/// Why a text names no KVM host.
+/// Why a text does not name a KVM host.
 #[derive(Debug, thiserror::Error)]
 pub enum HostError {
-    /// It is not written as one.
+    /// It has the wrong form.
     #[error("firecracker.host must be user@host or user@host:port, found {text:?}")]
     Form {
         /// The text.
         text: String,
     },
-    /// It names one host behind a gateway, and the scheduler chooses.
+    /// It names one host behind a gateway, but the scheduler chooses that.
     #[error("firecracker.host names the gateway of a fleet and not one host behind it, found {text:?}")]
     Behind {
         /// The text.
         text: String,
     },
-    /// User or host would be read as something else.
+    /// The user or the address could be misread as something else.
     #[error("firecracker.host cannot be used")]
     Target(#[from] TargetError),
-    /// What is asked for is this machine's, and leases are made on another one.
+    /// The command concerns this machine, but leases are made on another one.
     #[error("leases are made on {host}, and `{command}` is about the machine that it runs on")]
     Elsewhere {
         /// The host.
@@ -63,7 +63,7 @@ pub enum HostError {
         /// The command.
         command: &'static str,
     },
-    /// The key that was chosen is not there.
+    /// The configured key does not exist.
     #[error("ssh.key {} is not a file", path.display())]
     Key {
         /// The key.
@@ -90,19 +90,19 @@ impl Fault for HostError {
     }
 }
 
-/// The key that opens a KVM host, and where its host key is remembered: as for a host that exists already.
+/// The key for a KVM host, and the file for its host key, chosen as for a static host.
 #[derive(Debug, Clone)]
 pub struct Access {
     /// `None` leaves the choice to OpenSSH.
     pub key: Option<PathBuf>,
-    /// The user's file.
+    /// The user's `known_hosts` file.
     pub known_hosts: PathBuf,
-    /// Whether only hosts are entered whose keys are there already.
+    /// Whether to enter only hosts whose keys are already known.
     pub pinned: bool,
 }
 
 impl Access {
-    /// By the user's settings.
+    /// The access that the user's settings describe.
     pub fn of(settings: &Settings) -> Result<Self, HostError> {
         let key = &settings.ssh.key;
         let known_hosts = key.value.with_file_name("known_hosts");
@@ -125,7 +125,7 @@ impl Access {
 }
 
 impl KvmHost {
-    /// Reads `user@host`, `user@host:port` or `user@[address]:port`, and any of them with `/node` behind it.
+    /// Parses `user@host`, `user@host:port` or `user@[address]:port`, each optionally followed by `/node`.
     pub fn parse(text: &str) -> Result<Self, HostError> {
         let form = || HostError::Form {
             text: text.to_owned(),
@@ -141,7 +141,7 @@ impl KvmHost {
             Some(Some((address, port))) => (address, Some(port.strip_prefix(':').ok_or_else(form)?)),
             Some(None) => return Err(form()),
             None => match rest.split_once(':') {
-                // An address of IPv6 without brackets.
+                // An IPv6 address without brackets.
                 Some((_, port)) if port.contains(':') => (rest, None),
                 Some((address, port)) => (address, Some(port)),
                 None => (rest, None),
@@ -158,7 +158,7 @@ impl KvmHost {
         Ok(host)
     }
 
-    /// The host of the settings; `None` where leases are made on this machine.
+    /// The configured host; `None` if leases are made on this machine.
     pub fn configured(settings: &Settings) -> Result<Option<Self>, HostError> {
         match settings.firecracker.host.value.as_str().trim() {
             "" => Ok(None),
@@ -171,7 +171,7 @@ impl KvmHost {
         }
     }
 
-    /// Makes sure that leases are made on this machine, which is all that `command` knows of.
+    /// Fails unless leases are made on this machine, the only one that `command` knows about.
     pub fn none_for(settings: &Settings, command: &'static str) -> Result<(), HostError> {
         match Self::configured(settings)? {
             None => Ok(()),
@@ -179,12 +179,12 @@ impl KvmHost {
         }
     }
 
-    /// The scheduler's name of the host, where it lies behind a gateway.
+    /// The scheduler's name of the host, if it is behind a gateway.
     pub fn node(&self) -> Option<&str> {
         self.node.as_deref()
     }
 
-    /// The host `node` of the fleet of this gateway.
+    /// The host `node` behind this gateway.
     pub(crate) fn behind(&self, node: &str) -> Self {
         Self {
             node: Some(node.to_owned()),
@@ -192,7 +192,7 @@ impl KvmHost {
         }
     }
 
-    /// What is entered over SSH: the host itself, or its gateway.
+    /// What SSH connects to: the host itself, or its gateway.
     pub(crate) fn gateway(&self) -> Self {
         Self {
             node: None,
@@ -200,17 +200,17 @@ impl KvmHost {
         }
     }
 
-    /// The host that a claim's scope names.
+    /// The host that a claim's scope names, if any.
     pub(crate) fn of_scope(scope: &str) -> Option<Self> {
         Self::parse(scope.strip_prefix(SCHEME)?).ok()
     }
 
-    /// As claims have it.
+    /// The host as the scope of a claim.
     pub(crate) fn scope(&self) -> String {
         format!("{SCHEME}{}{}", self.with_port(), self.with_node())
     }
 
-    /// The command that a user types to enter it: OpenSSH takes no port behind a colon.
+    /// The command to enter it by hand, for messages: OpenSSH takes no `:port` suffix.
     pub(crate) fn by_hand(&self) -> String {
         let Self {
             user, address, port, ..
@@ -239,13 +239,13 @@ impl KvmHost {
             .map_or_else(String::new, |node| format!("/{node}"))
     }
 
-    /// How it is entered, without a shared connection. The user set it up, so their `ssh_config` counts.
+    /// How to enter it, without a shared connection. The user set the host up, so their `ssh_config` applies.
     pub(crate) fn target(&self, access: &Access) -> Result<Target, HostError> {
         let mut target = Target::new(&self.user, &self.address, self.port, &access.known_hosts)?;
-        target.key.clone_from(&access.key);
+        target.offer(access.key.as_deref())?;
         target.host_key_pinned = access.pinned;
         target.user_config = true;
-        // What runs at its other end is ended by that: one try is enough, and its failure is told.
+        // Try only once and report the failure: losing this connection ends whatever runs at its other end.
         target.connection_attempts = 1;
         Ok(target)
     }

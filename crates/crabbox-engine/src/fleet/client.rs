@@ -1,7 +1,7 @@
 //! A conversation with `crabbox __serve` on a KVM host, over one session of the connection to it.
 //!
-//! What comes back is bounded, waited for no longer than its caller wants, and put on a terminal without anything that a terminal would obey.
-//! A conversation that broke off must never be taken up again.
+//! Replies are bounded in size and in time, and stripped of terminal control sequences. A conversation that broke off must never be
+//! resumed.
 
 use std::io::{PipeReader, PipeWriter};
 use std::time::{Duration, Instant};
@@ -21,34 +21,34 @@ use super::address::{Access, HostError, KvmHost};
 use super::lines::{LineError, Lines};
 use super::wire::{Ask, FarLease, GREETING, Greeting, LEASES, Odd, Reply, SERVE, SPOKEN, crossing};
 
-/// How long a host may take to greet: a login and the start of a program.
+/// How long a host may take to send its greeting: a login and the start of a program.
 const GREETING_LIMIT: Duration = Duration::from_mins(1);
 
-/// How many lines of a login shell's start-up files are passed over.
+/// The maximum number of lines that a login shell's start-up files may print before the greeting.
 const NOISE: usize = 200;
 
-/// How long a question may take to be heard.
+/// How long sending a request may take.
 const ASK_LIMIT: Duration = Duration::from_secs(30);
 
-/// How long a host may be at work on what it was asked: a lease that is taken back may be busy for two minutes before.
+/// How long a host may work on a request: releasing a lease can wait up to two minutes for other work on it.
 pub const ANSWER_LIMIT: Duration = Duration::from_mins(5);
 
-/// How many bytes one list has. A lease has one or two KiB.
+/// The maximum size of a list, in bytes. A lease takes one or two KiB.
 const LISTED: usize = 16 * 1024 * 1024;
 
 /// How much of one text of a failure is shown, in characters.
 const TEXT: usize = 4000;
 
-/// Why a KVM host did not do what it was asked.
+/// Why a KVM host did not do what was asked.
 #[derive(Debug, thiserror::Error)]
 pub enum FleetError {
-    /// The settings name none.
+    /// The settings do not name a valid host.
     #[error(transparent)]
     Host(#[from] HostError),
-    /// There is no place for the socket of the shared connection.
+    /// The socket of the shared connection has no place.
     #[error(transparent)]
     Control(#[from] ControlError),
-    /// It is not reached, or does not let us in.
+    /// The host cannot be reached or does not let us in.
     #[error("cannot reach the KVM host {host}")]
     Away {
         /// The host.
@@ -57,17 +57,17 @@ pub enum FleetError {
         #[source]
         source: ExecError,
     },
-    /// It lets us in, and something else than our program answers.
+    /// The login works, but something other than our program answers.
     #[error("no crabbox serves on {host}{}: {}", with_code(*.code), or_nothing(.said))]
     NoServe {
         /// The host.
         host: KvmHost,
         /// The exit code of what ran there.
         code: Option<u8>,
-        /// What it said.
+        /// What it printed.
         said: String,
     },
-    /// Its program is too old or too new.
+    /// Its program is too old or too new for ours.
     #[error(
         "on {host} crabbox {program} speaks protocol {} to {}, and this crabbox {} speaks {} to {}",
         theirs.0, theirs.1, env!("CARGO_PKG_VERSION"), SPOKEN.least, SPOKEN.most
@@ -77,7 +77,7 @@ pub enum FleetError {
         host: KvmHost,
         /// The version of its program.
         program: String,
-        /// What it speaks.
+        /// The oldest and newest protocol version that it speaks.
         theirs: (u32, u32),
     },
     /// The conversation broke off.
@@ -85,13 +85,13 @@ pub enum FleetError {
     Broken {
         /// The host.
         host: KvmHost,
-        /// What was said on standard error.
+        /// The standard error output.
         said: String,
-        /// Why; `None` where it just ended.
+        /// The cause; `None` if the stream just ended.
         #[source]
         source: Option<LineError>,
     },
-    /// What came back is no reply, or one to something else.
+    /// The reply is malformed, or does not fit the question.
     #[error("{host} answered what makes no sense here")]
     Nonsense {
         /// The host.
@@ -100,7 +100,7 @@ pub enum FleetError {
         #[source]
         source: Option<serde_json::Error>,
     },
-    /// What came back is nothing that a lease can have.
+    /// The reply describes something that no lease can have.
     #[error("{host} told of what cannot be")]
     Odd {
         /// The host.
@@ -153,7 +153,11 @@ impl Fault for FleetError {
     }
 
     fn connectivity(&self) -> Option<Connectivity> {
-        matches!(self, Self::Broken { .. }).then_some(Connectivity::Lost)
+        match self {
+            Self::Away { source, .. } => source.connectivity(),
+            Self::Broken { .. } => Some(Connectivity::Lost),
+            _ => None,
+        }
     }
 
     fn hints(&self) -> Vec<String> {
@@ -175,6 +179,10 @@ impl Fault for FleetError {
                 format!("try `{}` by hand; leases there go on without us", host.by_hand())
             }
             Self::NoServe { code: Some(127), .. } => "install crabbox on that host".to_owned(),
+            // Exit code 2 is our program over there, reporting an error in its own configuration.
+            Self::NoServe { code: Some(2), .. } => {
+                "whoever runs that host can see to what it said".to_owned()
+            }
             Self::NoServe { .. } => format!(
                 "its authorized_keys must let this key run {SERVE} of crabbox there; docs/remote.md says how"
             ),
@@ -194,14 +202,14 @@ pub struct Talk {
     lines: Lines<Peer>,
     version: u32,
     heard: usize,
-    /// What every wait of this conversation ends by.
+    /// How every wait of this conversation can be cancelled.
     heed: Heed,
-    /// What the host said of itself.
+    /// What the host said about itself.
     pub greeting: Greeting,
 }
 
 impl Talk {
-    /// Begins one with `host`, through its gateway where it has one. Each wait of it, this one too, ends by what `heed` says.
+    /// Opens a conversation with `host`, through its gateway if it has one. `heed` can cancel every wait, including this one.
     pub fn open(
         host: &KvmHost,
         access: &Access,
@@ -215,7 +223,7 @@ impl Talk {
             talk.ask(&Ask::Enter { node }, |reply| {
                 matches!(reply, Reply::Done).then_some(())
             })?;
-            // It is another one's from here on.
+            // From here on the host behind the gateway answers, so read its greeting.
             let greeting = greeted(host, &mut talk.lines, heed)?;
             talk.version = common(host, &greeting)?;
             talk.greeting = greeting;
@@ -223,7 +231,7 @@ impl Talk {
         Ok(talk)
     }
 
-    /// Begins one with the host of a fleet, as its gateway and for `owner`.
+    /// Opens a conversation with a host of a fleet, as its gateway and on behalf of `owner`.
     pub(super) fn open_for(
         owner: &str,
         host: &KvmHost,
@@ -248,18 +256,18 @@ impl Talk {
         })
     }
 
-    /// The same for another question, which ends by what `heed` says.
+    /// The same conversation for another question, whose waits are cancelled by `heed`.
     #[must_use]
     pub fn heeding(self, heed: Heed) -> Self {
         Self { heed, ..self }
     }
 
-    /// From here on it is heard to its end, whoever interrupts.
+    /// Ignores interrupts from here on and hears the conversation to its end.
     pub fn heed_no_more(&mut self) {
         self.heed = Heed::never();
     }
 
-    /// Says something.
+    /// Sends a message.
     pub fn say(&mut self, ask: &Ask) -> Result<(), FleetError> {
         let line = ask.line(self.version).map_err(|source| FleetError::Nonsense {
             host: self.host.clone(),
@@ -273,7 +281,7 @@ impl Talk {
         })
     }
 
-    /// The next reply. A refusal is an error.
+    /// Reads the next reply. A refusal is an error.
     pub fn hear(&mut self, until: Instant) -> Result<Reply, FleetError> {
         let line = match self.lines.next(self.heed.fd(), Some(until)) {
             Ok(Some(line)) => line,
@@ -299,15 +307,15 @@ impl Talk {
         }
     }
 
-    /// Asks, and hears one reply after the other until `take` has what it wants.
-    pub fn ask<T>(&mut self, ask: &Ask, mut take: impl FnMut(Reply) -> Option<T>) -> Result<T, FleetError> {
+    /// Asks, and hears the one reply. An error if `take` finds in it something else than was asked for.
+    pub fn ask<T>(&mut self, ask: &Ask, take: impl FnOnce(Reply) -> Option<T>) -> Result<T, FleetError> {
         self.say(ask)?;
         let until = Instant::now() + ANSWER_LIMIT;
         let reply = self.hear(until)?;
         take(reply).ok_or_else(|| self.nonsense())
     }
 
-    /// Every lease there that is its owner's.
+    /// Lists all leases there that belong to the owner.
     pub fn list(&mut self) -> Result<Vec<FarLease>, FleetError> {
         self.say(&Ask::List)?;
         let until = Instant::now() + ANSWER_LIMIT;
@@ -323,14 +331,14 @@ impl Talk {
         }
     }
 
-    /// Closes our side and waits until the host has ended, which takes back what was not claimed.
+    /// Closes our side and waits until the host has finished, which rolls back whatever was not claimed.
     pub fn give_up(mut self, limit: Duration) {
         self.lines.get_mut().hang_up();
         let until = Some(Instant::now() + limit);
         while let Ok(Some(_)) = self.lines.next(None, until) {}
     }
 
-    /// The streams, once they are something else's, and what came of them already.
+    /// The raw streams, for when another protocol takes over, with the bytes already read from them.
     pub fn into_streams(&mut self) -> Result<(Vec<u8>, PipeWriter, PipeReader), FleetError> {
         let behind = self.lines.behind();
         let streams = self.lines.get_mut().streams();
@@ -338,7 +346,7 @@ impl Talk {
         Ok((behind, input, output))
     }
 
-    /// What came back has no place here.
+    /// The error for a reply that makes no sense here.
     pub fn nonsense(&self) -> FleetError {
         FleetError::Nonsense {
             host: self.host.clone(),
@@ -354,7 +362,7 @@ impl Talk {
 
     fn broken(&mut self, source: Option<LineError>) -> FleetError {
         let (_, said) = match source {
-            // It may go on: its end is not waited for.
+            // The process may still be running, so do not wait for its end.
             Some(_) => (None, String::new()),
             None => self.lines.get_mut().end(),
         };
@@ -366,7 +374,7 @@ impl Talk {
     }
 }
 
-/// The newest version that both speak.
+/// The newest protocol version that both sides speak.
 fn common(host: &KvmHost, greeting: &Greeting) -> Result<u32, FleetError> {
     let theirs = greeting.protocol;
     SPOKEN.common(theirs).ok_or_else(|| FleetError::Version {
@@ -376,7 +384,7 @@ fn common(host: &KvmHost, greeting: &Greeting) -> Result<u32, FleetError> {
     })
 }
 
-/// Has our program answer on `host`, or on its gateway.
+/// Starts our program on `host`, or on its gateway.
 fn start(host: &KvmHost, access: &Access, control_dir: &PrivateDir, heed: Heed) -> Result<Peer, FleetError> {
     let mut target = host.target(access)?;
     target.control = Some(control::path(control_dir, &target)?);
@@ -391,7 +399,7 @@ fn start(host: &KvmHost, access: &Access, control_dir: &PrivateDir, heed: Heed) 
     })
 }
 
-/// The same on the host of a fleet, which has been told for whom it is.
+/// The same on a host of a fleet, which is told on whose behalf it serves.
 pub(super) fn start_for(
     owner: &str,
     host: &KvmHost,
@@ -415,7 +423,7 @@ pub(super) fn start_for(
     Ok(peer)
 }
 
-/// Waits for the greeting, whatever a login shell prints before it.
+/// Waits for the greeting, ignoring what a login shell prints before it.
 fn greeted(host: &KvmHost, lines: &mut Lines<Peer>, heed: Heed) -> Result<Greeting, FleetError> {
     let until = Instant::now() + GREETING_LIMIT;
     let mut printed = String::new();
@@ -447,7 +455,7 @@ fn greeted(host: &KvmHost, lines: &mut Lines<Peer>, heed: Heed) -> Result<Greeti
     })
 }
 
-/// A text of the other side as it may be shown: one line, bounded.
+/// A text from the other side, made safe to display: one line, bounded.
 fn shown(text: &str) -> String {
     let lines: Vec<String> = text.lines().map(|line| harmless(line.trim())).collect();
     lines.join("; ").chars().take(TEXT).collect()

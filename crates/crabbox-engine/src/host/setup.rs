@@ -1,8 +1,8 @@
-//! Making a bare host able to lease: Firecracker, an image, a network, a configuration; and taking all of it away again.
+//! Prepares a bare host for leases: Firecracker, an image, a network, a configuration. Also removes all of that again.
 //!
-//! The plan is made from what is there and shown before anything is done; what is there already is left as it is, so that a
-//! second run has nothing to do. Everything made is on record before it is made, and only what is on record and unchanged is
-//! ever removed. It must never replace a file of the user's, nor change a group, a service or a kernel setting.
+//! The plan is made from the state of the host and shown before anything is done. Whatever exists stays as it is, so a second run
+//! has nothing to do. Everything is recorded before it is made, and only recorded and unchanged things are ever removed. It must
+//! never replace a file of the user's, nor change a group, a service or a kernel setting.
 
 use std::path::{Path, PathBuf};
 
@@ -29,34 +29,35 @@ mod record;
 mod remove;
 mod serve;
 
+pub use crabbox_image::fetch::WHEEL as PROGRAMS_FROM;
 pub use record::{Made, RecordError};
 pub use remove::{Part, Removal, remove};
 pub use serve::{
     ACCOUNT, Barrier, Ground, ServeSetupError, ServeStep, WantedServe, barriers, check_home, served_home,
 };
 
-/// What the user asked for.
+/// What the user requested.
 #[derive(Debug, Clone, Default)]
 pub struct Wanted {
-    /// A bundle to start from; none builds the image here.
+    /// A bundle to start from; without one the image is built here.
     pub from: Option<Source>,
-    /// Whether leases are to come of a template from then on. It takes longer than a lease, so nobody gets it who only wants to run
-    /// something.
+    /// Whether to make a template for future leases. It takes longer than a lease, so it is not made for a user who only wants to
+    /// run something.
     pub template: bool,
-    /// Whether, and for whom, owners who come over SSH are to be served.
+    /// Whether to serve owners over SSH, and which ones.
     pub serve: Option<WantedServe>,
 }
 
-/// One thing to do.
+/// One step of a set-up.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Step {
-    /// Take the image, and Firecracker where `programs`, from a bundle.
+    /// Import the image from a bundle, and Firecracker if `programs` is set.
     Bundle {
-        /// Where it is.
+        /// The bundle.
         from: Source,
-        /// Whether the image is wanted.
+        /// Whether to import the image.
         image: bool,
-        /// Whether the programs are wanted.
+        /// Whether to import the programs.
         programs: bool,
     },
     /// Build the image from Debian packages.
@@ -64,9 +65,9 @@ pub enum Step {
         /// The image store.
         store: PathBuf,
     },
-    /// Fetch Firecracker and its jailer, unless a bundle brought them.
+    /// Download Firecracker and its jailer, unless a bundle brought them.
     Programs {
-        /// Where they go.
+        /// Their directory.
         dir: PathBuf,
     },
     /// Write a CNI network.
@@ -75,61 +76,81 @@ pub enum Step {
         path: PathBuf,
         /// Its content.
         text: String,
-        /// Where the plugins will keep the addresses that they gave out.
+        /// Where the plugins will store allocated addresses.
         addresses: PathBuf,
     },
-    /// Choose the provider, for a user who has no configuration.
+    /// Choose the provider for a user who has no configuration.
     Configuration {
         /// The new file.
         path: PathBuf,
     },
-    /// Serve owners who come over SSH.
+    /// Serve owners over SSH.
     Serve(ServeStep),
-    /// Freeze a machine that leases can come of; the last step, for which [`template`] is called.
+    /// Make a template for warm leases. Always the last step; [`template`] performs it.
     Template {
-        /// How much memory it has, in MiB, all of which is written once.
+        /// The memory of its machine in MiB, all of which is written once.
         memory_mib: u32,
     },
 }
 
-/// What is to be done, and what the user should know.
+/// The steps to do, and advice for the user.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Plan {
-    /// In this order.
+    /// The steps, in order.
     pub steps: Vec<Step>,
-    /// What only the user or root can do, each with its command.
+    /// Things that only the user or root can do, each with its command.
     pub advice: Vec<String>,
-    /// For whom its steps of serving are.
+    /// Debian packages with programs that the steps call and the host lacks.
+    missing: Vec<&'static str>,
+    /// Whom its serving steps are for.
     serve: Option<WantedServe>,
 }
 
 impl Plan {
-    /// Whether a template is to be made, once all else is there.
+    /// Refuses a plan whose steps would fail, before anybody is asked whether to go ahead.
+    pub fn check(&self) -> Result<(), SetupError> {
+        if self.missing.is_empty() {
+            return Ok(());
+        }
+        Err(SetupError::Packages {
+            packages: self.missing.join(" "),
+        })
+    }
+
+    /// Whether to make a template after everything else.
     pub fn makes_template(&self) -> bool {
         let is_template = |step: &Step| matches!(step, Step::Template { .. });
         self.steps.iter().any(is_template)
     }
 }
 
-/// Why the host could not be set up, or not be put back.
+/// Why the host could not be set up, or the set-up could not be removed.
 #[derive(Debug, thiserror::Error)]
 pub enum SetupError {
-    /// The configuration describes no lease.
+    /// The configuration does not describe a valid lease.
     #[error(transparent)]
     Settings(#[from] InvalidFirecracker),
-    /// The configuration names something that is not there.
+    /// Something that the configuration names is missing.
     #[error(transparent)]
     Prepare(#[from] PrepareError),
-    /// No image could be had.
+    /// The host lacks programs that the steps call.
+    #[error(
+        "this host lacks what the set-up runs: `apt-get install -y {packages}` installs it, and with --from a bundle nothing is built"
+    )]
+    Packages {
+        /// The Debian packages that have them.
+        packages: String,
+    },
+    /// No image could be obtained.
     #[error(transparent)]
     Images(#[from] ImagesError),
-    /// No Firecracker could be had.
+    /// Firecracker could not be obtained.
     #[error(transparent)]
     Fetch(#[from] FetchError),
-    /// What setup made is not known.
+    /// The record of what setup made cannot be used.
     #[error(transparent)]
     Record(#[from] RecordError),
-    /// Leases still need it.
+    /// Some leases still need it.
     #[error("cannot take the set-up away: {} still here", leases.join(", "))]
     InUse {
         /// The leases.
@@ -144,10 +165,10 @@ pub enum SetupError {
     /// A file could not be read, written or removed.
     #[error(transparent)]
     File(#[from] FileError),
-    /// Owners from afar cannot be served.
+    /// Remote owners cannot be served.
     #[error(transparent)]
     Serve(#[from] ServeSetupError),
-    /// No template was made, or one could not be removed.
+    /// The template could not be made or removed.
     #[error(transparent)]
     Warm(#[from] WarmError),
     /// The host's registry of leases cannot be used.
@@ -185,7 +206,7 @@ impl Fault for SetupError {
     }
 }
 
-/// Whether `error` means that a host was never set up, rather than that it is set up wrongly.
+/// Whether `error` means that the host was never set up, as opposed to set up wrongly.
 pub(crate) fn is_missing(error: &PrepareError) -> bool {
     matches!(
         error,
@@ -198,7 +219,7 @@ pub(crate) fn is_missing(error: &PrepareError) -> bool {
     )
 }
 
-/// What is missing for owners from afar to be served.
+/// The steps that are missing for serving remote owners.
 fn serving_steps(engine: &Engine, wanted: &WantedServe) -> Result<Vec<Step>, SetupError> {
     if !crabbox_host::process::is_root() {
         return Err(ServeSetupError::NotRoot.into());
@@ -208,14 +229,14 @@ fn serving_steps(engine: &Engine, wanted: &WantedServe) -> Result<Vec<Step>, Set
     Ok(steps.into_iter().map(Step::Serve).collect())
 }
 
-/// Looks at the host and tells what has to be done.
+/// Inspects the host and plans the steps.
 pub fn plan(
     engine: &Engine,
     settings: &Settings,
     lease: &FirecrackerPlan,
     wanted: &Wanted,
 ) -> Result<Plan, SetupError> {
-    // Who is only shut out waits for nothing else: no image, no download, nothing that may fail.
+    // Revoking access must not depend on anything else, such as an image or a download, that could fail.
     let shut_out = |wanted: &&WantedServe| wanted.owners.is_empty() && !wanted.removed.is_empty();
     if let Some(wanted) = wanted.serve.as_ref().filter(shut_out) {
         return Ok(Plan {
@@ -246,6 +267,11 @@ pub fn plan(
         None if image => plan.steps.push(Step::BuildImage { store }),
         None => {}
     }
+    plan.missing = missing_packages(
+        engine,
+        image && wanted.from.is_none(),
+        programs && wanted.from.is_none(),
+    );
     if programs {
         let dir = engine.places.firecracker();
         plan.steps.push(Step::Programs { dir });
@@ -267,7 +293,22 @@ pub fn plan(
     Ok(plan)
 }
 
-/// A template, where leases may come of one, whoever asks can make leases, and there is none; always where the image is only `coming`.
+/// The packages that are missing for an image to be built and Firecracker to be fetched.
+fn missing_packages(engine: &Engine, builds: bool, fetches: bool) -> Vec<&'static str> {
+    let lacks = |program: &str| find_on_path(program.as_ref(), &engine.path).is_none();
+    let tools = crabbox_image::build::TOOLS.into_iter().filter(|_| builds);
+    let mut packages: Vec<_> = tools
+        .filter(|(program, _)| lacks(program))
+        .map(|(_, package)| package)
+        .collect();
+    if fetches {
+        packages.extend(fetch::missing_installer());
+    }
+    packages
+}
+
+/// The step that makes a template, if leases can be restored from one, this user can make leases, and there is none yet. With a
+/// `coming` image, there cannot be one yet.
 fn template_step(engine: &Engine, lease: &FirecrackerPlan, coming: bool) -> Option<Step> {
     let can_lease = rustix::process::geteuid().is_root();
     let gives_tap = prepare::network_request(lease)
@@ -278,8 +319,8 @@ fn template_step(engine: &Engine, lease: &FirecrackerPlan, coming: bool) -> Opti
     })
 }
 
-/// A network of the host's own plugins, where `cni` was asked for, root may write one and everything that it needs is there. `nat`,
-/// which is built in, needs nothing, and a lease with it costs the host less; so nobody gets plugins who did not name them.
+/// The step that writes a network for the host's own CNI plugins: only if `cni` was requested, root may write it, and all
+/// prerequisites exist. The built-in `nat` needs nothing and costs the host less per lease, so plugins are only used on request.
 fn network_step(engine: &Engine, lease: &FirecrackerPlan) -> Option<Step> {
     let (dir, name) = (lease.cni_conf_dir.as_path(), lease.cni_network.as_str());
     if lease.network != Some(NetworkMode::Cni)
@@ -294,7 +335,7 @@ fn network_step(engine: &Engine, lease: &FirecrackerPlan) -> Option<Step> {
             .iter()
             .any(|dir| find_on_path(dir.join(plugin).as_os_str(), "".as_ref()).is_some())
     };
-    // ptp masquerades with it.
+    // ptp needs it for masquerading.
     find_on_path("iptables".as_ref(), &engine.path)?;
     let path = dir.join("10-crabbox.conflist");
     if !network::PLUGINS.iter().all(has) || path.exists() {
@@ -310,7 +351,7 @@ fn network_step(engine: &Engine, lease: &FirecrackerPlan) -> Option<Step> {
     })
 }
 
-/// What stands between this user and `/dev/kvm`.
+/// What keeps this user from using `/dev/kvm`.
 fn kvm_advice() -> Option<String> {
     let kvm = std::fs::File::options().read(true).write(true).open("/dev/kvm");
     match kvm.err()?.kind() {
@@ -325,7 +366,7 @@ fn kvm_advice() -> Option<String> {
     }
 }
 
-/// Does what `plan` says, in its order; `began` hears each step before it is done.
+/// Performs the steps of `plan` in order; `began` is called before each.
 pub fn apply(
     engine: &Engine,
     plan: &Plan,
@@ -335,11 +376,12 @@ pub fn apply(
     if plan.steps.is_empty() {
         return Ok(());
     }
+    plan.check()?;
     let (mut record, lock) = match &plan.serve {
         None => record::Record::open(&engine.places, &lock::wait)?,
         Some(wanted) => {
             let opened = record::Record::open(&engine.places, &lock::now)?;
-            // Whoever was at work before us may have done some of it, or brought another owner.
+            // The process that held the lock before us may have done some of it, or added another owner.
             let is_serving = |step: &&Step| matches!(step, Step::Serve(_));
             let planned = plan.steps.iter().filter(is_serving);
             if !planned.eq(serving_steps(engine, wanted)?.iter()) {
@@ -376,7 +418,7 @@ fn do_step(
                 record.made_image(&imported.image.manifest.digest)?;
             }
         }
-        // Another setup may have made one while this one waited for it.
+        // Another setup may have built one while this one waited for the lock.
         Step::BuildImage { store } if has_image(store) => {}
         Step::BuildImage { .. } => {
             record.image(places, true)?;
@@ -403,13 +445,13 @@ fn do_step(
         }
         Step::Configuration { path } => new_file(record, path, CONFIGURATION, 0o600)?,
         Step::Serve(step) => serve::apply(engine, &Ground::of(engine), record, step)?,
-        // Without it the host is set up all the same, so it is no step that could fail here.
+        // The host is set up even without a template, so it must not fail here.
         Step::Template { .. } => {}
     }
     Ok(())
 }
 
-/// Makes the template that a plan has as its last step. Whatever goes wrong with it, leases can be made.
+/// Makes the template that is the last step of a plan. If it fails, leases can be made anyway.
 pub fn template(
     engine: &Engine,
     lease: &FirecrackerPlan,
@@ -417,22 +459,22 @@ pub fn template(
     progress: &dyn Progress,
 ) -> Result<warm::Made, SetupError> {
     let made = warm::make(engine, lease, interrupts, progress)?;
-    // Until here whatever is left of it is nobody's, and goes with the store.
+    // Until it is recorded, a left-over template belongs to nobody and is removed with the store.
     let (mut record, lock) = record::Record::open(&engine.places, &lock::wait)?;
     record.template(&engine.places, &made.template.key)?;
     lock.remove_while_held().map_err(ServeSetupError::from)?;
     Ok(made)
 }
 
-/// What a user without a configuration gets.
+/// The configuration for a user who has none.
 const CONFIGURATION: &str = "# Written by `crabbox setup`; yours to change.\nprovider: firecracker\n";
 
-/// Whether the image that is built is there.
+/// Whether the default image exists.
 fn has_image(store: &Path) -> bool {
     Store::open(store).is_ok_and(|store| store.get(DEFAULT_IMAGE).is_ok())
 }
 
-/// Writes a file that was not there when this was planned; one that has come since is somebody's, and stays.
+/// Writes a file that did not exist when this was planned. If it exists now, somebody else made it, and it stays.
 fn new_file(record: &mut record::Record, path: &Path, text: &str, mode: u32) -> Result<(), SetupError> {
     if std::fs::symlink_metadata(path).is_ok() {
         return Ok(());

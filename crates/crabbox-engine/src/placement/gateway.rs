@@ -1,8 +1,8 @@
-//! A gateway: a host that places leases on the hosts of its fleet, as one directory of its own says.
+//! A gateway: a host that places leases on the hosts of its fleet, as configured in a directory of its own.
 //!
-//! The directory `fleet` lies beside the configuration file of the account that serves, and belongs to it alone: `gateway.json`,
-//! the private key `key` that the hosts let in, and their host keys in `known_hosts`. It must never be looked for anywhere else,
-//! least of all in a repository: whoever writes it decides where everybody's source goes.
+//! The directory `fleet` is next to the configuration file of the serving account and belongs to that account alone:
+//! `gateway.json`, the private key `key` that the hosts accept, and their host keys in `known_hosts`. It must never be read from
+//! anywhere else, least of all from a repository: whoever writes it decides where all users' source goes.
 
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
@@ -25,25 +25,25 @@ const DIR: &str = "fleet";
 /// The name of the file that makes a host a gateway.
 const FILE: &str = "gateway.json";
 
-/// The longest such file, in bytes: thousands of hosts.
+/// The maximum size of that file in bytes, enough for thousands of hosts.
 const LONGEST: u64 = 1024 * 1024;
 
-/// How much of a name that is refused is repeated, in characters.
+/// How much of a refused name is quoted, in characters.
 const NAME: usize = 64;
 
-/// What stands in the file.
+/// The file's content.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Written {
     /// The partition of the hosts.
     partition: String,
-    /// What stands before an owner's name in the name of their account; only with Slurm's database.
+    /// The prefix of an owner's account in Slurm's database; only needed if Slurm has one.
     #[serde(default)]
     account_prefix: Option<String>,
     /// How long a job waits for its request, in seconds.
     #[serde(default = "longest")]
     request_seconds: u64,
-    /// The hosts by the scheduler's name, each as `user@host` or `user@host:port`.
+    /// The hosts, by the scheduler's names, each as `user@host` or `user@host:port`.
     nodes: BTreeMap<String, String>,
 }
 
@@ -51,10 +51,10 @@ fn longest() -> u64 {
     LONGEST_WAIT.as_secs()
 }
 
-/// Why this host cannot be a gateway, although it is to be one.
+/// Why this host cannot be the gateway that it is configured to be.
 #[derive(Debug, thiserror::Error)]
 pub enum GatewayError {
-    /// Others can change what it says.
+    /// Others can change the configuration.
     #[error("what makes this host a gateway cannot be trusted")]
     Dir(#[from] PrivateDirError),
     /// The file cannot be read.
@@ -62,11 +62,11 @@ pub enum GatewayError {
     Read {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         #[source]
         source: std::io::Error,
     },
-    /// The file is none.
+    /// The file cannot be parsed.
     #[error("{} is not the description of a gateway", path.display())]
     Malformed {
         /// The file.
@@ -75,17 +75,17 @@ pub enum GatewayError {
         #[source]
         source: serde_json::Error,
     },
-    /// A value in it cannot be.
+    /// A value in it is invalid.
     #[error("{}: {field} cannot be {found:?}", path.display())]
     Value {
         /// The file.
         path: PathBuf,
-        /// What is wrong.
+        /// The field.
         field: &'static str,
-        /// What it is.
+        /// The invalid value.
         found: String,
     },
-    /// The address of a host in it is none.
+    /// The address of a host is invalid.
     #[error("{}: nodes.{node} cannot be used", path.display())]
     Address {
         /// The file.
@@ -107,7 +107,7 @@ pub enum GatewayError {
 impl Fault for GatewayError {
     fn kind(&self) -> Kind {
         match self {
-            Self::NoNode { .. } => Kind::Unavailable,
+            Self::NoNode { .. } | Self::Read { .. } => Kind::Unavailable,
             _ => Kind::Usage,
         }
     }
@@ -125,7 +125,7 @@ impl Fault for GatewayError {
     }
 }
 
-/// A host that places leases on others.
+/// A host that places leases on other hosts.
 #[derive(Debug)]
 pub struct Gateway {
     dir: PathBuf,
@@ -136,7 +136,7 @@ pub struct Gateway {
 }
 
 impl Gateway {
-    /// The gateway that this host is by the configuration directory `config` of the account that serves; `None` where it is none.
+    /// The gateway configured in `config`, the configuration directory of the serving account; `None` if there is none.
     pub fn find(config: &Path) -> Result<Option<Self>, GatewayError> {
         let dir = config.join(DIR);
         let path = dir.join(FILE);
@@ -199,7 +199,8 @@ impl Gateway {
         })
     }
 
-    /// Where the scheduler's host `name` is entered. One that is not in the file is none, whatever the scheduler or a client says.
+    /// The address of the scheduler's host `name`. Hosts that are not in the file are refused, whatever the scheduler or a client
+    /// says.
     pub fn node(&self, name: &str) -> Result<&KvmHost, GatewayError> {
         self.nodes.get(name).ok_or_else(|| GatewayError::NoNode {
             name: name.chars().take(NAME).collect(),
@@ -216,7 +217,7 @@ impl Gateway {
         self.nodes.keys().map(String::as_str)
     }
 
-    /// What opens its hosts: a key of its own, and no host whose key it does not know.
+    /// How to enter its hosts: with the gateway's own key, and only hosts whose host keys it knows.
     pub fn access(&self) -> Access {
         Access {
             key: Some(self.dir.join("key")),
@@ -268,7 +269,7 @@ mod tests {
             let error = gateway.node(stranger).unwrap_err();
             assert_eq!(error.kind(), Kind::Unavailable, "{stranger:?}");
         }
-        // One that others can change is none, and is not passed over either.
+        // A configuration that others can change is refused, not ignored.
         std::fs::set_permissions(root.path().join(DIR), std::fs::Permissions::from_mode(0o777)).unwrap();
         assert!(matches!(Gateway::find(root.path()), Err(GatewayError::Dir(_))));
     }

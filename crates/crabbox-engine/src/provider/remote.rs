@@ -1,8 +1,8 @@
-//! The `firecracker` provider where leases are on other machines: each is asked over SSH, and what is nobody else's business stays here:
-//! the guest's private key, its pinned host key, the claim.
+//! The `firecracker` provider for leases on other machines: each host is asked over SSH. Private matters stay on this machine: the
+//! guest's private key, its pinned host key, the claim.
 //!
-//! A lease goes to the host that its claim names, a new one to the host of the settings; without either it is this machine's. It must never
-//! take a host that does not answer for one that has no lease.
+//! A known lease is looked for on the host that its claim names, a new one is made on the configured host; without either, this
+//! machine is used. It must never conclude from a host's silence that the host has no lease.
 
 mod acquire;
 pub mod error;
@@ -51,10 +51,10 @@ use crate::provider::remote::trust::{is_answer, is_its_owner, is_to_forget, nons
 use crate::provider::remote::way::{target, told_by};
 use crate::provider::{AcquiredLease, Away, Leases, Notice, Provider};
 
-/// What a host told of its leases, each with the host that it is on.
+/// A host's list of leases, each with the host that it is on.
 type Told = Result<Vec<(KvmHost, FarLease)>, FleetError>;
 
-/// Where a lease is.
+/// The location of a lease.
 enum Place {
     Here,
     There(KvmHost, Option<Box<Claim>>),
@@ -86,8 +86,8 @@ impl Remote {
         Ok(all.into_iter().filter_map(of_host).collect())
     }
 
-    /// Where the lease is that `text` names: by its claim, else as the settings have it. A slug that is claimed on several machines is none:
-    /// it could be the wrong lease that is stopped.
+    /// Locates the lease that `text` names: by its claim, otherwise by the settings. A slug that is claimed on several machines is
+    /// refused, since the wrong lease could be stopped.
     fn place(&self, text: &str) -> Result<Place, LeaseError> {
         let mut claims = claims::list(&self.engine.places)
             .map_err(RemoteError::from)?
@@ -113,7 +113,7 @@ impl Remote {
                 Some(host) => Place::There(host, None),
                 None => Place::Here,
             }),
-            // What is claimed here alone is found here, with what the records say.
+            // If all claims are of this machine, the local records decide.
             (_, hosts) if hosts.iter().all(Option::is_none) => Ok(Place::Here),
             (several, hosts) => {
                 let line = |(claim, host): (&Claim, &Option<KvmHost>)| match host {
@@ -132,12 +132,12 @@ impl Remote {
         Talk::open(host, &access, &dir, heed)
     }
 
-    /// Asks `host` over a conversation that goes on, or begins.
+    /// Asks `host` over a kept conversation, or over a new one.
     fn ask<T>(
         &self,
         host: &KvmHost,
         ask: &Ask,
-        take: impl FnMut(Reply) -> Option<T>,
+        take: impl FnOnce(Reply) -> Option<T>,
     ) -> Result<T, LeaseError> {
         let asked = || {
             let mut talk = match self.talks.take(host, Instant::now()) {
@@ -145,7 +145,7 @@ impl Remote {
                 None => self.open(host, ask.heed())?,
             };
             let answer = talk.ask(ask, take);
-            // One that broke off is not taken up again.
+            // A conversation that broke off must not be reused.
             if matches!(answer, Ok(_) | Err(FleetError::Refused(..))) {
                 self.talks.keep(host, talk, Instant::now());
             }
@@ -154,7 +154,8 @@ impl Remote {
         Ok(signals::watching(asked, tells_of_it)?)
     }
 
-    /// Whether `host` took us a moment ago for the owner of the lease of `claim`. To anybody else it says of that lease that there is none.
+    /// Whether `host`, in our recent conversation, took us for the owner of the lease of `claim`. To anyone else it reports the
+    /// lease as missing.
     fn speaks_to_its_owner(&self, host: &KvmHost, claim: &Claim) -> Result<(), RemoteError> {
         let now = self.talks.look(host, |talk| talk.greeting.owner.clone());
         is_its_owner(host, claim, now)
@@ -201,9 +202,9 @@ impl Remote {
         self.lease(host, told)
     }
 
-    /// What each of the hosts says, side by side: one that is away costs what it costs once.
+    /// Lists the leases of all hosts in parallel, so that several unreachable hosts cost only one wait.
     fn list_at(&self, hosts: BTreeSet<KvmHost>) -> Vec<(KvmHost, Told)> {
-        // One for all: a signal between two of them is heeded by both.
+        // Use one `heed` for all, so that a signal that arrives in between cancels every one.
         let heed = Ask::List.heed();
         std::thread::scope(|scope| {
             let asked: Vec<_> = hosts
@@ -223,8 +224,8 @@ impl Remote {
         })
     }
 
-    /// How the job of the lease of `claim` ended, when its host behind a gateway did not answer for `why` and the scheduler has given
-    /// the job up with it. Otherwise it may live on, and what was said first is what is known.
+    /// How the job of the lease of `claim` ended, if its host behind a gateway did not answer (error `why`) and the scheduler has
+    /// given up the job. Otherwise the lease may be alive, and the original error stands.
     fn lost(&self, host: &KvmHost, claim: Option<&Claim>, why: &LeaseError) -> Option<String> {
         let claim = claim.filter(|_| host.node().is_some() && why.kind() == Kind::Unavailable)?;
         let job = labels::job(&claim.labels)?.parse().ok()?;
@@ -236,7 +237,7 @@ impl Remote {
         lost_how(told.ok()?)
     }
 
-    /// Every lease on `host`, or on the hosts behind it where it is a gateway, over a conversation of its own.
+    /// All leases on `host`, or on the hosts behind it if it is a gateway, over a conversation of its own.
     fn list_there(&self, host: &KvmHost, heed: Heed) -> Result<Vec<(KvmHost, FarLease)>, FleetError> {
         let mut talk = self.open(host, heed)?;
         let is_gateway = talk.greeting.role == GATEWAY;
@@ -249,7 +250,7 @@ impl Remote {
             .collect()
     }
 
-    /// Removes what this machine has of a lease elsewhere.
+    /// Removes everything on this machine that belongs to a remote lease.
     fn forget(&self, lease: Option<&Lease>, id: &str) -> Result<(), RemoteError> {
         let control = lease.and_then(|lease| lease.target.as_ref()?.control.clone());
         if let Some(control) = control {
@@ -263,7 +264,7 @@ impl Remote {
         Ok(())
     }
 
-    /// A claim's lease as far as this machine knows it, for its connection to be closed.
+    /// A claim's lease as far as this machine knows it, in order to close its connection.
     fn resolve_target(&self, id: &str) -> Option<Lease> {
         let (host, claim) = self
             .claims()
@@ -274,13 +275,13 @@ impl Remote {
     }
 }
 
-/// Whether this tells the user of their Ctrl-C.
+/// Whether this reports an interrupt to the user.
 fn tells_of_it<T>(told: &Result<T, FleetError>) -> bool {
     matches!(told, Err(FleetError::Interrupted { .. }))
 }
 
-/// How the lease of a job on a host that does not answer was lost, where it was, by what the scheduler says (`squeue`, job state codes). Of a
-/// job that a scheduler which answers does not know any more, nothing lives: its host takes the lease back when it is up.
+/// How the lease of a job on an unreachable host was lost, if it was, according to the scheduler (`squeue`, job state codes). A job
+/// that the scheduler does not know any more has ended, and its host removes the lease when it is up again.
 fn lost_how(how: Option<String>) -> Option<String> {
     match how {
         None => Some("forgotten".to_owned()),
@@ -295,7 +296,7 @@ fn lease_of(reply: Reply) -> Option<FarLease> {
     }
 }
 
-/// The host of a claim, where it is for a lease on another machine.
+/// The host of a claim, if its lease is on another machine.
 fn of_host(claim: Claim) -> Option<(KvmHost, Claim)> {
     let host = KvmHost::of_scope(&claim.provider_scope).filter(|_| claim.provider == firecracker::NAME)?;
     Some((host, claim))
@@ -316,7 +317,7 @@ impl Provider for Remote {
             Ok(Some(host)) => host,
             Err(error) => return vec![generic::invalid(firecracker::NAME, &error)],
         };
-        // Whether that host can make machines is its own doctor's question.
+        // Whether that host can make machines is for its own doctor to check.
         match self.open(&host, Heed::from_now_on()) {
             Ok(talk) => {
                 let greeting = &talk.greeting;
@@ -419,14 +420,14 @@ impl Provider for Remote {
         for (host, told) in told {
             let leases = match told {
                 Ok(told) => told.into_iter().map(|(at, told)| self.lease(&at, told)).collect(),
-                // None is away of which the user does not want to hear any more, whichever of them is told first.
+                // On an interrupt the user does not want any host's answer, whichever host reports it first.
                 Err(error @ FleetError::Interrupted { .. }) => return Err(error.into()),
                 Err(error) => Err(LeaseError::from(error)),
             };
             match leases {
                 Ok::<Vec<_>, _>(leases) => {
                     for lease in leases {
-                        // A host behind a gateway is asked for its own, too, where there is a claim of one.
+                        // A host behind a gateway that has a claim is asked directly, too, so the lease may be listed already.
                         let is_same =
                             |other: &Lease| other.id == lease.id && other.kvm_host == lease.kvm_host;
                         if !all.leases.iter().any(is_same) {
@@ -500,12 +501,12 @@ impl Provider for Remote {
         });
         let (id, name, kept) = match (released, &claim) {
             (Ok(released), _) => released,
-            // It has ended by itself: what is left of it is here.
+            // It has ended by itself; only our part of it is left.
             (Err(error), Some(claim)) if error.kind() == Kind::NotFound => {
                 self.speaks_to_its_owner(&host, claim)?;
                 (claim.lease_id.clone(), claim.cloud_id.clone(), None)
             }
-            // Its host is gone, and takes back what it had when it comes up again.
+            // Its host is down, and will remove the lease when it is up again.
             (Err(error), Some(claim)) if self.lost(&host, Some(claim), &error).is_some() => {
                 (claim.lease_id.clone(), claim.cloud_id.clone(), None)
             }
@@ -532,14 +533,26 @@ impl Provider for Remote {
         dry_run: bool,
         on_decision: &mut dyn FnMut(&Decision),
     ) -> Result<Vec<Decision>, LeaseError> {
-        // With another host in the settings, this machine need not be one that can have leases.
-        let mut decisions = match KvmHost::configured(&self.settings)? {
-            None => self.local.cleanup(dry_run, on_decision)?,
-            Some(_) => Vec::new(),
+        // If another host is configured, this machine need not be able to have leases.
+        let is_here = KvmHost::configured(&self.settings)?.is_none();
+        let mut decisions = if is_here {
+            self.local.cleanup(dry_run, on_decision)?
+        } else {
+            Vec::new()
         };
-        // A host that is away is waited for once, however many leases are there.
+        let claims = match claims::list(&self.engine.places) {
+            Ok(listing) => listing.claims,
+            // The local cleanup was done and reported.
+            Err(_) if is_here => return Ok(decisions),
+            Err(error) => {
+                let decision = Decision::unseen("claim", Some(error.into()));
+                on_decision(&decision);
+                return Ok(vec![decision]);
+            }
+        };
+        // Wait for an unreachable host only once, however many leases it has.
         let mut away: BTreeMap<KvmHost, String> = BTreeMap::new();
-        for (host, claim) in self.claims()? {
+        for (host, claim) in claims.into_iter().filter_map(of_host) {
             let mut decision = Decision {
                 lease: claim.lease_id.clone(),
                 subject: Subject::Claim {
@@ -581,7 +594,7 @@ impl Provider for Remote {
                 Err(error) => {
                     let why = fault::chain(&error);
                     decision.reason = format!("host_away ({why})");
-                    // One with which we still speak is not away: it said something of this lease.
+                    // If the conversation is still open, the host is not away; it answered something about this lease.
                     if self.talks.look(&host, |_| ()).is_none() {
                         away.insert(host.clone(), why);
                     }

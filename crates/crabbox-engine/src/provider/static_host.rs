@@ -1,7 +1,7 @@
-//! The provider `ssh`: a host that exists already, named by `static.*` and `ssh.*` as for the Go program's provider of that name.
+//! The provider `ssh`: an existing host, named by `static.*` and `ssh.*` as in the Go program's provider of that name.
 //!
-//! Nothing is made and nothing destroyed: a lease is a claim, and giving it back removes that claim. It must never go to a host
-//! that only a repository chose, nor change a claim that is for another host.
+//! Nothing is made and nothing destroyed: a lease is a claim, and releasing it removes that claim. It must never connect to a host
+//! that a repository alone chose, nor change a claim for another host.
 
 pub(crate) mod checks;
 pub mod error;
@@ -42,7 +42,7 @@ use crate::provider::claim;
 use crate::provider::error::LeaseError;
 use crate::provider::lease::Lease;
 use crate::provider::terms::Terms;
-use crate::provider::{AcquiredLease, Leases, Notice, Provider};
+use crate::provider::{AcquiredLease, Ending, Leases, Notice, Provider};
 
 /// The provider's name, as claims have it.
 const NAME: &str = Which::Ssh.name();
@@ -54,7 +54,7 @@ pub(crate) const CAPABILITIES: Capabilities = Capabilities {
     can: &[Capability::SshProbe],
 };
 
-/// What a lease would be like: `static.*` before the general keys.
+/// The properties that a new lease would have: `static.*` takes precedence over the general keys.
 pub(crate) fn terms(settings: &Settings) -> Terms {
     let host = &settings.static_host;
     Terms {
@@ -65,7 +65,7 @@ pub(crate) fn terms(settings: &Settings) -> Terms {
     }
 }
 
-/// The first, unless it is empty.
+/// The first text, or the second if the first is empty.
 fn either(first: &str, second: &str) -> String {
     if first.is_empty() { second } else { first }.to_owned()
 }
@@ -75,7 +75,7 @@ fn either(first: &str, second: &str) -> String {
 pub struct StaticHost {
     engine: Engine,
     settings: Settings,
-    /// What keeps others from ending the lease that this command uses.
+    /// Keeps others from ending the lease that this command uses.
     using: Mutex<Option<Use>>,
 }
 
@@ -96,7 +96,7 @@ impl StaticHost {
         Ok(claims)
     }
 
-    /// The host of the settings, with what its claim knows of it.
+    /// The configured host, with what its claim remembers.
     fn configured(&self, claims: &[Claim]) -> Result<Host, StaticError> {
         let host = Host::new(&self.settings, &self.engine.places, None)?;
         let of_it = claims
@@ -108,7 +108,7 @@ impl StaticHost {
         }
     }
 
-    /// The host that `text` names: by a claim's id, slug or host, else as the settings have it.
+    /// The host that `text` names: by a claim's id, slug or host, otherwise the configured one.
     fn find(&self, text: &str) -> Result<Host, StaticError> {
         let claims = self.claims()?;
         if let Some(claim) = claimed(&claims, text)? {
@@ -125,16 +125,16 @@ impl StaticHost {
         }
     }
 
-    /// Replaces what this command uses, and gives what it has used.
+    /// Replaces the lease that this command uses, and returns the previous one.
     fn uses(&self, using: Option<Use>) -> Option<Use> {
         let mut slot = self.using.lock().unwrap_or_else(PoisonError::into_inner);
         std::mem::replace(&mut *slot, using)
     }
 
-    /// Removes the claim, and ends the connection that it leads to.
+    /// Removes the claim, and closes its connection.
     fn end(&self, claim: &Claim) -> Result<(), LeaseError> {
         claims::remove(&self.engine.places, &claim.lease_id, Some(claim)).map_err(StaticError::from)?;
-        // A claim that says too little to find the connection again has none.
+        // A claim that lacks the data to find its connection has none.
         if let Ok(host) = Host::new(&self.settings, &self.engine.places, Some(claim)) {
             let control = host.control(&self.engine.control_dir().map_err(StaticError::from)?)?;
             connection::close(&control).map_err(|source| StaticError::Close {
@@ -198,7 +198,7 @@ impl Provider for StaticHost {
         let slug = new.slug.as_deref().map(Slug::requested);
         let slug = slug.transpose().map_err(StaticError::Slug)?;
         let control_dir = self.engine.control_dir().map_err(StaticError::from)?;
-        // From here on nobody who gives the lease back ends it under us.
+        // From here on, a command that releases the lease does not end it while we use it.
         let mut using = Use::begin(&control_dir, &host.id, new.keep)?;
         let claims = self.claims()?;
         let standing = claims
@@ -206,7 +206,7 @@ impl Provider for StaticHost {
             .find(|claim| claim.lease_id == host.id && claim.static_host == host.address);
         using.kept_before = standing.is_some_and(users::is_kept);
         if using.kept_before && !new.keep {
-            // Somebody keeps it under a name of theirs, and will look for it when we have gone.
+            // Somebody keeps it under their own name for it, and will look for it when we are done.
             host = Host::new(&self.settings, &self.engine.places, standing)?;
         } else {
             if let Some(slug) = &slug {
@@ -259,7 +259,7 @@ impl Provider for StaticHost {
     fn list(&self) -> Result<Leases, LeaseError> {
         let claims = self.claims()?;
         let hosts = match self.configured(&claims) {
-            // Nothing configured: what is claimed is known all the same.
+            // Without a configured host, list the claimed ones.
             Err(StaticError::NoHost { .. }) if claims.iter().any(|claim| !claim.static_host.is_empty()) => {
                 claims
                     .iter()
@@ -271,7 +271,7 @@ impl Provider for StaticHost {
         };
         let leases = hosts.iter().map(|host| {
             let mut lease = self.lease(host)?;
-            // A host that nobody has claimed is there all the same, as the Go program lists it.
+            // List the configured host even if it is unclaimed, as the Go program does.
             if !host.is_claimed() {
                 lease.state = LeaseState::Active;
             }
@@ -356,20 +356,21 @@ impl Provider for StaticHost {
         })
     }
 
-    fn give_back(&self, lease: &Lease) -> Result<bool, LeaseError> {
+    fn give_back_as(&self, lease: &Lease, ending: Ending) -> Result<bool, LeaseError> {
         let Some(using) = self.uses(None) else {
             return self.release(&lease.id).map(|_| true);
         };
         let (keep, kept_before) = (using.keep, using.kept_before);
         drop(using);
         let control_dir = self.engine.control_dir().map_err(StaticError::from)?;
-        // Whoever is left ends it.
+        // If others still use it, the last of them ends it.
         let Some(last) = users::last(&control_dir, &lease.id)? else {
             return Ok(false);
         };
         let claims = self.claims()?;
         let ours = claims.iter().find(|claim| claim.lease_id == lease.id);
-        let ends = ours.filter(|claim| !kept_before && (keep || !users::is_kept(claim)));
+        let ends =
+            ours.filter(|claim| ending == Ending::Asked || !kept_before && (keep || !users::is_kept(claim)));
         if let Some(claim) = ends {
             self.end(claim)?;
         }
@@ -378,7 +379,7 @@ impl Provider for StaticHost {
     }
 
     fn is_given_back(&self, lease: &Lease) -> bool {
-        // One that cannot be read may be there.
+        // If the claims cannot be read, the lease may still exist.
         self.claims().is_ok_and(|claims| {
             !claims
                 .iter()
@@ -390,7 +391,7 @@ impl Provider for StaticHost {
         if self.settings.static_host.host.value.trim() == lease.address {
             return Some(Vec::new());
         }
-        // Only the claim knew it.
+        // Only the claim knew these.
         let target = lease.target.as_ref()?;
         let facts = [
             (Name::StaticHost, lease.address.clone()),

@@ -1,6 +1,6 @@
-//! The signed receipt of a run: what ran where, how it ended, and the digest of what it printed.
+//! The signed receipt of a run: what ran where, how it ended, and the digest of its output.
 //!
-//! It attests a run whose command began, and says nothing that this program has not seen itself.
+//! It attests a run whose command began, and only states what this program has observed itself.
 
 use std::time::Duration;
 
@@ -8,9 +8,9 @@ use crabbox_core::receipt::{self, RunReceipt, TerminalReceipt};
 use crabbox_core::timestamp;
 use crabbox_host::beneath::Existing;
 use crabbox_host::clock;
-use crabbox_ssh::attest;
 
 use crate::provider::lease::Lease;
+use crate::receipt::signature;
 use crate::run::Run;
 use crate::run::error::EvidenceError;
 use crate::run::event::ResultEvent;
@@ -19,7 +19,7 @@ use crate::run::report::{Artifact, Outcome, RunReport};
 use crate::run::witnessed::Witnessed;
 
 impl Run<'_> {
-    /// Writes the receipt of a run that ended with the exit code in its report, if one was asked for and the command began.
+    /// Writes the receipt of a run that ended with the exit code in its report, if one was requested and the command began.
     pub(super) fn attest(&self, lease: &Lease, report: &mut RunReport) -> Result<(), EvidenceError> {
         let (Some(attest), Some(seen)) = (&self.evidence.attest, &report.witnessed) else {
             return Ok(());
@@ -42,7 +42,7 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// The format that every version of the Go program verifies.
+    /// A receipt in the format that every version of the Go program can verify.
     fn of_success(&self, lease: &Lease, attest: &Attest, seen: &Witnessed, outcome: &Outcome) -> Vec<u8> {
         let receipt = RunReceipt {
             generated_at: &timestamp::rfc3339(clock::unix_seconds()),
@@ -59,7 +59,7 @@ impl Run<'_> {
         receipt.file(&public, &attest.key.sign(&receipt.signed(&public)))
     }
 
-    /// The format that tells of failures too.
+    /// A receipt in the format that also covers failures.
     fn of_end(&self, lease: &Lease, attest: &Attest, seen: &Witnessed, outcome: &Outcome) -> Vec<u8> {
         let took = seen.began.elapsed();
         let (seconds, nanoseconds) = seen.at;
@@ -76,13 +76,13 @@ impl Run<'_> {
             slug: &lease.slug,
             run_id: &outcome.run_id,
             command: &self.work.display(),
-            command_sha256: &attest::digest_of(&receipt::command_bytes(words)),
+            command_sha256: &signature::digest_of(&receipt::command_bytes(words)),
             exit_code: i64::from(outcome.exit_code),
             sync_ms: milliseconds(outcome.sync),
             command_ms: milliseconds(outcome.command),
             duration_ms: milliseconds(took),
             log_sha256: &format!("sha256:{}", seen.sha256),
-            signer: &attest::fingerprint(&public),
+            signer: &signature::fingerprint(&public),
         };
         receipt.file(&public, &attest.key.sign(&receipt.signed(&public)))
     }

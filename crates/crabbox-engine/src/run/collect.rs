@@ -1,8 +1,9 @@
-//! What a run brings back when its command has ended: test results, required files, downloads, artifacts; and the evidence of it.
+//! What a run fetches after its command: test results, required files, downloads, artifacts; and the evidence of the run.
 
 use std::os::fd::AsFd as _;
 use std::path::Path;
 
+use crabbox_host::entry_path::EntryPath;
 use crabbox_host::place::{Access, Place};
 use crabbox_workspace::command::{self, RemoteError};
 use crabbox_workspace::owner::Owner;
@@ -14,17 +15,58 @@ use crabbox_workspace::results::schema::{self, Judgement};
 use crate::provider::lease::{Lease, Target};
 use crate::run::Run;
 use crate::run::error::{ResultError, RunError};
-use crate::run::event::{PolicyFailure, ResultEvent};
+use crate::run::event::{PolicyFailure, ResultEvent, RunEvents};
 use crate::run::report::{Artifact, RunReport, SchemaValidation};
 
-/// What was collected of test reports.
+/// The collected test reports.
 #[derive(Debug, Default)]
 pub(super) struct Collected {
     report: Report,
-    /// Whether some of what was asked for could not be read.
+    /// Whether some reports could not be read.
     is_partial: bool,
     /// Whether the user interrupted the reading.
     is_interrupted: bool,
+}
+
+/// Collects the results of several steps and remembers the first failure.
+struct Results<'a> {
+    events: &'a dyn RunEvents,
+    failed: Option<RunError>,
+}
+
+impl<'a> Results<'a> {
+    fn of(events: &'a dyn RunEvents) -> Self {
+        Self { events, failed: None }
+    }
+
+    /// Adds the result of a step. The first failure is kept as the run's error, and the others are only reported. Returns an error
+    /// at once if the user interrupted, or if nothing more can arrive.
+    fn add<T>(&mut self, owner: &mut Owner, result: Result<T, RunError>) -> Result<Option<T>, RunError> {
+        let error = match result {
+            Ok(value) => return Ok(Some(value)),
+            Err(error) => error,
+        };
+        let is_interrupted = matches!(
+            error,
+            RunError::Remote(RemoteError::Interrupted { .. } | RemoteError::Cancelled)
+        );
+        if is_interrupted {
+            return Err(error);
+        }
+        match &self.failed {
+            None => self.failed = Some(error),
+            Some(_) => self.events.result(&ResultEvent::Also(&error)),
+        }
+        if owner.is_broken() {
+            self.passed()?;
+        }
+        Ok(None)
+    }
+
+    /// Fails with the first failure, if there was one.
+    fn passed(&mut self) -> Result<(), RunError> {
+        self.failed.take().map_or(Ok(()), Err)
+    }
 }
 
 impl Run<'_> {
@@ -35,14 +77,15 @@ impl Run<'_> {
         }
     }
 
-    /// Reads the test reports, if there shall be any. What cannot be read is a warning, for the command is what counts.
+    /// Reads the test reports, if any are wanted. Unreadable reports only cause a warning, because the command's result is what
+    /// counts.
     pub(super) fn junit(&self, owner: &mut Owner, workdir: &str) -> Option<Collected> {
         let results = &self.settings.results;
         let auto = results.auto.value;
         if results.junit.value.is_empty() && !auto {
             return None;
         }
-        let (report, problems) = match collect::reports(owner, workdir, &results.junit.value, auto) {
+        let seen = match collect::reports(owner, workdir, &results.junit.value, auto) {
             Ok(seen) => seen,
             Err(error) => {
                 self.events.result(&ResultEvent::ReportsUnread(&error));
@@ -53,17 +96,17 @@ impl Run<'_> {
                 });
             }
         };
-        let is_partial = !problems.is_empty();
-        self.incomplete(true, &problems);
-        self.events.result(&ResultEvent::Tests(&report));
+        self.incomplete(true, &seen.problems);
+        self.incomplete(true, &seen.aside);
+        self.events.result(&ResultEvent::Tests(&seen.report));
         Some(Collected {
-            report,
-            is_partial,
+            report: seen.report,
+            is_partial: !seen.problems.is_empty(),
             is_interrupted: false,
         })
     }
 
-    /// Judges the reports by the policy, if there is one. What is not known counts as a failure.
+    /// Applies the policy for test reports, if there is one. Unknown results count as failures.
     fn judge_tests(&self, collected: Option<&Collected>) -> Result<(), ResultError> {
         if !self.settings.results.fail_on_failures.value {
             return Ok(());
@@ -78,14 +121,22 @@ impl Run<'_> {
             failing(PolicyFailure::Unread);
             return Err(ResultError::Unread);
         }
-        if collected.is_none_or(|all| all.report.files.is_empty()) {
+        let Some(report) = collected
+            .map(|all| &all.report)
+            .filter(|all| !all.files.is_empty())
+        else {
             failing(PolicyFailure::NoReport);
             return Err(ResultError::NoReport);
+        };
+        if report.tests == 0 {
+            failing(PolicyFailure::NoTests);
+            return Err(ResultError::NoTests);
         }
         Ok(())
     }
 
-    /// Everything that follows a command that succeeded.
+    /// Everything that follows a successful command. Every step runs even if an earlier one failed; the first error is the run's
+    /// error.
     pub(super) fn collect(
         &self,
         lease: &Lease,
@@ -98,40 +149,70 @@ impl Run<'_> {
         if tests.is_some_and(|all| all.is_interrupted) {
             return Err(RemoteError::Cancelled.into());
         }
-        self.judge_tests(tests)?;
-        let work = &self.work;
-        let names = if work.required.is_empty() && work.artifacts.is_empty() {
-            collect::Listing::default()
-        } else {
-            collect::list(owner, workdir)?
-        };
-        self.incomplete(false, &names.problems);
-        let names = names.names;
-        let mut missing = None;
-        for pattern in &work.required {
-            let matched = names.iter().filter(|name| pattern.matches(name)).count();
-            self.events.result(&ResultEvent::Required { pattern, matched });
-            if matched == 0 && missing.is_none() {
-                missing = Some(ResultError::Missing {
-                    pattern: pattern.to_string(),
-                });
-            }
+        let mut results = Results::of(self.events);
+        results.add(owner, self.judge_tests(tests).map_err(RunError::from))?;
+        let named = self.named(owner, workdir, &mut results)?;
+        self.schemas(owner, workdir, report, &mut results)?;
+        self.downloads(owner, target, workdir, report, &mut results)?;
+        if let Some(names) = named {
+            let archived = self.artifacts(owner, target, workdir, &names, report);
+            results.add(owner, archived)?;
         }
-        if let Some(missing) = missing {
-            return Err(missing.into());
-        }
-        self.schemas(owner, workdir, report)?;
-        self.downloads(owner, target, workdir, report)?;
-        self.artifacts(owner, target, workdir, names, report)?;
+        results.passed()?;
         self.prove(lease, report)?;
         Ok(self.attest(lease, report)?)
     }
 
-    /// Holds files against their schemas, all of them; the first that does not satisfy is why the run fails.
-    fn schemas(&self, owner: &mut Owner, workdir: &str, report: &mut RunReport) -> Result<(), RunError> {
-        let mut failure = None;
+    /// The files that match the artifact patterns; `None` if there are no patterns, or if listing failed.
+    fn named(
+        &self,
+        owner: &mut Owner,
+        workdir: &str,
+        results: &mut Results<'_>,
+    ) -> Result<Option<Vec<Vec<u8>>>, RunError> {
+        let work = &self.work;
+        let patterns: Vec<&Pattern> = work.required.iter().chain(&work.artifacts).collect();
+        if patterns.is_empty() {
+            return Ok(None);
+        }
+        let listed = collect::list(owner, workdir, &patterns).map_err(RunError::from);
+        let Some(listed) = results.add(owner, listed)? else {
+            return Ok(None);
+        };
+        self.incomplete(false, &listed.problems);
+        self.incomplete(false, &listed.aside);
+        for pattern in &work.required {
+            let matched = listed.names.iter().filter(|name| pattern.matches(name)).count();
+            self.events.result(&ResultEvent::Required { pattern, matched });
+            if matched == 0 {
+                let pattern = pattern.to_string();
+                results.add(owner, Err::<(), _>(ResultError::Missing { pattern }.into()))?;
+            }
+        }
+        Ok(Some(listed.names))
+    }
+
+    /// Validates all files that have schemas.
+    fn schemas(
+        &self,
+        owner: &mut Owner,
+        workdir: &str,
+        report: &mut RunReport,
+        results: &mut Results<'_>,
+    ) -> Result<(), RunError> {
         for required in &self.work.schemas {
-            let judgement = required.judge(owner, workdir, self.interrupts.as_fd())?;
+            let judged = required.judge(owner, workdir, self.interrupts.as_fd());
+            let Some(judgement) = results.add(owner, judged.map_err(RunError::from))? else {
+                // A file that could not be validated is not downloaded either.
+                report.outcome.schemas.push(SchemaValidation {
+                    artifact: required.remote.clone(),
+                    schema: required.schema.display().to_string(),
+                    valid: false,
+                    violations: Vec::new(),
+                    error: Some("fetch failed"),
+                });
+                continue;
+            };
             self.events.result(&ResultEvent::Schema {
                 required,
                 judgement: &judgement,
@@ -156,9 +237,9 @@ impl Run<'_> {
                 violations,
                 error,
             });
-            failure = failure.or(failed);
+            results.add(owner, failed.map_or(Ok(()), |failed| Err(failed.into())))?;
         }
-        failure.map_or(Ok(()), |failure| Err(failure.into()))
+        Ok(())
     }
 
     fn downloads(
@@ -167,13 +248,32 @@ impl Run<'_> {
         target: &Target,
         workdir: &str,
         report: &mut RunReport,
+        results: &mut Results<'_>,
     ) -> Result<(), RunError> {
-        for (remote, local) in &self.work.downloads {
-            let local = self.here.cwd.join(local);
-            let place = Place::new(&self.repo.root, &local, Access::Shared).map_err(RemoteError::from)?;
-            let bytes = command::download(owner, target, workdir, remote, &place)?;
+        let valid = |remote: &str| {
+            let of = |path: &str| EntryPath::normal(path.as_bytes()).ok();
+            let mut held = report.outcome.schemas.iter();
+            held.all(|held| held.valid || of(&held.artifact).is_none_or(|path| Some(path) != of(remote)))
+        };
+        // A file that violates its schema must not replace a local file.
+        let (wanted, withheld): (Vec<_>, Vec<_>) =
+            self.work.downloads.iter().partition(|(remote, _)| valid(remote));
+        for (remote, _) in withheld {
+            let remote = remote.clone();
+            results.add(owner, Err::<(), _>(ResultError::Withheld { remote }.into()))?;
+        }
+        for (remote, local) in wanted {
+            let local = &self
+                .here
+                .cwd
+                .join(command::destination(&self.here.cwd, remote, local));
+            let place = Place::new(&self.repo.root, local, Access::Shared).map_err(RemoteError::from);
+            let brought = place.and_then(|place| command::download(owner, target, workdir, remote, &place));
+            let Some(bytes) = results.add(owner, brought.map_err(RunError::from))? else {
+                continue;
+            };
             self.events
-                .result(&ResultEvent::Downloaded { path: &local, bytes });
+                .result(&ResultEvent::Downloaded { path: local, bytes });
             report.outcome.artifacts.push(Artifact {
                 kind: "download",
                 path: local.display().to_string(),
@@ -189,27 +289,25 @@ impl Run<'_> {
         owner: &mut Owner,
         target: &Target,
         workdir: &str,
-        mut names: Vec<Vec<u8>>,
+        names: &[Vec<u8>],
         report: &mut RunReport,
     ) -> Result<(), RunError> {
-        let (wanted, required) = (&self.work.artifacts, &self.work.required);
-        if wanted.is_empty() && required.is_empty() {
-            return Ok(());
-        }
+        let wanted = &self.work.artifacts;
         for pattern in wanted {
             if !names.iter().any(|name| pattern.matches(name)) {
                 self.events.result(&ResultEvent::NoArtifact(pattern));
             }
         }
-        // What had to be there is also kept.
-        let patterns = || wanted.iter().chain(required);
-        names.retain(|name| patterns().any(|pattern| pattern.matches(name)));
+        // If nothing matched, a missing required file has already been reported, and an archive would add nothing.
+        if names.is_empty() && wanted.is_empty() {
+            return Ok(());
+        }
         let id = self.id.as_str();
         let name = format!(".crabbox/runs/{id}/{id}-artifacts.tgz");
         let place =
             Place::below(&self.repo.root, Path::new(&name), Access::Private).map_err(RemoteError::from)?;
         let local = place.path();
-        let archived = collect::archive(owner, target, workdir, &names, &place)?;
+        let archived = collect::archive(owner, target, workdir, names, &place)?;
         let bytes = archived.bytes;
         self.incomplete(false, &archived.problems);
         let path = local.display().to_string();
@@ -220,14 +318,14 @@ impl Run<'_> {
             template: None,
             bytes,
         });
-        // One that only changed came.
+        // A file that merely changed while it was read has arrived.
         if archived.lost.is_empty() {
             return Ok(());
         }
-        self.must_have_come(&names, &archived.lost)
+        self.must_have_come(names, &archived.lost)
     }
 
-    /// A pattern that had to match has to have brought something: what is there and cannot be read is as good as missing.
+    /// Each required pattern must have brought at least one file: an unreadable file is as bad as a missing one.
     fn must_have_come(&self, names: &[Vec<u8>], lost: &[Vec<u8>]) -> Result<(), RunError> {
         let required = &self.work.required;
         let matches = |name: &&Vec<u8>| required.iter().any(|pattern| pattern.matches(name));

@@ -1,84 +1,126 @@
-//! The command of a run: what it is given, where its streams go, and what its end means.
+//! The command of a run: its variables, where its streams go, and the meaning of its end.
 //!
-//! Values of variables must never stand in an argument vector or in a line that is printed.
+//! Values of variables must never appear in an argument vector or in a printed line.
 
 use std::collections::BTreeSet;
 use std::os::fd::AsFd as _;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use crabbox_core::config::Settings;
 use crabbox_core::config::allow::{Allow, Verdict};
 use crabbox_host::budget::{Bounded, Budget};
 use crabbox_host::clock;
 use crabbox_host::place::{Access, Place};
 use crabbox_workspace::command::{self, Job, RemoteError, RemoteStatus};
-use crabbox_workspace::env_profile::{self, ProfileError};
+use crabbox_workspace::env_profile::{self, Profile, ProfileError, Unread};
 use crabbox_workspace::owner::Owner;
 use crabbox_workspace::tee::{Phases, Tee, To};
 use crabbox_workspace::transcript::Transcript;
 
 use crate::provider::lease::{Lease, Target};
 use crate::run::error::{RunError, RunFailure};
-use crate::run::event::{CommandEvent, StartEvent};
+use crate::run::event::{CommandEvent, RunEvents, StartEvent};
 use crate::run::report::{Ended, RunReport};
+use crate::run::request::{CommandWish, Work};
 use crate::run::witnessed::Witnessed;
-use crate::run::{Given, Run};
+use crate::run::{Here, Run};
 
-/// How long a machine whose connection broke is watched going down.
+/// How long to watch whether the machine is going down after its connection broke.
 const GOING_DOWN: Duration = Duration::from_secs(5);
 
-/// Variables for the command that come from here.
+/// Local variables that are passed to the command.
 #[derive(Debug, Default)]
 pub(super) struct Variables {
-    /// What may be handed on.
+    /// Which variables may be passed on.
     allow: Allow,
-    /// Those of `--env-from-profile`.
+    /// Variables from `--env-from-profile`.
     profile: Vec<(String, String)>,
+    /// Variables of this process.
+    own: Vec<(String, String)>,
+    /// Names of variables that the repository asks for, but that are not passed on.
+    withheld: BTreeSet<String>,
+    /// Names of variables that should be passed on, but are not valid UTF-8.
+    not_text: Vec<String>,
+    /// Ignored lines of those files.
+    unread: Vec<Unread>,
 }
 
-/// The variables that the request and the configuration let through.
-pub(super) fn variables(given: &Given<'_>) -> Result<Variables, RunError> {
-    let (command, settings, here) = (&given.request.command, given.settings, given.here);
-    let mut allow = Allow::new(&settings.env_allow);
-    allow.trust(
-        command
-            .allow_env
-            .iter()
-            .flat_map(|list| list.split(','))
-            .map(str::to_owned),
-    );
-    let mut profile = env_profile::read(&command.env_from_profile, &here.cwd)?;
-    let of_file = profile.iter().map(|(name, _)| name.as_str());
-    let of_process = here.variables.iter().map(|(name, _)| name.as_str());
-    let withheld: BTreeSet<&str> = of_file
-        .chain(of_process)
-        .filter(|name| allow.judge(name) == Verdict::Withheld)
-        .collect();
-    for name in withheld {
-        given.events.start(&StartEvent::Withheld {
-            name,
-            origin: &settings.env_allow.origin,
-        });
+impl Variables {
+    /// The variables that the request and the configuration let through.
+    pub(super) fn new(command: &CommandWish, settings: &Settings, here: &Here) -> Result<Self, RunError> {
+        let mut allow = Allow::new(&settings.env_allow);
+        allow.trust(command.allow_env.iter().map(String::as_str));
+        let Profile {
+            variables: mut profile,
+            unread,
+        } = env_profile::read(&command.env_from_profile, &here.cwd)?;
+        let of_file = profile.iter().map(|(name, _)| name);
+        let of_process = here.variables.iter().map(|(name, _)| name);
+        let withheld = of_file
+            .chain(of_process)
+            .filter(|name| allow.judge(name) == Verdict::Withheld)
+            .cloned()
+            .collect();
+        let passes = |name: &str| allow.judge(name) == Verdict::Passes;
+        let not_text = here.not_text.iter().filter(|name| passes(name));
+        let not_text = not_text.cloned().collect();
+        profile.retain(|(name, _)| passes(name));
+        if let Some(name) = &command.env_helper {
+            env_profile::helper(name)?;
+            if profile.is_empty() {
+                return Err(ProfileError::NothingForHelper.into());
+            }
+        }
+        Ok(Self {
+            own: forwarded(&here.variables, &allow),
+            allow,
+            profile,
+            withheld,
+            not_text,
+            unread,
+        })
     }
-    for name in here
-        .not_text
-        .iter()
-        .filter(|name| allow.judge(name) == Verdict::Passes)
-    {
-        given.events.start(&StartEvent::NotText { name });
-    }
-    profile.retain(|(name, _)| allow.judge(name) == Verdict::Passes);
-    if let Some(name) = &command.env_helper {
-        env_profile::helper(name)?;
-        if profile.is_empty() {
-            return Err(ProfileError::NothingForHelper.into());
+
+    /// Reports the variables that are not passed on.
+    pub(super) fn tell(&self, settings: &Settings, events: &dyn RunEvents) {
+        for name in &self.withheld {
+            events.start(&StartEvent::Withheld {
+                name,
+                origin: &settings.env_allow.origin,
+            });
+        }
+        for name in &self.not_text {
+            events.start(&StartEvent::NotText { name });
+        }
+        for entry in self.allow.unmatchable() {
+            events.start(&StartEvent::Unmatchable { entry: &entry });
+        }
+        for unread in &self.unread {
+            events.start(&StartEvent::Unread(unread));
         }
     }
-    Ok(Variables { allow, profile })
+
+    /// Adds the variables of the configuration. A variable from a file takes precedence over it, and one of this process over both.
+    fn all(&self, configured: &[(String, String)]) -> Vec<(String, String)> {
+        let mut env = configured.to_vec();
+        for stronger in [&self.profile, &self.own] {
+            env.retain(|(name, _)| stronger.iter().all(|(known, _)| known != name));
+            env.extend(stronger.iter().cloned());
+        }
+        env
+    }
+}
+
+/// Checks whether this can be run in a lease at all.
+pub(super) fn check(work: &Work, variables: &Variables) -> Result<(), RunError> {
+    // The script's path is only known after the upload, so use a placeholder.
+    let script = work.script.as_ref().map(|_| "script");
+    Ok(command::check(work.form(script), variables.all(&work.env))?)
 }
 
 impl Run<'_> {
-    /// Runs the command and brings back what it leaves.
+    /// Runs the command and fetches its results.
     #[expect(
         clippy::too_many_lines,
         reason = "one command, whose streams all of it shares"
@@ -173,7 +215,7 @@ impl Run<'_> {
             return brought;
         };
         report.down = matches!(failure, RunFailure::MachineDown);
-        // A tree in which the command may still run is not handed on as it is.
+        // If the command may still be running in the tree, the tree must not be handed to another run as it is.
         report.unquiet = matches!(
             failure,
             RunFailure::Lost
@@ -188,7 +230,7 @@ impl Run<'_> {
         Err(failure.into())
     }
 
-    /// Whether the connection broke because the machine went down. A guest that turns itself off ends its connections first.
+    /// Whether the connection broke because the machine went down. A guest that powers itself off closes its connections first.
     pub(super) fn went_down(&self, lease: &Lease) -> bool {
         let down = || match self.provider.is_down(lease) {
             Some(false) => None,
@@ -197,7 +239,7 @@ impl Run<'_> {
         clock::poll_until(GOING_DOWN, down).unwrap_or(false)
     }
 
-    /// Brings the script over, if there is one; returns its path.
+    /// Uploads the script, if there is one, and returns its path.
     fn upload(&self, owner: &mut Owner, workdir: &str) -> Result<Option<String>, RunError> {
         let Some(script) = &self.work.script else {
             return Ok(None);
@@ -214,7 +256,7 @@ impl Run<'_> {
         Ok(Some(path))
     }
 
-    /// What the command's own script does before the command, so that it costs no execution of its own.
+    /// What our wrapper script does before the command, which saves a separate execution.
     fn before(&self, workdir: &str) -> String {
         let mut before = String::new();
         if let Some(name) = &self.request.command.env_helper {
@@ -224,20 +266,13 @@ impl Run<'_> {
         before
     }
 
-    /// Variables of the command: those that are allowed through, then ours.
+    /// The variables of the command: first those that are allowed through, then ours.
     fn env(&self, lease: &Lease) -> Vec<(String, String)> {
-        let Variables { allow, profile } = &self.variables;
-        // A variable of this process wins over the file.
-        let own = forwarded(&self.here.variables, allow);
-        let mut env = self.work.env.clone();
-        env.retain(|(name, _)| profile.iter().all(|(known, _)| known != name));
-        env.extend(profile.clone());
-        env.retain(|(name, _)| own.iter().all(|(known, _)| known != name));
-        env.extend(own);
+        let mut env = self.variables.all(&self.work.env);
         self.events.command(&CommandEvent::Forwarding {
             lease,
             variables: &env,
-            allow,
+            allow: &self.variables.allow,
         });
         for (name, value) in [
             ("CRABBOX_LEASE_ID", lease.id.as_str()),
@@ -249,7 +284,7 @@ impl Run<'_> {
         env
     }
 
-    /// Where a stream goes: through to ours, or into a private file that takes no more than there is room for.
+    /// The destination of a stream: passed through, or written to a private file, limited by the free space.
     fn capture<'a>(&self, path: Option<&Path>, pass: &'a (dyn Fn(&[u8]) + Sync)) -> Result<To<'a>, RunError> {
         let Some(path) = path else {
             return Ok(To::Pass(pass));
@@ -263,7 +298,7 @@ impl Run<'_> {
     }
 }
 
-/// Those of `variables` that `allow` lets through.
+/// The variables that `allow` lets through.
 fn forwarded(variables: &[(String, String)], allow: &Allow) -> Vec<(String, String)> {
     variables
         .iter()
@@ -287,7 +322,7 @@ mod tests {
         ]
         .map(|(name, value)| (name.to_owned(), value.to_owned()));
         let mut allow = Allow::default();
-        allow.trust(["CI", "MY_*", "*", "CRABBOX_SLUG"].map(str::to_owned));
+        allow.trust(["CI", "MY_*", "*", "CRABBOX_SLUG"]);
         let names: Vec<String> = forwarded(&variables, &allow)
             .into_iter()
             .map(|(name, _)| name)

@@ -1,4 +1,4 @@
-//! Why a run failed, and with which exit code: the error of the step that failed, or how the command ended.
+//! Why a run failed, and with which exit code: the error of the failed step, or the command's own end.
 
 use std::path::PathBuf;
 
@@ -18,16 +18,16 @@ use crate::run::request::RequestError;
 /// Why a run failed.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
-    /// The request makes no sense.
+    /// The request is not valid.
     #[error(transparent)]
     Request(#[from] RequestError),
-    /// A file of variables gives none.
+    /// A file of variables cannot be used.
     #[error(transparent)]
     Profile(#[from] ProfileError),
-    /// The tree could not be brought.
+    /// The tree could not be synced.
     #[error(transparent)]
     Sync(#[from] SyncError),
-    /// There is no lease.
+    /// There is no lease for it.
     #[error(transparent)]
     Entry(#[from] EntryError),
     /// The lease has no address.
@@ -36,19 +36,19 @@ pub enum RunError {
     /// The lease could not be refreshed.
     #[error(transparent)]
     Lease(#[from] LeaseError),
-    /// The tree is not ours.
+    /// The tree could not be locked for this run.
     #[error(transparent)]
     Owner(#[from] OwnerError),
-    /// Something that is done over there could not be done.
+    /// An operation in the lease failed.
     #[error(transparent)]
     Remote(#[from] RemoteError),
-    /// The command did its work, and its results do not let the run pass.
+    /// The command succeeded, but its results fail the run.
     #[error(transparent)]
     Result(#[from] ResultError),
-    /// There is no evidence of it.
+    /// The evidence could not be written.
     #[error(transparent)]
     Evidence(#[from] EvidenceError),
-    /// How the command ended, and what else can go wrong with a run.
+    /// The command failed, or another step of the run.
     #[error(transparent)]
     Failure(#[from] RunFailure),
     /// Its timings could not be appended.
@@ -89,24 +89,24 @@ impl Fault for RunError {
     }
 }
 
-/// Why a run whose command succeeded failed.
+/// Why a run failed although its command succeeded.
 #[derive(Debug, thiserror::Error)]
 pub enum ResultError {
-    /// A file that had to be there is not.
+    /// A required file is missing.
     #[error("missing required artifact: {pattern}")]
     Missing {
         /// Its pattern.
         pattern: String,
     },
-    /// A file that has to satisfy a schema could not be had.
+    /// A file with a schema could not be fetched.
     #[error("require artifact schema: fetch {remote}: {why}")]
     Unfetched {
         /// The file.
         remote: String,
-        /// Why not.
+        /// The reason.
         why: String,
     },
-    /// A file does not satisfy its schema.
+    /// A file violates its schema.
     #[error("artifact schema validation failed: {remote} ({checks})")]
     Schema {
         /// The file.
@@ -114,16 +114,25 @@ pub enum ResultError {
         /// How many checks failed.
         checks: String,
     },
-    /// A file that had to come is there and cannot be read.
+    /// A file was not downloaded because it violates its schema.
+    #[error("{remote} was not downloaded: it does not satisfy its schema")]
+    Withheld {
+        /// The file.
+        remote: String,
+    },
+    /// A required file exists, but cannot be read.
     #[error("required artifact cannot be read: {pattern}")]
     Unreadable {
         /// Its pattern.
         pattern: String,
     },
-    /// The policy has nothing to go by.
+    /// The policy found no test report.
     #[error("JUnit results policy: no test report was found")]
     NoReport,
-    /// A report could not be read, so nobody knows what it says.
+    /// The reports have no tests, so nothing shows that any passed.
+    #[error("JUnit results policy: the test reports have no tests")]
+    NoTests,
+    /// A report could not be read, so its content is unknown.
     #[error("JUnit results policy: not every test report could be read")]
     Unread,
     /// Tests failed.
@@ -139,10 +148,12 @@ pub enum ResultError {
 impl Fault for ResultError {
     fn kind(&self) -> Kind {
         match self {
-            Self::Missing { .. } | Self::Unfetched { .. } | Self::Schema { .. } | Self::Unreadable { .. } => {
-                Kind::Remote
-            }
-            Self::Tests { .. } | Self::NoReport | Self::Unread => Kind::General,
+            Self::Missing { .. }
+            | Self::Unfetched { .. }
+            | Self::Schema { .. }
+            | Self::Withheld { .. }
+            | Self::Unreadable { .. } => Kind::Remote,
+            Self::Tests { .. } | Self::NoReport | Self::NoTests | Self::Unread => Kind::General,
         }
     }
 
@@ -162,10 +173,10 @@ impl Fault for ResultError {
     }
 }
 
-/// Why there is no bundle.
+/// Why no bundle was written.
 #[derive(Debug, thiserror::Error)]
 pub enum BundleError {
-    /// A document could not be written down.
+    /// A document could not be serialized.
     #[error("cannot describe the run")]
     Json(#[from] serde_json::Error),
     /// The file could not be written.
@@ -179,10 +190,10 @@ impl Fault for BundleError {
     }
 }
 
-/// Why timings were not appended.
+/// Why the timings were not appended.
 #[derive(Debug, thiserror::Error)]
 pub enum RecordError {
-    /// They could not be written down.
+    /// They could not be serialized.
     #[error("cannot describe the run")]
     Json(#[from] serde_json::Error),
     /// Their file could not be opened.
@@ -193,7 +204,7 @@ pub enum RecordError {
     Write {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         #[source]
         source: std::io::Error,
     },
@@ -205,7 +216,7 @@ impl Fault for RecordError {
     }
 }
 
-/// Why a run ended without the command's own exit code being enough of an answer.
+/// Why a run failed in a way that the command's exit code alone does not tell.
 #[derive(Debug, thiserror::Error)]
 pub enum RunFailure {
     /// The command failed.
@@ -214,7 +225,7 @@ pub enum RunFailure {
     /// The connection broke.
     #[error("the connection to the lease was lost while the command ran; it may or may not have ended")]
     Lost,
-    /// Somebody gave the lease back under the command, and with it went the connection.
+    /// Another command gave the lease back while this one ran, which closed the connection.
     #[error(
         "lease {id} was given back by another command while this one ran in it; it may or may not have ended"
     )]
@@ -222,7 +233,7 @@ pub enum RunFailure {
         /// The lease.
         id: String,
     },
-    /// The machine went down under the command.
+    /// The machine went down while the command ran.
     #[error("the machine of the lease went down while the command ran")]
     MachineDown,
     /// The shell around the command was killed.
@@ -237,16 +248,16 @@ pub enum RunFailure {
     /// No run id could be drawn.
     #[error("cannot draw a run id")]
     Random(#[source] std::io::Error),
-    /// A capture file cannot be made.
+    /// A capture file cannot be created.
     #[error("cannot write {}", path.display())]
     Capture {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         #[source]
         source: std::io::Error,
     },
-    /// The lease could not be given back after a run that worked.
+    /// The lease could not be given back after a successful run.
     #[error("lease cleanup failed for {id}")]
     Cleanup {
         /// The lease.
@@ -261,9 +272,9 @@ impl Fault for RunFailure {
     fn kind(&self) -> Kind {
         match self {
             Self::Exited(code) => Kind::Passthrough(*code),
-            // What ssh itself exits with when its connection breaks.
+            // The exit code of ssh itself when its connection breaks.
             Self::Lost | Self::GivenBack { .. } | Self::MachineDown => Kind::Passthrough(255),
-            // 128 and the signal's number, as shells have it.
+            // 128 plus the signal's number, as in shells.
             Self::Killed => Kind::Passthrough(137),
             Self::Interrupted { .. } => Kind::Passthrough(130),
             Self::Cleanup { .. } => Kind::Remote,

@@ -1,7 +1,6 @@
-//! What a run tells on its way, for whoever words it.
+//! The events of a run, for a listener that puts them into words.
 //!
-//! An event has the facts and no wording. What a person, a script or a program is told of it is the listener's affair; it must never
-//! decide how the run goes on.
+//! An event has facts and no wording. How to present it is up to the listener, which must never influence how the run goes on.
 
 use std::path::Path;
 use std::time::Duration;
@@ -10,6 +9,7 @@ use crabbox_core::config::FlagValue;
 use crabbox_core::config::allow::Allow;
 use crabbox_core::config::layer::{Origin, Sourced};
 use crabbox_workspace::command::RemoteError;
+use crabbox_workspace::env_profile::Unread;
 use crabbox_workspace::results::junit;
 use crabbox_workspace::results::pattern::Pattern;
 use crabbox_workspace::results::schema;
@@ -18,56 +18,63 @@ use crabbox_workspace::sync::{Repo, SyncEvents};
 use crate::entry::EntryEvents;
 use crate::provider::error::LeaseError;
 use crate::provider::lease::Lease;
-use crate::run::error::{BundleError, EvidenceError};
+use crate::run::error::{BundleError, EvidenceError, RunError};
 use crate::run::failure::Class;
 use crate::run::report::{Artifact, Ended, Outcome, RunReport};
 use crate::run::request::StopAfter;
 
-/// How a run begins.
+/// The beginning of a run.
 #[derive(Debug)]
 pub enum StartEvent<'a> {
-    /// A variable stays here: only the repository asks for it, and it looks like a secret.
+    /// A variable is not passed on: only the repository asks for it, and it looks like a secret.
     Withheld {
         /// The variable.
         name: &'a str,
-        /// Who asks for it.
+        /// The configuration source that asks for it.
         origin: &'a Origin,
     },
-    /// A value that was given for placeholders has none.
+    /// A value that was given for placeholders is not used by any.
     Unused {
         /// Its name.
         name: &'a str,
     },
-    /// The command is one of the configuration.
+    /// The command is a preset of the configuration.
     Preset {
-        /// Its name there.
+        /// The preset's name.
         name: &'a str,
-        /// The variables that it is given.
+        /// The variables that the preset sets.
         variables: &'a [(String, String)],
         /// The command.
         command: &'a str,
     },
-    /// A variable stays here that was to be handed on: its value is no text.
+    /// A variable that should be passed on is not, because its value is not valid UTF-8.
     NotText {
         /// The variable.
         name: &'a str,
     },
+    /// An entry of the list of allowed variables can match none.
+    Unmatchable {
+        /// The entry, without anything that may be a value.
+        entry: &'a str,
+    },
+    /// Lines of a file of variables were ignored.
+    Unread(&'a Unread),
     /// A lease was made.
     Made {
         /// The lease.
         lease: &'a Lease,
-        /// How long that took.
+        /// How long it took.
         took: Duration,
     },
-    /// A lease that was there is used.
+    /// An existing lease is used.
     Using(&'a Lease),
-    /// The tree at `root` is going to be brought.
+    /// The tree at `root` will be synced.
     Bringing {
-        /// To the lease.
+        /// The lease.
         lease: &'a Lease,
-        /// The root of the tree here.
+        /// The root of the local tree.
         root: &'a Path,
-        /// The directory there.
+        /// The directory in the lease.
         workdir: &'a str,
     },
     /// Where the run takes place.
@@ -76,154 +83,156 @@ pub enum StartEvent<'a> {
         lease: &'a Lease,
         /// The run's id.
         run: &'a str,
-        /// The directory there.
+        /// The directory in the lease.
         workdir: &'a str,
     },
 }
 
-/// What becomes of its tree.
+/// Events of the working tree.
 #[derive(Debug)]
 pub enum TreeEvent<'a> {
-    /// Somebody else is in the tree.
+    /// Another run is using the tree.
     Waiting {
-        /// How long they have been waited for.
+        /// How long we have been waiting.
         elapsed: Duration,
-        /// For what.
+        /// What we are waiting for.
         state: &'a str,
     },
-    /// The tree is this run's.
+    /// This run has locked the tree.
     Owned {
-        /// How long it was waited for.
+        /// How long it waited.
         wait: Duration,
-        /// Whether the last owner went without a word.
+        /// Whether the previous owner died without releasing it.
         recovered: bool,
     },
-    /// A base is configured, and no repository in the lease that could have it.
+    /// A base is configured, but the lease has no repository that could contain it.
     BaseRef(&'a Sourced<String>),
-    /// The tree was looked at: the line that says how much it is, then warnings.
+    /// The local tree was examined: a line with its size, followed by warnings.
     Looked(&'a [String]),
-    /// The directory there is emptied first.
+    /// The directory in the lease is emptied first.
     Emptying {
         /// The directory.
         workdir: &'a str,
     },
     /// The machine went down while files were sent.
     WentDown,
-    /// The tree is there.
+    /// The tree is synced.
     Synced {
         /// How many files were sent.
         sent: u64,
-        /// Whether nothing had to be.
+        /// Whether nothing had to be sent.
         skipped: bool,
         /// How long it took.
         took: Duration,
         /// How long each step took.
         steps: &'a [(&'static str, Duration)],
     },
-    /// The tree is there, and nothing else was asked for.
+    /// The tree is synced, and nothing else was requested.
     OnlySynced {
-        /// The directory there.
+        /// The directory in the lease.
         workdir: &'a str,
     },
 }
 
-/// What becomes of its command.
+/// Events of the command.
 #[derive(Debug)]
 pub enum CommandEvent<'a> {
-    /// The tools of the machine are going to be looked at.
+    /// The machine's tools are about to be examined.
     LookingAtTools,
     /// A line about the machine or a tool.
     Tool(&'a str),
-    /// The script is there.
+    /// The script was uploaded.
     Uploaded {
-        /// Where it came from.
+        /// Its source.
         source: &'a str,
-        /// Where it is.
+        /// Its path in the lease.
         path: &'a str,
     },
-    /// The command is going to run.
+    /// The command is about to run.
     Running {
-        /// In this lease.
+        /// The lease.
         lease: &'a Lease,
-        /// The command as a line for a shell.
+        /// The command as a shell command line.
         command: &'a str,
     },
-    /// Variables go along.
+    /// Variables are passed on.
     Forwarding {
-        /// To this lease.
+        /// The lease.
         lease: &'a Lease,
-        /// The variables. Their values are not to be told.
+        /// The variables. Their values must not be shown.
         variables: &'a [(String, String)],
-        /// What may be handed on.
+        /// Which variables may be passed on.
         allow: &'a Allow,
     },
-    /// A stream goes into a file from now on.
+    /// A stream will be captured in a file.
     Capturing {
         /// `stdout` or `stderr`.
         stream: &'static str,
         /// The file, as it was named.
         path: &'a Path,
     },
-    /// It went there.
+    /// A stream was captured.
     Captured {
         /// `stdout` or `stderr`.
         stream: &'static str,
         /// The file, as it was named.
         path: &'a Path,
-        /// How much of it.
+        /// How many bytes.
         bytes: u64,
     },
-    /// A program is left there that runs others with variables.
+    /// A helper is left in the lease that runs other programs with the variables.
     Helper {
         /// Its name.
         name: &'a str,
     },
-    /// The command is over, and so is everything in the lease.
+    /// Everything in the lease is over, including the command.
     Ended(&'a Outcome),
 }
 
-/// What comes back, or should.
+/// Events of the results.
 #[derive(Debug)]
 pub enum ResultEvent<'a> {
     /// Test reports could not be read.
     ReportsUnread(&'a RemoteError),
-    /// Something of what was to be brought could not be read there.
+    /// Something to be fetched could not be read in the lease.
     Incomplete {
-        /// Whether it is a test report, and no artifact.
+        /// Whether it is a test report, as opposed to an artifact.
         is_report: bool,
-        /// What is wrong with it.
+        /// The problem.
         problem: &'a str,
     },
+    /// Another failure, in addition to the run's error.
+    Also(&'a RunError),
     /// Test reports were read.
     Tests(&'a junit::Report),
-    /// The reports do not let the run pass.
+    /// The test reports fail the run.
     Policy(PolicyFailure),
-    /// A file had to be there.
+    /// A required pattern was checked.
     Required {
         /// Its pattern.
         pattern: &'a Pattern,
-        /// How many match it.
+        /// How many files match it.
         matched: usize,
     },
-    /// A file was held against its schema, or should have been.
+    /// A file was validated against its schema, or could not be.
     Schema {
         /// The file and its schema.
         required: &'a schema::Required,
-        /// What became of it.
+        /// The result.
         judgement: &'a schema::Judgement,
     },
-    /// A file was fetched.
+    /// A file was downloaded.
     Downloaded {
-        /// To here.
+        /// The local path.
         path: &'a Path,
         /// Its size.
         bytes: u64,
     },
-    /// Nothing matches a pattern of artifacts.
+    /// No file matches an artifact pattern.
     NoArtifact(&'a Pattern),
-    /// An archive of artifacts was brought.
+    /// An archive of artifacts was fetched.
     Archived {
-        /// Where it is.
+        /// Its local path.
         path: &'a str,
         /// Its size.
         bytes: u64,
@@ -232,10 +241,10 @@ pub enum ResultEvent<'a> {
     Evidence(&'a Artifact),
 }
 
-/// How it ends.
+/// The end of a run.
 #[derive(Debug)]
 pub enum EndEvent<'a> {
-    /// The run failed before its command; this is what the failure is thought to be.
+    /// The run failed before its command; this is the presumed class of the failure.
     Blocked(Class),
     /// The numbers.
     Summary {
@@ -244,27 +253,27 @@ pub enum EndEvent<'a> {
         /// The run.
         report: &'a RunReport,
     },
-    /// A command failed, and there is something to go on with.
+    /// The command failed, and there is a way to continue.
     Failed {
         /// The lease.
         lease: &'a Lease,
         /// The run.
         report: &'a RunReport,
-        /// What the command left.
+        /// What the command left behind.
         ended: &'a Ended,
-        /// Where one can go on.
+        /// Where the user can continue.
         onwards: &'a Onwards,
     },
-    /// What the failed command left was put into a bundle.
+    /// The failed command's remains were put into a bundle.
     Bundled {
         /// The file, below the root of the repository.
         name: &'a str,
         /// Its size.
         bytes: u64,
     },
-    /// There is no bundle.
+    /// No bundle could be written.
     NotBundled(&'a BundleError),
-    /// There is no receipt.
+    /// No receipt could be written.
     NotAttested(&'a EvidenceError),
     /// The lease is kept because the run failed.
     KeptOnFailure {
@@ -273,27 +282,27 @@ pub enum EndEvent<'a> {
         /// The run.
         report: &'a RunReport,
     },
-    /// The end of the streams of a command that failed.
+    /// The last lines of a failed command's streams.
     Streams {
-        /// What it left.
+        /// What the command left behind.
         ended: &'a Ended,
         /// Its exit code.
         code: i32,
     },
-    /// The tree is nobody's again, and the lease goes on.
+    /// The tree was released, and the lease goes on.
     OwnerReleased,
-    /// The lease is going to be given back.
+    /// The lease is about to be given back.
     Releasing(&'a Lease),
-    /// The lease was given back, or not.
+    /// The lease was given back, or that failed.
     Released {
         /// The lease.
         lease: &'a Lease,
-        /// By what it was due.
+        /// The policy for that.
         policy: Option<StopAfter>,
-        /// Whether it has ended.
+        /// Whether the lease has ended.
         stopped: Result<bool, &'a LeaseError>,
     },
-    /// A new lease goes on.
+    /// A new lease is kept.
     Kept(&'a Lease),
     /// Timings were appended to a file.
     Recorded {
@@ -302,7 +311,7 @@ pub enum EndEvent<'a> {
     },
 }
 
-/// Why test reports do not let a run pass whose command succeeded.
+/// Why test reports fail a run whose command succeeded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PolicyFailure {
     /// Tests failed.
@@ -314,22 +323,24 @@ pub enum PolicyFailure {
     },
     /// Not every report could be read.
     Unread,
-    /// There is none.
+    /// There is no report.
     NoReport,
+    /// The reports have no tests.
+    NoTests,
 }
 
-/// Where one can go on after a run that failed.
+/// Where a user can continue after a failed run.
 #[derive(Debug)]
 pub enum Onwards {
-    /// In a new lease alone.
+    /// Only in a new lease.
     Nowhere,
-    /// In the lease, which goes on.
+    /// In the lease, which is kept.
     Lease,
-    /// On the host of the lease, which goes on without it: these flags lead there.
+    /// On the lease's host, which outlives the lease; these flags lead there.
     Host(Vec<FlagValue>),
 }
 
-/// Of what a record of timings is.
+/// What a record of timings is about.
 #[derive(Debug)]
 pub struct Recorded<'a> {
     /// The words of the command.
@@ -340,45 +351,45 @@ pub struct Recorded<'a> {
     pub new: bool,
 }
 
-/// Hears of a run.
+/// Receives the events of a run.
 pub trait RunEvents: EntryEvents + Documents {
-    /// It begins.
+    /// The run is beginning.
     fn start(&self, event: &StartEvent<'_>);
 
-    /// Something becomes of the tree.
+    /// Something happened to the tree.
     fn tree(&self, event: &TreeEvent<'_>);
 
-    /// Something becomes of the command.
+    /// Something happened to the command.
     fn command(&self, event: &CommandEvent<'_>);
 
-    /// Something comes back, or should.
+    /// Something happened to the results.
     fn result(&self, event: &ResultEvent<'_>);
 
-    /// It ends.
+    /// The run is ending.
     fn end(&self, event: &EndEvent<'_>);
 
-    /// The command's standard output, as it comes.
+    /// A part of the command's standard output.
     fn stdout(&self, bytes: &[u8]);
 
-    /// The command's standard error, as it comes.
+    /// A part of the command's standard error.
     fn stderr(&self, bytes: &[u8]);
 
-    /// Hears of the sync that begins now.
+    /// Returns a listener for the sync that is beginning.
     fn sync(&self) -> Box<dyn SyncListener + '_>;
 }
 
-/// Hears of one sync.
+/// Receives the events of one sync.
 pub trait SyncListener: SyncEvents {
-    /// It is over, well if `ok`.
+    /// It is over; `ok` says whether it succeeded.
     fn end(&self, ok: bool);
 }
 
-/// The documents of a run, in the form in which this program prints such.
+/// Renders the documents of a run in this program's output formats.
 pub trait Documents {
     /// The timings.
     fn timing(&self, lease: &Lease, outcome: &Outcome) -> Result<Vec<u8>, serde_json::Error>;
 
-    /// The timings with of what they are, for a file of records.
+    /// The timings, with a description of what was timed, for a file of records.
     fn record(
         &self,
         lease: &Lease,
@@ -386,7 +397,7 @@ pub trait Documents {
         run: &Recorded<'_>,
     ) -> Result<Vec<u8>, serde_json::Error>;
 
-    /// What was run; `command` is the line for a shell.
+    /// A description of the run; `command` is a shell command line.
     fn failed_run(
         &self,
         lease: &Lease,
@@ -394,6 +405,6 @@ pub trait Documents {
         command: &str,
     ) -> Result<Vec<u8>, serde_json::Error>;
 
-    /// The configuration, a line each, without what is secret in it.
+    /// The configuration line by line, without its secrets.
     fn configuration(&self) -> Vec<String>;
 }

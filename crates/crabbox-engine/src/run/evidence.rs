@@ -1,40 +1,45 @@
-//! What a run leaves as evidence of itself: files of which each has a place of its own before a machine is leased.
+//! The files that a run leaves as evidence. Each gets its place before a machine is leased, and the run's other local files are
+//! checked along with them.
 //!
-//! Nothing may be written over a key, or two things into one file.
+//! No file may overwrite a key, and no two outputs may go to the same file.
 
 use std::path::{Path, PathBuf};
 
 use crabbox_core::fault::{Fault, Kind};
-use crabbox_host::place::{self, Access, Place, PlaceError};
-use crabbox_ssh::attest::{AttestKey, AttestKeyError, KEY_PATH};
+use crabbox_host::place::{self, Access, Manner, Place, PlaceError};
+use crabbox_workspace::command;
 
+use crate::receipt::signature::{AttestKey, AttestKeyError, KEY_PATH};
 use crate::run::proof_text::ProofTextError;
 use crate::run::request::ResultWish;
 
-/// Why there can be no evidence of a run.
+/// Why the evidence cannot be written.
 #[derive(Debug, thiserror::Error)]
 pub enum EvidenceError {
-    /// Two of its files would be one.
+    /// Two of the files have the same path.
     #[error("{first} and {second} paths must be different")]
     SamePath {
         /// One.
-        first: &'static str,
+        first: String,
         /// The other.
         second: String,
     },
-    /// The proof would be one with another of its files.
+    /// Both streams have the same path.
+    #[error("capture stdout/stderr: paths must be different")]
+    OneCapture,
+    /// The proof has the same path as another file.
     #[error("emit proof/{other}: paths must be different")]
     SameAsProof {
         /// The other.
         other: String,
     },
-    /// The template of the proof asks for what is not there.
+    /// The template of the proof uses an unknown variable.
     #[error(transparent)]
     Template(#[from] ProofTextError),
-    /// A file has no place.
+    /// A file cannot be placed.
     #[error(transparent)]
     Place(#[from] PlaceError),
-    /// There is no key to sign a receipt with.
+    /// The key for signing a receipt cannot be used.
     #[error(transparent)]
     Key(#[from] AttestKeyError),
 }
@@ -45,27 +50,27 @@ impl Fault for EvidenceError {
     }
 }
 
-/// The receipt of a run, to be written.
+/// The receipt to write for a run.
 #[derive(Debug)]
 pub(super) struct Attest {
-    /// What signs it.
+    /// The signing key.
     pub(super) key: AttestKey,
-    /// The file as it was named.
+    /// The file's name as given.
     pub(super) name: PathBuf,
-    /// Where it is.
+    /// Its place.
     pub(super) place: Place,
 }
 
-/// The proof of a run, to be written.
+/// The proof to write for a run.
 #[derive(Debug)]
 pub(super) struct Proof {
-    /// The file as it was named.
+    /// The file's name as given.
     pub(super) name: PathBuf,
-    /// Where it is.
+    /// Its place.
     pub(super) place: Place,
 }
 
-/// The evidence that was asked for.
+/// The requested evidence.
 #[derive(Debug, Default)]
 pub(super) struct Evidence {
     /// A signed receipt.
@@ -74,7 +79,7 @@ pub(super) struct Evidence {
     pub(super) proof: Option<Proof>,
 }
 
-/// Where paths of a request lead.
+/// The directories that the paths of a request refer to.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Base<'a> {
     /// The current directory.
@@ -83,21 +88,27 @@ pub(super) struct Base<'a> {
     pub(super) repository: &'a Path,
     /// This user's configuration directory.
     pub(super) config: &'a Path,
+    /// This user's directory for state.
+    pub(super) state: &'a Path,
 }
 
 impl Evidence {
-    /// Whether there is any.
+    /// Whether any evidence was requested.
     pub(super) fn is_wanted(&self) -> bool {
         self.attest.is_some() || self.proof.is_some()
     }
 
-    /// Finds a place for each file, and the key.
+    /// Finds a place for each file of evidence, and the key. Also checks that the run's other files can be written.
     pub(super) fn prepare(wish: &ResultWish, base: &Base<'_>) -> Result<Self, EvidenceError> {
         let key_path = match &wish.attest_key {
             Some(path) => base.cwd.join(path),
             None => base.config.join(KEY_PATH),
         };
-        distinct(wish, base, &key_path)?;
+        let results = results(wish, base);
+        distinct(wish, base, &key_path, &results)?;
+        for (_, path, manner) in &results {
+            Place::new(base.repository, path, Access::Private)?.look(*manner)?;
+        }
         let attest = wish.attest.as_ref().map(|name| -> Result<Attest, EvidenceError> {
             Ok(Attest {
                 place: placed(name, base)?,
@@ -122,55 +133,101 @@ impl Evidence {
     }
 }
 
-/// The place of a file, in a directory that is there from now on.
+/// The place of a file, whose directory is created.
 fn placed(name: &Path, base: &Base<'_>) -> Result<Place, EvidenceError> {
     let place = Place::new(base.repository, &base.cwd.join(name), Access::Private)?;
+    place.look(Manner::Whole)?;
     place.directory()?;
     Ok(place)
 }
 
-/// What the proof is called.
+/// The name of the proof in messages.
 const PROOF: &str = "emit proof";
+/// The name of the file of standard output in messages.
+const STDOUT: &str = "capture stdout";
+/// The name of the file of standard error in messages.
+const STDERR: &str = "capture stderr";
 
-/// Refuses evidence that would be written over something else of the run, or over the key.
-fn distinct(wish: &ResultWish, base: &Base<'_>, key_path: &Path) -> Result<(), EvidenceError> {
-    let at = |path: &Path| place::straight(&base.cwd.join(path));
-    let of = |path: &Option<PathBuf>| path.as_deref().map(at);
-    let mut others: Vec<(String, PathBuf)> = Vec::new();
-    let mut add = |label: &str, path: Option<PathBuf>| {
-        others.extend(path.map(|path| (label.to_owned(), path)));
-    };
-    add("capture stdout", of(&wish.capture_stdout));
-    add("capture stderr", of(&wish.capture_stderr));
-    let record = wish.timing_record.as_deref();
-    let record = record.filter(|record| !["default", "off", ""].contains(record));
-    add("timing record", record.map(|path| at(Path::new(path))));
-    for pair in &wish.download {
-        if let Some((remote, local)) = pair.split_once('=') {
-            add(&format!("download {remote}"), Some(at(Path::new(local))));
+/// An output file of a run.
+struct Output {
+    /// Its name in messages.
+    label: String,
+    /// Its path, with all links resolved.
+    path: PathBuf,
+}
+
+impl Output {
+    fn new(label: impl Into<String>, path: &Path) -> Self {
+        Self {
+            label: label.into(),
+            path: place::straight(path),
         }
     }
-    let mut evidence = Vec::new();
-    // Nothing is written over the key, whether this run signs with it or not.
-    let key = place::straight(key_path);
-    if let Some(receipt) = of(&wish.attest) {
-        evidence.push(("attest receipt", receipt));
-        evidence.push(("attest key", key));
-    } else {
-        others.push(("attest key".to_owned(), key));
+
+    /// Whether the file keeps what is written to it: pipes and devices can take two outputs without harm.
+    fn is_kept(&self) -> bool {
+        let is_special = |facts: std::fs::Metadata| !facts.is_file() && !facts.is_dir();
+        !std::fs::metadata(&self.path).is_ok_and(is_special)
     }
-    evidence.extend(of(&wish.emit_proof).map(|proof| (PROOF, proof)));
-    for (index, (first, path)) in evidence.iter().enumerate() {
-        let later = evidence[index + 1..].iter().map(|(label, path)| (*label, path));
-        let others = others.iter().map(|(label, path)| (label.as_str(), path));
-        let Some((second, _)) = later.chain(others).find(|(_, other)| *other == path) else {
+}
+
+/// The requested streams, timings and downloads, each with the manner of writing.
+fn results(wish: &ResultWish, base: &Base<'_>) -> Vec<(String, PathBuf, Manner)> {
+    let at = |path: &Path| base.cwd.join(path);
+    let mut all = Vec::new();
+    for (label, path) in [(STDOUT, &wish.capture_stdout), (STDERR, &wish.capture_stderr)] {
+        all.extend(
+            path.as_deref()
+                .map(|path| (label.to_owned(), at(path), Manner::Stream)),
+        );
+    }
+    all.extend(
+        wish.timing_record(base.cwd, base.state)
+            .map(|path| ("timing record".to_owned(), path, Manner::Append)),
+    );
+    let downloads = wish.download.iter().filter_map(|pair| pair.split_once('='));
+    all.extend(downloads.map(|(remote, local)| {
+        let label = format!("download {remote}");
+        let local = command::destination(base.cwd, remote, Path::new(local));
+        (label, at(&local), Manner::Whole)
+    }));
+    all
+}
+
+/// Refuses a run with two outputs in one file, or with an output that would overwrite the key.
+fn distinct(
+    wish: &ResultWish,
+    base: &Base<'_>,
+    key_path: &Path,
+    results: &[(String, PathBuf, Manner)],
+) -> Result<(), EvidenceError> {
+    let evidence = |label: &str, path: &Option<PathBuf>| {
+        path.as_deref()
+            .map(|path| Output::new(label, &base.cwd.join(path)))
+    };
+    // The key must not be overwritten even if this run signs nothing.
+    let mut key = Some(Output::new("attest key", key_path));
+    let mut all: Vec<Output> = Vec::new();
+    if let Some(receipt) = evidence("attest receipt", &wish.attest) {
+        all.push(receipt);
+        all.extend(key.take());
+    }
+    all.extend(evidence(PROOF, &wish.emit_proof));
+    all.extend(results.iter().map(|(label, path, _)| Output::new(label, path)));
+    all.extend(key);
+    for (index, first) in all.iter().enumerate() {
+        let mut later = all[index + 1..].iter();
+        let Some(second) = later.find(|other| other.path == first.path && other.is_kept()) else {
             continue;
         };
-        let second = second.to_owned();
-        return Err(if *first == PROOF {
-            EvidenceError::SameAsProof { other: second }
-        } else {
-            EvidenceError::SamePath { first, second }
+        let other = second.label.clone();
+        return Err(match (first.label.as_str(), other.as_str()) {
+            (PROOF, _) => EvidenceError::SameAsProof { other },
+            (STDOUT, STDERR) => EvidenceError::OneCapture,
+            (first, _) => EvidenceError::SamePath {
+                first: first.to_owned(),
+                second: other,
+            },
         });
     }
     Ok(())
@@ -180,6 +237,8 @@ fn distinct(wish: &ResultWish, base: &Base<'_>, key_path: &Path) -> Result<(), E
 mod tests {
     use super::*;
 
+    type Change = fn(&mut ResultWish);
+
     #[test]
     fn no_two_files_of_a_run_are_one() {
         let dir = tempfile::tempdir().unwrap();
@@ -187,6 +246,7 @@ mod tests {
             cwd: dir.path(),
             repository: dir.path(),
             config: &dir.path().join("config"),
+            state: &dir.path().join("state"),
         };
         let told = |wish: ResultWish| Evidence::prepare(&wish, &base).unwrap_err().to_string();
         let wish = || ResultWish {
@@ -195,7 +255,7 @@ mod tests {
         };
         for (change, second) in [
             (
-                (|wish| wish.capture_stdout = Some("r.json".into())) as fn(&mut ResultWish),
+                (|wish| wish.capture_stdout = Some("r.json".into())) as Change,
                 "capture stdout",
             ),
             (
@@ -227,7 +287,7 @@ mod tests {
         assert_eq!(told(keyed), "attest key and download x paths must be different");
         for (change, other) in [
             (
-                (|wish| wish.capture_stderr = Some("p.md".into())) as fn(&mut ResultWish),
+                (|wish| wish.capture_stderr = Some("p.md".into())) as Change,
                 "capture stderr",
             ),
             (|wish| wish.download = vec!["x=p.md".to_owned()], "download x"),
@@ -242,5 +302,90 @@ mod tests {
         assert!(!dir.path().join("config").exists(), "nothing was made");
         let evidence = Evidence::prepare(&wish(), &base).unwrap();
         assert_eq!(evidence.attest.unwrap().place.path(), dir.path().join("r.json"));
+    }
+
+    #[test]
+    fn a_result_that_would_be_lost_or_cannot_be_written_is_told_before_anything_is_made() {
+        let dir = tempfile::tempdir().unwrap();
+        let base = Base {
+            cwd: dir.path(),
+            repository: dir.path(),
+            config: &dir.path().join("config"),
+            state: &dir.path().join("state"),
+        };
+        std::fs::create_dir(dir.path().join("real")).unwrap();
+        std::os::unix::fs::symlink("real", dir.path().join("link")).unwrap();
+        let captured: Change = |wish| wish.capture_stdout = Some("z".into());
+        for (change, told) in [
+            (
+                (|wish| wish.capture_stderr = Some("./z".into())) as Change,
+                "capture stdout/stderr: paths must be different",
+            ),
+            (
+                |wish| wish.timing_record = Some("z".to_owned()),
+                "capture stdout and timing record paths must be different",
+            ),
+            (
+                |wish| wish.download = vec!["a.txt=real/../z".to_owned()],
+                "capture stdout and download a.txt paths must be different",
+            ),
+            (
+                |wish| wish.download = vec!["a=real/b".to_owned(), "b=link/b".to_owned()],
+                "download a and download b paths must be different",
+            ),
+            (
+                |wish| wish.download = vec!["out/z=./".to_owned()],
+                "capture stdout and download out/z paths must be different",
+            ),
+            (
+                |wish| {
+                    wish.capture_stderr = Some("state/timings.jsonl".into());
+                    wish.timing_record = Some("default".to_owned());
+                },
+                "capture stderr and timing record paths must be different",
+            ),
+            (
+                |wish| wish.capture_stderr = Some("config/attest/id_ed25519.pem".into()),
+                "capture stderr and attest key paths must be different",
+            ),
+        ] {
+            let mut wish = ResultWish::default();
+            captured(&mut wish);
+            change(&mut wish);
+            assert_eq!(
+                Evidence::prepare(&wish, &base).unwrap_err().to_string(),
+                told,
+                "{wish:?}"
+            );
+        }
+        // A file that keeps nothing loses nothing.
+        let nothing = ResultWish {
+            capture_stdout: Some("/dev/null".into()),
+            timing_record: Some("/dev/null".to_owned()),
+            ..ResultWish::default()
+        };
+        assert!(Evidence::prepare(&nothing, &base).is_ok());
+        // Downloads into a directory keep their own names, whether or not the directory exists.
+        let apart = ResultWish {
+            download: ["out/a=real", "out/b=real/", "a=new/", "b=new/", "c=."]
+                .map(str::to_owned)
+                .to_vec(),
+            ..ResultWish::default()
+        };
+        assert!(Evidence::prepare(&apart, &base).is_ok());
+        std::fs::create_dir(dir.path().join("real/a")).unwrap();
+        // Outputs that cannot be written are refused beforehand.
+        for change in [
+            (|wish| wish.capture_stdout = Some("real".into())) as Change,
+            |wish| wish.timing_record = Some("link".to_owned()),
+            |wish| wish.download = vec!["a=real".to_owned()],
+            |wish| wish.attest = Some("real".into()),
+        ] {
+            let mut wish = ResultWish::default();
+            change(&mut wish);
+            let error = Evidence::prepare(&wish, &base).unwrap_err();
+            assert!(matches!(error, EvidenceError::Place(_)), "{wish:?}: {error}");
+        }
+        assert!(!dir.path().join("config").exists(), "nothing was made");
     }
 }

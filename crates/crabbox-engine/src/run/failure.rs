@@ -1,72 +1,80 @@
-//! Of what kind a failure is thought to be. The kinds are the Go program's.
+//! The presumed class of a failure. The classes are the Go program's.
 
 use crabbox_core::fault::Connectivity;
 use crabbox_workspace::tee::FIRST_PHASE;
 
-/// What a failure is thought to be, from the words that were told about it.
+/// The presumed class of a failure, derived from its error and from the output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Class {
-    /// The area, as the digest names it.
+    /// The area, as the digest calls it.
     pub area: &'static str,
     /// The stage that it blocks.
     pub stage: &'static str,
-    /// Whether another try may help: `true`, `false` or `unknown`.
+    /// Whether trying again may help: `true`, `false` or `unknown`.
     pub retry: &'static str,
 }
 
-/// SSH did not come up in time.
+/// SSH did not come up in time, or is unreachable now.
 const UNREACHED: Class = Class {
     area: "ssh_connectivity",
     stage: "ssh",
     retry: "true",
 };
 
-/// The connection went away under the command, which may have done its work.
+/// SSH refuses us, and trying again will not help.
+const TURNED_AWAY: Class = Class {
+    area: "ssh_connectivity",
+    stage: "ssh",
+    retry: "false",
+};
+
+/// The connection broke while the command ran, which may have completed.
 const CUT_OFF: Class = Class {
     area: "ssh_connectivity",
     stage: "ssh",
     retry: "unknown",
 };
 
-/// What the command needs could not be made ready.
+/// The command's prerequisites could not be installed.
 const INSTALL: Class = Class {
     area: "install_setup",
     stage: "install",
     retry: "unknown",
 };
 
-/// The command said that it was building.
+/// The command reported that it was building.
 const BUILD: Class = Class {
     area: "user_command",
     stage: "build",
     retry: "unknown",
 };
 
-/// The command said that it was testing.
+/// The command reported that it was testing.
 const TEST: Class = Class {
     area: "user_command",
     stage: "test",
     retry: "unknown",
 };
 
-/// The command did its work, and its test reports do not let the run pass.
+/// The command succeeded, but its test reports fail the run.
 pub(super) const TESTS_FAILED: Class = Class {
     area: "user_command",
     stage: "test",
     retry: "false",
 };
 
-/// The command did its work, and a file that had to be there is not.
+/// The command succeeded, but a required file is missing.
 pub(super) const NO_ARTIFACT: Class = Class {
     area: "artifacts",
     stage: "artifacts",
     retry: "unknown",
 };
 
-/// Words of other programs by which alone a wait for SSH is known: a command may well wait for a machine itself.
+/// A timeout of SSH in another program's output. Needs the full phrase, because a command may legitimately wait for a machine
+/// itself.
 const SSH_WAIT: &str = "timed out waiting for ssh";
 
-/// Words of other programs, and what they tell. Errors of ours say what they are by themselves.
+/// Phrases in other programs' output, and what they indicate. Our own errors are classified without phrases.
 const KNOWN: [(&[&str], Class); 3] = [
     (&["exdev", "enomem", "err_pnpm"], INSTALL),
     (
@@ -87,12 +95,13 @@ const KNOWN: [(&[&str], Class); 3] = [
     ),
 ];
 
-/// The class of a failure: by what its error is, else by the last `phase` that the command told of, else by what other programs
-/// said in `text`. `text` may be about a phase that is long over, so a phase of a name that tells nothing leaves nothing to be known.
+/// The class of a failure: by the kind of error, otherwise by the last `phase` that the command reported, otherwise by other
+/// programs' words in `text`. Since `text` may be about an earlier phase, an unknown phase means that the class is unknown.
 pub(super) fn classify(connectivity: Option<Connectivity>, text: &str, phase: Option<&str>) -> Option<Class> {
     match connectivity {
         Some(Connectivity::Lost) => return Some(CUT_OFF),
-        Some(Connectivity::TimedOut) => return Some(UNREACHED),
+        Some(Connectivity::TimedOut | Connectivity::Unreached) => return Some(UNREACHED),
+        Some(Connectivity::Hopeless) => return Some(TURNED_AWAY),
         None => {}
     }
     let text = text.to_lowercase();
@@ -112,7 +121,7 @@ pub(super) fn classify(connectivity: Option<Connectivity>, text: &str, phase: Op
         .map(|(_, class)| *class)
 }
 
-/// The area of a failure of which no more is known than that it happened in `phase`.
+/// The area of a failure of which only the `phase` is known.
 pub(super) fn area_of_phase(phase: &str) -> &'static str {
     let phase = phase.to_lowercase();
     let has = |words: &[&str]| words.iter().any(|word| phase.contains(word));
@@ -131,9 +140,13 @@ pub(super) fn area_of_phase(phase: &str) -> &'static str {
 mod tests {
     use super::*;
     use crabbox_core::fault::Fault;
+    use crabbox_ssh::exec::ExecError;
+    use crabbox_ssh::master::ConnectError;
+    use crabbox_workspace::owner::OwnerError;
 
     use crate::provider::error::LeaseError;
     use crate::provider::firecracker::error::AcquireLeaseError;
+    use crate::provider::static_host::error::StaticError;
     use crate::run::error::{RunError, RunFailure};
 
     #[test]
@@ -155,6 +168,49 @@ mod tests {
         for error in [RunError::from(waited()), cleanup.into()] {
             assert_eq!(class(&error), Some(("ssh_connectivity", "ssh", "true")));
         }
+        let met = |source: ConnectError| {
+            let login = StaticError::Login {
+                host: "h".to_owned(),
+                source,
+            };
+            class(&RunError::from(LeaseError::from(login)))
+        };
+        let (destination, said) = (|| "u@h".to_owned(), |said: &str| said.to_owned());
+        let again = Some(("ssh_connectivity", "ssh", "true"));
+        let never = Some(("ssh_connectivity", "ssh", "false"));
+        let unreachable = |text: &str| ConnectError::Unreachable {
+            destination: destination(),
+            port: 1,
+            said: said(text),
+        };
+        let failed = |text: &str| ConnectError::Failed {
+            destination: destination(),
+            said: said(text),
+        };
+        let denied = ConnectError::AuthDenied {
+            destination: destination(),
+            said: said("Permission denied (publickey)."),
+        };
+        for (error, known) in [
+            (unreachable("Connection refused"), again),
+            (unreachable("Could not resolve hostname h"), never),
+            (
+                failed("kex_exchange_identification: read: Connection reset by peer"),
+                again,
+            ),
+            (failed("Bad owner or permissions on /h/.ssh/config"), never),
+            (denied, never),
+        ] {
+            let text = error.to_string();
+            assert_eq!(met(error), known, "{text}");
+        }
+        // The same when connecting to an existing lease.
+        let gone = OwnerError::Exec(ExecError::Connect {
+            source: unreachable("No route to host"),
+        });
+        assert_eq!(class(&gone.into()), again);
+        // Another run in the tree is not a connection failure.
+        assert_eq!(class(&OwnerError::Timeout.into()), None);
         for failure in [
             RunFailure::Exited(1),
             RunFailure::Killed,
@@ -162,7 +218,7 @@ mod tests {
         ] {
             assert_eq!(class(&failure.into()), None);
         }
-        // What it is counts for more than what a command printed.
+        // The kind of error takes precedence over the command's output.
         let both = classify(
             Some(Connectivity::Lost),
             "out of memory; timed out waiting for ssh",
@@ -184,7 +240,7 @@ mod tests {
             Some(("resource_exhaustion", "false"))
         );
         assert_eq!(class("assertion failed"), None);
-        // The words of our own errors mean nothing in a command's output.
+        // The texts of our own errors have no meaning in a command's output.
         assert_eq!(class(&RunFailure::Lost.to_string()), None);
     }
 

@@ -1,6 +1,6 @@
-//! The end of a run: its last lines, the tree and the lease given back where that is due.
+//! The end of a run: its last messages, and giving back the tree and the lease if due.
 //!
-//! The command's own exit code always wins, and nothing here may hide why a run failed.
+//! The command's own exit code always takes precedence, and nothing here may hide why a run failed.
 
 use std::io::Write as _;
 use std::time::{Duration, Instant};
@@ -10,16 +10,17 @@ use crabbox_core::state::LeaseState;
 use crabbox_host::place::{Access, Place};
 use crabbox_workspace::owner::Owner;
 
+use crate::provider::Ending;
 use crate::provider::lease::Lease;
 use crate::run::error::{RecordError, RunError, RunFailure};
 use crate::run::event::{CommandEvent, EndEvent, Onwards, Recorded};
 use crate::run::report::{self, Outcome, RunReport};
-use crate::run::{Run, RunEnd};
+use crate::run::{Ground, Run, RunEnd};
 
-/// What is there when everything in the lease is done.
+/// The state when everything in the lease is done.
 pub(super) struct Finish {
     pub(super) new: bool,
-    /// When the command began of which the run is a part.
+    /// When the whole command began that the run is a part of.
     pub(super) started: Instant,
     /// When it had its lease.
     pub(super) entered: Instant,
@@ -29,7 +30,7 @@ pub(super) struct Finish {
 }
 
 impl Run<'_> {
-    /// Tells how the run ended, and gives the lease back where that is due.
+    /// Reports how the run ended, and gives the lease back if it is due.
     pub(super) fn finish(&self, lease: Lease, finish: Finish) -> RunEnd {
         let Finish {
             new,
@@ -39,7 +40,7 @@ impl Run<'_> {
             mut owner,
             outcome,
         } = finish;
-        // Nothing more is wanted of the tree: its answer comes while the rest is done here.
+        // The tree is not needed any more. Release it now, and read the answer after the other work here.
         if let Some(owner) = owner.as_mut().filter(|_| !report.unquiet) {
             owner.let_go();
         }
@@ -75,7 +76,7 @@ impl Run<'_> {
         if let Some(ended) = &report.ended {
             self.events.end(&EndEvent::Streams { ended, code });
         }
-        // A run that succeeded has its receipt.
+        // A successful run has written its receipt already.
         if failed && let Err(error) = self.attest(&lease, &mut report) {
             self.events.end(&EndEvent::NotAttested(&error));
         }
@@ -97,13 +98,13 @@ impl Run<'_> {
         };
         let recorded = self.record(&lease, &report.outcome, new);
         RunEnd {
-            lease,
+            ground: Ground::Lease(Box::new(lease)),
             report,
             outcome: outcome.and(cleanup).and(recorded),
         }
     }
 
-    /// What a failed run leaves for its reader. Nothing of it may hide why it failed.
+    /// Writes what a failed run leaves for the user. An error here must not hide why the run failed.
     fn failed(&self, lease: &Lease, report: &RunReport, error: &RunError, release: bool) {
         let Some(ended) = &report.ended else {
             if let Some(class) = report::class_of(error) {
@@ -114,7 +115,7 @@ impl Run<'_> {
         let onwards = if report.down {
             Onwards::Nowhere
         } else if release {
-            // A host that exists already is there when its lease is not.
+            // An existing host is still there after its lease has ended.
             self.provider
                 .after_release(lease)
                 .map_or(Onwards::Nowhere, Onwards::Host)
@@ -132,12 +133,11 @@ impl Run<'_> {
         }
     }
 
-    /// Appends the timings to the file that was asked for, as one line, written at once so that two runs do not mix theirs.
+    /// Appends the timings to the requested file as one line, in a single write, so that concurrent runs do not mix theirs.
     fn record(&self, lease: &Lease, outcome: &Outcome, new: bool) -> Result<(), RunError> {
-        let path = match self.request.results.timing_record.as_deref() {
-            None | Some("off" | "") => return Ok(()),
-            Some("default") => self.engine.places.state.join("timings.jsonl"),
-            Some(path) => self.here.cwd.join(path),
+        let results = &self.request.results;
+        let Some(path) = results.timing_record(&self.here.cwd, &self.engine.places.state) else {
+            return Ok(());
         };
         let place = Place::new(&self.repo.root, &path, Access::Private).map_err(RecordError::from)?;
         let recorded = Recorded {
@@ -160,7 +160,11 @@ impl Run<'_> {
     fn release(&self, lease: &Lease, outcome: &mut Outcome) -> Result<(), RunError> {
         self.events.end(&EndEvent::Releasing(lease));
         let stage = self.stage("release");
-        let stopped = self.provider.give_back(lease);
+        let ending = match self.request.lease.stop_after {
+            Some(_) if !self.request.lease.is_others_stop => Ending::Asked,
+            _ => Ending::Done,
+        };
+        let stopped = self.provider.give_back_as(lease, ending);
         stage.end(stopped.is_ok());
         outcome.stopped = Some(*stopped.as_ref().unwrap_or(&false));
         outcome.stop_error = stopped
@@ -180,7 +184,7 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// A lease that goes on is ready again.
+    /// Marks a lease that goes on as ready again.
     fn rest(&self, lease: &Lease) -> Result<(), RunError> {
         self.provider.touch(lease, Some(&LeaseState::Ready), None)?;
         Ok(())

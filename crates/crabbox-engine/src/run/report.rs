@@ -1,4 +1,4 @@
-//! What became of a run, as plain numbers and words.
+//! The result of a run, as plain numbers and words.
 
 use std::time::{Duration, Instant};
 
@@ -12,44 +12,44 @@ use crate::run::error::{ResultError, RunError, RunFailure};
 use crate::run::failure::{self, Class};
 use crate::run::witnessed::Witnessed;
 
-/// What became of a command, for its timing line.
+/// The result of a command, for its timing line.
 #[derive(Debug, Clone, Default)]
 pub struct Outcome {
     /// Exit code.
     pub exit_code: i32,
-    /// From the tree that is ours to the end of the command; of `warmup`, all of it.
+    /// From owning the tree to the end of the command; for `warmup`, everything.
     pub total: Duration,
-    /// The same with the lease and the wait for the tree before it; zero for `warmup`.
+    /// The same, including the lease and the wait for the tree; zero for `warmup`.
     pub end_to_end: Duration,
-    /// From the request to a lease that can be entered, whether it was made or found.
+    /// From the request to a lease that can be entered, whether new or existing.
     pub lease: Option<Duration>,
-    /// The wait for a connection to a lease that was there, which others may have opened; zero then.
+    /// The wait for a connection to an existing lease; zero if others had already opened it.
     pub bootstrap: Duration,
     /// The stages of a new lease.
     pub stages: Vec<Stage>,
-    /// What the guest said of its own boot.
+    /// The guest's report of its own boot.
     pub guest_stages: Vec<(String, u64)>,
     /// How the machine of a new lease started.
     pub start: Option<MachineStart>,
-    /// Bringing the tree over.
+    /// How long the sync took.
     pub sync: Duration,
-    /// Its steps, in their order.
+    /// The steps of the sync, in order.
     pub sync_steps: Vec<(&'static str, Duration)>,
-    /// Whether nothing had to be brought.
+    /// Whether nothing had to be synced.
     pub sync_skipped: bool,
     /// The command itself.
     pub command: Duration,
-    /// The phases of the command: that in which it began, and those that it told of.
+    /// The phases of the command: the initial one, and those that it reported.
     pub phases: Vec<(String, Duration)>,
-    /// What became of it.
+    /// The final status.
     pub status: Status,
-    /// Of what kind its failure is.
+    /// The kind of failure.
     pub error_kind: Option<ErrorKind>,
-    /// The stage in which it failed, and whether another try may help, where that is known.
+    /// The stage in which it failed, and whether trying again may help, if known.
     pub blocked: Option<(&'static str, &'static str)>,
-    /// What was brought back: kind, path, bytes.
+    /// The fetched files.
     pub artifacts: Vec<Artifact>,
-    /// What schemas said of files.
+    /// The results of schema validation.
     pub schemas: Vec<SchemaValidation>,
     /// The run's id; empty for `warmup`.
     pub run_id: String,
@@ -59,9 +59,9 @@ pub struct Outcome {
     pub repo_path: String,
     /// The working directory in the guest.
     pub workdir: String,
-    /// Whether the lease was given back, where that was tried.
+    /// Whether the lease was given back, if that was tried.
     pub stopped: Option<bool>,
-    /// Why giving it back did not work.
+    /// Why giving it back failed.
     pub stop_error: String,
 }
 
@@ -94,15 +94,15 @@ pub enum ErrorKind {
     ProviderError,
 }
 
-/// What an error makes of a run.
+/// The status and kind of failure for an error.
 pub(super) fn became(error: &RunError) -> (Status, ErrorKind) {
-    /// 128 and the number of SIGINT: whoever waits for something and is interrupted says so.
+    /// 128 plus the number of SIGINT: the kind of an error whose wait was interrupted.
     const INTERRUPTED: Kind = Kind::Passthrough(130);
     match error {
         RunError::Failure(RunFailure::Exited(_) | RunFailure::Killed)
-        | RunError::Result(ResultError::Tests { .. } | ResultError::NoReport | ResultError::Unread) => {
-            (Status::Failed, ErrorKind::CommandExit)
-        }
+        | RunError::Result(
+            ResultError::Tests { .. } | ResultError::NoReport | ResultError::NoTests | ResultError::Unread,
+        ) => (Status::Failed, ErrorKind::CommandExit),
         _ if error.kind() == INTERRUPTED => (Status::Canceled, ErrorKind::Canceled),
         _ if error.connectivity() == Some(Connectivity::TimedOut) => (Status::TimedOut, ErrorKind::Timeout),
         _ => (Status::Failed, ErrorKind::ProviderError),
@@ -140,40 +140,40 @@ pub struct SchemaValidation {
     pub error: Option<&'static str>,
 }
 
-/// What became of a run.
+/// The result of a run.
 #[derive(Debug, Default)]
 pub struct RunReport {
     /// The numbers.
     pub outcome: Outcome,
-    /// The command's end, when it ended without success.
+    /// The command's remains, if it ended without success.
     pub ended: Option<Ended>,
-    /// Whether the machine went down, so that nobody can go on in it.
+    /// Whether the machine went down, so that it cannot be used any more.
     pub down: bool,
-    /// What the failure is thought to be.
+    /// The presumed class of the failure.
     pub class: Option<Class>,
-    /// The command, where it began and somebody wants evidence of it.
+    /// The command as observed, if it began and evidence is wanted.
     pub(super) witnessed: Option<Witnessed>,
-    /// When the tree was ours.
+    /// When we owned the tree.
     pub(super) owned: Option<Instant>,
-    /// The stage that it is in before the command runs.
+    /// The current stage before the command runs.
     pub(super) stage: Option<&'static str>,
     /// Whether the command may still run.
     pub(super) unquiet: bool,
 }
 
-/// What a command left that ended without success.
+/// What an unsuccessful command left behind.
 #[derive(Debug, Default)]
 pub struct Ended {
     /// Last lines of its standard output.
     pub stdout: Vec<String>,
     /// Last lines of its standard error.
     pub stderr: Vec<String>,
-    /// Names of the variables it was given.
+    /// Names of the variables that it was given.
     pub env: Vec<String>,
 }
 
 impl RunReport {
-    /// Finds out what a failure may be.
+    /// Determines the status and class of a failure.
     pub(super) fn judge(&mut self, error: &RunError) {
         let outcome = &mut self.outcome;
         let (status, kind) = became(error);
@@ -183,7 +183,7 @@ impl RunReport {
             text.push_str(&ended.stderr.join("\n"));
             text.push_str(&ended.stdout.join("\n"));
         }
-        // What fails behind the command fails in none of its phases.
+        // A failure after the command does not belong to any of its phases.
         let phase = outcome.phases.last().map(|(name, _)| name.as_str());
         let phase = phase.filter(|_| matches!(error, RunError::Failure(_)));
         self.class = match error {
@@ -191,11 +191,15 @@ impl RunReport {
                 ResultError::Missing { .. }
                 | ResultError::Unreadable { .. }
                 | ResultError::Unfetched { .. }
+                | ResultError::Withheld { .. }
                 | ResultError::Schema { .. },
             ) => Some(failure::NO_ARTIFACT),
-            RunError::Result(ResultError::NoReport | ResultError::Unread | ResultError::Tests { .. }) => {
-                Some(failure::TESTS_FAILED)
-            }
+            RunError::Result(
+                ResultError::NoReport
+                | ResultError::NoTests
+                | ResultError::Unread
+                | ResultError::Tests { .. },
+            ) => Some(failure::TESTS_FAILED),
             _ => failure::classify(error.connectivity(), &text, phase),
         };
         let known = self.class.map(|class| (class.stage, class.retry));
@@ -203,20 +207,20 @@ impl RunReport {
         outcome.blocked = Some(known.unwrap_or(here));
     }
 
-    /// The area of the failure, as the digest names it.
+    /// The area of the failure, as the digest calls it.
     pub fn area(&self) -> &'static str {
         let phase = self.outcome.phases.last().map_or("", |(name, _)| name);
         self.class
             .map_or_else(|| failure::area_of_phase(phase), |class| class.area)
     }
 
-    /// Whether another try may help: `true`, `false` or `unknown`.
+    /// Whether trying again may help: `true`, `false` or `unknown`.
     pub fn retry(&self) -> &'static str {
         self.class.map_or("unknown", |class| class.retry)
     }
 }
 
-/// What a failure is thought to be, by itself alone.
+/// The presumed class of a failure, judged by the error alone.
 pub(super) fn class_of(error: &dyn Fault) -> Option<Class> {
     failure::classify(error.connectivity(), &text_of(error), None)
 }

@@ -1,36 +1,38 @@
-//! `{{name}}` in the presets and variables of a configuration, filled with what the command line gives.
+//! Fills `{{name}}` in the presets and variables of a configuration with values from the command line.
 //!
-//! A value is data. In a command it is quoted for the place where it stands, so that a shell reads exactly these bytes; where no
-//! quoting does that, only a value that no shell reads into is taken. It must never add a word, an operator or an expansion.
+//! A value is data. In a command it is quoted for its position, so that a shell reads exactly these bytes. In a position where
+//! quoting cannot ensure that, only a value without special characters is accepted. A value must never add a word, an operator or
+//! an expansion.
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use crabbox_core::comma_list;
 use crabbox_core::fault::{Fault, Kind};
 
 /// Why a placeholder cannot be filled.
 #[derive(Debug, thiserror::Error)]
 pub enum TemplateError {
-    /// A variable for presets without its two halves.
+    /// A preset variable lacks one of its two parts.
     #[error("--preset-var expects name=value")]
     PresetVar,
-    /// A name that no placeholder can have.
+    /// The name cannot be the name of a placeholder.
     #[error("--preset-var: no placeholder can be called {name:?}")]
     PresetVarName {
         /// The name.
         name: String,
     },
-    /// Placeholders that nobody gave a value.
+    /// Some placeholders have no value.
     #[error("{place} has unresolved preset variable(s): {}", missing.join(", "))]
     Unresolved {
-        /// Where they stand.
+        /// The text that contains them.
         place: String,
         /// The placeholders, braces included.
         missing: Vec<String>,
     },
-    /// A value that a shell would read something into.
+    /// A shell would interpret the value in this position.
     #[error("{place} has {{{{{name}}}}} where its value cannot be quoted")]
     Unquotable {
-        /// Where it stands.
+        /// The text that contains it.
         place: String,
         /// The name of the placeholder.
         name: String,
@@ -62,20 +64,19 @@ impl Fault for TemplateError {
     }
 }
 
-/// What `--preset-var` and `--scenario` give, by name.
+/// The values of `--preset-var` and `--scenario`, by name.
 #[derive(Debug, Clone, Default)]
 pub struct Variables {
     values: BTreeMap<String, String>,
-    /// The names that were put somewhere.
+    /// The names that were used.
     used: BTreeSet<String>,
 }
 
 impl Variables {
-    /// Of the flags: `name=value`, several with commas between them; a later one wins, the scenario last.
+    /// Parses the flags: `name=value`, or a comma-separated list. Later values take precedence, and the scenario over all of them.
     pub(super) fn new(given: &[String], scenario: Option<&str>) -> Result<Self, TemplateError> {
         let mut values = BTreeMap::new();
-        let parts = given.iter().flat_map(|text| text.split(','));
-        for part in parts.map(str::trim).filter(|part| !part.is_empty()) {
+        for part in given.iter().flat_map(|text| comma_list::items(text)) {
             let (name, value) = part.split_once('=').ok_or(TemplateError::PresetVar)?;
             let name = name.trim();
             if name.is_empty() {
@@ -97,26 +98,26 @@ impl Variables {
         })
     }
 
-    /// The value of `name`, which stands somewhere.
+    /// The value of `name`, which is marked as used.
     pub(super) fn take(&mut self, name: &str) -> Option<&str> {
         let value = self.values.get(name)?;
         self.used.insert(name.to_owned());
         Some(value)
     }
 
-    /// Those that stand nowhere.
+    /// The names that were not used.
     pub(super) fn unused(&self) -> impl Iterator<Item = &str> {
         let unused = self.values.keys().filter(|name| !self.used.contains(*name));
         unused.map(String::as_str)
     }
 
-    /// `text`, which is what `place` says, with the values in it as they are.
+    /// `text` with the values inserted unchanged; `place` names the text in errors.
     pub(super) fn fill(&mut self, place: &str, text: &str) -> Result<String, TemplateError> {
         let filled = self.put(place, text, |_, value| Some(value.to_owned()))?;
         Ok(filled.unwrap_or_else(|| text.to_owned()))
     }
 
-    /// The same for a script: each value reads back as itself. None where it has no placeholder.
+    /// The same for a script, in which each value is quoted. `None` if it has no placeholder.
     pub(super) fn fill_script(&mut self, place: &str, text: &str) -> Result<Option<String>, TemplateError> {
         let mut reader = Reader::default();
         self.put(place, text, |ahead, value| {
@@ -125,7 +126,7 @@ impl Variables {
         })
     }
 
-    /// Puts `quoted` in the place of each placeholder; it gets what stands before it, behind the last one, and the value.
+    /// Replaces each placeholder by the result of `quoted`, which gets the text since the previous placeholder, and the value.
     fn put(
         &mut self,
         place: &str,
@@ -162,12 +163,12 @@ impl Variables {
     }
 }
 
-/// A placeholder as it is written.
+/// A placeholder as written in a text.
 fn braced(name: &str) -> String {
     format!("{{{{{name}}}}}")
 }
 
-/// Whether a placeholder may have this name.
+/// Whether this is a valid name for a placeholder.
 fn is_name(name: &str) -> bool {
     let first = |c: char| c.is_ascii_alphabetic() || c == '_';
     name.starts_with(first)
@@ -176,7 +177,7 @@ fn is_name(name: &str) -> bool {
             .all(|c| first(c) || c.is_ascii_digit() || ".-".contains(c))
 }
 
-/// The placeholders of a text: where each starts, and its name.
+/// The placeholders of a text: start and name of each.
 fn placeholders(text: &str) -> Vec<(usize, &str)> {
     let (mut found, mut from) = (Vec::new(), 0);
     while let Some(start) = text[from..].find("{{").map(|at| from + at) {
@@ -192,34 +193,35 @@ fn placeholders(text: &str) -> Vec<(usize, &str)> {
     found
 }
 
-/// How a shell reads what stands next.
+/// The quoting state of a shell at a position.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 enum Quoting {
     #[default]
     Bare,
     Single,
     Double,
-    /// Behind `#`, to the end of the line.
+    /// After `#`, until the end of the line.
     Comment,
-    /// In `${…}`, as long as nothing stands there but a name with what cuts it.
+    /// Inside `${…}`, as long as it only has a name and a suffix or prefix to remove.
     Expansion,
-    /// In what this reader does not follow: substitutions within quotes, arithmetic, conditions, here-documents, `$'…'`.
+    /// Inside constructs that this reader does not follow: substitutions within quotes, arithmetic, conditions, here-documents,
+    /// `$'…'`.
     Unknown,
 }
 
-/// Stands for a character that means nothing to the next one.
+/// Stands for a character that does not affect the next one.
 const PLAIN: char = 'x';
 
-/// Follows a script as far as quotes go.
+/// Follows the quoting of a script.
 #[derive(Debug, Default)]
 struct Reader {
     quoting: Quoting,
-    /// The last character, [`PLAIN`] for one that was quoted and for a value.
+    /// The last character; [`PLAIN`] for a quoted character or a value.
     last: Option<char>,
 }
 
 impl Reader {
-    /// Reads on.
+    /// Advances over `text`.
     fn read(&mut self, text: &str) {
         let mut letters = text.chars();
         while let Some(c) = letters.next() {
@@ -236,12 +238,12 @@ impl Reader {
                 | (Quoting::Expansion, '{' | '$' | '`' | '\'' | '"' | '\\' | '[' | ':', _) => {
                     Quoting::Unknown
                 }
-                // The index of an array is arithmetic, which reads expansions out of a value that is quoted.
+                // An array index is an arithmetic context, in which even a quoted value is expanded.
                 (Quoting::Bare, '[', Some(name)) if name.is_alphanumeric() || name == '_' => Quoting::Unknown,
                 (Quoting::Bare, '{', Some('$')) => Quoting::Expansion,
                 (Quoting::Expansion, '}', _) => Quoting::Bare,
-                // The one that follows is taken as it is, and a line's end is taken away with it; at the end of the text that is the
-                // value's first.
+                // The next character is taken literally, and an escaped newline is removed. At the end of the text, the next
+                // character is the value's first.
                 (Quoting::Bare | Quoting::Double, '\\', _) => {
                     self.last = match letters.next() {
                         None => Some('\\'),
@@ -261,7 +263,7 @@ impl Reader {
         }
     }
 
-    /// `value` as it has to be written here; `None` where it cannot be.
+    /// `value` as it must be written in this position; `None` if that is impossible.
     fn quoted(&mut self, value: &str) -> Option<String> {
         let joins = matches!(self.last, Some('\\' | '$')) && self.quoting != Quoting::Single;
         self.last = Some(PLAIN);
@@ -283,12 +285,12 @@ impl Reader {
     }
 }
 
-/// Whether a word begins behind it.
+/// Whether a new word begins after this character.
 fn ends_word(c: char) -> bool {
     c.is_whitespace() || ";&|()<>".contains(c)
 }
 
-/// Whether no shell reads anything into the value, wherever it stands.
+/// Whether the value has no special meaning to a shell in any position.
 fn is_plain(value: &str) -> bool {
     !value.is_empty()
         && value
@@ -310,7 +312,7 @@ mod tests {
         }
     }
 
-    /// Templates that print the value and a NUL, however it is quoted there.
+    /// Templates that print the value and a NUL, each with the placeholder in another kind of quoting.
     const PLACES: [&str; 11] = [
         ": a \\\n# it's a comment\nprintf '%s\\0' {{v}}",
         r"printf '%s\0' {{v}}",

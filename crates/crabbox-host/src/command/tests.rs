@@ -24,7 +24,7 @@ fn a_failure_names_program_code_and_last_words() {
 
 #[test]
 fn a_child_gets_of_the_caller_s_variables_what_its_policy_lets_through() {
-    // cargo gives it to every test; it stands for a token.
+    // cargo sets this variable for every test; it stands for a secret token.
     let secret = "CARGO_MANIFEST_DIR";
     assert!(std::env::vars_os().any(|(name, _)| name == secret));
     let seen = |cmd: Cmd| cmd.run().unwrap().stdout_text();
@@ -51,7 +51,7 @@ fn a_child_gets_of_the_caller_s_variables_what_its_policy_lets_through() {
     ));
 }
 
-/// Callers that pass on the caller's whole environment are listed here, with the reason.
+/// Every file that passes on the caller's whole environment is listed here, with the reason.
 #[test]
 fn all_variables_go_to_ssh_and_to_ourselves_only() {
     let crates = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
@@ -65,10 +65,10 @@ fn all_variables_go_to_ssh_and_to_ourselves_only() {
         .lines()
         .map(|path| path.trim_start_matches(crates.to_str().unwrap()))
         .filter(|path| path.contains("/src/"))
-        // The lab runs cargo and QEMU for developers, and ships with nothing.
+        // crabbox-lab runs cargo and QEMU for developers, and is not part of a release.
         .filter(|path| !path.starts_with("/crabbox-host/") && !path.starts_with("/crabbox-lab/"))
         .filter(|path| *path != "/crabbox-ssh/src/target.rs")
-        // Calls this very program, as the user does who makes a proof.
+        // Runs this program itself, as a user would to make a proof.
         .filter(|path| *path != "/crabbox-engine/src/host/proof.rs")
         .collect();
     assert!(found.contains("/crabbox-ssh/src/target.rs"), "{found}");
@@ -104,7 +104,7 @@ fn a_group_past_its_limit_is_killed_whole() {
         .own_group()
         .run()
         .unwrap_err();
-    // Without the group the grandchild keeps our pipes open until it ends.
+    // Without its own group, the grandchild would keep our pipes open until it ends.
     assert!(started.elapsed() < Duration::from_secs(20));
 }
 
@@ -113,11 +113,20 @@ fn a_child_that_nobody_wants_any_more_is_killed_with_its_group() {
     use std::os::fd::AsFd as _;
     let (stop, told) = std::io::pipe().unwrap();
     drop(told);
-    let started = Instant::now();
-    let cmd = Cmd::new("sh").args(["-c", "sleep 30 & wait"]).own_group();
+    let dir = tempfile::tempdir().unwrap();
+    let began = dir.path().join("began");
+    let cmd = Cmd::new("sh")
+        .args(["-c", "touch \"$0\"; sleep 30 & wait"])
+        .arg(&began)
+        .own_group();
     let error = cmd.run_until(Some(stop.as_fd())).unwrap_err();
     assert!(matches!(error, CommandError::Cancelled { .. }), "{error}");
-    assert!(started.elapsed() < Duration::from_secs(10));
+    assert!(!began.exists(), "it was not even started");
+    let started = Instant::now();
+    let error = cmd.capture_unless(&|| began.exists()).unwrap_err();
+    assert!(matches!(error, CommandError::Cancelled { .. }), "{error}");
+    // Otherwise its child would keep our pipes open for half a minute.
+    assert!(started.elapsed() < Duration::from_secs(20));
 }
 
 #[test]

@@ -8,7 +8,7 @@ use std::path::Path;
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags, mount_bind, mount_remount, unmount};
 
-use super::{FileError, parent_of, sync_dir};
+use super::{FileError, parent_of, remove_if_there, sync_dir};
 
 /// How a shared file was placed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,12 +40,12 @@ pub fn place_read_only(source: &Path, target: &Path) -> Result<Placement, FileEr
             c"",
         )
         .inspect_err(|_| {
-            // The mount just made is taken back; if even that fails, removing the name below reports it.
+            // Undo the mount; if even that fails, removing the file below reports it.
             unmount(target, UnmountFlags::empty()).ok();
         })
     });
     if let Err(error) = bound {
-        // The empty file stands for nothing; the error that matters is the mount's.
+        // Remove the empty mount point; the error of the mount is the one to report.
         std::fs::remove_file(target).ok();
         return Err(FileError::io("bind-mount the shared file at", target, error));
     }
@@ -66,12 +66,9 @@ pub fn withdraw(target: &Path) -> Result<(), FileError> {
         Ok(()) | Err(Errno::INVAL | Errno::NOENT | Errno::PERM) => {}
         Err(error) => return Err(FileError::io("unmount", target, error)),
     }
-    match std::fs::remove_file(target) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(FileError::io("remove", target, error))
-        }
-        _ => Ok(()),
-    }
+    remove_if_there(target)
+        .map(drop)
+        .map_err(|source| FileError::io("remove", target, source))
 }
 
 #[cfg(test)]

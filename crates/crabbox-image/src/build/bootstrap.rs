@@ -15,7 +15,7 @@ use crabbox_host::tree::Tree;
 use super::{BuildError, BuildRecipe, OwnInit};
 
 /// The programs that a build needs, each with its Debian package.
-pub(super) const TOOLS: [(&str, &str); 5] = [
+pub const TOOLS: [(&str, &str); 5] = [
     ("mmdebstrap", "mmdebstrap"),
     ("unshare", "util-linux"),
     ("apt-get", "apt"),
@@ -106,8 +106,9 @@ pub(super) fn install(recipe: &BuildRecipe, tree: &Path, scratch: &Path) -> Resu
         .chain((recipe.init == OwnInit::Systemd).then_some("systemd-sysv"))
         .chain(recipe.extra_packages.iter().map(String::as_str))
         .collect();
-    // It mounts proc and more in the tree, and runs what packages bring. In namespaces of its own nothing of that is seen here,
-    // and all of it ends with it, and it with us: a kill leaves a tree that can be removed and nobody who still writes to it.
+    // mmdebstrap mounts proc and more in the tree, and runs scripts of packages. In its own namespaces nothing of
+    // that is visible here, and everything ends with it, and it ends with us: after a kill the tree can be removed,
+    // and no process still writes to it.
     Cmd::new("unshare")
         .environment(Environment::Fetch)
         .args([
@@ -143,7 +144,7 @@ pub(super) fn install(recipe: &BuildRecipe, tree: &Path, scratch: &Path) -> Resu
     Ok(String::from_utf8_lossy(&text).into_owned())
 }
 
-/// Runs a hook without shell metacharacters directly; quotes any other.
+/// A hook for mmdebstrap, which runs a hook without shell metacharacters directly; quotes the path otherwise.
 fn shell_word(path: &Path) -> String {
     format!("'{}' \"$1\"", path.to_string_lossy().replace('\'', r"'\''"))
 }

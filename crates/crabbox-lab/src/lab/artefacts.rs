@@ -1,18 +1,18 @@
-//! The read-only drive that carries files into a lab: a directory made into an ext4 image, kept as long as the directory
-//! does not change. It never writes to the directory.
+//! The read-only drive that carries files into a lab: a directory packed into an ext4 image, which is reused until the directory changes. It never
+//! writes to the directory.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
+use crabbox_core::id::hex;
 use crabbox_host::command::Cmd;
 use sha2::{Digest as _, Sha256};
 
-use super::recipe::hex;
 use crate::stage::stage;
 
-/// The image for `source`, below `cache`; built when the directory has changed since the last one.
+/// The image for `source`, below `cache`; rebuilt if the directory has changed.
 pub(super) fn ensure(cache: &Path, source: &Path) -> Result<PathBuf> {
     let source = fs::canonicalize(source).with_context(|| format!("cannot find {}", source.display()))?;
     let listing = Listing::of(&source)?;
@@ -26,7 +26,7 @@ pub(super) fn ensure(cache: &Path, source: &Path) -> Result<PathBuf> {
         return Ok(image);
     }
     stage(&format!("pack {}", source.display()), || {
-        // Room for the inodes and block maps of what is inside, and a floor that mke2fs is content with.
+        // Room for inodes and block maps, and a minimum that mke2fs accepts.
         let size = listing.bytes + listing.bytes / 10 + listing.entries * 1024 + (16 << 20);
         let building = dir.join("building");
         fs::File::create(&building)?.set_len(size)?;
@@ -46,7 +46,7 @@ pub(super) fn ensure(cache: &Path, source: &Path) -> Result<PathBuf> {
             .arg("-d")
             .args([&source, &building])
             .run()?;
-        // A lab that still has an older image open keeps it until it goes down.
+        // A lab that has an older image open keeps it until it is stopped.
         for entry in fs::read_dir(&dir)? {
             let path = entry?.path();
             if path.extension().is_some_and(|extension| extension == "img") {
@@ -58,7 +58,7 @@ pub(super) fn ensure(cache: &Path, source: &Path) -> Result<PathBuf> {
     })
 }
 
-/// What a directory holds, without reading the files: names, sizes, modes, times and identities, as make and rsync judge.
+/// A directory's listing without file contents: names, sizes, modes, times and inode numbers, the criteria of make and rsync.
 struct Listing {
     key: String,
     bytes: u64,

@@ -1,5 +1,5 @@
-//! The way into a lab: one shared SSH connection, because under emulation each handshake costs seconds. The host key is
-//! pinned, and nothing of the user's own SSH configuration is used or changed.
+//! The SSH connection to a lab: a single shared one, because under emulation each handshake costs seconds. The host key is pinned, and the user's own
+//! SSH configuration is neither used nor changed.
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
@@ -10,11 +10,11 @@ use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use crabbox_core::id::hex;
 use crabbox_host::command::{Captured, Cmd};
 use sha2::{Digest as _, Sha256};
 
 use super::images::HOST_KEY_ALIAS;
-use super::recipe::hex;
 
 /// The user and host of every connection; the port is an option.
 const DESTINATION: &str = "root@127.0.0.1";
@@ -28,7 +28,7 @@ pub(super) struct Address<'a> {
     pub(super) control_path: &'a Path,
 }
 
-/// ssh with its options and the destination; the remote command goes behind it.
+/// ssh with its options and the destination; the remote command is appended.
 pub(super) fn ssh_argv(address: Address<'_>) -> Vec<String> {
     let mut argv: Vec<String> = ["ssh", "-F", "/dev/null", "-p", &address.port.to_string(), "-i"]
         .map(Into::into)
@@ -46,7 +46,7 @@ pub(super) fn ssh_argv(address: Address<'_>) -> Vec<String> {
         ("HostKeyAlias", HOST_KEY_ALIAS.to_owned()),
         ("UserKnownHostsFile", address.known_hosts.display().to_string()),
         ("GlobalKnownHostsFile", "/dev/null".to_owned()),
-        // The cheapest pair for an emulated processor; the line is loopback.
+        // The cheapest algorithms for an emulated processor; the connection is loopback only.
         ("KexAlgorithms", "curve25519-sha256".to_owned()),
         (
             "Ciphers",
@@ -63,8 +63,8 @@ pub(super) fn ssh_argv(address: Address<'_>) -> Vec<String> {
     argv
 }
 
-/// The socket of the shared connection. A socket's path may have 107 bytes and ssh adds 17 while it binds, so it lies in
-/// a private directory below /tmp and not in the lab's own.
+/// The socket of the shared connection. A socket's path may have 107 bytes and ssh adds 17 while it binds, so it is in a private directory below /tmp
+/// and not in the lab's own.
 pub(super) fn control_path(lab_dir: &Path) -> PathBuf {
     let place = hex(&Sha256::digest(lab_dir.as_os_str().as_encoded_bytes())[..6]);
     let user = rustix::process::geteuid().as_raw();
@@ -76,7 +76,7 @@ pub(super) fn monitor_path(control_path: &Path) -> PathBuf {
     control_path.with_file_name("monitor")
 }
 
-/// Makes the directory of a [`control_path`], or makes sure that the one there is ours alone.
+/// Creates the directory of a [`control_path`], or checks that an existing one belongs only to us.
 pub(super) fn make_control_dir(control_path: &Path) -> Result<()> {
     let dir = control_path
         .parent()
@@ -111,7 +111,7 @@ pub(super) fn open(ssh_argv: &[String], limit: Duration) -> Result<()> {
     Ok(())
 }
 
-/// Ends the shared connection and removes its directory; none is fine.
+/// Closes the shared connection, if any, and removes its directory.
 pub(super) fn close(ssh_argv: &[String], control_path: &Path) {
     close_master(ssh_argv, control_path);
     if let Some(dir) = control_path.parent() {
@@ -119,10 +119,10 @@ pub(super) fn close(ssh_argv: &[String], control_path: &Path) {
     }
 }
 
-/// Ends the shared connection; none is fine.
+/// Closes the shared connection, if any.
 pub(super) fn close_master(ssh_argv: &[String], control_path: &Path) {
     if let (Some((destination, options)), true) = (ssh_argv.split_last(), control_path.exists()) {
-        // The master ends by itself as soon as QEMU does; this is only quicker.
+        // The master would end by itself once QEMU does; this is only quicker.
         Cmd::inheriting(&options[0])
             .args(&options[1..])
             .args(["-O", "exit"])
@@ -148,7 +148,7 @@ pub(super) fn answers(ssh_argv: &[String], patience: Duration) -> bool {
     asked.is_ok_and(|captured| captured.status.success())
 }
 
-/// Runs `argv` in the lab, verbatim, and captures its output, whatever its exit code is.
+/// Runs `argv` in the lab, verbatim, and captures its output, even if it fails.
 pub(super) fn capture<S: AsRef<OsStr>>(ssh_argv: &[String], argv: &[S], limit: Duration) -> Result<Captured> {
     Ok(command(ssh_argv)
         .arg("--")
@@ -157,8 +157,8 @@ pub(super) fn capture<S: AsRef<OsStr>>(ssh_argv: &[String], argv: &[S], limit: D
         .capture()?)
 }
 
-/// Runs `words` in the lab with our own streams. `exact`: the words are an argument vector; else they are joined and left
-/// to the remote shell, as ssh does; none at all is a login.
+/// Runs `words` in the lab with this process's standard streams. With `exact`, the words are an argument vector; otherwise they are joined and
+/// interpreted by the remote shell, as ssh does. Without words it is a login.
 pub(super) fn attach<S: AsRef<OsStr>>(ssh_argv: &[String], words: &[S], exact: bool) -> Result<ExitStatus> {
     let mut ssh = command(ssh_argv);
     if !words.is_empty() {
@@ -184,7 +184,7 @@ pub(super) fn copy(ssh_argv: &[String], source: &str, target: &str) -> Result<()
         source.starts_with("lab:") != target.starts_with("lab:"),
         "exactly one of {source} and {target} must be in the lab (lab:/path)"
     );
-    // No compression and no delta: both cost more on an emulated processor than the bytes do on loopback.
+    // No compression and no delta transfer: both cost more on an emulated processor than the bytes do on loopback.
     Cmd::inheriting("rsync")
         .args([
             "-a",
@@ -206,7 +206,7 @@ fn command(ssh_argv: &[String]) -> Cmd {
     Cmd::inheriting(&ssh_argv[0]).args(&ssh_argv[1..])
 }
 
-/// One shell word for each argument, separated by blanks.
+/// Each argument quoted as a shell word, separated by blanks.
 fn quote_all<S: AsRef<OsStr>>(argv: &[S]) -> OsString {
     argv.iter()
         .map(|word| quote(word.as_ref()))

@@ -1,9 +1,10 @@
-//! What a lab is made of. Everything that decides the bytes of its images is named here and goes into one digest, so that
-//! an image is never used for a recipe it was not built from; nothing here touches the disk.
+//! The recipe of a lab. Everything that affects the bytes of its images is listed here and goes into one digest, so that an image is never used for a
+//! recipe it was not built from; nothing here touches the disk.
 
+use crabbox_core::id::hex;
 use sha2::{Digest as _, Sha256};
 
-/// To be raised when the way of building changes and none of the other inputs does.
+/// To be incremented when the build process changes without a change in the other inputs.
 const VERSION: u32 = 1;
 
 /// The Debian release of the lab.
@@ -12,21 +13,23 @@ pub(super) const SUITE: &str = "bookworm";
 /// The Debian package whose dependency is the current kernel for clouds; it has `kvm-amd` and little else.
 pub(super) const KERNEL_META_PACKAGE: &str = "linux-image-cloud-amd64";
 
-/// Size of the root disk in bytes; sparse, room for several leases.
+/// Size of the root disk in bytes; sparse, with room for several leases.
 pub(super) const DISK_BYTES: u64 = 8 << 30;
 
-/// Packages of this machine that build and run a lab, one a line; `cargo xtask` reads them too, before it is compiled.
+/// Packages of this machine for building and running a lab, one per line; `cargo xtask` also reads them before it is compiled.
 pub(super) const TOOLS: &str = include_str!("packages/lab.list");
 
-/// What a host needs on which leases are made, and looked for after them.
+/// The packages that a host needs to make leases and to check for leftovers.
 pub(super) const HOST_TOOLS: &str = include_str!("packages/host.list");
 
-/// What the tests call besides: a server to speak to and login shells for it, plugins, firewalls of others, archives and disks to look at,
-/// a scheduler.
+/// The additional packages of the tests: an SSH server and login shells, plugins, firewalls, archives and disk tools, a scheduler.
 pub(super) const TEST_TOOLS: &str = include_str!("packages/tests.list");
 
-/// What puts the packages of a release together, beside dpkg.
+/// The packages for building a release's packages, besides dpkg.
 pub(super) const DIST_TOOLS: &str = include_str!("packages/dist.list");
+
+/// The packages for cross-compiling, besides a Rust compiler, and for running the result here.
+pub(super) const CROSS_TOOLS: &str = include_str!("packages/cross.list");
 
 /// Packages inside the lab, on top of Debian's minimal set.
 pub(super) const PACKAGES: &[&str] = &[
@@ -58,7 +61,7 @@ pub(super) const PACKAGES: &[&str] = &[
 /// Modules that the initrd loads to reach the root disk and the network.
 pub(super) const INITRD_MODULES: &[&str] = &["virtio_pci", "virtio_blk", "virtio_net"];
 
-/// Files of ours that go into the images: path, mode, content.
+/// Our files in the images: path, mode, contents.
 pub(super) const FILES: &[(&str, u32, &str)] = &[
     ("lab-init", 0o755, include_str!("files/lab-init")),
     ("etc/inittab", 0o644, include_str!("files/inittab")),
@@ -71,8 +74,8 @@ pub(super) const FILES: &[(&str, u32, &str)] = &[
 /// The first process of the initrd.
 pub(super) const INITRD_INIT: &str = include_str!("files/initrd-init");
 
-/// Shell lines run as root with `$1` = the new root directory, after its packages are in: an unprivileged user with
-/// access to `/dev/kvm`, for leases without root. `*` and not `!` as password: sshd without PAM refuses locked accounts.
+/// Shell lines run as root with `$1` = the new root directory, after its packages are installed: an unprivileged user with access to `/dev/kvm`, for
+/// leases without root. The password is `*` and not `!`, because sshd without PAM refuses locked accounts.
 pub(super) const CUSTOMIZE: &str = r#"
 chroot "$1" groupadd --system kvm
 chroot "$1" useradd --create-home --shell /bin/bash --groups kvm --password '*' lab
@@ -89,7 +92,7 @@ rm -rf "$1"/var/cache/apt/* "$1"/var/lib/apt/lists/* "$1"/etc/ssh/ssh_host_*
 pub(super) fn digest(kernel_version: &str) -> String {
     let mut hasher = Sha256::new();
     let mut add = |part: &str| {
-        // The length in front keeps two neighbouring parts from being read as one.
+        // The length prefix keeps two adjacent parts from being read as one.
         hasher.update(part.len().to_le_bytes());
         hasher.update(part);
     };
@@ -109,15 +112,6 @@ pub(super) fn digest(kernel_version: &str) -> String {
     hex(&hasher.finalize()[..8])
 }
 
-/// Lower-case hexadecimal.
-pub(super) fn hex(bytes: &[u8]) -> String {
-    let digit = |value: u8| char::from_digit(u32::from(value), 16).unwrap_or('0');
-    bytes
-        .iter()
-        .flat_map(|byte| [digit(byte >> 4), digit(byte & 15)])
-        .collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -126,6 +120,5 @@ mod tests {
     fn another_kernel_is_another_image() {
         assert_ne!(digest("6.1.0-1-cloud-amd64"), digest("6.1.0-2-cloud-amd64"));
         assert_eq!(digest("x").len(), 16);
-        assert_eq!(hex(&[0x0f, 0xa0]), "0fa0");
     }
 }

@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use crabbox_core::fault;
 use crabbox_host::clock;
+use crabbox_host::files::remove_if_there;
 use crabbox_host::private_dir::{PrivateDir, PrivateDirError};
 use crabbox_host::unix::{self, DeadlineStream, SocketError};
 use crabbox_store::places::LeaseDir;
@@ -71,7 +72,7 @@ enum Seat {
 
 impl Shared {
     fn seat(&self) -> MutexGuard<'_, Seat> {
-        // A thread that panicked has left a whole value.
+        // A thread that panicked while it held the lock has still left a complete value.
         self.seat.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -122,11 +123,11 @@ struct Service {
 
 impl Drop for Service {
     fn drop(&mut self) {
-        // It may be gone with its lease.
+        // The file may be gone with its lease.
         std::fs::remove_file(&self.path).ok();
         drop(self.stop.take());
         if let Some(thread) = self.thread.take() {
-            // One that panicked has ended, which is what we want.
+            // A thread that panicked has ended too, which is all that we want.
             thread.join().ok();
         }
     }
@@ -246,10 +247,7 @@ fn bind(path: &Path) -> Result<UnixListener, ControlError> {
     let dir = path.parent().unwrap_or(path);
     PrivateDir::open(dir)?;
     let making = path.with_extension("new");
-    match std::fs::remove_file(&making) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(ControlError::Place(error)),
-        _ => {}
-    }
+    remove_if_there(&making).map_err(ControlError::Place)?;
     let listener = unix::bind(&making)?;
     std::fs::set_permissions(&making, std::fs::Permissions::from_mode(0o600)).map_err(ControlError::Place)?;
     std::fs::rename(&making, path).map_err(ControlError::Place)?;
@@ -278,7 +276,7 @@ fn accept(listener: &UnixListener, stopped: BorrowedFd<'_>, ears: &Ears) {
         }
         match listener.accept() {
             Ok((stream, _)) => converse(stream, &stop, ears),
-            // Somebody who came and went, or no descriptor left: it passes, but not at once.
+            // The client has disconnected already, or no descriptor is free: temporary, but do not retry at once.
             Err(_) => clock::nap(PAUSE),
         }
     }
@@ -291,7 +289,7 @@ fn converse(stream: UnixStream, stop: &dyn Fn() -> bool, ears: &Ears) {
         Ok(false) => return tracing::warn!("a process of another user is not listened to"),
         Err(error) => return tracing::warn!("whose process asks cannot be seen: {error}"),
     }
-    // An accepted socket does not take this over from its listener, but on some kernels it did.
+    // An accepted socket should not inherit the listener's non-blocking mode, but on some kernels it did.
     stream.set_nonblocking(false).ok();
     let mut stream = DeadlineStream::new(stream).stopped_by(stop);
     stream.set_limit(LIMIT);
@@ -309,7 +307,7 @@ fn converse(stream: UnixStream, stop: &dyn Fn() -> bool, ears: &Ears) {
             (Reply::Refused { why }, false)
         }
     };
-    // A peer that went away without its reply has asked all the same.
+    // The request counts even if the client left without reading its reply.
     if let Ok(line) = super::line(reply) {
         stream.write_all(&line).ok();
     }
@@ -332,12 +330,12 @@ fn give_away(stream: DeadlineStream<'_>, pool: &str, ears: &Ears) {
     let Ok(seated) = stream.try_clone() else { return };
     if ears.shared.take_seat(pool, seated).is_err() {
         let why = "it is not on offer, or of another pool".to_owned();
-        // The line is short; a peer that does not read it keeps nobody waiting.
+        // The line is short enough for the socket's buffer, so a client that does not read it cannot block us.
         answer(&mut stream, Reply::Refused { why }).ok();
         return;
     }
     tracing::info!("taken");
-    // Who went away without the reply shows as the end of its connection to the thread that decides.
+    // If the client left without reading the reply, the deciding thread sees that its connection has ended.
     answer(&mut stream, Reply::Yours).ok();
     (&ears.bell).write_all(b"t").ok();
 }
@@ -378,7 +376,7 @@ fn reply(verb: &Verb, shared: &Shared) -> Reply {
                 }
             }
         }
-        // Answered where the connection is at hand.
+        // `converse` handles this request itself, because it needs the connection.
         Verb::Claim { .. } => Reply::Refused {
             why: "it is not on offer".to_owned(),
         },

@@ -3,6 +3,8 @@
 //! Liveness is computed from the process every time and never stored. One unreadable record must never hide another
 //! lease.
 
+use std::path::PathBuf;
+
 use crabbox_core::claim::Claim;
 use crabbox_core::fault::{Fault, Kind};
 use crabbox_core::id::{LeaseId, normalise};
@@ -14,7 +16,7 @@ use crabbox_host::process;
 use crabbox_store::claims::{self, ClaimError};
 use crabbox_store::leases::{self, RecordError, StoredLease};
 use crabbox_store::locks;
-use crabbox_store::places::Places;
+use crabbox_store::places::{LeaseDir, Places};
 
 use crate::resource::connection;
 
@@ -46,7 +48,7 @@ pub enum NameError {
     /// No lease of that id, slug or name.
     #[error("lease/server not found: {text}")]
     NotFound {
-        /// What the user typed.
+        /// The user's text.
         text: String,
     },
     /// The slug belongs to several leases.
@@ -94,6 +96,8 @@ pub enum ResolveError {
     Unreadable {
         /// The lease.
         id: String,
+        /// Its directory, if there is no journal either that says what to undo.
+        untold: Option<PathBuf>,
         /// Why.
         #[source]
         source: RecordError,
@@ -144,9 +148,17 @@ impl Fault for ResolveError {
             } => {
                 vec!["use the crabbox that made the lease, or a newer one (`crabbox version` says which this is); it lives on meanwhile".to_owned()]
             }
+            Self::Unreadable {
+                untold: Some(dir), ..
+            } => {
+                let dir = dir.display();
+                vec![format!(
+                    "restore {dir}/metadata.json: there is no journal either that says what has to be taken back"
+                )]
+            }
             Self::Unreadable { id, .. } => {
                 vec![format!(
-                    "`crabbox stop {id}` takes the lease back from its journal, if crabbox made it"
+                    "`crabbox stop {id}` takes the lease back from its journal"
                 )]
             }
             Self::Connection(connection::ConnectionError::Control(error)) => error.hints(),
@@ -165,7 +177,7 @@ pub fn find(places: &Places, text: &str, purpose: Purpose) -> Result<Found, Reso
     let of_slug: Vec<&StoredLease> = listing
         .leases
         .iter()
-        // One that was made ahead of its use is nobody's to name but by its id.
+        // An unclaimed pool member can be named only by its id.
         .filter(|lease| labels::pool(&lease.record.labels).is_none() && lease.record.slug == slug)
         .collect();
     let found = match of_slug.as_slice() {
@@ -224,8 +236,10 @@ fn by_id(
                 claim,
             });
         }
+        let dir = LeaseDir::at(places.leases().join(&bad.name));
         return Err(ResolveError::Unreadable {
             id: id.to_string(),
+            untold: (!dir.journal().exists()).then(|| dir.path().to_owned()),
             source: bad.error,
         });
     }

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use crabbox_core::holding::{self, Holding, Owner, Sight};
 use crabbox_core::id::LeaseId;
 use crabbox_core::journal::Journal;
+use crabbox_host::files;
 use crabbox_host::lock::FileLock;
 use crabbox_host::process::{self, ProcessError, ProcessInfo};
 use crabbox_host::{mounts, small};
@@ -78,7 +79,7 @@ pub(crate) fn look(places: &Places, listing: &Listing) -> Result<Held, HoldersEr
     for (lease, dir) in &mounted {
         held.tags.insert(lease.tag());
         held.take_journal(dir);
-        // `<state>/firecracker/leases/<id>`, and those of this directory are no others.
+        // `dir` is `<state>/firecracker/leases/<id>`. Skip leases of this state directory.
         let state = dir.ancestors().nth(3).filter(|_| !places.lease(lease).exists());
         held.others.extend(state.map(Path::to_owned));
     }
@@ -117,8 +118,8 @@ pub(crate) fn settle<'a>(
         };
         held.take_open(journal);
         let known = listing.holdings.iter().any(|holding| holding.lease == lease);
-        // The journals were read before the registry was ours: a lease that was given back since has forgotten its entry, or waits for us
-        // to forget it.
+        // The journals were read before we locked the registry: meanwhile a lease may have been torn down, and then
+        // its entry is gone or about to be removed.
         let lives = places.lease(&lease).exists();
         if let Some(owner) = owner.clone().filter(|_| !known && lives) {
             let holding = Holding {
@@ -174,7 +175,7 @@ impl Held {
     fn take_journal(&mut self, dir: &Path) {
         let path = LeaseDir::at(dir).journal();
         let name = path.file_name().map_or(&*path, Path::new);
-        // One that cannot be read holds what is seen otherwise: the uid of its process, and the route to its block.
+        // If the journal is unreadable, the uid of its process and the route to its block are still observed.
         let bytes = small::read_small(dir, name, JOURNAL_LIMIT).unwrap_or_default();
         let first = bytes.split_inclusive(|byte| *byte == b'\n').next();
         let text = first.and_then(|line| std::str::from_utf8(line).ok());
@@ -187,8 +188,8 @@ impl Held {
 /// The observed state of a lease. The lock is checked before the directory, because a lease's maker holds the lock
 /// until the directory exists.
 fn sight(dir: &Path, lock: &Path, process: bool) -> Sight {
-    // What cannot be looked for may be there.
-    let there = || dir.try_exists().unwrap_or(true);
+    // If existence cannot be checked, assume that it exists.
+    let there = || files::is_named(dir).unwrap_or(true);
     if there() {
         return Sight {
             directory: true,

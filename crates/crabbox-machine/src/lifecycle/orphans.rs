@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crabbox_core::id::LeaseId;
+use crabbox_host::files;
 use crabbox_host::lock::LockError;
 use crabbox_host::process::{self, ProcessError, ProcessId};
 use crabbox_net::NatError;
@@ -90,12 +91,59 @@ impl Orphan {
     }
 }
 
+/// What was found, and which searches failed. A failed search does not suppress what the others found.
+#[derive(Debug, Default)]
+pub struct Found {
+    /// The orphans.
+    pub orphans: Vec<Orphan>,
+    /// The searches that failed or were not made.
+    pub unseen: Vec<Unseen>,
+}
+
+/// A search that was not made, or failed.
+#[derive(Debug)]
+pub struct Unseen {
+    /// The kind of object that was searched for, in one word: a kind of [`Orphan`], or a word for several of them.
+    pub kind: &'static str,
+    /// Why the search has no result.
+    pub error: OrphanError,
+}
+
+impl Unseen {
+    /// Whether objects may exist that the search missed, so that the user has to be informed.
+    pub fn is_trouble(&self) -> bool {
+        !matches!(self.error, OrphanError::NoRight)
+    }
+}
+
+impl Found {
+    /// All orphans, or the error of a search that failed.
+    pub fn whole(self) -> Result<Vec<Orphan>, OrphanError> {
+        match self.unseen.into_iter().find(Unseen::is_trouble) {
+            Some(unseen) => Err(unseen.error),
+            None => Ok(self.orphans),
+        }
+    }
+
+    fn take(&mut self, kind: &'static str, searched: Result<Vec<Orphan>, OrphanError>) {
+        match searched {
+            Ok(orphans) => self.orphans.extend(orphans),
+            Err(error) => self.unseen.push(Unseen { kind, error }),
+        }
+    }
+}
+
 /// Why an orphan could not be found or removed.
 #[derive(Debug, thiserror::Error)]
 pub enum OrphanError {
     /// The network could not be inspected or changed.
     #[error(transparent)]
     Nat(#[from] NatError),
+    /// Links and rules cannot be listed without `CAP_NET_ADMIN`. A user without it cannot have made any either.
+    #[error(
+        "links and rules are looked for by whoever may change networks (CAP_NET_ADMIN), and made by nobody else"
+    )]
+    NoRight,
     /// Processes could not be listed or ended.
     #[error(transparent)]
     Process(#[from] ProcessError),
@@ -113,7 +161,7 @@ pub enum OrphanError {
     List {
         /// The directory.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         #[source]
         source: std::io::Error,
     },
@@ -122,7 +170,7 @@ pub enum OrphanError {
     Cgroup {
         /// Its path.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         #[source]
         source: std::io::Error,
     },
@@ -133,7 +181,7 @@ impl OrphanError {
     pub fn hints(&self) -> Vec<String> {
         match self {
             Self::Registry(error) | Self::Holders(HoldersError::Registry(error)) => error.hints(),
-            // Nothing proves whose they are, so they are not ended here.
+            // It is not proven whose processes these are, so they are not ended here.
             Self::Cgroup { path, .. } => vec![format!(
                 "`cat {}/*/cgroup.procs` names the processes in it; end them if they are nobody's, and run `crabbox cleanup --provider firecracker` again",
                 path.display()
@@ -144,40 +192,79 @@ impl OrphanError {
 }
 
 /// Finds every orphan. Objects are listed first, leases afterwards.
-pub fn find(places: &Places) -> Result<Vec<Orphan>, OrphanError> {
-    let mut seen = processes(places)?;
-    for link in nat::owned_links()? {
-        seen.push(Orphan::Link {
-            tag: link.tag,
-            lease: link.lease,
-        });
+pub fn find(places: &Places) -> Found {
+    let mut found = Found::default();
+    found.take("process", processes(places));
+    if process::may_change_networks() {
+        found.take("link", links());
+        found.take("table", tables());
+    } else {
+        found.take("network", Err(OrphanError::NoRight));
     }
-    seen.extend(nat::owned_tables()?.into_iter().map(|tag| Orphan::Table { tag }));
-    seen.extend(cgroups()?);
-    seen.extend(lock_files(places)?);
-    let leases = leases(places)?;
-    let held = holders::look(places, &registry::look(places)?)?;
+    found.take("cgroup", cgroups());
+    found.take("lock", lock_files(places));
+    let leases = match leases(places) {
+        Ok(leases) => leases,
+        // Without the list of leases, every object would look like an orphan.
+        Err(error) => {
+            found.orphans.clear();
+            found.take("lease", Err(error));
+            return found;
+        }
+    };
+    found.orphans.retain(|orphan| match orphan {
+        Orphan::Process { lease, .. } => !leases.contains(lease),
+        // A held lock belongs to a process that is just making the lease or tearing it down.
+        Orphan::Lock { lease } => !leases.contains(lease) && !locks::is_busy(places, lease).unwrap_or(true),
+        Orphan::Link { .. } | Orphan::Table { .. } | Orphan::Cgroup { .. } | Orphan::Entry { .. } => true,
+    });
+    let held = match held(places) {
+        Ok(held) => held,
+        // Objects of the host may belong to leases of other state directories.
+        Err(error) => {
+            let is_ours = |orphan: &Orphan| matches!(orphan, Orphan::Process { .. } | Orphan::Lock { .. });
+            found.orphans.retain(is_ours);
+            found.take("entry", Err(error));
+            return found;
+        }
+    };
     let mut tags: BTreeSet<String> = leases
         .iter()
         .filter_map(|id| Some(LeaseId::parse(id).ok()?.tag()))
         .collect();
     tags.extend(held.tags);
-    seen.retain(|orphan| match orphan {
-        Orphan::Process { lease, .. } => !leases.contains(lease),
-        // Held, it belongs to somebody who is just making the lease, or giving it back.
-        Orphan::Lock { lease } => !leases.contains(lease) && !locks::is_busy(places, lease).unwrap_or(true),
+    found.orphans.retain(|orphan| match orphan {
         Orphan::Link { tag, .. } | Orphan::Table { tag } => !tags.contains(tag),
         Orphan::Cgroup { path } => !tags.contains(tag_of(path)),
-        Orphan::Entry { .. } => true,
+        Orphan::Process { .. } | Orphan::Lock { .. } | Orphan::Entry { .. } => true,
     });
-    seen.extend(held.gone.into_iter().map(|lease| Orphan::Entry { lease }));
-    Ok(seen)
+    let gone = held.gone.into_iter().map(|lease| Orphan::Entry { lease });
+    found.orphans.extend(gone);
+    found
+}
+
+/// What leases of all state directories hold.
+fn held(places: &Places) -> Result<holders::Held, OrphanError> {
+    Ok(holders::look(places, &registry::look(places)?)?)
+}
+
+fn links() -> Result<Vec<Orphan>, OrphanError> {
+    let links = nat::owned_links()?.into_iter().map(|link| Orphan::Link {
+        tag: link.tag,
+        lease: link.lease,
+    });
+    Ok(links.collect())
+}
+
+fn tables() -> Result<Vec<Orphan>, OrphanError> {
+    let tables = nat::owned_tables()?.into_iter();
+    Ok(tables.map(|tag| Orphan::Table { tag }).collect())
 }
 
 /// Removes one orphan; succeeds if it no longer exists.
 pub fn remove(places: &Places, orphan: &Orphan) -> Result<(), OrphanError> {
     match orphan {
-        // Its lease may have come back: a directory that was moved away and put in its place again.
+        // The lease may have come back, if its directory was moved away and back again.
         Orphan::Process { lease, .. } if is_there(places, lease)? => {}
         Orphan::Process { id, .. } => {
             if let Some(handle) = process::open(id)? {
@@ -194,7 +281,7 @@ pub fn remove(places: &Places, orphan: &Orphan) -> Result<(), OrphanError> {
         }
         Orphan::Cgroup { path } => remove_cgroup(path)?,
         Orphan::Lock { lease } => {
-            // Somebody who is just making this lease holds it: then it is no orphan.
+            // If another process is just making this lease, it holds the lock, and the lock is no orphan.
             if let Some(guard) = locks::try_lease(places, lease)? {
                 guard.remove_while_held()?;
             }
@@ -210,11 +297,11 @@ fn leases(places: &Places) -> Result<BTreeSet<String>, OrphanError> {
 
 fn is_there(places: &Places, lease: &str) -> Result<bool, OrphanError> {
     let path = places.leases().join(lease);
-    path.try_exists()
-        .map_err(|source| OrphanError::List { path, source })
+    files::is_named(&path).map_err(|source| OrphanError::List { path, source })
 }
 
-/// What is in `dir`, which need not exist. One that cannot be listed is an error: with no leases, everything would be an orphan.
+/// The names in `dir`, which need not exist. A directory that cannot be listed is an error: without the list of
+/// leases, everything would look like an orphan.
 fn names(dir: &Path) -> Result<Vec<String>, OrphanError> {
     let failed = |source| OrphanError::List {
         path: dir.to_owned(),
@@ -247,10 +334,11 @@ fn processes(places: &Places) -> Result<Vec<Orphan>, OrphanError> {
                     .as_os_str()
                     .to_string_lossy()
                     .into_owned();
-                // The kernel marks a directory that is gone behind its name.
+                // The kernel appends this to the path of a directory that has been removed.
                 LeaseId::parse(inside.trim_end_matches(" (deleted)")).ok()
             });
-        // A user's shell may stand in a lease's directory; a VMM has the lease's tag among its arguments.
+        // A user's shell may have its working directory in a lease's directory; only a VMM has the lease's tag among
+        // its arguments.
         let tagged = |tag: &str| {
             candidate
                 .cmdline
@@ -340,6 +428,7 @@ mod tests {
         drop(locks::try_lease(&places, ids[2]).unwrap());
         std::fs::create_dir_all(places.leases().join(ids[2])).unwrap();
         let locks: Vec<Orphan> = find(&places)
+            .whole()
             .unwrap()
             .into_iter()
             .filter(|orphan| matches!(orphan, Orphan::Lock { .. }))
@@ -363,7 +452,7 @@ mod tests {
             ..Places::below(&root.join(name))
         };
         let (here, there) = (places("here"), places("there"));
-        // No process and no mount of another test may bear it.
+        // A random id, so that no process or mount of another test has it.
         let id = LeaseId::from_random(crabbox_host::random::bytes().unwrap());
         let dir = LeaseDir::at(there.lease(&id));
         std::fs::create_dir_all(dir.path()).unwrap();
@@ -374,22 +463,22 @@ mod tests {
             ifname: "veth0".to_owned(),
             subnet: "10.213.0.0/30".parse().unwrap(),
         };
-        // The namespace of the lease is where its directory is, and later where nobody looks for one.
+        // The lease's namespace is at its usual path first, and later at one where no search looks.
         let hidden = root.join("hidden");
         let host = root.join("host");
         netns::create(&host).unwrap();
         netns::create(&dir.netns()).unwrap();
         netns::create(&hidden).unwrap();
         let kinds = |places: &Places| -> Vec<&'static str> {
-            let found = find(places).unwrap();
+            let found = find(places).whole().unwrap();
             let theirs = |orphan: &&Orphan| orphan.name().contains(&id.tag());
             found.iter().filter(theirs).map(Orphan::kind).collect()
         };
         let looked = netns::within(&host, || {
             nat::attach_nat(&spec).unwrap();
             let by_namespace = kinds(&here);
-            // The namespace out of sight, as in another mount namespace: now the entry alone speaks for the lease.
-            // The kernel ends a namespace in its own time, so the link is taken off first.
+            // Move the namespace out of sight, as in another mount namespace: now only the registry entry shows the
+            // lease. Detach first, because the kernel ends a namespace with a delay.
             nat::detach_nat(&spec).unwrap();
             netns::remove(&dir.netns()).unwrap();
             let moved = NatSpec {
@@ -418,9 +507,9 @@ mod tests {
         assert_eq!(by_namespace, Vec::<&str>::new());
         assert_eq!(by_nothing, ["link", "table"]);
         assert_eq!(by_entry, Vec::<&str>::new());
-        // And when the lease is gone, its entry is one.
+        // Once the lease is gone, its entry is an orphan.
         std::fs::remove_dir_all(dir.path()).unwrap();
-        let found = netns::create(&host).and_then(|()| netns::within(&host, || find(&here).unwrap()));
+        let found = netns::create(&host).and_then(|()| netns::within(&host, || find(&here).whole().unwrap()));
         netns::remove(&host).unwrap();
         let entries: Vec<String> = found.unwrap().iter().map(Orphan::name).collect();
         assert!(entries.contains(&id.to_string()), "{entries:?}");

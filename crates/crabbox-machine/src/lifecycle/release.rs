@@ -9,6 +9,7 @@ use std::time::Duration;
 use crabbox_core::fault::{self, Fault, Kind};
 use crabbox_core::id::LeaseId;
 use crabbox_core::labels::{self, Verdict};
+use crabbox_core::record::LeaseRecord;
 use crabbox_core::state::LeaseState;
 use crabbox_host::clock;
 use crabbox_host::files;
@@ -35,16 +36,19 @@ const LOCK_LIMIT: Duration = Duration::from_mins(2);
 /// The reason for removing a lease whose maker died before the claim.
 const NEVER_CLAIMED: &str = "never_claimed";
 
+/// The reason for leaving objects that could not be searched for.
+const NOT_LOOKED_FOR: &str = "not_looked_for";
+
 /// Why a lease could not be released.
 #[derive(Debug, thiserror::Error)]
 pub enum ReleaseError {
     /// There is no such lease.
     #[error(transparent)]
     Resolve(#[from] ResolveError),
-    /// The lock cannot be had.
+    /// The lock cannot be taken.
     #[error(transparent)]
     Lock(#[from] LockError),
-    /// It is not ours.
+    /// It does not belong to this user, or is no lease.
     #[error(transparent)]
     Ownership(#[from] OwnershipError),
     /// The records cannot be listed.
@@ -167,7 +171,7 @@ pub fn stop(engine: &Engine, text: &str, discard: bool) -> Result<Released, Rele
     };
     let guard = locks::lease(&engine.places, id.as_str(), LOCK_LIMIT)?;
     let lease = OwnedLease::prove(&engine.places, &id, guard)?;
-    // Somebody else may have stopped it while we waited; then there is nothing left to do, and that is a success.
+    // Another process may have stopped it while we waited: nothing is left to do, and that is a success.
     let waits = |stored: &leases::StoredLease| labels::pool(&stored.record.labels).is_some();
     let waited = found.stored.as_ref().is_some_and(waits);
     let extent = match leases::read(lease.dir()) {
@@ -205,7 +209,8 @@ fn told_by_journal(engine: &Engine, lease: &OwnedLease, source: RecordError) -> 
 
 fn take_back(engine: &Engine, lease: OwnedLease, extent: Extent, who: Who) -> Result<(), ReleaseError> {
     let id = lease.id().to_string();
-    // What this program cannot read it cannot take back; whoever can is not to find half of it.
+    // This program cannot undo a journal that it cannot read. Touch nothing, so that the newer program that wrote it
+    // finds the lease complete.
     if let Err(error) = journal::read(&lease.dir().journal())
         && error.is_too_new()
     {
@@ -215,8 +220,8 @@ fn take_back(engine: &Engine, lease: OwnedLease, extent: Extent, who: Who) -> Re
         who,
         failpoint: &engine.failpoint,
     };
-    // Its supervisor ends its threads before their machine goes, and finishes the work should we die. Whether it hears us or not, and
-    // whatever it says, the lease is taken back here, under the lock that we hold.
+    // The supervisor stops its threads before their machine goes, and finishes the teardown if we die. Whatever it
+    // replies, we tear the lease down here, under the lock that we hold.
     match client::ask(lease.dir(), &Verb::End) {
         Ok(reply) => tracing::debug!(?reply, "the supervisor was asked to end"),
         Err(error) => tracing::debug!("{}", fault::chain(&error)),
@@ -245,6 +250,28 @@ pub struct Decision {
     pub error: Option<ReleaseError>,
 }
 
+impl Decision {
+    /// A decision about objects that could not be searched for; without an `error` this user can have none of this
+    /// kind.
+    pub fn unseen(kind: &'static str, error: Option<ReleaseError>) -> Self {
+        let reason = if error.is_some() {
+            NOT_LOOKED_FOR
+        } else {
+            "needs_cap_net_admin"
+        };
+        Self {
+            lease: "-".to_owned(),
+            subject: Subject::Object {
+                kind,
+                name: "*".to_owned(),
+            },
+            remove: false,
+            reason: reason.to_owned(),
+            error,
+        }
+    }
+}
+
 /// The kinds of object that cleanup decides about.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Subject {
@@ -262,9 +289,10 @@ pub enum Subject {
     },
     /// An object on the host with our tag but without a lease.
     Object {
-        /// Its kind: `process`, `link`, `table`, `cgroup`, `lock`, `entry`.
+        /// Its kind: `process`, `link`, `table`, `cgroup`, `lock`, `entry`. For objects that could not be searched
+        /// for also `network` (links and tables), `claim` and `lease`.
         kind: &'static str,
-        /// Its name.
+        /// Its name; `*` for all of a kind.
         name: String,
     },
 }
@@ -281,7 +309,7 @@ pub fn cleanup(
     let mut decided = |mut decision: Decision, lease: Option<OwnedLease>| {
         if let Some(lease) = lease.filter(|_| decision.remove && !dry_run) {
             let extent = match leases::read(lease.dir()) {
-                // What nobody ever had is nobody's to keep.
+                // The disk of a lease that was never claimed is not kept for anyone.
                 Ok(stored)
                     if decision.reason != NEVER_CLAIMED && labels::pool(&stored.record.labels).is_none() =>
                 {
@@ -302,29 +330,10 @@ pub fn cleanup(
         let (decision, lease) = look_at_unreadable(places, &bad);
         decided(decision, lease);
     }
-    for claim in claims::list(places)?.claims {
-        let id = claim.lease_id.clone();
-        // Whether a lease on another host is still there only that host knows.
-        let is_elsewhere = !claim.provider_scope.is_empty();
-        if claim.provider != "firecracker" || is_elsewhere || is_there(&places.leases().join(&id))? {
-            continue;
-        }
-        let mut decision = Decision {
-            lease: id.clone(),
-            subject: Subject::Claim {
-                slug: claim.slug.clone(),
-            },
-            remove: true,
-            reason: "missing_state".to_owned(),
-            error: None,
-        };
-        if !dry_run {
-            decision.error = remove_claim(places, &id).err();
-        }
-        on_decision(&decision);
-        decisions.push(decision);
-    }
-    for orphan in orphans::find(places)? {
+    let mut others = stale_claims(places, dry_run, on_decision);
+    decisions.append(&mut others);
+    let found = orphans::find(places);
+    for orphan in found.orphans {
         let mut decision = Decision {
             lease: "-".to_owned(),
             subject: Subject::Object {
@@ -341,14 +350,59 @@ pub fn cleanup(
         on_decision(&decision);
         decisions.push(decision);
     }
+    for unseen in found.unseen {
+        let is_trouble = unseen.is_trouble();
+        let decision = Decision::unseen(unseen.kind, is_trouble.then(|| unseen.error.into()));
+        on_decision(&decision);
+        decisions.push(decision);
+    }
     Ok(decisions)
 }
 
-/// Whether a lease's directory exists; when that cannot be known, nothing of it may be removed.
+/// Decides about claims whose lease is gone. If one claim or all of them cannot be read, the rest of the cleanup
+/// continues.
+fn stale_claims(places: &Places, dry_run: bool, on_decision: &mut dyn FnMut(&Decision)) -> Vec<Decision> {
+    let mut decisions = Vec::new();
+    let mut decided = |decision: Decision| {
+        on_decision(&decision);
+        decisions.push(decision);
+    };
+    let claims = match claims::list(places) {
+        Ok(listing) => listing.claims,
+        Err(error) => {
+            decided(Decision::unseen("claim", Some(error.into())));
+            return decisions;
+        }
+    };
+    for claim in claims {
+        let id = claim.lease_id.clone();
+        // Only the other host knows whether a lease there still exists.
+        let is_elsewhere = !claim.provider_scope.is_empty();
+        if claim.provider != "firecracker" || is_elsewhere {
+            continue;
+        }
+        let decide = |remove, reason: &str, error| Decision {
+            lease: id.clone(),
+            subject: Subject::Claim {
+                slug: claim.slug.clone(),
+            },
+            remove,
+            reason: reason.to_owned(),
+            error,
+        };
+        match is_there(&places.leases().join(&id)) {
+            Ok(true) => {}
+            Ok(false) if dry_run => decided(decide(true, "missing_state", None)),
+            Ok(false) => decided(decide(true, "missing_state", remove_claim(places, &id).err())),
+            Err(error) => decided(decide(false, NOT_LOOKED_FOR, Some(error))),
+        }
+    }
+    decisions
+}
+
+/// Whether a lease's directory exists. If that is unknown, nothing of the lease may be removed, so it is an error.
 fn is_there(dir: &std::path::Path) -> Result<bool, ReleaseError> {
-    Ok(dir
-        .try_exists()
-        .map_err(|source| files::FileError::io("look for", dir, source))?)
+    Ok(files::is_named(dir).map_err(|source| files::FileError::io("look for", dir, source))?)
 }
 
 /// Removes a claim and its keys, unless the lease exists after all.
@@ -394,10 +448,10 @@ fn look_at_lease(places: &Places, seen: &StoredLease) -> (Decision, Option<Owned
             );
         }
     };
-    // What counts is the record as it stands under the lock.
+    // The record may have changed before we got the lock, so read it again.
     let Ok(stored) = leases::read(lease.dir()) else {
         if !lease.dir().path().exists() {
-            // Stopped by somebody else in this moment; the lock file that we made for it goes again.
+            // Another process has just stopped it; remove the lock file that we created by locking it.
             lease.forget().ok();
         }
         return (decide(false, "gone"), None);
@@ -410,15 +464,28 @@ fn look_at_lease(places: &Places, seen: &StoredLease) -> (Decision, Option<Owned
         if journal.note(teardown::ENDING).is_some() {
             return (decide(true, "interrupted_release"), Some(lease));
         }
-        // Its maker holds its lock until it is claimed; we have the lock, so the maker has died. One that was made ahead is nobody's as
-        // long as its supervisor keeps it.
+        // A maker holds the lock until the lease is claimed. We have the lock, so the maker has died. A pool member
+        // stays unclaimed as long as its supervisor keeps it.
         let waits = labels::pool(&record.labels).is_some()
             && journal.process("supervisor").is_some_and(process::is_alive);
         if !journal.is_claimed() && !waits {
             return (decide(true, NEVER_CLAIMED), Some(lease));
         }
     }
-    if find::is_running(&record) {
+    let is_running = match runs(places, &lease, &record) {
+        Ok(is_running) => is_running,
+        Err(error) => {
+            let error = Some(error.into());
+            return (
+                Decision {
+                    error,
+                    ..decide(false, "not_looked_for")
+                },
+                None,
+            );
+        }
+    };
+    if is_running {
         return match labels::expired(&record.labels, clock::unix_seconds()) {
             Verdict::Remove(reason) => (decide(true, &reason), Some(lease)),
             Verdict::Skip(reason) => (decide(false, &reason), None),
@@ -428,6 +495,12 @@ fn look_at_lease(places: &Places, seen: &StoredLease) -> (Decision, Option<Owned
         return (decide(false, "state=released"), None);
     }
     (decide(true, "process_exited"), Some(lease))
+}
+
+/// Whether the lease's machine runs: the process that the record names, or one that uses the lease's socket. A record
+/// by another program, or a damaged one, may not name the process that runs.
+fn runs(places: &Places, lease: &OwnedLease, record: &LeaseRecord) -> Result<bool, ProcessError> {
+    Ok(find::is_running(record) || !machine::running_on(&places.leases(), lease.id())?.is_empty())
 }
 
 /// Decides about a lease directory with an unusable record.
@@ -446,15 +519,15 @@ fn look_at_unreadable(places: &Places, bad: &leases::Unreadable) -> (Decision, O
     match own(places, &bad.name) {
         Ok(Some(lease)) => {
             let dir = LeaseDir::at(&bad.path);
-            // Its maker died between the directory and the record: nothing but what the journal says was made.
-            if dir.metadata().exists() {
-                (decide(false, "busy".to_owned()), None)
-            } else {
-                (decide(true, "no_record".to_owned()), Some(lease))
+            // Its maker died between making the directory and writing the record, so only effects in the journal
+            // exist.
+            match leases::read(&dir) {
+                Err(RecordError::Missing { .. }) => (decide(true, "no_record".to_owned()), Some(lease)),
+                _ => (decide(false, "busy".to_owned()), None),
             }
         }
         Ok(None) => (decide(false, "busy".to_owned()), None),
-        // What is not a lease is somebody else's: left alone, and no trouble of ours.
+        // A directory that is not a lease belongs to somebody else: leave it alone and report no error.
         Err(ReleaseError::Ownership(error)) => (decide(false, format!("not_ours ({error})")), None),
         Err(error) => (
             Decision {

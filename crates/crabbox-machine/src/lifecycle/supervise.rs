@@ -73,7 +73,7 @@ pub enum SuperviseError {
     /// The request is refused.
     #[error(transparent)]
     Request(#[from] RequestError),
-    /// The lease id is not one.
+    /// The lease id is invalid.
     #[error(transparent)]
     LeaseId(#[from] crabbox_core::id::LeaseIdError),
     /// Signals cannot be received.
@@ -85,7 +85,7 @@ pub enum SuperviseError {
     /// The lock cannot be taken.
     #[error(transparent)]
     Lock(#[from] LockError),
-    /// The lease is not ours.
+    /// The lease does not belong to this user.
     #[error(transparent)]
     Ownership(#[from] OwnershipError),
     /// The journal cannot be used.
@@ -142,13 +142,14 @@ fn make_and_watch(input: File, output: File, log: &SupervisorLog) -> Result<(), 
     make_requested(&request, input, output, log).map(drop)
 }
 
-/// Tells the command line. One that has gone away shows as the end of our input; that its pipe is closed is no news.
+/// Sends an event to the command line. A failed write is ignored, because the end of our input shows that the command
+/// line has gone away.
 fn tell(mut output: &File, event: &Event) {
     output.write_all(&protocol::line(event).unwrap_or_default()).ok();
 }
 
-/// Makes the lease of `request` for the other end of `input` and `output`, then watches it to its end; returns whether it
-/// became that end's.
+/// Makes the lease of `request` for the client at the other end of `input` and `output`, then watches it to its end;
+/// returns whether the client got it.
 pub(super) fn make_requested(
     request: &AcquireRequest,
     mut input: BufReader<File>,
@@ -169,7 +170,8 @@ pub(super) fn make_requested(
     if request.member_of().is_some() {
         control.reserve();
     }
-    // What the command line says after its request comes later: now there is nothing to be read but its end.
+    // The command line sends nothing more until the lease is ready, so readable input means that it has closed the
+    // connection.
     let gone = || interrupts.caught().is_some() || is_readable(input.get_ref());
     let making = match acquire::allocate(&places, request, &id, &mut tell, &gone) {
         Ok(making) => making,
@@ -380,7 +382,7 @@ fn adopt(places: &Places, id: &LeaseId, failpoint: &str, log: &SupervisorLog) ->
     let guard = locks::lease(places, id.as_str(), LOCK_LIMIT)?;
     let Some(mut journal) = journal::JournalFile::open(&dir.journal())? else {
         if !dir.path().exists() {
-            // Taken back while we waited; the lock file that we made for it goes again.
+            // The lease was torn down while we waited; remove the lock file that we created by locking it.
             guard.remove_while_held()?;
         }
         return Ok(());
@@ -390,7 +392,8 @@ fn adopt(places: &Places, id: &LeaseId, failpoint: &str, log: &SupervisorLog) ->
     {
         return Ok(());
     }
-    // Under the lock: a directory that somebody else is taking back must not get a file.
+    // Open the log only under the lock: another process that is removing the directory must not find a new file in
+    // it.
     log.enter(&dir);
     let actor = Actor {
         who: Who::Supervisor,
@@ -402,6 +405,7 @@ fn adopt(places: &Places, id: &LeaseId, failpoint: &str, log: &SupervisorLog) ->
         return Ok(());
     }
     let Some(vmm) = journal.state().process("vmm").cloned() else {
+        tracing::error!("the lease is claimed and its journal names no VMM: nothing can be watched");
         return Ok(());
     };
     let pending = journal.begin(crabbox_core::journal::Step::Supervisor {})?;
@@ -414,7 +418,7 @@ fn adopt(places: &Places, id: &LeaseId, failpoint: &str, log: &SupervisorLog) ->
         .ok()
         .and_then(|stored| trim::resume(&stored.record, journal.state()));
     drop((journal, guard));
-    // A console or a forwarder that cannot be taken up again is no reason to leave the lease unwatched.
+    // The lease is watched even if its console or DNS forwarder cannot be resumed.
     let recorder = console::open_pipe(&dir.path().join("console.pipe"))
         .and_then(|pipe| Recorder::start(pipe, &dir.console()));
     let threads = Threads {
@@ -455,27 +459,33 @@ fn conclude(
         None => locks::lease(places, id.as_str(), LOCK_LIMIT)?,
     };
     let lease = OwnedLease::prove(places, id, guard)?;
-    let Ok(stored) = leases::read(lease.dir()) else {
-        if lease.dir().path().exists() {
-            lease.release();
-        } else {
+    let stored = match leases::read(lease.dir()) {
+        Ok(stored) => stored,
+        Err(_) if !lease.dir().path().exists() => {
             lease.forget()?;
+            return Ok(Vec::new());
         }
-        return Ok(Vec::new());
+        // What the lease may leave behind is not known, and so nothing of it is removed.
+        Err(error) => {
+            let why = format!("its record cannot be read: {}", fault::chain(&error));
+            tracing::error!("the lease is left as it is: {why}");
+            lease.release();
+            return Ok(vec![why]);
+        }
     };
     if is_taken_back(&stored.record) {
         lease.release();
         return Ok(Vec::new());
     }
-    // What nobody ever had is nobody's to keep.
-    let claimed = journal::read(&lease.dir().journal())
-        .is_ok_and(|journal| journal.is_none_or(|journal| journal.is_claimed()));
-    let extent = if claimed {
-        Extent::of(&stored.record)
-    } else {
+    // A lease that was never handed over has nothing that a user may want to keep.
+    let journal = journal::read(&lease.dir().journal());
+    let is_unclaimed = journal.is_ok_and(|journal| journal.is_some_and(|journal| !journal.is_claimed()));
+    let extent = if is_unclaimed {
         Extent::Everything
+    } else {
+        Extent::of(&stored.record)
     };
-    // What is left over stays in the journal, where `cleanup` finds and reports it; the walk has logged it.
+    // Leftovers stay in the journal, where `cleanup` finds and reports them. The teardown has logged them.
     Ok(teardown::teardown(places, lease, extent, actor).leftovers())
 }
 

@@ -16,7 +16,7 @@ use crabbox_core::state::LeaseState;
 use crabbox_host::files::{self, FileError};
 use crabbox_host::lock::LockError;
 use crabbox_host::netns::{self, NetnsError};
-use crabbox_host::process::{self, ProcessError, ProcessId};
+use crabbox_host::process::{self, ProcessError, ProcessHandle, ProcessId, ProcessInfo};
 use crabbox_store::claims::{self, ClaimError};
 use crabbox_store::journal::{JournalFile, JournalFileError};
 use crabbox_store::leases::{self, RecordError};
@@ -32,7 +32,8 @@ use crate::resource::network::{self, DetachError, SavedAttach};
 use crate::resource::settle;
 use crate::resource::volume::{self, VolumeError};
 
-/// Time between SIGTERM and SIGKILL for a VMM. Its disk is deleted anyway, and of its volumes the guest has been asked before.
+/// Time between SIGTERM and SIGKILL for a VMM. Its disk is deleted anyway, and the guest has already been asked to
+/// write out its volumes.
 const VMM_GRACE: Duration = Duration::from_millis(500);
 /// The journal entry that a teardown has begun: from then on the lease can only be torn down.
 pub(crate) const ENDING: &str = "ending";
@@ -168,7 +169,8 @@ pub fn teardown(places: &Places, lease: OwnedLease, extent: Extent, actor: Actor
         && state.note(ENDING).is_none()
         && let Err(error) = journal.note(ENDING, "yes")
     {
-        // Without this note a later cleanup may take a half-removed lease for a live one, which is the lesser harm.
+        // Without this note a later cleanup may treat a half-removed lease as live; not tearing it down would be
+        // worse.
         report.left_over("journal", error.into());
     }
     let walk = Walk {
@@ -282,8 +284,8 @@ fn remove_directory(lease: &OwnedLease) -> Result<(), UndoError> {
             .into());
         }
     };
-    // The journal and the record go after everything else, so that a death here leaves a lease that can be taken back; and the
-    // supervisor's log, which says why something could not be removed.
+    // Remove journal and record after everything else, so that a lease whose teardown dies here can still be torn
+    // down; and the supervisor's log, which says why something could not be removed.
     let last = [dir.metadata(), dir.journal(), dir.supervisor_log()];
     for entry in entries
         .filter_map(Result::ok)
@@ -313,7 +315,7 @@ fn end_supervisor(supervisor: &ProcessId) -> Result<(), UndoError> {
 struct Walk<'a> {
     places: &'a Places,
     lease: &'a OwnedLease,
-    /// Whether there is something of the machine's that must survive it.
+    /// Whether the lease has volumes, which must survive its machine.
     has_volumes: bool,
     /// Whether its VMM could not be ended.
     machine_left: Cell<bool>,
@@ -352,24 +354,42 @@ impl Walk<'_> {
         }
     }
 
-    /// Ends the VMM by its identity. If the identity was never written, finds the VMM by its working directory or root,
-    /// which only this lease uses, or by its socket there.
+    /// Ends the VMM. If its identity was never recorded, it is found by its working directory or root, which only
+    /// this lease uses, or by its socket. If the recorded process no longer exists, it is found by its socket alone:
+    /// a record by another program, or a damaged one, may name a process that never was the machine, and removing the
+    /// directory would remove the last trace of the machine that runs.
     fn end_vmm(&self, process: Option<&ProcessId>, dir: &Path, vmid: &str) -> Result<(), UndoError> {
-        let ids = if let Some(process) = process {
-            vec![process.clone()]
-        } else {
-            let mut ids = at_home_in(dir, vmid)?;
-            ids.extend(machine::running_on(&self.places.leases(), self.lease.id())?);
-            ids
+        let recorded = process.map(process::open).transpose()?.flatten();
+        let handles = match recorded {
+            Some(handle) => vec![handle],
+            // If an identity was recorded, only the socket counts: any other process in the directory is not the
+            // machine.
+            None => self.found_here(process.is_none().then_some((dir, vmid)))?,
         };
-        for id in ids {
-            if let Some(handle) = process::open(&id)? {
-                // Held until the machine has ended: a guest that goes on would write again.
-                let _settled = self.has_volumes.then(|| settle::settle(dir));
-                handle.terminate(VMM_GRACE)?;
-            }
+        for handle in handles {
+            // Keep the guest's writes frozen until the machine has ended; otherwise it would write again.
+            let _settled = self.has_volumes.then(|| settle::settle(dir));
+            handle.terminate(VMM_GRACE)?;
         }
         Ok(())
+    }
+
+    /// The machines that belong to this lease: those that use its socket, and with `unnoted` also those found by
+    /// directory and machine id.
+    fn found_here(&self, unnoted: Option<(&Path, &str)>) -> Result<Vec<ProcessHandle>, UndoError> {
+        let all = process::list()?;
+        let mut handles = Vec::new();
+        for candidate in &all {
+            let on_socket = || {
+                let lease = machine::lease_of(candidate, &self.places.leases());
+                lease.as_ref() == Some(self.lease.id())
+            };
+            let at_home = unnoted.is_some_and(|(dir, vmid)| is_at_home_in(candidate, dir, vmid));
+            if at_home || on_socket() {
+                handles.extend(process::open(&candidate.id)?);
+            }
+        }
+        Ok(handles)
     }
 
     /// Gives a volume back, and takes its name out of a directory that is kept.
@@ -446,28 +466,22 @@ fn end_plugins(saved: &SavedAttach) -> Result<(), ProcessError> {
     Ok(())
 }
 
-/// VMMs and their starting processes whose working directory or root is `dir`: either the machine's id is in their
-/// arguments, or they are a child of the supervisor before its exec. A user's shell may also have this working
+/// Whether `candidate` is a VMM or its starting process whose working directory or root is `dir`: either the machine's id is
+/// in its arguments, or it is a child of the supervisor before its exec. A user's shell may also have this working
 /// directory and must not be ended.
-fn at_home_in(dir: &Path, vmid: &str) -> Result<Vec<ProcessId>, ProcessError> {
-    let own = std::process::id();
-    let mut found = Vec::new();
-    for candidate in process::list()? {
-        let here = |at: Option<&PathBuf>| at.is_some_and(|at| at == dir);
-        let ours = candidate
-            .cmdline
-            .iter()
-            .any(|arg| arg == vmid || arg == crate::protocol::SUPERVISE);
-        if candidate.id.pid != own && ours && (here(candidate.cwd.as_ref()) || here(candidate.root.as_ref()))
-        {
-            found.push(candidate.id);
-        }
-    }
-    Ok(found)
+fn is_at_home_in(candidate: &ProcessInfo, dir: &Path, vmid: &str) -> bool {
+    let here = |at: Option<&PathBuf>| at.is_some_and(|at| at == dir);
+    let is_ours = candidate
+        .cmdline
+        .iter()
+        .any(|arg| arg == vmid || arg == crate::protocol::SUPERVISE);
+    candidate.id.pid != std::process::id()
+        && is_ours
+        && (here(candidate.cwd.as_ref()) || here(candidate.root.as_ref()))
 }
 
-/// The effects that a lease without a journal may have (made by the Go program, or its maker died before the first
-/// line).
+/// The effects that a lease without a journal may have (it was made by the Go program, or its maker died before
+/// writing the first line).
 fn foreign_journal(places: &Places, lease: &OwnedLease) -> Journal {
     let record = leases::read(lease.dir())
         .map(|stored| stored.record)
@@ -496,7 +510,8 @@ fn foreign_journal(places: &Places, lease: &OwnedLease) -> Journal {
             None,
         ));
     }
-    // Without a pid (its maker died before it wrote one) the machine is found by its socket in the lease directory.
+    // Without a pid (its maker died before writing one), or with the pid of a process that no longer exists, the
+    // machine is found by its socket in the lease directory.
     steps.push((
         Step::Vmm {
             vmid: record.vmid.clone(),
@@ -554,7 +569,7 @@ mod tests {
             size_mib: 1,
         };
         drop(journal.begin(step).unwrap());
-        // Where its machine is nobody can tell.
+        // This step fails: its directory is not the lease's, so the machine cannot be looked for.
         let step = Step::Vmm {
             vmid: "m".to_owned(),
             dir: "/elsewhere".to_owned(),

@@ -88,7 +88,7 @@ pub enum DiskError {
         path: PathBuf,
         /// The uid.
         uid: u32,
-        /// What the system said.
+        /// The system's error.
         #[source]
         source: std::io::Error,
     },
@@ -97,7 +97,7 @@ pub enum DiskError {
     Write {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         #[source]
         source: std::io::Error,
     },
@@ -160,11 +160,11 @@ pub struct Plan<'a> {
     uid: Option<u32>,
     id: String,
     hostname: String,
-    /// The volumes that the lease has in its hands.
+    /// The volumes that the lease holds.
     drives: &'a [Drive],
 }
 
-/// A volume that a lease has in its hands.
+/// A volume that a lease holds.
 #[derive(Debug, Clone)]
 pub struct Drive {
     /// Its image in the store.
@@ -175,7 +175,7 @@ pub struct Drive {
     pub path: MountPath,
 }
 
-/// An open directory, which stays the same even when it is renamed.
+/// An open directory, which stays the same even if it is renamed.
 #[derive(Debug)]
 struct Opened(std::os::fd::OwnedFd);
 
@@ -217,7 +217,7 @@ pub struct Home {
     pub drives: Vec<String>,
 }
 
-/// Plans the directory of an allocated lease that has `drives` in its hands.
+/// Plans the directory of an allocated lease that holds `drives`.
 pub fn plan<'a>(
     request: &'a AcquireRequest,
     made: &Allocated,
@@ -225,7 +225,7 @@ pub fn plan<'a>(
 ) -> Result<Plan<'a>, DiskError> {
     let record = &made.stored.record;
     let layout = made.uid.and(request.programs.jailer.as_ref()).and_then(|_| {
-        // A name that the jailer would refuse is refused when the VMM is planned; until then nothing depends on it.
+        // A name that the jailer would refuse is reported when the VMM is planned; until then nothing depends on it.
         let id = record.vmid.parse().ok()?;
         JailLayout::new(&made.lease.dir().jails(), &request.programs.firecracker, id).ok()
     });
@@ -476,7 +476,7 @@ fn give(uid: Option<u32>, path: &Path) -> Result<(), DiskError> {
     })
 }
 
-/// Gives the image of a volume its name in the VMM's directory: a second name of the same file, so that removing the directory removes no
+/// Hard-links the image of a volume into the VMM's directory, so that removing the directory does not remove the
 /// volume.
 fn place_volume(drive: &Drive, home: &Home) -> Result<(), DiskError> {
     let target = home.join(&drive.link);
@@ -535,8 +535,8 @@ fn listen(path: &Path, uid: Option<u32>) -> Result<UnixListener, DiskError> {
     Ok(listener)
 }
 
-/// Gives the socket at `path` to `uid`, and nothing else that has taken its name: the directory is a VMM's own, which may be running,
-/// and shared files of the image store are links in it.
+/// Gives the socket at `path` to `uid`, and nothing else that may have taken its name: the directory belongs to a
+/// VMM, which may be running, and contains links to shared files of the image store.
 fn give_socket(uid: u32, path: &Path) -> std::io::Result<()> {
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let socket = rustix::fs::open(path, flags, Mode::empty())?;
@@ -556,12 +556,7 @@ fn give_socket(uid: u32, path: &Path) -> std::io::Result<()> {
 /// Listens in place of a dead supervisor, in the directory of `disk`.
 pub(crate) fn listen_again(disk: &Path, port: u32, uid: Option<u32>) -> Result<UnixListener, DiskError> {
     let path = disk.with_file_name(format!("{VSOCK}_{port}"));
-    match std::fs::remove_file(&path) {
-        Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
-            return Err(FileError::io("remove the dead socket", &path, source).into());
-        }
-        _ => {}
-    }
+    files::remove_if_there(&path).map_err(|source| FileError::io("remove the dead socket", &path, source))?;
     listen(&path, uid)
 }
 

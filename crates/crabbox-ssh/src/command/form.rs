@@ -1,10 +1,12 @@
-//! Whether the words of a command line are a program with its arguments or a script for a shell.
+//! Decides whether the words of a command line are a program with arguments or a shell script.
 //!
-//! The rules are the Go program's. A word must never be expanded that stood there to be passed on.
+//! The rules are the Go program's. A word that is meant to be passed on as it is must never be expanded.
+
+use crabbox_core::config::allow::is_name;
 
 use crate::quote;
 
-/// What a word must hold, alone on the line, to be taken for a shell script.
+/// A single word with one of these is taken for a shell script.
 const SCRIPT_CHARACTERS: &[char] = &[
     ' ', '\t', '\r', '\n', '&', '|', ';', '<', '>', '*', '$', '`', '(', ')',
 ];
@@ -12,7 +14,7 @@ const SCRIPT_CHARACTERS: &[char] = &[
 /// Words that only a shell understands.
 const OPERATORS: [&str; 9] = ["&&", "||", ";", "|", ">", ">>", "<", "2>", "2>>"];
 
-/// How the words are to be understood.
+/// How to interpret the words.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Form {
     /// A program and its arguments, passed as they are.
@@ -22,8 +24,8 @@ pub enum Form {
 }
 
 impl Form {
-    /// The form that the words of a command line ask for. A script is: one word with a blank or one of `& | ; < > * $ ( )`
-    /// or a backquote; several words of which the first is `NAME=value`; any word that is a shell operator.
+    /// The form that the words of a command line ask for. A script is: a single word with white space or one of `& | ; < > * $ ( )` or a backquote;
+    /// several words of which the first is `NAME=value`; any word that is a shell operator.
     pub fn detect(words: &[String]) -> Self {
         let script = match words {
             [only] => only.contains(SCRIPT_CHARACTERS),
@@ -43,8 +45,7 @@ impl Form {
     }
 }
 
-/// One word is the script itself. Of several, the operators stand as they are, the values of leading assignments and all
-/// other words are quoted.
+/// A single word is the script itself. Of several, operators stay as they are, and the values of leading assignments and all other words are quoted.
 fn script_of(words: &[String]) -> String {
     if let [only] = words {
         return only.clone();
@@ -69,18 +70,9 @@ fn script_of(words: &[String]) -> String {
     parts.join(" ")
 }
 
-/// `NAME=value` taken apart, if it is one.
+/// Splits `NAME=value`, if the word is one.
 fn assignment(word: &str) -> Option<(&str, &str)> {
     word.split_once('=').filter(|(name, _)| is_name(name))
-}
-
-/// Whether `name` can be the name of a variable.
-pub fn is_name(name: &str) -> bool {
-    let mut letters = name.chars();
-    letters
-        .next()
-        .is_some_and(|first| first.is_ascii_alphabetic() || first == '_')
-        && letters.all(|letter| letter.is_ascii_alphanumeric() || letter == '_')
 }
 
 #[cfg(test)]

@@ -1,11 +1,12 @@
-//! How an agent is started: over SSH, or by a shell of this machine that takes the very same line.
+//! Starts an agent: over SSH, or with a shell of this machine that gets the very same line.
 //!
-//! It must never take the end of the connection for that of the agent.
+//! It must never take the end of the connection for the end of the agent.
 
 use std::io::{self, Read};
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::path::Path;
 use std::process::Child;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -15,7 +16,7 @@ use rustix::event::PollFlags;
 
 use super::FarError;
 use super::stream::{Input, Output};
-use crate::beginning::{Beginning, Instead, NotBegun, RESCUE_AFTER, await_mark};
+use crate::beginning::{Beginning, Ends, Instead, NotBegun, QUIET, RESCUE_AFTER, await_mark};
 use crate::capture;
 use crate::exec::{ExecError, RemoteStatus, Stdin};
 use crate::master;
@@ -28,10 +29,10 @@ use crabbox_host::wait::{Ready, wait};
 /// How much of standard error is kept, in bytes.
 const WORDS: usize = 16 * 1024;
 
-/// How long the end of a session may take whose output has ended.
+/// How long to wait for the end of a session after its output has ended.
 const END_LIMIT: Duration = Duration::from_secs(5);
 
-/// A conversation that has begun.
+/// A started conversation.
 #[derive(Debug)]
 pub(super) struct Opened {
     pub(super) way: Way,
@@ -40,11 +41,19 @@ pub(super) struct Opened {
     pub(super) is_noisy: bool,
 }
 
-/// What is known of an agent's process.
+/// Standard error, which a thread reads to its end.
+#[derive(Debug)]
+struct Words {
+    /// The search for the mark, and the end of the output after it.
+    heard: Arc<Mutex<(Start, Vec<u8>)>>,
+    thread: JoinHandle<()>,
+}
+
+/// The process of an agent.
 #[derive(Debug)]
 pub(super) struct Way {
     process: Process,
-    errors: Option<JoinHandle<(Start, Vec<u8>)>>,
+    words: Words,
     code: Option<u8>,
     is_left: bool,
 }
@@ -60,7 +69,7 @@ fn local(source: io::Error) -> FarError {
 }
 
 impl Way {
-    /// Has the login shell of `target` become what `script` says.
+    /// Makes the login shell of `target` run `script`.
     pub(super) fn ssh(
         target: &Target,
         script: &str,
@@ -85,7 +94,7 @@ impl Way {
         )
     }
 
-    /// Has a shell of this machine become it, with this home directory instead of ours.
+    /// Makes a shell of this machine run it, with this home directory instead of ours.
     pub(super) fn local(script: &str, home: Option<&Path>) -> Result<Opened, FarError> {
         let line = RemoteLine::new().map_err(local)?;
         let mut cmd = Cmd::new("sh").args(["-c", &line.text()]);
@@ -100,7 +109,7 @@ impl Way {
         let child = cmd
             .spawn(&mut command)
             .map_err(|error| local(io::Error::other(error)))?;
-        // It holds the child's ends of the pipes.
+        // This closes our copies of the child's ends of the pipes.
         drop(command);
         begin(
             Process::Here(child),
@@ -112,15 +121,27 @@ impl Way {
         )
     }
 
-    /// The exit code, where one came.
+    /// The exit code, if one has arrived.
     pub(super) fn code(&self) -> Option<u8> {
         self.code
     }
 
-    /// How it ended, and what it said.
+    /// The rest of a line of standard error with this beginning, if one arrives soon.
+    pub(super) fn line(&self, beginning: &str) -> Option<String> {
+        let found = || {
+            // In this order: once the thread has finished, the text is complete.
+            let is_over = self.words.thread.is_finished();
+            let said = self.words.of_the_end(false);
+            let line = said.lines().find_map(|line| line.strip_prefix(beginning));
+            line.map(|rest| Some(rest.to_owned())).or(is_over.then_some(None))
+        };
+        poll_until(QUIET, found).flatten()
+    }
+
+    /// How it ended, and its standard error.
     pub(super) fn verdict(&mut self) -> (RemoteStatus, String) {
         let (status, is_over) = match &mut self.process {
-            Process::Remote { session, shared } => ended(session, shared, Instant::now() + END_LIMIT),
+            Process::Remote { session, shared } => ended(session, shared, END_LIMIT, QUIET),
             Process::Here(child) => match poll_until(END_LIMIT, || child.try_wait().ok().flatten()) {
                 None => (RemoteStatus::TimedOut { stopped: false }, false),
                 Some(status) => {
@@ -132,35 +153,22 @@ impl Way {
         if let RemoteStatus::Exited(code) = status {
             self.code = Some(code);
         }
-        // Its standard error ends with the session, not with the process: one that stays open is not waited for.
-        let heard = self
-            .errors
-            .take_if(|_| is_over)
-            .and_then(|thread| thread.join().ok());
-        let said = heard.map_or_else(String::new, |(start, kept)| {
-            // What ssh itself says of a connection that failed comes where the mark would have been.
-            if kept.is_empty() && !start.has_begun() {
-                start.printed()
-            } else {
-                String::from_utf8_lossy(&kept).into_owned()
-            }
-        });
-        (status, said)
+        (status, self.words.of_the_end(is_over))
     }
 
-    /// Its end is nobody's concern any more.
+    /// Do not wait for its end any more.
     pub(super) fn leave(&mut self) {
         self.is_left = true;
     }
 
-    /// Whether it is over, soon. One of this machine that is not is ended.
+    /// Whether it ends within `limit`. A process of this machine that does not is killed.
     pub(super) fn is_over(&mut self, limit: Duration) -> bool {
         match &mut self.process {
             Process::Remote { .. } if self.is_left => true,
             Process::Remote { session, shared } => {
                 self.code.is_some()
                     || matches!(
-                        ended(session, shared, Instant::now() + limit),
+                        ended(session, shared, limit, Duration::ZERO),
                         (RemoteStatus::Exited(_), _)
                     )
             }
@@ -172,6 +180,31 @@ impl Way {
                 }
                 is_over
             }
+        }
+    }
+}
+
+impl Words {
+    fn of(errors: io::PipeReader, start: Start) -> Self {
+        let heard = Arc::new(Mutex::new((start, Vec::new())));
+        let hearing = Arc::clone(&heard);
+        let thread = std::thread::spawn(move || hear(errors, &hearing));
+        Self { heard, thread }
+    }
+
+    /// All of standard error so far. It ends with the session, not with the process, so if the session stays open, it is not waited for.
+    fn of_the_end(&self, is_over: bool) -> String {
+        if is_over {
+            // Even then, a process left running by a start-up file may hold it open.
+            poll_until(QUIET, || self.thread.is_finished().then_some(()));
+        }
+        let heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
+        let (start, kept) = &*heard;
+        // If the connection failed, ssh's own message comes instead of the mark.
+        if kept.is_empty() && !start.has_begun() {
+            start.printed()
+        } else {
+            String::from_utf8_lossy(kept).into_owned()
         }
     }
 }
@@ -188,21 +221,32 @@ fn begin(
     let start = line.start_of_errors();
     let mut way = Way {
         process,
-        errors: Some(std::thread::spawn(move || hear(errors, start))),
+        words: Words::of(errors, start),
         code: None,
         is_left: false,
     };
     let opened = Instant::now();
-    let begun = await_mark(line, &mut input, &mut output, RESCUE_AFTER, cancel, None).map_err(local)?;
+    let over = || match &way.process {
+        Process::Remote { session, .. } => Some(session.as_fd()),
+        // A local shell reads no start-up file.
+        Process::Here(_) => None,
+    };
+    let ends = Ends {
+        over: over(),
+        cancel,
+        deadline: None,
+    };
+    let begun = await_mark(line, &mut input, &mut output, RESCUE_AFTER, ends).map_err(local)?;
     let (instead, start) = match begun {
         Beginning::Begun { behind, noisy } => {
             use std::io::Write as _;
-            // If it breaks, the missing answer tells.
+            // If this fails, the missing reply shows it.
             input.write_all(&line.preamble(script)).ok();
+            let output = Output::new(behind, output, over(), cancel).map_err(local)?;
             return Ok(Opened {
                 way,
                 input: Input::new(input).map_err(local)?,
-                output: Output::new(behind, output, cancel).map_err(local)?,
+                output,
                 is_noisy: noisy,
             });
         }
@@ -219,6 +263,9 @@ fn begin(
                         &start,
                         &said,
                     ));
+                }
+                (RemoteStatus::Killed, said) => {
+                    return Err(not_begun(destination, Instead::Killed, &start, &said));
                 }
                 (_, said) => return Err(FarError::Connection { said }),
             }
@@ -239,15 +286,19 @@ fn not_begun(destination: &str, instead: Instead, start: &Start, said: &str) -> 
     })
 }
 
-/// How a session ends until then, and whether it is closed.
-fn ended(session: &mut Session, shared: &Shared, until: Instant) -> (RemoteStatus, bool) {
-    let mut code = None;
+/// How a session ends within `limit`, and whether it is complete. Once the exit code is there, the session may take `grace` longer to close: a
+/// process left running by a start-up file can hold its streams open forever.
+fn ended(session: &mut Session, shared: &Shared, limit: Duration, grace: Duration) -> (RemoteStatus, bool) {
+    let (mut code, mut until) = (None, Instant::now() + limit);
     while let Ok(Ready::First) = wait(session.as_fd(), PollFlags::IN, None, Some(until)) {
         match (session.next_event(), code) {
-            (SessionEvent::Exited(arrived), _) => code = Some(arrived),
+            (SessionEvent::Exited(arrived), _) => {
+                code = Some(arrived);
+                until = until.min(Instant::now() + grace);
+            }
             (SessionEvent::Other, _) => {}
             (SessionEvent::Closed, Some(code)) => return (RemoteStatus::Exited(code), true),
-            // A master that has lost its connection removes its socket before it closes anything else.
+            // A master that loses its connection removes its socket before it closes anything else, so here the connection is intact.
             (SessionEvent::Closed, None) if master::check(shared.control()).is_some() => {
                 return (RemoteStatus::Killed, true);
             }
@@ -255,27 +306,29 @@ fn ended(session: &mut Session, shared: &Shared, until: Instant) -> (RemoteStatu
         }
     }
     let status = code.map_or(RemoteStatus::TimedOut { stopped: false }, RemoteStatus::Exited);
-    (status, false)
+    (status, code.is_some())
 }
 
-/// Reads standard error to its end, and keeps the end of what comes behind the mark.
-fn hear(mut stream: impl Read, mut start: Start) -> (Start, Vec<u8>) {
-    let (mut kept, mut chunk) = (Vec::new(), [0; 4096]);
+/// Reads standard error to its end, and keeps the last part of the output after the mark.
+fn hear(mut stream: impl Read, heard: &Mutex<(Start, Vec<u8>)>) {
+    let mut chunk = [0; 4096];
     loop {
         match stream.read(&mut chunk) {
             Ok(count @ 1..) => {
+                let mut heard = heard.lock().unwrap_or_else(PoisonError::into_inner);
+                let (start, kept) = &mut *heard;
                 kept.extend_from_slice(start.take(&chunk[..count]));
                 let surplus = kept.len().saturating_sub(WORDS);
                 kept.drain(..surplus);
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            // A stream that cannot be read has nothing to say; the exit code still counts.
-            Ok(_) | Err(_) => return (start, kept),
+            // A read error just ends the text; the exit code still counts.
+            Ok(_) | Err(_) => return,
         }
     }
 }
 
-/// Runs the script that puts the agent in its place on `target`.
+/// Runs the script that uploads the agent to `target`.
 pub(super) fn place(
     target: &Target,
     script: &str,

@@ -1,15 +1,17 @@
-//! Why a machine is not ready, or never will be.
+//! Why a machine is not ready or never will be.
 //!
-//! The wording of a timeout is the Go program's, which tools look for. A message must never repeat its source.
+//! The wording of a timeout is the Go program's, because tools look for it. A message must never repeat its source.
 
 use std::io;
+
+use crabbox_core::fault::Connectivity;
 
 use super::Stage;
 use crate::exec::{ExecError, RemoteStatus};
 use crate::master::ConnectError;
 use crate::port::PortFailure;
 
-/// What was wrong at the last look.
+/// What went wrong at the last attempt.
 #[derive(Debug, thiserror::Error)]
 pub enum NotReady {
     /// The port.
@@ -48,7 +50,7 @@ pub enum ReadyError {
         phase: String,
         /// How far it came.
         stage: Stage,
-        /// What was wrong at the last look.
+        /// What went wrong at the last attempt.
         #[source]
         last: Box<NotReady>,
     },
@@ -61,7 +63,7 @@ pub enum ReadyError {
         #[source]
         source: Box<NotReady>,
     },
-    /// The machine is up and lacks something.
+    /// The machine is up but lacks something.
     #[error("{host} does not have what is needed")]
     Unfit {
         /// The host.
@@ -70,7 +72,7 @@ pub enum ReadyError {
         #[source]
         source: Box<NotReady>,
     },
-    /// The name of the host means no address.
+    /// The name of the host has no address.
     #[error("cannot find the address of {host}")]
     Resolve {
         /// The host.
@@ -79,7 +81,7 @@ pub enum ReadyError {
         #[source]
         source: io::Error,
     },
-    /// The caller does not want to wait any more.
+    /// The caller cancelled the wait.
     #[error("the wait for SSH on {host} was cancelled")]
     Cancelled {
         /// The host.
@@ -88,18 +90,33 @@ pub enum ReadyError {
 }
 
 impl ReadyError {
-    /// Whether the ready command ran and found something missing, rather than that it could not be run.
-    pub fn is_of_the_check(&self) -> bool {
+    /// What the error says about the connection; `None` if it is about what the machine lacks, or the wait was cancelled.
+    pub fn connectivity(&self) -> Option<Connectivity> {
         match self {
-            Self::TimedOut { last: found, .. } | Self::Unfit { source: found, .. } => {
-                matches!(**found, NotReady::Check { .. })
-            }
-            _ => false,
+            Self::TimedOut { .. } => Some(Connectivity::TimedOut),
+            Self::Hopeless { source, .. } => match &**source {
+                NotReady::Connect(error) => error.connectivity(),
+                NotReady::Exec(error) => error.connectivity(),
+                NotReady::Port(_) | NotReady::Check { .. } => None,
+            },
+            Self::Resolve { .. } => Some(Connectivity::Hopeless),
+            Self::Unfit { .. } | Self::Cancelled { .. } => None,
+        }
+    }
+
+    /// How the ready command ended, if that is what failed. Only if it exited has it found something missing.
+    pub fn of_the_check(&self) -> Option<RemoteStatus> {
+        match self {
+            Self::TimedOut { last: found, .. } | Self::Unfit { source: found, .. } => match **found {
+                NotReady::Check { status, .. } => Some(status),
+                _ => None,
+            },
+            _ => None,
         }
     }
 }
 
-/// The advice of the Go program for a phase.
+/// The Go program's advice for a phase.
 fn next_action(phase: &str) -> &'static str {
     match phase {
         "before sync" => "retry with --full-resync, then use a fresh lease if SSH still fails",

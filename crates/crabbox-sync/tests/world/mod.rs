@@ -1,4 +1,4 @@
-//! A repository here, a workdir there, and the sync between them.
+//! A local repository, a workdir in a lease, and the sync between them.
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
@@ -20,22 +20,38 @@ use crabbox_testkit::trees::inside;
 
 pub const LEASE: &str = "cbx_000000000001";
 
+/// The warnings of a sync.
+#[derive(Default)]
+pub struct Heard(std::sync::Mutex<Vec<String>>);
+
+impl SyncEvents for Heard {
+    fn warning(&self, line: &str) {
+        self.0.lock().unwrap().push(line.to_owned());
+    }
+}
+
+impl Heard {
+    pub fn warnings(self) -> Vec<String> {
+        self.0.into_inner().unwrap()
+    }
+}
+
 pub struct World {
     dir: tempfile::TempDir,
     reach: Option<Target>,
     memory: Memory,
     pub git_seed: GitSeed,
-    /// Sync by rsync, which compares.
+    /// Sync by rsync with checksums.
     pub checksum: bool,
 }
 
 impl World {
-    /// An empty repository, reached through a shell on this machine.
+    /// An empty repository, synced through a shell on this machine.
     pub fn new() -> Self {
         Self::reached(None)
     }
 
-    /// One that is reached over SSH.
+    /// An empty repository, synced over SSH.
     pub fn over(target: &Target) -> Self {
         Self::reached(Some(target.clone()))
     }
@@ -69,21 +85,21 @@ impl World {
         self.dir.path().join("leases").join(LEASE).join("w")
     }
 
-    /// A script in the working tree here.
+    /// Runs a script in the local working tree.
     pub fn local(&self, script: &str) {
         run(&self.source(), script);
     }
 
-    /// A script in the workdir there.
+    /// Runs a script in the lease's workdir.
     pub fn guest(&self, script: &str) {
         run(&self.workdir(), script);
     }
 
-    /// The manifest, from memory where that may be: it must be the one that git gives.
+    /// The manifest, from memory if that is trusted; checks that it equals the one from git.
     pub fn manifest(&self) -> Manifest {
         let (repo, scope) = (Repo::discover(&self.source()).unwrap(), Scope::default());
         let manifest = Manifest::build_remembering(&repo, &scope, &self.memory).unwrap();
-        // What was just touched is believed a moment later.
+        // Ignore identities: recently touched files get theirs only a moment later.
         let ageless = |mut manifest: Manifest| {
             manifest
                 .entries
@@ -108,7 +124,7 @@ impl World {
         }
     }
 
-    /// The agent there.
+    /// Starts the agent.
     pub fn far(&self) -> Result<Far, FarError> {
         match &self.reach {
             Some(target) => Far::open(target, None),
@@ -144,12 +160,12 @@ impl World {
         self.sync_as(&self.manifest(), options, &Silent)
     }
 
-    /// Syncs and holds the workdir against the working tree.
+    /// Syncs, and compares the workdir with the working tree.
     pub fn sync(&self) -> Outcome {
         self.sync_manifest(&self.manifest())
     }
 
-    /// The same with a manifest that was just made.
+    /// The same, with this manifest.
     pub fn sync_manifest(&self, manifest: &Manifest) -> Outcome {
         let options = Options {
             git_seed: self.git_seed,
@@ -164,12 +180,19 @@ impl World {
         outcome
     }
 
+    /// Syncs, and returns the warnings.
+    pub fn warned(&self) -> Vec<String> {
+        let heard = Heard::default();
+        self.sync_telling(&heard);
+        heard.warnings()
+    }
+
     pub fn sync_telling(&self, events: &dyn SyncEvents) -> Outcome {
         self.sync_as(&self.manifest(), &Options::default(), events)
             .unwrap()
     }
 
-    /// Every path of the manifest is there as it is here, and no deleted path is.
+    /// Checks that every path of the manifest is equal on both sides, and that no deleted path exists there.
     pub fn assert_equal(&self, manifest: &Manifest) {
         for entry in &manifest.entries {
             let path = bytes_path(&entry.path);
@@ -189,7 +212,7 @@ impl World {
             }
         }
         for path in &manifest.deleted {
-            // What a link leads to, in the place of a directory above it, is another file.
+            // A file that is only reached through a link in place of a directory does not count.
             let there = self.workdir().join(bytes_path(path));
             let is_there =
                 inside(&self.workdir(), &there) && there.symlink_metadata().is_ok_and(|meta| !meta.is_dir());
@@ -197,7 +220,7 @@ impl World {
         }
     }
 
-    /// All files and links in the workdir, without git's.
+    /// All files and links in the workdir, without those of git.
     pub fn files_there(&self) -> BTreeSet<Vec<u8>> {
         let mut found = BTreeSet::new();
         let mut todo = vec![self.workdir()];
@@ -223,7 +246,7 @@ impl World {
     }
 }
 
-/// The server as a target, with a connection for each command.
+/// The server as a target, with one connection per command.
 pub fn target(sshd: &Sshd) -> Target {
     let mut target = Target::new(sshd.user(), "127.0.0.1", sshd.port(), &sshd.known_hosts()).unwrap();
     target.key = Some(sshd.client_key());
@@ -232,7 +255,7 @@ pub fn target(sshd: &Sshd) -> Target {
     target
 }
 
-/// A target whose connection is shared, and the master that must be told to go.
+/// A target with a shared connection, whose master is ended on drop.
 pub struct Shared(pub Target);
 
 impl Shared {
@@ -255,7 +278,7 @@ impl Drop for Shared {
     }
 }
 
-/// Lets the change times of all files grow old enough to be trusted.
+/// Waits until the change times of all files are old enough to be trusted.
 pub fn settle() {
     let started = Instant::now();
     while started.elapsed() < Duration::from_millis(130) {
@@ -276,7 +299,7 @@ pub fn bytes_path(bytes: &[u8]) -> &Path {
     Path::new(OsStr::from_bytes(bytes))
 }
 
-/// Kind, mode, times and content.
+/// The kind, mode, times and content of a file.
 pub fn picture(path: &Path) -> String {
     let meta = path
         .symlink_metadata()

@@ -1,4 +1,4 @@
-//! Out of a lease. The archive comes from a machine that may be hostile.
+//! Copies out of a lease. The data comes from a machine that may be hostile.
 
 use std::collections::HashMap;
 use std::io;
@@ -21,24 +21,24 @@ use super::{COPY, CopyError, LINK, checked, failed, name_of, remote_path, split}
 use crate::files::{self, FetchError, Fetched, Wanted};
 use crate::stream::{Arriving, Unplaced, budget};
 
-/// Permission bits of new files and directories, less the umask; a program gets those to run it, too.
+/// Permission bits of new files and directories, less the umask; an executable file also gets execute bits.
 const FILE: u32 = 0o666;
 const DIRECTORY: u32 = 0o777;
-/// Permission bits of the directory that the copy is made in.
+/// Permission bits of the staging directory.
 const PRIVATE: u32 = 0o700;
 
-/// How many names a copy may have: the list of a hostile lease costs this host memory and inodes for each.
+/// The most names in a copy: each name from a hostile lease costs this host memory and an inode.
 const NAMES_LIMIT: usize = 1_000_000;
-/// How many parts a path below the copy may have: each costs a descriptor when the tree is put in place or removed.
+/// The most components of a path in the copy: each costs a descriptor when the tree is put in place or removed.
 const DEPTH_LIMIT: usize = 256;
-/// What a file or directory takes on the disk at least, in bytes, as budgets count it: even an empty one has an inode.
+/// The least disk space that budgets count for a file or directory, in bytes: even an empty one has an inode.
 const ENTRY: u64 = 4096;
 
-/// Copies `remote` to `local`, following symbolic links of the lease if `follow`; without that a link is refused. A directory
-/// that is there gets the copy under its own name; one that would be the copy gets the files added. Below `repository` no link
-/// of this side is followed. Modes are those of new files here, but a program stays one. Stops when `cancel` becomes readable.
+/// Copies `remote` to `local`, following symbolic links of the lease if `follow`; otherwise a link is refused. The copy goes into an existing
+/// directory under its own name; if that is a directory too, the files are merged into it. Below `repository`, local links are not followed. Modes
+/// are those of new local files, but an executable file stays executable. Stops when `cancel` becomes readable.
 ///
-/// Returns the sockets, which are left out.
+/// Returns the sockets, which are not copied.
 pub fn download(
     target: &Target,
     remote: &str,
@@ -57,11 +57,11 @@ pub fn download(
             follow,
         })
         .and_then(|()| far.list());
-    // All that there is, or nothing: what could not be looked at is a failure of the whole, and no problem beside it.
+    // All or nothing: a path that could not be read fails the whole copy instead of being a listed problem.
     let (list, _) = listed.map_err(|error| failed(error, "from", remote))?;
     let tree = Tree::parse(&list, split(&path).1)?;
     drop(list);
-    // Nothing is made here before it is known that there is something to be put there.
+    // Nothing is created here before it is known that there is something to copy.
     let (dir, leaf) = place.directory()?;
     let write = |source| CopyError::Local {
         attempt: "write to",
@@ -79,10 +79,10 @@ pub fn download(
         .map_err(write)
         .and_then(|budget| take(&mut far, &wish, &tree, &stage.dir, budget))
         .and_then(|()| {
-            // Nothing else is asked of it, and its end is waited for by nobody.
+            // Nothing else is requested, so do not wait for the agent to end.
             far.leave();
             let copy = entry(COPY.as_bytes())?;
-            // All of it is looked at first, so that what is in the way leaves everything as it was.
+            // Everything is checked first, so that a conflict leaves everything as it was.
             fits(&stage.dir, &copy, &dir, &leaf)?;
             put(&stage.dir, &copy, &dir, &leaf)
         });
@@ -94,7 +94,7 @@ pub fn download(
         .collect())
 }
 
-/// What the copy will be called.
+/// The path of the copy.
 fn destination(remote: &str, local: &Path) -> Result<PathBuf, CopyError> {
     let inside = local.as_os_str().as_bytes().ends_with(b"/") || local.is_dir();
     if inside {
@@ -104,7 +104,7 @@ fn destination(remote: &str, local: &Path) -> Result<PathBuf, CopyError> {
     }
 }
 
-/// A private directory beside the destination; it goes with all that is left in it.
+/// A private staging directory beside the destination; removed with everything in it.
 struct Stage {
     dir: Beneath,
     is_gone: bool,
@@ -123,7 +123,7 @@ impl Stage {
         Ok(Self { dir, is_gone: false })
     }
 
-    /// Removes it, whatever became of the copy. It may stand in a repository, so whoever has it still is told.
+    /// Removes it, whatever the result of the copy. A leftover is reported, because it may be inside a repository.
     fn end(mut self, copied: Result<(), CopyError>) -> Result<(), CopyError> {
         self.is_gone = true;
         match (host_files::remove_tree(self.dir.path()), copied) {
@@ -139,7 +139,7 @@ impl Stage {
 
 impl Drop for Stage {
     fn drop(&mut self) {
-        // Only where something panicked. What stays is private and has a name that says what it is.
+        // Only after a panic. If this fails, the leftover is private and its name says what it is.
         if !self.is_gone {
             host_files::remove_tree(self.dir.path()).ok();
         }
@@ -153,21 +153,21 @@ fn entry(path: &[u8]) -> Result<EntryPath, CopyError> {
     })
 }
 
-/// What the lease says there is to be copied: all of its names lead below one directory.
+/// The lease's list of what is to be copied; all names are below one directory.
 #[derive(Debug, PartialEq, Eq)]
 struct Tree {
     /// Whether it is one file; then there is nothing else.
     is_file: bool,
     /// The directories, without the top.
     dirs: Vec<EntryPath>,
-    /// The files; of one file it is what it is called there.
+    /// The files; for a single file, its name in the lease.
     files: Vec<EntryPath>,
-    /// What is left out.
+    /// The sockets, which are not copied.
     sockets: Vec<EntryPath>,
 }
 
 impl Tree {
-    /// Reads `<kind><path>` records, of which the first is the top. `top` is what that is called in messages.
+    /// Parses `<kind><path>` records, of which the first is the top. `top` is its name in messages.
     fn parse(list: &[u8], top: &str) -> Result<Self, CopyError> {
         let refused = |path: &[u8], what: &str| CopyError::Refused {
             name: match path {
@@ -177,7 +177,7 @@ impl Tree {
             what: what.to_owned(),
         };
         let mut tree: Option<Self> = None;
-        // Whether each name that was told is a directory.
+        // The names so far, and whether each is a directory.
         let mut told: HashMap<&[u8], bool> = HashMap::new();
         for record in list.strip_suffix(b"\0").unwrap_or(list).split(|byte| *byte == 0) {
             let (kind, path) = record.split_first().unwrap_or((&b'?', b""));
@@ -215,7 +215,7 @@ impl Tree {
                 }
                 (b'd', Some(tree), Some(below)) if !tree.is_file => tree.dirs.push(below),
                 (b'f', Some(tree), Some(below)) if !tree.is_file => tree.files.push(below),
-                // A socket is nothing without the program behind it.
+                // A socket is useless without the program behind it.
                 (b's', Some(tree), Some(below)) if !tree.is_file => tree.sockets.push(below),
                 (b'd' | b'f', ..) => return Err(refused(path, "not where it belongs")),
                 (b'l', ..) => return Err(refused(path, LINK)),
@@ -236,18 +236,18 @@ impl Tree {
     }
 }
 
-/// What is wanted of the lease.
+/// What to copy from the lease.
 struct Wish<'a> {
-    /// The path as its agent takes it.
+    /// The path in the form that the agent expects.
     path: &'a str,
-    /// The path as it was given.
+    /// The path as given by the user.
     remote: &'a str,
     follow: bool,
-    /// Readable once the user wants no more.
+    /// Becomes readable when the user interrupts.
     cancel: BorrowedFd<'a>,
 }
 
-/// Makes the directories of a copy in `into`. Each takes its part of the budget, and the user can end it.
+/// Creates the directories of a copy in `into`. Each counts towards the budget, and the user can interrupt.
 fn make_dirs(
     into: &Beneath,
     dirs: &[EntryPath],
@@ -308,6 +308,7 @@ fn take(
         dir: if tree.is_file { split(path).0 } else { path },
         names: &names,
         follow,
+        within: false,
         limit: None,
     };
     let fetched = files::fetch(far, &wanted, &mut |event| {
@@ -318,7 +319,7 @@ fn take(
     });
     match fetched {
         Err(FetchError::Far(error)) => return Err(failed(error, "from", remote)),
-        // Why nothing more was taken is in `taking`.
+        // The reason for an early stop is in `taking`.
         Ok(()) | Err(FetchError::Sink(_)) => {}
     }
     if let Some(error) = taking.error.take() {
@@ -337,9 +338,9 @@ fn take(
     })
 }
 
-/// Files on their way into the stage.
+/// Receives files into the stage.
 struct Taking<'a> {
-    /// The directory that is copied; none where it is one file.
+    /// The directory being copied; `None` for a single file.
     into: Option<Beneath>,
     stage: &'a Beneath,
     top: EntryPath,
@@ -347,7 +348,7 @@ struct Taking<'a> {
     budget: Budget,
     open: Option<Arriving>,
     count: usize,
-    /// What did not come, the first of it.
+    /// The first file that could not be copied.
     problem: Option<String>,
     error: Option<CopyError>,
 }
@@ -392,7 +393,7 @@ impl Taking<'_> {
                 None => Ok(()),
             },
             Fetched::Problem { text, lost, .. } => {
-                // One that somebody still writes to came as it was.
+                // A file that was still being written arrived as it was.
                 if lost {
                     self.problem.get_or_insert_with(|| text.to_owned());
                 }
@@ -401,7 +402,7 @@ impl Taking<'_> {
         }
     }
 
-    /// Puts the file that is open into the stage.
+    /// Finishes the open file in the stage.
     fn end(&mut self) -> Result<(), CopyError> {
         if let Some(open) = self.open.take() {
             open.end()?;
@@ -411,7 +412,7 @@ impl Taking<'_> {
     }
 }
 
-/// Whether [`put`] will find nothing in its way.
+/// Checks that nothing is in the way of [`put`].
 fn fits(from: &Beneath, name: &EntryPath, dir: &Beneath, leaf: &EntryPath) -> Result<(), CopyError> {
     let in_the_way = |what| {
         Err(CopyError::InTheWay {
@@ -423,7 +424,7 @@ fn fits(from: &Beneath, name: &EntryPath, dir: &Beneath, leaf: &EntryPath) -> Re
     match (is_directory, dir.kind(leaf)?) {
         (_, None) | (false, Some(FileType::RegularFile | FileType::Symlink)) => Ok(()),
         (true, Some(FileType::Directory)) => {
-            // Nothing is renamed from one file system to another, and half of a copy would be in place by then.
+            // A rename cannot cross file systems, and half of the copy would be in place by then.
             if dir.is_mounted_on(leaf)? {
                 return in_the_way("where another file system is mounted; copy into it by its own path");
             }
@@ -439,7 +440,7 @@ fn fits(from: &Beneath, name: &EntryPath, dir: &Beneath, leaf: &EntryPath) -> Re
     }
 }
 
-/// Puts the copy in place. Directories are merged; a file replaces a file or a link; nothing else gives way.
+/// Moves the copy to its place. Directories are merged; a file replaces a file or a link; anything else is never replaced.
 fn put(from: &Beneath, name: &EntryPath, dir: &Beneath, leaf: &EntryPath) -> Result<(), CopyError> {
     match dir.kind(leaf)? {
         None => Ok(from.rename(name, dir, leaf, RenameFlags::NOREPLACE)?),

@@ -1,15 +1,16 @@
-//! Files of a run brought back: which there are, and one archive of those that are wanted.
+//! Brings back files of a run: lists them, and packs the wanted ones into an archive.
 //!
-//! Only regular files are taken, and a name from the guest is only ever sent back to it: no path on this side is made of one.
-//! What cannot be read there is named beside the rest; it must never cost the rest.
+//! Only regular files are accepted, and links to such below the working directory. A name from the guest is only ever sent back to it: no local path
+//! is made from one. A file that cannot be read is reported and must never prevent the others.
 
 use std::io::{self, Write};
 
 use crabbox_agent_protocol::Request;
 use crabbox_host::beneath::Existing;
 use crabbox_host::budget::Bounded;
+use crabbox_host::entry_path::EntryPath;
 use crabbox_host::place::Place;
-use crabbox_ssh::far::FarError;
+use crabbox_ssh::far::{FarError, short};
 use crabbox_ssh::target::Target;
 use flate2::Compression;
 use flate2::write::GzEncoder;
@@ -19,55 +20,72 @@ use super::pattern::Pattern;
 use crate::command::RemoteError;
 use crate::files::{self, Coming, FetchError, Fetched, Wanted};
 use crate::owner::Owner;
+use crate::pull::LIST_LIMIT;
 use crate::stream::budget;
 
-/// The most reports of a run that are read, as the Go program has it.
+/// The most reports of a run that are read, as in the Go program.
 const REPORTS: usize = 50;
-/// The largest report that is read, in bytes, as the Go program has it.
+/// The largest report that is read, in bytes, as in the Go program.
 const REPORT_LIMIT: u64 = 16 << 20;
 /// The most problems that are named one by one.
 const PROBLEMS: usize = 20;
 
-/// What was found, and what could not be looked at.
+/// The files found, and the problems.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Listing {
     /// Paths below the working directory.
     pub names: Vec<Vec<u8>>,
-    /// What the other side said of the rest.
+    /// Other names of the same files, if each was to be listed once.
+    pub doubles: Vec<Vec<u8>>,
+    /// Problems of the lease with paths that a pattern names.
     pub problems: Vec<String>,
+    /// Problems with paths that a pattern only might have meant: by `**`, or in a directory that is wanted as a whole.
+    pub aside: Vec<String>,
 }
 
-/// The regular files below the working directory, but for those of `.git` and `.crabbox`.
-pub fn list(owner: &mut Owner, workdir: &str) -> Result<Listing, RemoteError> {
-    listed(owner, workdir, &[".git", ".crabbox"], &[])
+/// The files below the working directory that match these patterns, except those of `.git` and `.crabbox`.
+pub fn list(owner: &mut Owner, workdir: &str, patterns: &[&Pattern]) -> Result<Listing, RemoteError> {
+    let wish = Wish {
+        skipped: &SKIPPED,
+        written: false,
+        once: false,
+    };
+    listed(owner, workdir, patterns, &wish)
 }
 
-/// With `named`, only files whose names begin and end so, and that were written since the last command began.
+/// Directories that are skipped.
+const SKIPPED: [&str; 2] = [".git", ".crabbox"];
+
+/// Further conditions for the files.
+struct Wish<'a> {
+    /// Directories of these names are skipped.
+    skipped: &'a [&'a str],
+    /// Only files written since the last command began.
+    written: bool,
+    /// Each file under one name only.
+    once: bool,
+}
+
 fn listed(
     owner: &mut Owner,
     workdir: &str,
-    skipped: &[&str],
-    named: &[(&str, &str)],
+    patterns: &[&Pattern],
+    wish: &Wish<'_>,
 ) -> Result<Listing, RemoteError> {
     let far = owner.far();
     let asked = far.ask(&Request::List {
         dir: workdir.to_owned(),
-        skipped: skipped.iter().map(ToString::to_string).collect(),
-        written: !named.is_empty(),
-        named: named
-            .iter()
-            .map(|(start, end)| ((*start).to_owned(), (*end).to_owned()))
-            .collect(),
+        patterns: patterns.iter().map(ToString::to_string).collect(),
+        skipped: wish.skipped.iter().map(ToString::to_string).collect(),
+        written: wish.written,
+        once: wish.once,
     });
-    match asked.and_then(|()| far.list()) {
-        Ok((names, problems)) => Ok(Listing {
-            names: names
-                .split(|byte| *byte == 0)
-                .filter(|name| !name.is_empty())
-                .map(<[u8]>::to_vec)
-                .collect(),
-            problems: some(problems),
-        }),
+    // A link may lead to a file system that hangs.
+    far.limit(Some(LIST_LIMIT));
+    let listed = asked.and_then(|()| far.list());
+    far.limit(None);
+    match listed {
+        Ok((list, _)) => Ok(sorted(&list, patterns)),
         Err(FarError::Failed { why }) => Err(RemoteError::File {
             attempt: "list the files of",
             path: workdir.to_owned(),
@@ -77,7 +95,33 @@ fn listed(
     }
 }
 
-/// No more problems than anybody reads.
+/// Sorts the records of a list by kind. A name that matches no pattern, or is not below a directory, is ignored.
+fn sorted(list: &[u8], patterns: &[&Pattern]) -> Listing {
+    let mut listing = Listing::default();
+    for record in list.split(|byte| *byte == 0) {
+        let text = |bytes| short(String::from_utf8_lossy(bytes).into_owned());
+        match record.split_first() {
+            Some((kind @ (b'f' | b'd'), name)) => {
+                let is_wanted = patterns.iter().any(|pattern| pattern.matches(name));
+                if is_wanted && EntryPath::exact(name).is_ok() {
+                    let names = match kind {
+                        b'f' => &mut listing.names,
+                        _ => &mut listing.doubles,
+                    };
+                    names.push(name.to_vec());
+                }
+            }
+            Some((b'p', why)) => listing.problems.push(text(why)),
+            Some((b'w', why)) => listing.aside.push(text(why)),
+            _ => {}
+        }
+    }
+    listing.problems = some(listing.problems);
+    listing.aside = some(listing.aside);
+    listing
+}
+
+/// Limits the problems to a readable number.
 fn some(mut problems: Vec<String>) -> Vec<String> {
     let more = problems.len().saturating_sub(PROBLEMS);
     problems.truncate(PROBLEMS);
@@ -87,14 +131,14 @@ fn some(mut problems: Vec<String>) -> Vec<String> {
     problems
 }
 
-/// What became of an archive.
+/// The result of making an archive.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Archived {
     /// Its size in bytes.
     pub bytes: u64,
-    /// What of the files could not be read, or changed while it was.
+    /// Problems: files that could not be read, or changed while being read.
     pub problems: Vec<String>,
-    /// The files that did not come.
+    /// The files that are missing in it.
     pub lost: Vec<Vec<u8>>,
 }
 
@@ -118,7 +162,8 @@ pub fn archive(
     let wanted = Wanted {
         dir: workdir,
         names,
-        follow: false,
+        follow: true,
+        within: true,
         limit: None,
     };
     let fetched = files::fetch(owner.far(), &wanted, &mut |event| match event {
@@ -149,7 +194,7 @@ pub fn archive(
         Err(FetchError::Far(error)) => return Err(error.into()),
         Err(FetchError::Sink(source)) => return Err(failed(source)),
     }
-    // The two blocks of zeros that end an archive.
+    // An archive ends with two blocks of zeros.
     packed
         .write_all(&BLOCK[..padding])
         .and_then(|()| packed.write_all(&BLOCK))
@@ -165,14 +210,14 @@ pub fn archive(
 /// A block of a tar archive.
 const BLOCK: [u8; 512] = [0; 512];
 
-/// Writes the header of a file; its name is given whole, whatever its length.
+/// Writes the header of a file, with its whole name whatever its length.
 fn begin(to: &mut impl Write, name: &[u8], coming: &Coming) -> io::Result<()> {
     let mut whole = b"./".to_vec();
     whole.extend_from_slice(name);
     let mut header = tar::Header::new_gnu();
     let field = &mut header.as_old_mut().name;
     if whole.len() > field.len() {
-        // The way of GNU tar: a member of its own before it has the name.
+        // As in GNU tar, a separate member before it carries the name.
         let mut long = tar::Header::new_gnu();
         long.as_old_mut().name[..13].copy_from_slice(b"././@LongLink");
         long.set_entry_type(tar::EntryType::GNULongName);
@@ -196,15 +241,25 @@ fn begin(to: &mut impl Write, name: &[u8], coming: &Coming) -> io::Result<()> {
     to.write_all(header.as_bytes())
 }
 
-/// Reads the JUnit reports of a run: those that `wanted` names or describes by a pattern, and with `auto` those of the usual
-/// names that the command wrote. Returns what they hold, and what could not be read.
+/// The contents of test reports.
+#[derive(Debug, Default)]
+pub struct Reports {
+    /// The combined report.
+    pub report: Report,
+    /// Requested reports that could not be read.
+    pub problems: Vec<String>,
+    /// Other paths that could not be examined, where no report is known to be.
+    pub aside: Vec<String>,
+}
+
+/// Reads the JUnit reports of a run: those that `wanted` names or matches, and with `auto` those with the usual names that the command wrote.
 pub fn reports(
     owner: &mut Owner,
     workdir: &str,
     wanted: &[String],
     auto: bool,
-) -> Result<(Report, Vec<String>), RemoteError> {
-    let (mut names, mut problems) = (Vec::new(), Vec::new());
+) -> Result<Reports, RemoteError> {
+    let (mut names, mut all) = (Vec::new(), Reports::default());
     let is_pattern = |text: &&String| text.contains(['*', '?']);
     let wanted: Vec<String> = wanted
         .iter()
@@ -213,43 +268,83 @@ pub fn reports(
     for name in wanted.iter().filter(|text| !is_pattern(text)) {
         names.push(name.trim_start_matches("./").as_bytes().to_vec());
     }
-    let patterns: Vec<&String> = wanted.iter().filter(is_pattern).collect();
-    if !patterns.is_empty() {
-        let listed = list(owner, workdir)?;
-        problems.extend(listed.problems);
-        for text in patterns {
-            match text.parse::<Pattern>() {
-                Ok(pattern) => {
-                    let matched = listed.names.iter().filter(|name| pattern.matches(name));
-                    let before = names.len();
-                    names.extend(matched.cloned());
-                    if names.len() == before {
-                        problems.push(format!("{text}: no file matches"));
-                    }
-                }
-                Err(error) => problems.push(format!("{text}: {}", error.why)),
-            }
+    let mut patterns: Vec<Pattern> = Vec::new();
+    for text in wanted.iter().filter(is_pattern) {
+        match text.parse() {
+            Ok(pattern) => patterns.push(pattern),
+            Err(error) => all.problems.push(format!("{text}: {}", error.why)),
         }
     }
+    let wish = Wish {
+        skipped: &SKIPPED,
+        written: false,
+        once: true,
+    };
+    let found = all.find(owner, workdir, &patterns, &wish)?;
+    for pattern in patterns {
+        let mut found = found.names.iter().chain(&found.doubles);
+        if !found.any(|name| pattern.matches(name)) {
+            all.problems.push(format!("{pattern}: no file matches"));
+        }
+    }
+    names.extend(found.names);
     if auto {
-        let listed = listed(owner, workdir, &[".git", "node_modules", ".crabbox"], &USUAL)?;
-        problems.extend(listed.problems);
-        names.extend(listed.names);
+        let usual: Vec<Pattern> = USUAL.iter().filter_map(|text| text.parse().ok()).collect();
+        let wish = Wish {
+            skipped: &[".git", "node_modules", ".crabbox"],
+            written: true,
+            once: true,
+        };
+        names.extend(all.find(owner, workdir, &usual, &wish)?.names);
     }
     let mut seen = std::collections::BTreeSet::new();
     names.retain(|name| seen.insert(name.clone()));
     if names.len() > REPORTS {
         names.truncate(REPORTS);
-        problems.push(format!("there are more than {REPORTS} reports"));
+        all.problems
+            .push(format!("there are more than {REPORTS} reports"));
     }
-    let mut report = Report::default();
-    if !names.is_empty() {
-        read(owner, workdir, &names, &mut report, &mut problems)?;
+    // Paths outside of the working directory were named literally.
+    let (inside, elsewhere): (Vec<_>, Vec<_>) = names
+        .into_iter()
+        .partition(|name| EntryPath::normal(name).is_ok());
+    for (names, within) in [(inside, true), (elsewhere, false)] {
+        if !names.is_empty() {
+            read(owner, workdir, &names, within, &mut all)?;
+        }
     }
-    Ok((report, some(problems)))
+    all.problems = some(all.problems);
+    all.aside = some(all.aside);
+    Ok(all)
 }
 
-/// A path as it is seen from the working directory, where it is below that; others stay as they are.
+impl Reports {
+    /// The files that match these patterns. If the lease cannot list them, that does not affect reports found in other ways.
+    fn find(
+        &mut self,
+        owner: &mut Owner,
+        workdir: &str,
+        patterns: &[Pattern],
+        wish: &Wish<'_>,
+    ) -> Result<Listing, RemoteError> {
+        if patterns.is_empty() {
+            return Ok(Listing::default());
+        }
+        let patterns: Vec<&Pattern> = patterns.iter().collect();
+        let mut listing = match listed(owner, workdir, &patterns, wish) {
+            Err(error @ RemoteError::File { .. }) => Listing {
+                problems: vec![error.to_string()],
+                ..Listing::default()
+            },
+            listed => listed?,
+        };
+        self.problems.append(&mut listing.problems);
+        self.aside.append(&mut listing.aside);
+        Ok(listing)
+    }
+}
+
+/// A path relative to the working directory if it is below that; otherwise unchanged.
 fn below<'a>(workdir: &str, path: &'a str) -> &'a str {
     match path.strip_prefix(workdir.trim_end_matches('/')) {
         Some(rest) if rest.starts_with('/') => rest.trim_start_matches('/'),
@@ -257,32 +352,30 @@ fn below<'a>(workdir: &str, path: &'a str) -> &'a str {
     }
 }
 
-/// How the names of reports usually begin and end, as the Go program knows them.
-const USUAL: [(&str, &str); 3] = [
-    ("junit", ".xml"),
-    ("TEST-", ".xml"),
-    ("results.xml", "results.xml"),
-];
+/// The usual names of reports, as in the Go program.
+const USUAL: [&str; 3] = ["**/junit*.xml", "**/TEST-*.xml", "**/results.xml"];
 
-/// Fetches the reports and reads each when it is there.
+/// Fetches the reports and parses each as it arrives.
 fn read(
     owner: &mut Owner,
     workdir: &str,
     names: &[Vec<u8>],
-    report: &mut Report,
-    problems: &mut Vec<String>,
+    within: bool,
+    all: &mut Reports,
 ) -> Result<(), RemoteError> {
     let wanted = Wanted {
         dir: workdir,
         names,
-        follow: false,
+        follow: true,
+        within,
         limit: Some(REPORT_LIMIT),
     };
+    let Reports { report, problems, .. } = all;
     let (mut text, mut current) = (Vec::new(), None);
     let mut end = |text: &mut Vec<u8>, current: Option<usize>, problems: &mut Vec<String>| {
         if let Some(number) = current {
             let name = String::from_utf8_lossy(&names[number]).into_owned();
-            let read = junit::read(&name, &String::from_utf8_lossy(text), report);
+            let read = junit::read(&name, text, report);
             problems.extend(read.err().map(|error| format!("{name}: {error}")));
         }
         text.clear();

@@ -1,8 +1,12 @@
-//! JUnit reports: how many tests there were and which of them failed.
+//! Reads JUnit reports: how many tests there were and which of them failed.
 //!
-//! Reports come from the guest: no entity of a document type is ever expanded, and depth is limited.
+//! Reports come from the guest: entities of a document type are never expanded, and depth is limited. A report that cannot be read to its end must
+//! not pass for one without failures.
+
+use std::borrow::Cow;
 
 use quick_xml::Reader;
+use quick_xml::escape::EscapeError;
 use quick_xml::events::{BytesStart, Event};
 
 /// How deep elements may be nested; real reports have four levels.
@@ -14,16 +18,25 @@ pub enum JunitError {
     /// It is not well-formed.
     #[error("it is not well-formed XML: {0}")]
     Xml(#[from] quick_xml::Error),
+    /// It claims an encoding that it does not have.
+    #[error("it begins as UTF-16 and is none")]
+    Encoding,
+    /// It uses an entity, which could hide a failed element.
+    #[error("it uses the entity &{name};, which is not expanded")]
+    Entity {
+        /// The entity.
+        name: String,
+    },
     /// It ends too early.
     #[error("it ends within an element")]
     Cut,
     /// It is XML and not JUnit.
     #[error("its first element is neither testsuites nor testsuite")]
     Other,
-    /// It says how many tests there were and names none of them.
+    /// It gives a number of tests but lists none of them.
     #[error("it is a summary of {tests} tests without the tests themselves")]
     Summary {
-        /// How many it says.
+        /// The number it gives.
         tests: u64,
     },
     /// It is nested too deep.
@@ -34,31 +47,31 @@ pub enum JunitError {
 /// A test that did not pass.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Failed {
-    /// `classname.name`, or what there is of it.
+    /// `classname.name`, or the part of it that is given.
     pub name: String,
-    /// What the report says of it; may be empty.
+    /// The report's message about it; may be empty.
     pub message: String,
 }
 
-/// What reports hold together.
+/// The combined results of reports.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Report {
     /// The files read.
     pub files: Vec<String>,
     /// Number of tests.
     pub tests: u64,
-    /// Of them, those that failed.
+    /// How many of them failed.
     pub failures: u64,
-    /// Of them, those that could not be run to their end, and suites that could not.
+    /// How many of them had errors, plus suites that had.
     pub errors: u64,
-    /// Of them, those that were not run.
+    /// How many of them were skipped.
     pub skipped: u64,
-    /// Those that failed either way, in their order.
+    /// The tests with failures or errors, in order.
     pub failed: Vec<Failed>,
 }
 
 impl Report {
-    /// Whether all is well.
+    /// Whether there are no failures or errors.
     pub fn passed(&self) -> bool {
         self.failures == 0 && self.errors == 0
     }
@@ -73,8 +86,25 @@ impl Report {
     }
 }
 
-/// Adds the report `text` of file `name` to `report`, or nothing when it cannot be read to its end.
-pub fn read(name: &str, text: &str, report: &mut Report) -> Result<(), JunitError> {
+/// The text of a file: UTF-16 if it begins like that, UTF-8 otherwise. Invalid bytes can only affect names.
+fn text(bytes: &[u8]) -> Result<Cow<'_, str>, JunitError> {
+    let order: fn([u8; 2]) -> u16 = match bytes {
+        [0xff, 0xfe, ..] | [b'<', 0, ..] => u16::from_le_bytes,
+        [0xfe, 0xff, ..] | [0, b'<', ..] => u16::from_be_bytes,
+        _ => return Ok(String::from_utf8_lossy(bytes)),
+    };
+    let (units, rest) = bytes.as_chunks();
+    if !rest.is_empty() {
+        return Err(JunitError::Encoding);
+    }
+    let units = units.iter().map(|unit| order(*unit));
+    let decoded: Result<String, _> = char::decode_utf16(units).collect();
+    decoded.map(Cow::Owned).map_err(|_| JunitError::Encoding)
+}
+
+/// Adds the report of file `name` to `report`; adds nothing if it cannot be read to its end.
+pub fn read(name: &str, bytes: &[u8], report: &mut Report) -> Result<(), JunitError> {
+    let text = text(bytes)?;
     let mut reader = Reader::from_str(text.trim_start_matches('\u{feff}'));
     let mut walk = Walk::default();
     loop {
@@ -85,6 +115,15 @@ pub fn read(name: &str, text: &str, report: &mut Report) -> Result<(), JunitErro
                 walk.close();
             }
             Event::End(_) => walk.close(),
+            // XML's predefined entities and character references are text.
+            Event::GeneralRef(entity)
+                if !entity.is_char_ref()
+                    && !matches!(entity.as_ref(), b"amp" | b"lt" | b"gt" | b"quot" | b"apos") =>
+            {
+                return Err(JunitError::Entity {
+                    name: String::from_utf8_lossy(&entity).into_owned(),
+                });
+            }
             Event::Eof => break,
             _ => {}
         }
@@ -99,7 +138,7 @@ pub fn read(name: &str, text: &str, report: &mut Report) -> Result<(), JunitErro
     if walk.found.tests == 0 && said.tests > 0 {
         return Err(JunitError::Summary { tests: said.tests });
     }
-    // A report that says of itself that it failed has, whatever it lists.
+    // A report that claims failures has them, whatever it lists.
     walk.found.failures = walk.found.failures.max(said.failures);
     walk.found.errors = walk.found.errors.max(said.errors);
     walk.found.files.push(name.to_owned());
@@ -107,7 +146,7 @@ pub fn read(name: &str, text: &str, report: &mut Report) -> Result<(), JunitErro
     Ok(())
 }
 
-/// What a test came to.
+/// The result of a test.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 enum Came {
     #[default]
@@ -121,17 +160,17 @@ enum Came {
 struct Walk {
     open: Vec<Vec<u8>>,
     begun: bool,
-    /// Of the test that we are in.
+    /// The name of the current test.
     name: String,
     message: String,
     came: Came,
-    /// What the outermost elements that count say: `testsuites`, else the suites.
+    /// Totals given by the outermost element with counts: `testsuites`, else the suites.
     said: Said,
     suites: Said,
     found: Report,
 }
 
-/// Numbers that a report gives of itself.
+/// Totals that a report gives.
 #[derive(Default, Clone, Copy)]
 struct Said {
     tests: u64,
@@ -140,7 +179,7 @@ struct Said {
 }
 
 impl Said {
-    /// What an element says; a number that is none counts as nothing.
+    /// The totals of an element; an invalid number counts as zero.
     fn of(element: &BytesStart<'_>) -> Self {
         let number = |name| attribute(element, name).trim().parse().unwrap_or(0);
         Self {
@@ -169,6 +208,16 @@ impl Said {
 
 impl Walk {
     fn open(&mut self, element: &BytesStart<'_>) -> Result<(), JunitError> {
+        for attribute in element.attributes() {
+            let attribute = attribute.map_err(quick_xml::Error::from)?;
+            match attribute.unescape_value() {
+                Ok(_) => {}
+                Err(quick_xml::Error::Escape(EscapeError::UnrecognizedEntity(_, name))) => {
+                    return Err(JunitError::Entity { name });
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
         let name = element.local_name().as_ref().to_vec();
         if self.open.is_empty() && !matches!(name.as_slice(), b"testsuites" | b"testsuite") {
             return Err(JunitError::Other);
@@ -201,7 +250,7 @@ impl Walk {
             (b"testcase", b"skipped") => self.came = self.came.max(Came::Skipped),
             (b"testcase", b"failure") => self.bad(Came::Failed, element),
             (b"testcase", b"error") => self.bad(Came::Error, element),
-            // A suite that did not come to its tests.
+            // A suite that failed before its tests.
             (b"testsuite", b"error" | b"failure") => {
                 self.found.errors += 1;
                 self.found.failed.push(Failed {
@@ -243,11 +292,11 @@ impl Walk {
     }
 }
 
-/// An attribute's text; empty where it is missing or cannot be read, for it is only shown.
+/// An attribute's text; empty if it is missing. [`Walk::open`] has checked that it can be read.
 fn attribute(element: &BytesStart<'_>, name: &str) -> String {
     let found = element.try_get_attribute(name).ok().flatten();
     found
-        .and_then(|attribute| attribute.unescape_value().ok().map(std::borrow::Cow::into_owned))
+        .and_then(|attribute| attribute.unescape_value().ok().map(Cow::into_owned))
         .unwrap_or_default()
 }
 
@@ -257,7 +306,7 @@ mod tests {
 
     fn one(text: &str) -> Result<Report, JunitError> {
         let mut report = Report::default();
-        read("f.xml", text, &mut report)?;
+        read("f.xml", text.as_bytes(), &mut report)?;
         Ok(report)
     }
 
@@ -308,13 +357,54 @@ mod tests {
             "<html></html>",
             "<testsuite><testcase>",
             "<testsuite></testcase></testsuite>",
+            "<testsuite><testcase name='a' name='b'/></testsuite>",
+            "<testsuite failures=1><testcase/></testsuite>",
             &"<testsuite>".repeat(100),
         ] {
-            assert!(read("f", text, &mut report).is_err(), "{text}");
+            assert!(read("f", text.as_bytes(), &mut report).is_err(), "{text}");
         }
         assert_eq!(report, Report::default());
-        let bomb =
-            "<!DOCTYPE t [<!ENTITY a 'b'>]><testsuite><testcase name='&a;'><error/></testcase></testsuite>";
-        assert_eq!(one(bomb).unwrap().failed[0].name, "", "no entity is expanded");
+    }
+
+    #[test]
+    fn what_an_entity_stands_for_is_not_taken_for_nothing() {
+        let kind = "<!DOCTYPE t [<!ENTITY f '<failure/>'>]>";
+        for text in [
+            format!("{kind}<testsuite><testcase name='a'>&f;</testcase></testsuite>"),
+            format!("{kind}<testsuite tests='1' failures='&f;'><testcase/></testsuite>"),
+            "<testsuite><testcase>&f;</testcase></testsuite>".to_owned(),
+        ] {
+            let error = one(&text).unwrap_err();
+            assert!(
+                matches!(&error, JunitError::Entity { name } if name == "f"),
+                "{text}: {error}"
+            );
+        }
+        let own = "<testsuite><testcase name='&amp;&#65;'>&lt;&#x41;&quot;</testcase></testsuite>";
+        assert_eq!(one(own).unwrap().tests, 1);
+    }
+
+    #[test]
+    fn utf_16_is_read_where_a_report_begins_so() {
+        let text = "<?xml version='1.0' encoding='utf-16'?><testsuite><testcase name='é𝄞'><failure/></testcase></testsuite>";
+        let units = || text.encode_utf16();
+        let little: Vec<u8> = units().flat_map(u16::to_le_bytes).collect();
+        let big: Vec<u8> = units().flat_map(u16::to_be_bytes).collect();
+        let marked = |mark: &[u8], bytes: &[u8]| [mark, bytes].concat();
+        for bytes in [
+            marked(&[0xff, 0xfe], &little),
+            marked(&[0xfe, 0xff], &big),
+            little.clone(),
+            big,
+        ] {
+            let mut report = Report::default();
+            read("f", &bytes, &mut report).unwrap();
+            assert_eq!((report.failed[0].name.as_str(), report.failures), ("é𝄞", 1));
+        }
+        let cut = &little[..little.len() - 1];
+        assert!(matches!(
+            read("f", cut, &mut Report::default()),
+            Err(JunitError::Encoding)
+        ));
     }
 }

@@ -1,13 +1,14 @@
-//! Patterns for artifacts: `*`, `?` and `**` over paths below the working directory, as the Go program reads them.
+//! Patterns for artifacts: `*`, `?` and `**` over paths below the working directory, interpreted like the Go program does.
 //!
 //! A pattern must never be able to name anything outside of that directory.
 
 use std::fmt;
 use std::str::FromStr;
 
+use crabbox_agent_protocol::{Glob, Reach};
 use crabbox_core::fault::{Fault, Kind};
 
-/// A pattern that is no pattern.
+/// An invalid pattern.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("invalid artifact pattern {pattern:?}: {why}")]
 pub struct PatternError {
@@ -23,7 +24,7 @@ impl Fault for PatternError {
     }
 }
 
-/// A pattern. It matches a file whose path, or whose directory, it describes.
+/// A pattern. It matches a file whose path, or a directory above it, it describes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pattern(String);
 
@@ -62,54 +63,8 @@ impl FromStr for Pattern {
 impl Pattern {
     /// Whether it matches the file at this path below the working directory.
     pub fn matches(&self, path: &[u8]) -> bool {
-        let wanted: Vec<&[u8]> = parts(self.0.as_bytes());
-        segments(&wanted, &parts(path))
+        Glob::of(self.0.as_bytes()).file(path) != Reach::No
     }
-}
-
-/// The parts of a path, without those that say nothing.
-fn parts(path: &[u8]) -> Vec<&[u8]> {
-    path.split(|byte| *byte == b'/')
-        .filter(|part| !part.is_empty() && *part != b".")
-        .collect()
-}
-
-/// Row by row, so that the time is the product of the lengths whatever the pattern is.
-fn segments(wanted: &[&[u8]], path: &[&[u8]]) -> bool {
-    let mut reached = vec![false; path.len() + 1];
-    reached[0] = true;
-    for want in wanted {
-        let mut next = vec![false; path.len() + 1];
-        if *want == b"**" {
-            let first = reached.iter().position(|at| *at).unwrap_or(reached.len());
-            next[first..].fill(true);
-        } else {
-            for (at, part) in path.iter().enumerate() {
-                next[at + 1] = reached[at] && segment(want, part);
-            }
-        }
-        reached = next;
-    }
-    // A pattern that ends early has named a directory that the file is in, but not the working directory itself.
-    reached[1..].contains(&true)
-}
-
-fn segment(want: &[u8], part: &[u8]) -> bool {
-    let mut reached = vec![false; part.len() + 1];
-    reached[0] = true;
-    for want in want {
-        let mut next = vec![false; part.len() + 1];
-        if *want == b'*' {
-            let first = reached.iter().position(|at| *at).unwrap_or(reached.len());
-            next[first..].fill(true);
-        } else {
-            for (at, byte) in part.iter().enumerate() {
-                next[at + 1] = reached[at] && (*want == b'?' || want == byte);
-            }
-        }
-        reached = next;
-    }
-    reached[part.len()]
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! Flags that set configuration keys, made from the registry.
 //!
-//! A command names the groups it has; names, help and types come from the registry, and what was given is handed on as text
-//! for the configuration model to judge.
+//! A command names its groups; flag names, help and types come from the registry. Given values are passed on as text, for the configuration model to
+//! validate.
 
 use std::marker::PhantomData;
 
@@ -13,7 +13,7 @@ use crabbox_core::config::key::{Flag, Group, KEYS, Key, Kind};
 use super::refused;
 use crate::goflags::Refused;
 
-/// A set of groups that some commands share.
+/// A set of key groups shared by several commands.
 pub(crate) trait FlagSet {
     /// The groups of keys.
     const GROUPS: &'static [Group];
@@ -28,7 +28,7 @@ pub(crate) const LEASE_GROUPS: &[Group] = &[
     Group::Target,
     Group::Network,
 ];
-/// Those of `run`.
+/// The groups of `run`.
 pub(crate) const RUN_GROUPS: &[Group] = &[
     Group::Provider,
     Group::ProviderOptions,
@@ -63,6 +63,8 @@ macro_rules! flag_sets {
 flag_sets! {
     /// Commands that work on an existing lease.
     LeaseSet: LEASE_GROUPS, refusing &[];
+    /// `config show`.
+    ConfigShowSet: LEASE_GROUPS, refusing &[refused::CONFIG_SHOW];
     /// `list`.
     ListSet: LEASE_GROUPS, refusing &[refused::LIST];
     /// `stop`.
@@ -120,7 +122,7 @@ pub(super) fn given(matches: &ArgMatches) -> Vec<FlagValue> {
     )
 }
 
-/// What was given of `keys`, all of which the command must have.
+/// The values given for `keys`; the command must define all of them.
 fn of(matches: &ArgMatches, keys: impl Iterator<Item = (&'static Key, Flag)>) -> Vec<FlagValue> {
     let given = |name: &str| matches.value_source(name) == Some(ValueSource::CommandLine);
     keys.filter(|(_, flag)| given(flag.name))
@@ -138,8 +140,8 @@ fn of(matches: &ArgMatches, keys: impl Iterator<Item = (&'static Key, Flag)>) ->
         .collect()
 }
 
-/// Flags that `run` takes for keys, given by their names, as the parser of its arguments hands them on: in the order of the
-/// registry, and of a repeated one only the last unless it takes several. `Err` names one that `run` refuses.
+/// Flags of `run` that set keys, looked up by name, as its argument parser would return them: in registry order, and only the last of a repeated flag
+/// unless it takes several values. `Err` names a flag that `run` refuses.
 pub(crate) fn flags_of_run(given: &[(&'static str, &str)]) -> Result<Vec<FlagValue>, Refused> {
     let refused = |name: &&(&'static str, &str)| refused::has(RunSet::REFUSED, name.0);
     if let Some((flag, _)) = given.iter().find(refused) {
@@ -164,7 +166,7 @@ pub(crate) fn flags_of_run(given: &[(&'static str, &str)]) -> Result<Vec<FlagVal
     Ok(keys::<RunSet>().filter_map(values).collect())
 }
 
-/// A flag in Go's way: its value may be left out and is then true.
+/// A Go-style boolean flag: its value may be omitted, and is then true.
 pub(super) fn boolean(arg: Arg) -> Arg {
     arg.action(ArgAction::Set)
         .num_args(0..=1)

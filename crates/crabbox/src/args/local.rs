@@ -1,10 +1,10 @@
-//! Arguments of the commands that look at this host and its configuration only.
+//! Arguments of the commands that only look at this host and its configuration.
 
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
-use super::keys::{DoctorSet, KeyFlags, LeaseSet};
+use super::keys::{ConfigShowSet, DoctorSet, KeyFlags, LeaseSet};
 
 /// `config`.
 #[derive(Debug, Subcommand)]
@@ -25,7 +25,7 @@ pub(crate) struct ConfigShowArgs {
     pub(crate) json: bool,
     /// Flags that set configuration keys.
     #[command(flatten)]
-    pub(crate) keys: KeyFlags<LeaseSet>,
+    pub(crate) keys: KeyFlags<ConfigShowSet>,
 }
 
 /// `config explain`.

@@ -74,6 +74,83 @@ fn one_dash_and_two_are_the_same_and_values_may_begin_with_a_dash() {
 }
 
 #[test]
+fn an_empty_text_is_as_good_as_no_flag() {
+    let root = crate::args::command();
+    let normalised = |words: &[&str]| {
+        let argv: Vec<OsString> = std::iter::once(&"crabbox").chain(words).map(Into::into).collect();
+        let out = normalise(&argv, &root).unwrap();
+        out[1..]
+            .iter()
+            .map(|word| word.to_str().unwrap().to_owned())
+            .collect::<Vec<_>>()
+    };
+    for flag in [
+        "stop-after",
+        "slug",
+        "script",
+        "capture-stdout",
+        "capture-stderr",
+        "preset",
+        "emit-proof",
+        "attest",
+        "attest-key",
+        "env-helper",
+        "timing-record",
+        "market",
+        "pond",
+        "pool",
+        "lease-output",
+    ] {
+        let flag = format!("--{flag}");
+        assert_eq!(
+            normalised(&["run", &flag, "", "ls"]),
+            ["run", "--", "ls"],
+            "{flag}"
+        );
+        assert_eq!(
+            normalised(&["run", &flag, "x", &flag, ""]),
+            ["run", "--"],
+            "{flag}"
+        );
+    }
+    assert_eq!(normalised(&["job", "run", "--stop="]), ["job", "run", "--"]);
+    // Flags of configuration keys, where an empty value replaces that of a file, and lists.
+    for kept in [
+        "--profile=",
+        "--provider=",
+        "--type=",
+        "--ttl=",
+        "--junit=",
+        "--allow-env=",
+    ] {
+        assert_eq!(normalised(&["run", kept]), ["run", kept, "--"]);
+    }
+    // Numbers and durations, a flag with a default, and a command of our own.
+    for (command, kept) in [
+        ("tunnel", "--local-port="),
+        ("heartbeat", "--idle-timeout="),
+        ("prewarm", "--keep-alive-minutes="),
+        ("watch", "--idle-exit="),
+        ("logs", "--tail="),
+        ("init", "--workflow="),
+        ("__supervise", "--adopt="),
+    ] {
+        assert_eq!(normalised(&[command, kept]), [command, kept, "--"]);
+    }
+    // This program's own commands and flags, where it is a mistake, and could switch a check off.
+    for words in [
+        &["setup", "firecracker", "--sha256="][..],
+        &["setup", "firecracker", "--from="],
+        &["image", "import", "--sha256="],
+        &["image", "build", "--script="],
+        &["proof", "--check="],
+        &["cache", "volumes", "--remove="],
+    ] {
+        assert_eq!(normalised(words), [words, &["--"]].concat(), "{words:?}");
+    }
+}
+
+#[test]
 fn booleans_never_take_the_next_word() {
     ok(
         &["run", "--keep", "false"],
@@ -147,7 +224,7 @@ proptest! {
         let argv: Vec<OsString> = std::iter::once("crabbox".to_owned()).chain(words).map(Into::into).collect();
         let root = crate::args::command();
         if let Ok(out) = normalise(&argv, &root) {
-            // What clap may still object to is a value or a count, never a flag: all stand before the mark.
+            // clap may still reject a value or a count, but never a flag: all of them are before the mark.
             let mark = out.iter().position(|word| word == "--").unwrap();
             if let Err(error) = root.clone().try_get_matches_from(&out[..=mark]) {
                 let unknown = error.kind() == clap::error::ErrorKind::UnknownArgument;

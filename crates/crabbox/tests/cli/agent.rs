@@ -1,10 +1,10 @@
-//! The agent of a lease that is hostile, dies, or never goes; and what of this side's reaches it.
+//! A lease's agent that is hostile, dies, or never exits; and which local data reaches it.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::Stdio;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crabbox_host::clock::poll_until;
 use crabbox_host::command::Cmd;
@@ -18,22 +18,23 @@ use crate::run::{entered, with_repository};
 /// Longer than anything here takes.
 const LONG: Duration = Duration::from_mins(1);
 
-/// What every forged agent begins with: `say` and `hear` frames. Of what it hears it gives the tag.
+/// The start of every forged agent: `say` and `hear` frames. `hear` returns the tag.
 const FORGED: &str = r#"#!/usr/bin/python3
 import os, struct, sys, time
 home = os.environ["HOME"]
 def frame(tag, *fields):
     body = b"".join(fields)
-    return bytes([tag]) + struct.pack(">I", len(body)) + body
+    return b"\xfecb\xff" + bytes([tag]) + struct.pack(">I", len(body)) + body + b"\xffbc\xfe"
 def say(tag, *fields):
     sys.stdout.buffer.write(frame(tag, *fields))
     sys.stdout.buffer.flush()
 def hear():
-    head = sys.stdin.buffer.read(5)
-    if len(head) < 5: sys.exit()
+    head = sys.stdin.buffer.read(9)
+    if len(head) < 9: sys.exit()
     global body
-    body = sys.stdin.buffer.read(struct.unpack(">I", head[1:])[0])
-    return head[0]
+    body = sys.stdin.buffer.read(struct.unpack(">I", head[5:])[0] + 4)[:-4]
+    # What says only that we are there is no question.
+    return head[4] if head[4] != 38 else hear()
 def own():
     # The lock's name, the owner's, and perhaps a directory to make, which is answered by itself.
     at = 0
@@ -51,7 +52,7 @@ fn forged(rest: &str) -> String {
     format!("{FORGED}{rest}")
 }
 
-/// The same, and ends what does not end by itself.
+/// The same, killing a run that does not end within `limit`.
 fn run_within(lease: &Entered, limit: Duration, flags: &[&str], script: &str) -> Answer {
     let words = [
         &["run", "--id", "jade-krill", "--no-sync"],
@@ -80,7 +81,7 @@ fn run_within(lease: &Entered, limit: Duration, flags: &[&str], script: &str) ->
     }
 }
 
-/// Answers what is asked for files with the bytes that the file `answer` in its home has.
+/// Answers requests for files with the bytes produced by the file `answer` in its home.
 const ANSWERS: &str = r#"
 while True:
     tag = hear()
@@ -104,34 +105,34 @@ fn forged_sizes_numbers_and_problems_of_files_are_believed_nothing() {
     let lease = with_agent(&forged(ANSWERS));
     let back = lease.place.path("repo/back");
     for (answer, says) in [
-        // More than any disk has.
+        // More than any disk holds.
         ("file(0, 1 << 62)", "that are free here, less a reserve"),
         ("file(0, (1 << 64) - 1)", "that are free here, less a reserve"),
-        // More, and less, than was announced.
+        // More, and less, than announced.
         ("file(0, 1) + frame(1, b'xx')", "answered"),
         ("file(0, 2) + frame(1, b'x') + frame(78)", "answered"),
         ("file(0, 2) + frame(1, b'x') + file(0, 2)", "answered"),
-        // One that nobody asked for, and bytes of none.
+        // A file that was not requested, and bytes without a file.
         ("file(1, 1) + frame(1, b'x')", "answered"),
         ("file(0xffffffff, 1)", "answered"),
         ("frame(1, b'x')", "answered"),
         ("frame(2, b'x')", "answered"),
-        // Problems of files that are none, and more of them than there are files.
+        // Problems with files that do not exist, and more problems than files.
         ("problem(1, b'x')", "answered"),
         ("problem(0, b'x') * 3", "answered"),
-        // Messages that are none: cut, too long, of no such number, and a word that is no text.
+        // Malformed messages: truncated, too long, with an invalid number, and with a word that is not text.
         ("frame(82, b'1234')", "answered"),
         ("frame(78, b'1')", "answered"),
         ("frame(250)", "answered"),
         ("problem(0, b'\\xff')", "answered"),
         ("problem(0, b'x', b'\\2')", "answered"),
         ("frame(83, struct.pack('>II', 0, 0xffffffff))", "answered"),
-        // What is told of a file is bounded.
+        // The text about a file is bounded.
         (
             "problem(0, b'a' * ((4 << 20) - 4096)) + frame(78)",
             "cannot fetch f in the lease: aaa",
         ),
-        // Nothing comes.
+        // No file arrives.
         ("frame(78)", "it did not come"),
     ] {
         fs::write(lease.sshd.home().join("answer"), answer).unwrap();
@@ -141,7 +142,7 @@ fn forged_sizes_numbers_and_problems_of_files_are_believed_nothing() {
         assert!(refused.err.len() < 8000, "{answer}: {}", refused.err.len());
         assert!(!back.exists(), "{answer}");
     }
-    // And one that is none of these is believed.
+    // A correct answer is accepted.
     fs::write(
         lease.sshd.home().join("answer"),
         "file(0, 1) + frame(1, b'x') + frame(78)",
@@ -177,7 +178,7 @@ fn a_copy_from_a_lease_takes_no_name_that_leads_out_of_it() {
         (b"d\0cnull\0", "\"./null\", which is a device"),
         (b"f\0fevil\0", "which is not where it belongs"),
         (b"", "which is neither a file nor a directory"),
-        // The same name twice, as two files and as two things.
+        // The same name twice, with the same type and with different types.
         (b"d\0fx\0fx\0", "which is named twice"),
         (b"d\0fx\0dx\0", "which is named twice"),
         (
@@ -216,33 +217,8 @@ fn a_copy_from_a_lease_takes_no_name_that_leads_out_of_it() {
 }
 
 #[test]
-fn an_agent_that_ends_at_once_is_told_with_what_helps() {
-    let hint = |answer: &Answer| {
-        let line = answer.err.lines().find(|line| line.starts_with("hint: "));
-        line.unwrap_or_default().to_owned()
-    };
-    for (script, says, helps) in [
-        ("#!/bin/sh\nkill -9 $$", "ended (", "memory"),
-        ("#!/bin/sh\nexit 137", "ended (exit code 137)", "memory"),
-        (
-            "#!/bin/sh\necho 'agent: Permission denied' >&2; exit 126",
-            "Permission denied",
-            "noexec",
-        ),
-        // An ELF file for aarch64, of which there is only the head.
-        (
-            "\u{7f}ELF\u{2}\u{1}\u{1}\0\0\0\0\0\0\0\0\0\u{2}\0\u{37}\0\u{1}\0\0\0",
-            "ended (exit code",
-            "are for different machines",
-        ),
-    ] {
-        let lease = with_agent(script);
-        let done = lease.script(&[], "echo ran");
-        assert_eq!((done.code, done.out.as_str()), (7, ""), "{script}: {}", done.err);
-        assert!(done.err.contains(says), "{script}: {}", done.err);
-        assert!(hint(&done).contains(helps), "{script}: {}", done.err);
-    }
-    // Where programs may not run it is not even put.
+fn a_place_where_programs_may_not_run_is_told_with_what_helps() {
+    // The agent cannot even be installed.
     let lease = with_repository(Entered::new());
     let agents = lease.sshd.home().join(".cache/crabbox/agents");
     fs::create_dir_all(agents.parent().unwrap()).unwrap();
@@ -256,11 +232,9 @@ fn an_agent_that_ends_at_once_is_told_with_what_helps() {
     let done = lease.script(&[], "echo ran");
     assert_eq!((done.code, done.out.as_str()), (7, ""), "{}", done.err);
     assert!(done.err.contains("noexec"), "{}", done.err);
-    assert!(
-        hint(&done).contains("from which programs may run"),
-        "{}",
-        done.err
-    );
+    let mut lines = done.err.lines();
+    let hint = lines.find(|line| line.starts_with("hint: ")).unwrap_or_default();
+    assert!(hint.contains("from which programs may run"), "{}", done.err);
 }
 
 #[test]
@@ -278,13 +252,13 @@ def heard():
     let done = lease.script(&[], "true");
     assert_eq!(done.code, 0, "{}", done.err);
     let heard = fs::read_to_string(lease.sshd.home().join("heard")).unwrap();
-    // The lock with the directory to make, the command, the end: each is a wait for the other side.
+    // The lock together with the directory to make, the command, the end: each one is a round trip.
     assert_eq!(heard, "16 29 17 ");
 }
 
 #[test]
 fn a_session_that_never_closes_after_the_last_answer_is_not_waited_for() {
-    // It has answered all that it was asked, and stays with its streams open.
+    // It has answered every request, and stays with its streams open.
     let lease = with_agent(&forged(
         r#"
 while True:
@@ -305,7 +279,58 @@ while True:
     );
 }
 
-/// Programs of this name are called through one that notes its arguments in `argv` of the home directory.
+#[test]
+fn what_start_up_files_leave_running_neither_holds_a_run_up_nor_speaks_for_the_agent() {
+    let sshd = Sshd::start_with("ForceCommand exec bash -c \"$SSH_ORIGINAL_COMMAND\"");
+    let home = sshd.home();
+    // bash reads it when started by sshd.
+    let leaves = |what: &str| fs::write(home.join(".bashrc"), format!("{what}\n")).unwrap();
+    leaves("sleep 100 &");
+    let lease = with_repository(Entered::on(sshd));
+    lease.place.write("repo/f", "synced\n");
+    let noisy = "for s in 0 .1 .2 .3 .4 .5; do sleep $s; echo update available; done";
+    for (what, takes) in [
+        // Both streams, or one of them, stay open for longer than anyone would wait.
+        ("sleep 100 &".to_owned(), LONG),
+        ("sleep 100 >/dev/null &".to_owned(), LONG),
+        ("sleep 100 2>/dev/null &".to_owned(), LONG),
+        // It prints throughout the run, on either stream, between the messages.
+        (format!("({noisy}) &"), LONG),
+        (format!("({noisy}) >&2 &"), LONG),
+    ] {
+        leaves(&what);
+        // First without the agent installed, then with it.
+        fs::remove_dir_all(home.join(".cache")).ok();
+        for _ in 0..2 {
+            let begun = Instant::now();
+            let words = [
+                "run",
+                "--id",
+                "jade-krill",
+                "--shell",
+                "--",
+                "sleep 1; cat f; exit 3",
+            ];
+            let done = lease.place.run(&words);
+            assert_eq!(
+                (done.code, done.out.as_str()),
+                (3, "synced\n"),
+                "{what}: {}",
+                done.err
+            );
+            assert!(begun.elapsed() < takes, "{what}: {:?}", begun.elapsed());
+        }
+    }
+    // If the session ends before the mark, the wait ends, even if something holds the streams open.
+    leaves("sleep 100 & exit 5");
+    let begun = Instant::now();
+    let refused = lease.script(&[], "true");
+    assert_eq!(refused.code, 7, "{}", refused.err);
+    assert!(refused.err.contains("exited with 5"), "{}", refused.err);
+    assert!(begun.elapsed() < LONG / 2, "{:?}", begun.elapsed());
+}
+
+/// Wraps a program of this name so that it records its arguments in `argv` of the home directory.
 fn noting(home: &Path, program: &str) {
     let script =
         format!("#!/bin/sh\nprintf '%s\\n' {program} \"$@\" >> \"$HOME/argv\"\nexec /bin/{program} \"$@\"\n");
@@ -359,7 +384,7 @@ fn a_file_that_cannot_be_read_to_its_end_ends_the_sync_and_the_next_one_is_exact
     }
     let at = lease.place.path("repo/f7");
     fs::write(&at, vec![b'x'; 4096]).unwrap();
-    // A file of the kernel that says it has 4096 bytes, and fails when it is read.
+    // A kernel file that claims 4096 bytes and fails when read.
     let bad = Path::new("/sys/class/net/lo/speed");
     assert!(fs::read(bad).is_err() && fs::metadata(bad).unwrap().len() == 4096);
     Cmd::new("mount").arg("--bind").arg(bad).arg(&at).run().unwrap();
@@ -372,7 +397,7 @@ fn a_file_that_cannot_be_read_to_its_end_ends_the_sync_and_the_next_one_is_exact
     Cmd::new("umount").arg("-l").arg(&at).run().unwrap();
     assert_eq!((failed.code, failed.out.as_str()), (6, ""), "{}", failed.err);
     assert!(failed.err.contains("cannot read f7"), "{}", failed.err);
-    // A copy says the same, and leaves nothing.
+    // `cp` reports the same, and leaves nothing behind.
     let next = sync("ls | wc -l; head -c 3 f7; cat f19");
     assert_eq!((next.code, next.out.as_str()), (0, "20\nxxxtext"), "{}", next.err);
     let to = format!("SANDBOX:{}", lease.sshd.dir().join("copy").display());
@@ -410,7 +435,7 @@ fn a_script_that_is_larger_than_a_message_runs() {
 fn a_capture_for_which_there_is_no_room_ends_the_command() {
     let lease = entered();
     let narrow = Narrow::new(lease.place.path("repo/narrow"));
-    // It would go on for good.
+    // It would run forever.
     let done = run_within(
         &lease,
         LONG,
@@ -427,7 +452,7 @@ fn a_capture_for_which_there_is_no_room_ends_the_command() {
         .unwrap()
         .stdout_text();
     let pid = fs::read_to_string(found.trim()).unwrap();
-    // Somebody may still have to reap it.
+    // It may still be a zombie waiting to be reaped.
     let runs =
         || fs::read_to_string(format!("/proc/{}/stat", pid.trim())).is_ok_and(|stat| !stat.contains(") Z "));
     assert!(
@@ -489,7 +514,7 @@ fn reports_are_named_by_absolute_paths_too() {
         (format!("{workdir}/out/a.xml"), 1),
         (format!("{workdir}/out/*.xml"), 2),
         (elsewhere.display().to_string(), 1),
-        // The same file by two names is one report.
+        // The same file under two names is one report.
         (format!("out/a.xml,{workdir}/out/a.xml"), 1),
     ] {
         let done = tests(&wanted);
@@ -501,7 +526,7 @@ fn reports_are_named_by_absolute_paths_too() {
         );
         assert!(!done.err.contains("warning"), "{wanted}: {}", done.err);
     }
-    // A pattern is held against what is below the working directory, and says so.
+    // A pattern matches only below the working directory, and the message says so.
     let done = tests("/elsewhere/*.xml");
     assert!(
         done.err
@@ -509,4 +534,49 @@ fn reports_are_named_by_absolute_paths_too() {
         "{}",
         done.err
     );
+}
+
+/// A server that claims to be an aarch64 machine, and starts programs for such machines under an emulator.
+fn of_another_kind(dir: &Path) -> Sshd {
+    let (arch, line, script) = (dir.join("arch"), dir.join("line.sed"), dir.join("script.sed"));
+    fs::write(&arch, "aarch64\n").unwrap();
+    let emulated = format!(
+        "s|/proc/sys/kernel/arch|{}|\ns|exec \"$cbx_b\"$|exec qemu-aarch64 \"$cbx_b\"|\n",
+        arch.display()
+    );
+    fs::write(&script, emulated).unwrap();
+    // Patches the line that reads a script and runs it.
+    let reads = format!(
+        "s|\\$cbx_s\"; exit|$(printf %s \"$cbx_s\" \\| sed -f {})\"; exit|\n",
+        script.display()
+    );
+    fs::write(&line, reads).unwrap();
+    let host = dir.join("host");
+    let text = format!(
+        "exec sh -c \"$(printf %s \"$SSH_ORIGINAL_COMMAND\" | sed -f {})\"\n",
+        line.display()
+    );
+    fs::write(&host, text).unwrap();
+    Sshd::start_with(&format!("ForceCommand sh {}", host.display()))
+}
+
+#[test]
+fn a_host_of_another_kind_gets_the_agent_for_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let lease = with_repository(Entered::on(of_another_kind(dir.path())));
+    fs::write(lease.place.path("repo/f"), "synced\n").unwrap();
+    let done = lease
+        .place
+        .run(&["run", "--id", "jade-krill", "--shell", "--", "cat f; exit 3"]);
+    assert!(
+        !done.err.contains("has an agent for x86_64 only"),
+        "this test needs a crabbox with an agent for aarch64, which it has after: cargo xtask cross\n{}",
+        done.err
+    );
+    assert_eq!((done.code, done.out.as_str()), (3, "synced\n"), "{}", done.err);
+    let agents = lease.sshd.home().join(".cache/crabbox/agents");
+    let agents: Vec<_> = fs::read_dir(agents).unwrap().flatten().collect();
+    assert_eq!(agents.len(), 1, "{agents:?}");
+    // e_machine of the ELF header: EM_AARCH64.
+    assert_eq!(fs::read(agents[0].path()).unwrap()[18], 183);
 }

@@ -27,7 +27,7 @@ fn config_show_prints_every_group() {
          run preflight_tools=-\n\
          static id=- name=- host=- user=- port=- work_root=-\n\
          results junit=- auto=false fail_on_failures=false\n\
-         cache pnpm=true npm=true docker=true git=true max_gb=80 purge_on_release=false\n\
+         cache pnpm=true npm=true docker=true git=true max_gb=80 purge_on_release=false volumes=0\n\
          firecracker binary=firecracker jailer=- kernel=/var/lib/crabbox/firecracker/vmlinux rootfs=/var/lib/crabbox/firecracker/rootfs.ext4 user=crabbox work_root=/work/crabbox cpus=2 memory_mib=4096 disk_mib=16384 network=auto cni_network=crabbox-firecracker cni_conf_dir=/etc/cni/conf.d cni_bin_dir=/opt/cni/bin launch_timeout=2m0s delete_on_release=true\n\
          firecracker host=crabbox@kvm1 image=- warm=auto pool=0 pool_max_age=30m0s max_leases=0 max_leases_per_owner=0 max_memory_mib_per_owner=0 reserve_memory_mib=256 reserve_disk_mib=512 first_uid=1900000000 uid_count=4096\n"
     );
@@ -59,7 +59,7 @@ fn config_show_says_what_a_lease_of_the_static_host_is_entered_with() {
         (36, &".git".into(), &"mine".into())
     );
     assert!(excludes.contains(&".crabbox/runs".into()), "{excludes:?}");
-    // Without one of its own, the host has the general value; a microVM has nothing of the host's.
+    // A host without its own value uses the general one; a microVM uses none of the host's.
     place.write(
         "home/.config/crabbox/config.yaml",
         "provider: ssh\nssh: {user: other, port: 2200}\nstatic: {host: 192.0.2.1, workRoot: /srv/trees}\n",
@@ -106,7 +106,7 @@ fn config_show_json_is_one_line_with_the_go_programs_keys() {
             "cniBinDir",
             "launchTimeout",
             "deleteOnRelease",
-            // Our own, behind those of the Go program.
+            // This program's own keys, after those of the Go program.
             "host",
             "image",
             "warm",
@@ -122,6 +122,58 @@ fn config_show_json_is_one_line_with_the_go_programs_keys() {
         ]
     );
     assert_eq!(json["firecracker"]["launchTimeout"], "1m30s");
+}
+
+#[test]
+fn config_show_has_the_volumes_and_jobs_and_words_as_they_are_understood() {
+    let place = Place::new();
+    place.write(
+        "home/.config/crabbox/config.yaml",
+        "provider: firecracker\nfirecracker: {network: CNI, warm: 'OFF '}\n\
+         cache: {volumes: [{name: pnpm, key: k, path: /data, sizeGB: 3, required: true}]}\n",
+    );
+    place.write(
+        "repo/crabbox.yaml",
+        "jobs:\n  all: {target: linux, windows: {mode: normal}, ttl: 1h, shell: true, junit: [a.xml, b.xml], downloads: [x=y], \
+         command: make, stop: always, hydrate: {actions: true}}\n  less: {syncOnly: true}\n  bad: {shell: maybe}\n",
+    );
+    let answer = place.run(&["config", "show", "--json"]);
+    assert_eq!(answer.code, 0, "{}", answer.err);
+    assert!(answer.err.contains("jobs.bad.shell"), "{}", answer.err);
+    let json: serde_json::Value = serde_json::from_str(&answer.out).unwrap();
+    assert_eq!(
+        json["cache"]["volumes"],
+        serde_json::json!([{"name": "pnpm", "key": "k", "path": "/data", "sizeGB": 3, "required": true}])
+    );
+    let network = [&json["firecracker"]["network"], &json["firecracker"]["warm"]];
+    assert_eq!(network, ["cni", "off"]);
+    let names: Vec<&String> = json["jobs"].as_object().unwrap().keys().collect();
+    assert_eq!(names, ["all", "less"]);
+    let job = &json["jobs"]["all"];
+    for (field, value) in [
+        ("target", serde_json::json!("linux")),
+        ("windowsMode", "normal".into()),
+        ("ttl", "1h".into()),
+        ("shell", true.into()),
+        ("noSync", false.into()),
+        ("junit", serde_json::json!(["a.xml", "b.xml"])),
+        ("downloads", serde_json::json!(["x=y"])),
+        ("command", "make".into()),
+        ("stop", "always".into()),
+        ("provider", "".into()),
+        (
+            "hydrate",
+            serde_json::json!({"actions": true, "githubRunner": false}),
+        ),
+    ] {
+        assert_eq!(job[field], value, "{field}");
+    }
+    let text = place.run(&["config", "show"]).out;
+    assert!(
+        text.contains(" purge_on_release=false volumes=1\njobs=all,less\nfirecracker ")
+            && text.contains(" network=cni "),
+        "{text}"
+    );
 }
 
 #[test]

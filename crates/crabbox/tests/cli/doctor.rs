@@ -1,4 +1,4 @@
-//! The doctor from outside: its document, its lines, its exit codes, and faults that are really there.
+//! The doctor from outside: its document, lines and exit codes, and real faults.
 
 use std::fs;
 use std::os::fd::AsFd as _;
@@ -37,7 +37,7 @@ fn check<'a>(document: &'a serde_json::Value, name: &str) -> &'a serde_json::Val
     found.unwrap_or(&serde_json::Value::Null)
 }
 
-/// Everything below `dir`, with the time of its last change.
+/// Everything below `dir`, with modification times.
 fn tree(dir: &Path) -> Vec<(std::path::PathBuf, std::time::SystemTime)> {
     let mut found = Vec::new();
     let mut open = vec![dir.to_owned()];
@@ -373,7 +373,7 @@ fn what_a_lease_is_made_of_is_looked_for_on_request() {
     let found = check(&document, "prepare");
     assert_eq!((answer.code, &found["status"]), (1, &"failed".into()), "{found}");
     let message = found["message"].as_str().unwrap();
-    // A host without KVM ends there.
+    // Without KVM the doctor stops earlier.
     assert!(
         message.starts_with("firecracker.binary unavailable: /nowhere/firecracker")
             || message.starts_with("/dev/kvm"),
@@ -419,7 +419,7 @@ fn what_cleanup_would_take_away_is_named() {
 #[test]
 fn a_vmm_without_a_jail_is_warned_about() {
     let place = place();
-    // Any program will do: what counts is that it is not jailed.
+    // Any program will do: the point is that it is not jailed.
     let flags = [
         "--firecracker-binary",
         "/bin/true",
@@ -451,7 +451,7 @@ fn a_vmm_without_a_jail_is_warned_about() {
 #[test]
 fn a_look_at_this_host_is_quick() {
     let place = place();
-    // The best of three: other tests run beside this one.
+    // The best of three, because other tests run concurrently.
     let took = (0..3).map(|_| {
         let began = std::time::Instant::now();
         doctor(&place, &[]);
@@ -503,20 +503,22 @@ fn all_providers_are_looked_at_as_if_each_were_chosen() {
     assert_eq!((document["ok"].as_bool(), all.code), (Some(false), 1));
     assert_eq!(all.err, "doctor found problems\n");
 
-    // A provider that is in order alone is enough where only it is asked for; what was chosen does not count.
+    // A healthy provider suffices if only that one is asked for; the chosen provider does not matter.
     let sshd = Sshd::start();
     crate::static_host::configure(&place, &sshd, "");
     let words = [
         "doctor",
         "--all",
         "--providers",
-        "ssh",
+        "static,SSH",
         "--provider",
         "firecracker",
     ];
     let lines = place.run(&words);
     assert_eq!(lines.code, 0, "{}{}", lines.out, lines.err);
     assert!(lines.out.starts_with("provider=ssh\n"), "{}", lines.out);
+    // Two names of one provider count as one.
+    assert_eq!(lines.out.matches("provider=ssh\n").count(), 1, "{}", lines.out);
     let unknown = place.run(&["doctor", "--all", "--providers", "ssh,aws"]);
     assert_eq!((unknown.code, unknown.out.as_str()), (2, ""), "{}", unknown.err);
     assert!(
@@ -526,7 +528,7 @@ fn all_providers_are_looked_at_as_if_each_were_chosen() {
     );
 }
 
-/// The links and rules of the caller's network namespace, without what rules have counted.
+/// The links and rules of the caller's network namespace, without the rules' counters.
 fn network() -> (Vec<Link>, String) {
     let links = Netlink::open().unwrap().links().unwrap();
     let rules = Cmd::new("nft").args(["list", "ruleset"]).run().unwrap();
@@ -535,7 +537,7 @@ fn network() -> (Vec<Link>, String) {
     (links, words.collect::<Vec<_>>().join(" "))
 }
 
-/// A link to a next hop that is there, with forwarding on, as a host has that routes already.
+/// A link to an existing next hop, with forwarding on, as on a host that already routes.
 fn uplink_to(internet: &Scratch) {
     let here = netns::current().unwrap();
     internet
@@ -572,7 +574,7 @@ fn the_fix_of_forwarding_lets_packets_pass_when_it_is_pasted() {
     let docker = "iptables-nft -P FORWARD DROP";
     let both = format!("{docker}; {firewalld}; iptables-legacy -A FORWARD -j REJECT");
     let place = place();
-    // Whoever pastes may be root without sudo.
+    // The user who pastes the fix may be root on a host without sudo.
     fs::create_dir(place.path("bin")).unwrap();
     let sudo = place.write("bin/sudo", "#!/bin/sh\nexec \"$@\"\n");
     fs::set_permissions(sudo, fs::Permissions::from_mode(0o700)).unwrap();
@@ -584,7 +586,7 @@ fn the_fix_of_forwarding_lets_packets_pass_when_it_is_pasted() {
             .run()
             .unwrap()
     };
-    // What drops where packets go out, by the real uplink's own name and by the addresses of leases.
+    // Rules that drop outgoing packets, by the real uplink's name and by the addresses of leases.
     let mangled = "iptables-nft -t mangle -A POSTROUTING -s 10.213.0.0/16 -j DROP";
     let legacy_mangled = "iptables-legacy -t mangle -A POSTROUTING -o up0 -j DROP";
     let uplink =
@@ -619,7 +621,7 @@ fn the_fix_of_forwarding_lets_packets_pass_when_it_is_pasted() {
             let document = doctor(&place, &[]).1;
             let found = check(&document, "forwarding");
             assert_eq!(found["status"], "ok", "{firewall}: {found}");
-            // What nft has inserted is no riddle to iptables.
+            // iptables can still read the rules that nft inserted.
             shell("iptables-nft -S FORWARD; iptables-nft -t mangle -S POSTROUTING");
         })
         .unwrap();

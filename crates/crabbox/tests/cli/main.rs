@@ -1,4 +1,4 @@
-//! The built binary from outside: exit codes, words, and configuration in a home of its own.
+//! The built binary from outside: exit codes, messages, and configuration in a temporary home.
 
 #![expect(
     clippy::unwrap_used,
@@ -22,6 +22,7 @@ mod leases;
 mod measure;
 mod next;
 mod odd_host;
+mod owners;
 mod place;
 mod ports;
 mod probe;

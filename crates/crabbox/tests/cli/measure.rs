@@ -231,7 +231,7 @@ fn caches_of_a_lease_are_shown_and_never_emptied_by_accident() {
     let show: Value = serde_json::from_str(&show.out).unwrap();
     assert_eq!(
         show["cache"],
-        json!({"pnpm": false, "npm": false, "docker": false, "git": false, "maxGB": 5, "purgeOnRelease": false})
+        json!({"pnpm": false, "npm": false, "docker": false, "git": false, "maxGB": 5, "purgeOnRelease": false, "volumes": []})
     );
 }
 

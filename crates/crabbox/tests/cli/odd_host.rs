@@ -1,5 +1,4 @@
-//! A host of provider `ssh` that is not as one would like it: files that nobody may read, forwards that are forbidden, a lease that
-//! somebody else ends, a connection that says nothing.
+//! A host of provider `ssh` with oddities: unreadable files, forbidden forwarding, a lease ended by another process, a silent connection.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -16,11 +15,15 @@ use rustix::process::{Pid, Signal, kill_process};
 use crate::place::Place;
 use crate::static_host::{ID, claimed, configure, existing};
 
-/// Long enough for a machine that has much else to do.
+/// Long enough for a busy machine.
 const PATIENCE: Duration = Duration::from_mins(2);
 
-/// That host with lines of its own for sshd.
-fn odd(config: &str) -> (Place, Sshd) {
+/// An sshd option under which root obeys file modes, as the user of a lease does.
+pub(crate) const MORTAL: &str =
+    "ForceCommand setpriv --bounding-set=-dac_override,-dac_read_search sh -c \"$SSH_ORIGINAL_COMMAND\"";
+
+/// That host with additional sshd options.
+pub(crate) fn odd(config: &str) -> (Place, Sshd) {
     let (place, usual) = existing();
     drop(usual);
     let sshd = Sshd::start_with(config);
@@ -41,10 +44,7 @@ fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
 
 #[test]
 fn a_required_artifact_that_cannot_be_read_fails_the_run_and_the_others_are_kept() {
-    // As a user of a lease is to a file of root: what a mode forbids is forbidden.
-    let (place, _sshd) = odd(
-        "ForceCommand setpriv --bounding-set=-dac_override,-dac_read_search sh -c \"$SSH_ORIGINAL_COMMAND\"",
-    );
+    let (place, _sshd) = odd(MORTAL);
     let script = "mkdir -p out; echo 1 > out/a; echo 2 > out/b; chmod 0 out/b";
     let unread = place.run(&[
         "run",
@@ -67,10 +67,51 @@ fn a_required_artifact_that_cannot_be_read_fails_the_run_and_the_others_are_kept
         "{}",
         unread.err
     );
-    // A pattern asks for something, not for everything.
+    // A pattern needs one match, not all of them.
     let partly = place.run(&["run", "--require-artifact", "out/*", "--shell", "--", script]);
     assert_eq!(partly.code, 0, "{}", partly.err);
     assert!(partly.err.contains("out/b"), "{}", partly.err);
+}
+
+#[test]
+fn a_directory_that_nobody_may_read_costs_nothing_of_what_is_elsewhere() {
+    let (place, _sshd) = odd(MORTAL);
+    let script = "mkdir -p out pg; chmod 700 pg; echo '<testsuite><testcase name=\"a\"/></testsuite>' > out/r.xml; chmod 0 pg";
+    let report = |pattern: &str| {
+        place.run(&[
+            "run",
+            "--junit",
+            pattern,
+            "--fail-on-test-failures",
+            "--artifact-glob",
+            "out/*",
+            "--shell",
+            "--",
+            script,
+        ])
+    };
+    for (pattern, code, told) in [
+        ("out/*.xml", 0, false),
+        ("**/*.xml", 0, true),
+        ("*/r.xml", 1, true),
+    ] {
+        let done = report(pattern);
+        assert_eq!(done.code, code, "{pattern}: {}", done.err);
+        let says = done
+            .err
+            .contains("test results incomplete: pg: Permission denied");
+        assert_eq!(says, told, "{pattern}: {}", done.err);
+        assert!(
+            !done.err.contains("artifacts incomplete"),
+            "{pattern}: {}",
+            done.err
+        );
+        assert!(
+            done.err.contains("artifact kind=artifact-glob"),
+            "{pattern}: {}",
+            done.err
+        );
+    }
 }
 
 #[test]
@@ -138,7 +179,7 @@ fn a_pending_connection_is_given_up_when_that_is_wanted() {
             "{words:?}: {}",
             fs::read_to_string(&errors).unwrap()
         );
-        // Without that it is thirty seconds: ssh tries three times for ten.
+        // Otherwise it would take thirty seconds: ssh tries three times for ten.
         assert!(
             began.elapsed() < Duration::from_secs(20),
             "{words:?}: {:?}",
@@ -161,7 +202,7 @@ fn a_forward_that_the_host_forbids_is_refused_and_leaves_no_connection() {
             added.err
         );
         assert_eq!(place.run(&["ports", "--id", ID, "list"]).out, "");
-        // The shared one, and not that of the forwards.
+        // Only the shared connection remains, not the one of the forwards.
         assert_eq!(sockets(&place), 1, "{config}");
         drop(sshd);
     }
@@ -203,7 +244,7 @@ fn a_forward_whose_service_is_not_there_says_so_and_finds_it_again() {
     let ask = || ask_at(at.parse().unwrap());
     drop(four);
     assert_eq!(ask(), "");
-    // ssh writes it down after it has cut us off.
+    // ssh writes the reason only after it has disconnected.
     eventually("why it was cut off is told", || {
         list()
             .err

@@ -1,4 +1,4 @@
-//! A home and a repository of a test's own, and the binary run in them.
+//! A temporary home and repository for a test, and the binary run in them.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -9,7 +9,7 @@ use crabbox_host::command::Cmd;
 
 use crate::documents;
 
-/// A home and a repository that nobody else sees.
+/// A home and a repository of one test.
 pub(crate) struct Place {
     root: tempfile::TempDir,
     variables: Vec<(String, String)>,
@@ -54,7 +54,7 @@ impl Place {
         self.prepared(&Cmd::new(env!("CARGO_BIN_EXE_crabbox")).args(words))
     }
 
-    /// The same for a program that a hang-up reaches: under nohup it is ignored from the start, which is somebody's wish.
+    /// The same with the default action for SIGHUP: under nohup it is ignored from the start, which the program respects.
     pub(crate) fn command_that_hears(&self, words: &[&str]) -> std::process::Command {
         let cmd = Cmd::new("/usr/bin/env").args(["--default-signal=HUP", env!("CARGO_BIN_EXE_crabbox")]);
         self.prepared(&cmd.args(words))
@@ -74,6 +74,15 @@ impl Place {
 
     pub(crate) fn run(&self, words: &[&str]) -> Answer {
         let answer = answer(&mut self.command(words));
+        documents::check(words, &answer);
+        answer
+    }
+
+    /// The same without the right to change networks, as for an ordinary user.
+    pub(crate) fn run_without_net_admin(&self, words: &[&str]) -> Answer {
+        let cmd =
+            Cmd::new("/usr/bin/setpriv").args(["--bounding-set=-net_admin", env!("CARGO_BIN_EXE_crabbox")]);
+        let answer = answer(&mut self.prepared(&cmd.args(words)));
         documents::check(words, &answer);
         answer
     }

@@ -1,4 +1,4 @@
-//! `pull`: what has changed in a lease comes back, and local work stays.
+//! `pull`: changes in a lease come back, and local work is preserved.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
@@ -21,7 +21,7 @@ fn synced() -> (Entered, PathBuf) {
         .env("HOME", lease.place.path("home"))
         .run()
         .unwrap();
-    // A file that was touched a moment before the look is not known by what it is.
+    // A file touched just before the scan is not recognised by its metadata.
     poll_until(std::time::Duration::from_millis(300), || None::<()>);
     let done = lease.place.run(&["run", "--id", "jade-krill", "--sync-only"]);
     assert_eq!(done.code, 0, "{}", done.err);
@@ -81,6 +81,44 @@ fn what_changed_in_a_submodule_comes_back_by_its_own_rules_and_other_repositorie
 }
 
 #[test]
+fn a_path_is_known_in_every_spelling_and_one_that_is_nowhere_is_told() {
+    let (lease, there) = synced();
+    let repo = |name: &str| lease.place.path("repo").join(name);
+    let script = "echo formatted > clean; echo y >> d/exe";
+    Cmd::new("sh").args(["-ec", script]).cwd(&there).run().unwrap();
+    let narrowed = |path: &str| {
+        let words = ["pull", "--id", "jade-krill", "--dry-run", path];
+        let answer = lease.place.run(&words);
+        (answer.code, answer.out, answer.err)
+    };
+    let root = repo("");
+    let name = root.file_name().unwrap().to_str().unwrap();
+    for path in [
+        root.join("d").display().to_string(),
+        format!("../{name}/d"),
+        "./x/../d/".to_owned(),
+    ] {
+        assert_eq!(
+            narrowed(&path),
+            (0, "M d/exe\n".to_owned(), String::new()),
+            "{path}"
+        );
+    }
+    for all in [".", root.to_str().unwrap()] {
+        let (code, out, _) = narrowed(all);
+        assert_eq!((code, out.as_str()), (0, "M clean\nM d/exe\n"), "{all}");
+    }
+    let told = "warning: \"nope\" exists neither here nor in the lease; paths are relative to the root of the repository\n";
+    assert_eq!(narrowed("nope"), (0, String::new(), told.to_owned()));
+    assert_eq!(narrowed("mine"), (0, String::new(), String::new()));
+    let refused = format!(
+        "\"../other\" is not below {}\nhint: paths are relative to the root of the repository\n",
+        root.display().to_string().trim_end_matches('/')
+    );
+    assert_eq!(narrowed("../other"), (2, String::new(), refused));
+}
+
+#[test]
 fn what_changed_there_comes_back_and_what_git_lacks_is_kept() {
     let (lease, there) = synced();
     let repo = |name: &str| lease.place.path("repo").join(name);
@@ -126,7 +164,7 @@ fn what_changed_there_comes_back_and_what_git_lacks_is_kept() {
     ] {
         assert!(repo(absent).symlink_metadata().is_err(), "{absent}");
     }
-    // What was not committed is kept as it was, and nothing else is.
+    // Uncommitted content was backed up, and nothing else.
     let mut kept = fs::read_dir(repo(".crabbox/runs"))
         .unwrap()
         .map(|entry| entry.unwrap().path());
@@ -137,7 +175,12 @@ fn what_changed_there_comes_back_and_what_git_lacks_is_kept() {
         ("work\n".into(), "new\n".into())
     );
     assert!(!before.join("clean").exists() && !before.join("gone").exists());
-    // The next run brings the very same tree over again.
+    // Content that is now equal on both sides is neither a conflict nor brought again.
+    symlink("/etc/passwd", repo("evil")).unwrap();
+    let again = lease.place.run(&["pull", "--id", "jade-krill"]);
+    assert_eq!((again.code, again.out.as_str(), again.err.as_str()), (0, "", ""));
+    fs::remove_file(repo("evil")).unwrap();
+    // The next run syncs the very same tree to the lease.
     let next = lease.place.run(&[
         "run",
         "--id",
@@ -164,7 +207,7 @@ fn local_work_is_never_written_over() {
     fs::remove_file(repo("mine")).unwrap();
     fs::write(repo("fresh"), "ours\n").unwrap();
     fs::write(repo("gone"), "ours\n").unwrap();
-    // A link where a directory was: nothing is written through it.
+    // Nothing is written through a symlink in place of a directory.
     fs::rename(repo("d"), lease.place.path("outside/d")).unwrap();
     symlink(lease.place.path("outside/d"), repo("d")).unwrap();
     let refused = lease.place.run(&["pull", "--id", "jade-krill"]);
@@ -200,6 +243,42 @@ fn local_work_is_never_written_over() {
     }
     assert!(!repo("mine").exists());
     assert_eq!(read(lease.place.path("outside/d/exe")), "x\n");
+}
+
+#[test]
+fn what_the_lease_cannot_read_stays_as_it_is_here_and_the_rest_comes() {
+    let (place, _sshd) = crate::odd_host::odd(crate::odd_host::MORTAL);
+    let repo = |name: &str| place.path("repo").join(name);
+    for name in ["shut/f", "closed", "open"] {
+        fs::create_dir_all(repo(name).parent().unwrap()).unwrap();
+        fs::write(repo(name), "ours\n").unwrap();
+    }
+    poll_until(std::time::Duration::from_millis(300), || None::<()>);
+    let script = "echo theirs > closed; echo theirs > open; chmod 0 closed shut";
+    let done = place.run(&["run", "--keep", "--shell", "--", script]);
+    assert_eq!(done.code, 0, "{}", done.err);
+    let pulled = place.run(&["pull", "--id", "127.0.0.1"]);
+    assert_eq!(
+        (pulled.code, pulled.out.as_str()),
+        (7, "M closed\nM open\n"),
+        "{}",
+        pulled.err
+    );
+    for told in [
+        "skipped: shut/f: cannot be looked at in the lease",
+        "pulled 1 file(s)",
+        "not brought: closed: Permission denied",
+        "1 file(s) could not be read in the lease; they are as they were here",
+    ] {
+        assert!(
+            pulled.err.lines().any(|line| line == told),
+            "{told}: {}",
+            pulled.err
+        );
+    }
+    for (name, content) in [("shut/f", "ours\n"), ("closed", "ours\n"), ("open", "theirs\n")] {
+        assert_eq!(read(repo(name)), content, "{name}");
+    }
 }
 
 #[test]

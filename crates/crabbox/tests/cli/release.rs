@@ -1,19 +1,20 @@
-//! `stop` and `cleanup`: nothing that could name a machine is forgotten, and what was to be kept stays.
+//! `stop` and `cleanup`: nothing that may belong to a machine is lost track of, and what should be kept stays.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 
 use crabbox_host::command::Cmd;
-use serde_json::json;
+use serde_json::{Value, json};
 
-use crate::place::Place;
+use crate::place::{Answer, Place};
 use crate::world::{Record, claim, record};
 
 const ID: &str = "cbx_0123456789ab";
 const OTHER: &str = "cbx_ba9876543210";
 
-/// A process with the arguments of the Go program's VMM; it ends with the test.
+/// A process with the arguments of the Go program's VMM; killed at the end of the test.
 struct Vmm(Child);
 
 impl Vmm {
@@ -21,6 +22,14 @@ impl Vmm {
         let cmd = Cmd::new("sh")
             .args(["-c", "read line", "firecracker", "--api-sock"])
             .arg(socket);
+        let mut command = cmd.to_std();
+        command.stdin(Stdio::piped());
+        Self(cmd.spawn(&mut command).unwrap())
+    }
+
+    /// Not a machine, but a process in this directory that names one in its arguments.
+    fn looked_at_from(dir: &Path, vmid: &str) -> Self {
+        let cmd = Cmd::new("sh").args(["-c", "read line", "watch", vmid]).cwd(dir);
         let mut command = cmd.to_std();
         command.stdin(Stdio::piped());
         Self(cmd.spawn(&mut command).unwrap())
@@ -82,6 +91,15 @@ fn a_record_that_cannot_be_read_is_not_forgotten_while_it_may_name_a_machine() {
                 .path(&format!("home/.config/crabbox/state/claims/{ID}.json"))
                 .exists()
         );
+        // A command that only looks is not referred to one that would refuse.
+        let status = place.run(&["status", ID]);
+        assert_eq!(status.code, 2, "{}", status.err);
+        let restore = format!("hint: restore {}/metadata.json: ", dir.display());
+        assert!(
+            status.err.contains(&restore) && !status.err.contains("crabbox stop"),
+            "{}",
+            status.err
+        );
         let swept = place.run(&["cleanup", "--dry-run"]);
         let want = format!("skip firecracker lease={ID} vmid=- reason=unreadable_record");
         assert!(swept.err.contains(&want), "{}", swept.err);
@@ -104,19 +122,113 @@ fn a_machine_whose_lease_is_gone_is_found_by_its_socket() {
 }
 
 #[test]
-fn a_lease_of_the_go_program_without_an_identity_is_ended_by_its_socket() {
+fn a_lease_of_the_go_program_whose_identity_is_nobody_s_is_ended_by_its_socket() {
+    let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
+    let earlier = "00000000-0000-4000-8000-000000000000";
+    // No identity recorded; its own pid with another start time; a pid of another boot.
+    for identity in [None, Some((true, boot.trim())), Some((false, earlier))] {
+        let place = place();
+        let mut lease = Record::new(ID, "jade-krill").label("keep", "true");
+        let mut vmm = Vmm::on(&lease.write(&place).join("firecracker.sock"));
+        if let Some((is_its_own, boot)) = identity {
+            let pid = if is_its_own { vmm.0.id() } else { 99_999 };
+            for (field, value) in [
+                ("pid", json!(pid)),
+                ("processStarted", json!("5")),
+                ("bootID", json!(boot)),
+            ] {
+                lease.0[field] = value;
+            }
+        }
+        let dir = lease.write(&place);
+        fs::create_dir(dir.join("vm")).unwrap();
+        let mut bystander =
+            identity.map(|_| Vmm::looked_at_from(&dir.join("vm"), "crabbox-jade-krill-1a2b3c4d"));
+        // `cleanup` does not end a running machine before its time.
+        let cleaned = place.run(&["cleanup", "--provider", "firecracker"]);
+        assert_eq!(cleaned.code, 0, "{identity:?}: {}", cleaned.err);
+        assert!(vmm.runs() && dir.exists(), "{identity:?}: {}", cleaned.out);
+        let stopped = place.run(&["stop", ID]);
+        assert_eq!(stopped.code, 0, "{identity:?}: {}", stopped.err);
+        assert!(
+            stopped.err.starts_with(&format!("deleted lease={ID} ")),
+            "{}",
+            stopped.err
+        );
+        assert!(!vmm.runs(), "{identity:?}");
+        assert!(bystander.as_mut().is_none_or(Vmm::runs), "{identity:?}");
+        assert!(!dir.exists());
+    }
+}
+
+#[test]
+fn a_file_behind_a_link_that_leads_nowhere_is_not_taken_for_none() {
+    for (name, code, told) in [
+        ("metadata.json", 2, "is left whole: its record cannot be read"),
+        ("journal.jsonl", 7, "cannot read journal "),
+    ] {
+        let place = place();
+        let dir = Record::new(ID, "jade-krill").write(&place);
+        fs::remove_file(dir.join(name)).ok();
+        std::os::unix::fs::symlink("/nowhere/file", dir.join(name)).unwrap();
+        let stopped = place.run(&["stop", ID]);
+        assert_eq!(stopped.code, code, "{name}: {}", stopped.err);
+        assert!(stopped.err.contains(told), "{name}: {}", stopped.err);
+        place.run(&["cleanup"]);
+        assert!(dir.join(name).is_symlink(), "{name} stays");
+    }
+}
+
+#[test]
+fn a_search_that_fails_hides_no_other() {
     let place = place();
-    let dir = Record::new(ID, "jade-krill").write(&place);
-    let mut vmm = Vmm::on(&dir.join("firecracker.sock"));
-    let stopped = place.run(&["stop", ID]);
-    assert_eq!(stopped.code, 0, "{}", stopped.err);
-    assert!(
-        stopped.err.starts_with(&format!("deleted lease={ID} ")),
-        "{}",
-        stopped.err
+    let leases = place.path("home/.config/crabbox/state/firecracker/leases");
+    fs::create_dir_all(&leases).unwrap();
+    let mut vmm = Vmm::on(&leases.join(ID).join("firecracker.sock"));
+    let told = |answer: &Answer| -> Vec<(String, String, bool)> {
+        let document: Value = serde_json::from_str(&answer.out).unwrap();
+        let decisions = document["decisions"].as_array().unwrap().iter();
+        let text = |value: &Value| value.as_str().unwrap().to_owned();
+        let told = |one: &Value| {
+            (
+                text(&one["subject"]),
+                text(&one["reason"]),
+                one["error"].is_string(),
+            )
+        };
+        decisions.map(told).collect()
+    };
+    let expect = |seen: &[(&str, &str, bool)]| -> Vec<(String, String, bool)> {
+        let own = |one: &(&str, &str, bool)| (one.0.to_owned(), one.1.to_owned(), one.2);
+        seen.iter().map(own).collect()
+    };
+    // A user who cannot change networks cannot have made links or rules, so this is not a problem.
+    let answer = place.run_without_net_admin(&["cleanup", "--dry-run", "--json"]);
+    assert_eq!(answer.code, 0, "{}", answer.err);
+    assert_eq!(
+        told(&answer),
+        expect(&[
+            ("process", "no_lease", false),
+            ("network", "needs_cap_net_admin", false)
+        ])
     );
-    assert!(!vmm.runs());
-    assert!(!dir.exists());
+    // The contents of other state directories and the claims are unknown.
+    fs::create_dir_all(place.path("registry/leases")).unwrap();
+    fs::set_permissions(place.path("registry"), fs::Permissions::from_mode(0o777)).unwrap();
+    place.write("home/.config/crabbox/state/claims", "");
+    for dry in [&["--dry-run"][..], &[]] {
+        let answer = place.run(&[&["cleanup", "--json"], dry].concat());
+        assert_eq!(answer.code, 7, "{}", answer.err);
+        assert_eq!(
+            told(&answer),
+            expect(&[
+                ("claim", "not_looked_for", true),
+                ("process", "no_lease", false),
+                ("entry", "not_looked_for", true)
+            ])
+        );
+        assert_eq!(vmm.runs(), !dry.is_empty());
+    }
 }
 
 #[test]
@@ -140,7 +252,7 @@ fn a_disk_that_was_to_be_kept_stays_until_somebody_says_otherwise() {
     assert!(!dir.exists());
 }
 
-/// The four fences of a program that made the lease.
+/// The four `--expected-` flags of a program that made the lease.
 fn fences(id: &str, slug: &str, name: &str) -> [String; 4] {
     [
         format!("--expected-provider-lease-id={id}"),
@@ -214,7 +326,7 @@ fn a_dead_lease_is_stopped_in_its_labels_too() {
             shown.out
         );
     }
-    // What is stored stays as it was.
+    // The stored record is unchanged.
     assert_eq!(record(&place, ID)["labels"]["state"], "ready");
 }
 
@@ -255,7 +367,7 @@ fn a_line_that_a_repository_has_keeps_nobody_from_giving_a_machine_back() {
             assert!(answer.err.contains(told), "{text:?} {words:?}: {}", answer.err);
         }
         assert!(!dir.exists());
-        // Whoever works by the repository's values needs all of them.
+        // Commands that use the repository's values need all of them.
         let warmed = place.run(&["config", "show"]);
         assert_eq!(
             warmed.code,
@@ -305,6 +417,22 @@ fn a_job_that_makes_no_sense_is_in_the_way_of_itself_alone() {
         list.out
     );
     assert!(list.err.contains("jobs.x.stop must be"), "{}", list.err);
+    // An invalid flag value in a job is reported with its place, and never shown as a line to paste.
+    place.write(
+        "repo/crabbox.yaml",
+        "jobs:\n  x: {target: bsd, command: make}\n  y: {command: make, market: spot}\n",
+    );
+    for (job, says) in [
+        (
+            "x",
+            ":2:15: jobs.x.target must be linux, macos, windows, or worker-runtime, found \"bsd\"",
+        ),
+        ("y", ":3:6)\n  caused by: --market is not in this program: "),
+    ] {
+        let bad = place.run(&["job", "run", "--dry-run", job]);
+        assert_eq!((bad.code, bad.out.as_str()), (2, ""), "{}", bad.err);
+        assert!(bad.err.contains(says), "{}", bad.err);
+    }
 }
 
 #[test]

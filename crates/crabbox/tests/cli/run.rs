@@ -18,7 +18,7 @@ pub(crate) fn entered() -> Entered {
 }
 
 pub(crate) fn with_repository(lease: Entered) -> Entered {
-    // A real repository in place of the empty one.
+    // Replace the empty repository with a real one.
     let repo = lease.place.path("repo");
     fs::remove_dir_all(repo.join(".git")).unwrap();
     Cmd::new("git").args(["init", "-q"]).cwd(&repo).run().unwrap();
@@ -38,7 +38,7 @@ fn run(lease: &Entered, flags: &[&str], script: &str) -> Answer {
     lease.place.run(&words(flags, script))
 }
 
-/// The timing line, behind which only why the command failed stands.
+/// The timing line, which only the reason of a failure may follow.
 fn timing_of(answer: &Answer) -> serde_json::Value {
     let line = answer.err.lines().rfind(|line| line.starts_with('{')).unwrap();
     serde_json::from_str(line).unwrap()
@@ -52,7 +52,7 @@ fn inside(archive: &std::path::Path) -> Vec<String> {
     names
 }
 
-/// The rest of the first line that begins so.
+/// The rest of the first line with this prefix.
 fn line<'a>(answer: &'a Answer, begin: &str) -> &'a str {
     let mut lines = answer.err.lines();
     let found = lines.find_map(|line| line.strip_prefix(begin));
@@ -79,12 +79,14 @@ fn artifacts_come_back_and_required_ones_must_be_there() {
     );
     assert_eq!(done.code, 0, "{}", done.err);
     assert_eq!(line(&done, "required artifact "), "d matched=2");
+    let away = line(&done, "warning: collect artifacts incomplete: ");
+    assert_eq!(away, "l.log: leads out of the tree");
     assert_eq!(line(&done, "warning: no artifact matches "), "none*");
     let told = line(&done, "artifact kind=artifact-glob path=");
     let (path, bytes) = told.split_once(" bytes=").unwrap();
     let path = std::path::Path::new(path);
     assert_eq!(path.metadata().unwrap().len().to_string(), bytes);
-    // What is required is kept, too.
+    // Required files are kept, too.
     assert_eq!(inside(path), ["./a.log", "./d/c.txt", "./d/e/b.log"]);
     assert!(path.starts_with(lease.place.path("repo/.crabbox/runs")));
     let timing: serde_json::Value = serde_json::from_str(done.err.lines().last().unwrap()).unwrap();
@@ -183,7 +185,79 @@ fn test_reports_are_counted_and_can_fail_the_run() {
     );
     assert_eq!(bad.code, 3, "the command's own code wins");
     assert!(
-        line(&bad, "warning: collect test results incomplete: ").contains("bad.xml: is not a regular file")
+        line(&bad, "warning: collect test results incomplete: ").contains("bad.xml: leads out of the tree")
+    );
+}
+
+#[test]
+fn what_fails_of_the_results_costs_nothing_of_the_rest() {
+    let lease = entered();
+    let repo = |name: &str| lease.place.path("repo").join(name);
+    fs::create_dir(repo("into")).unwrap();
+    let failed = run(
+        &lease,
+        &[
+            "--junit",
+            "latest/*.xml",
+            "--fail-on-test-failures",
+            "--require-artifact",
+            "nope",
+            "--require-artifact",
+            "out/app",
+            "--artifact-glob",
+            "out/*",
+            "--download",
+            "gone=gone",
+            "--download",
+            "out/app=into",
+            "--download",
+            "out/app-1=new/",
+            "--download",
+            "~/there=home",
+        ],
+        "mkdir -p out build; echo app > out/app-1; ln -s app-1 out/app; ln -s /etc/passwd out/away; mkfifo out/pipe; echo h > ~/there; \
+         echo '<testsuite><testcase name=\"a\"><failure/></testcase></testsuite>' > build/r.xml; ln -s build latest",
+    );
+    // The first error is the reason; the others are reported as well.
+    assert_eq!(failed.code, 1, "{}", failed.err);
+    assert_eq!(
+        failed.err.lines().last(),
+        Some("JUnit results contain 1 failures and 0 errors")
+    );
+    for told in [
+        "warning: missing required artifact: nope",
+        "required artifact out/app matched=1",
+        "warning: collect artifacts incomplete: out/away: leads out of the tree",
+        "warning: collect artifacts incomplete: out/pipe: is a pipe and no regular file",
+        "warning: cannot fetch gone in the lease: gone: No such file or directory",
+    ] {
+        assert!(
+            failed.err.lines().any(|line| line == told),
+            "{told}: {}",
+            failed.err
+        );
+    }
+    let archive = line(&failed, "artifact kind=artifact-glob path=")
+        .split_once(' ')
+        .unwrap()
+        .0;
+    assert_eq!(
+        inside(std::path::Path::new(archive)),
+        ["./out/app", "./out/app-1"]
+    );
+    for (name, content) in [("into/app", "app\n"), ("new/app-1", "app\n"), ("home", "h\n")] {
+        assert_eq!(fs::read_to_string(repo(name)).unwrap(), content, "{name}");
+    }
+    let none = run(
+        &lease,
+        &["--junit", "n.xml", "--fail-on-test-failures"],
+        "echo '<testsuite tests=\"0\"/>' > n.xml",
+    );
+    assert_eq!(
+        (none.code, none.err.lines().last()),
+        (1, Some("JUnit results policy: the test reports have no tests")),
+        "{}",
+        none.err
     );
 }
 
@@ -199,7 +273,7 @@ fn a_failed_run_leaves_a_digest_and_a_bundle() {
     assert_eq!(line(&failed, "  failed_phase: "), "test");
     assert_eq!(line(&failed, "  observed_phases: "), "user-command,build,test");
     assert_eq!(line(&failed, "  phase: "), "test");
-    // A phase that the command told of counts for more than words that may be about another one.
+    // A phase announced by the command outweighs words in its output.
     assert_eq!(line(&failed, "  area: "), "user_command");
     assert!(line(&failed, "run summary ").contains(" command_phases=user-command:"));
     assert!(line(&failed, "run summary ").contains(" blocked_stage=test retry_likely=unknown"));
@@ -255,7 +329,7 @@ fn variables_of_a_profile_arrive_and_stand_in_no_argument_vector() {
         "echo \"[$MY_TOKEN][$OTHER]\"; grep -l 's3cr3t' /proc/[0-9]*/cmdline | grep -v /self/; env -u MY_TOKEN ./.crabbox/env/with-env sh -c 'echo \"<$MY_TOKEN>\"'",
     );
     assert_eq!(done.code, 0, "{}", done.err);
-    // The script itself holds the word that it looks for, so its own shells are found and nothing else.
+    // The script itself contains the word that it looks for, so it finds its own shells and nothing else.
     assert!(
         done.out.starts_with("[s3cr3t value][]\n") && done.out.ends_with("<s3cr3t value>\n"),
         "{}",
@@ -266,6 +340,31 @@ fn variables_of_a_profile_arrive_and_stand_in_no_argument_vector() {
         line(&done, "env forwarding "),
         "provider=firecracker behavior=forwarded vars=MY_TOKEN=set len=12 secret=true,MY_EMPTY=empty"
     );
+    // A byte order mark, blanks between names, and lines that are not variables.
+    lease.place.write(
+        "repo/vars.env",
+        "\u{feff}MY_ONE=1\nMY_KEY=\"-----BEGIN\ns3cr3t\n-----END\"\nMY_ID=$(id)\nMY_TWO=2\n",
+    );
+    let flags = [
+        "--env-from-profile",
+        "vars.env",
+        "--allow-env",
+        "MY_ONE, MY_TWO ,A B,MY_PASS=s3cr3t",
+    ];
+    let done = run(&lease, &flags, "echo \"$MY_ONE $MY_TWO\"");
+    assert_eq!((done.code, done.out.as_str()), (0, "1 2\n"), "{}", done.err);
+    let takes = "matches no variable: --allow-env and env.allow take names, and prefixes followed by *";
+    for told in [
+        format!("warning: \"A B\" {takes}\n"),
+        format!("warning: \"MY_PASS=\u{2026}\" {takes}\n"),
+        format!(
+            "warning: env profile {}: lines 2, 3, 4, 5 ignored: not NAME=value on one line, or only a shell can evaluate it\n",
+            lease.place.path("repo/vars.env").display()
+        ),
+    ] {
+        assert!(done.err.contains(&told), "{told}{}", done.err);
+    }
+    assert!(!done.err.contains("s3cr3t"), "{}", done.err);
     let nothing = run(&lease, &["--env-helper", "x"], "true");
     assert_eq!(
         (nothing.code, nothing.err.as_str()),
@@ -354,10 +453,10 @@ fn two_runs_are_never_in_one_tree() {
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    // It has to wait for as long as the first is there.
+    // It waits while the file `first` exists.
     let early = poll_until(Duration::from_millis(1500), || second.try_wait().unwrap());
     assert_eq!(early, None);
-    // Meanwhile it holds one session, and the side of a sync that was started for it has gone.
+    // Meanwhile it has one session, and the remote process of its sync has exited.
     let workdir = lease.sshd.dir().join("work/cbx_0123456789ab/repo");
     let gone = || {
         let of_a_sync = |word: &OsString| word == workdir.as_os_str();
@@ -412,7 +511,7 @@ fn a_client_that_is_killed_takes_its_command_along_and_the_next_one_recovers() {
     assert!(started.elapsed() < Duration::from_secs(30));
 }
 
-/// Commands that the server has started so far.
+/// The number of commands that the server has started so far.
 fn executions(lease: &Entered) -> usize {
     lease.sshd.log().matches("Starting session: ").count()
 }
@@ -427,7 +526,7 @@ fn a_run_with_nothing_to_bring_takes_one_connection_and_one_execution() {
         assert_eq!((ran.code, ran.out.as_str()), (0, "x"), "{}", ran.err);
         ran
     };
-    // Twice, because a file that was touched a moment before the first look is sent once more.
+    // Twice, because a file touched just before the first scan is sent again.
     cat();
     cat();
     let before = executions(&lease);
@@ -438,7 +537,7 @@ fn a_run_with_nothing_to_bring_takes_one_connection_and_one_execution() {
         "{}",
         ran.err
     );
-    // The lock of the tree, the comparison, and the command.
+    // One command does the lock of the tree, the comparison, and the run.
     assert_eq!(executions(&lease) - before, 1, "{}", lease.sshd.log());
     let before = executions(&lease);
     let plain = lease

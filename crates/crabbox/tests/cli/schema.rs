@@ -1,4 +1,4 @@
-//! JSON files of runs, held against JSON schemas by `run --require-artifact-schema`.
+//! JSON files of runs, validated against JSON schemas by `run --require-artifact-schema`.
 
 use crate::place::Answer;
 use crate::remote::Entered;
@@ -33,7 +33,7 @@ fn a_file_has_to_be_there_and_to_satisfy_its_schema() {
         good.err
     );
 
-    // All are looked at; the first that fails is the reason, and nothing is brought.
+    // All are checked; the first failure is the reason, and an invalid file is not brought.
     let bad = run(
         &lease,
         &[
@@ -41,7 +41,9 @@ fn a_file_has_to_be_there_and_to_satisfy_its_schema() {
             &flags("none.json"),
             &flags("out/r.json"),
             "--download",
-            "a.json=got",
+            "./a.json=got",
+            "--download",
+            "out/r.json=other",
             "--timing-json",
         ],
         "echo '{\"n\": \"\\u001b[31msecret\"}' > a.json",
@@ -53,11 +55,13 @@ fn a_file_has_to_be_there_and_to_satisfy_its_schema() {
         "  - /n: does not satisfy JSON Schema constraint /properties/n/type\n",
         "schema none.json: fetch failed: there is no such file\n",
         "schema out/r.json: ok (s.json)\n",
+        "warning: ./a.json was not downloaded: it does not satisfy its schema\n",
         "artifact schema validation failed: a.json (2 check(s))\n",
     ] {
         assert!(bad.err.contains(line), "{line:?} in {}", bad.err);
     }
     assert!(!bad.err.contains("secret\\u") && !lease.place.path("repo/got").exists());
+    assert!(lease.place.path("repo/other").exists(), "{}", bad.err);
     let timing = bad.err.lines().find(|line| line.starts_with('{')).unwrap();
     let timing: serde_json::Value = serde_json::from_str(timing).unwrap();
     let validations = &timing["schemaValidations"];

@@ -1,4 +1,4 @@
-//! The provider `ssh` against a real sshd: a whole life of a lease, and what it refuses.
+//! The provider `ssh` against a real sshd: the whole life of a lease, and what it refuses.
 
 use std::fs;
 use std::net::TcpListener;
@@ -17,7 +17,7 @@ use crate::world::{claim_file, read_claim};
 
 pub(crate) const ID: &str = "static_127-0-0-1";
 
-/// A host that exists already, a repository with one commit, and a configuration that knows nothing yet.
+/// An existing host, a repository with one commit, and an empty configuration.
 pub(crate) fn existing() -> (Place, Sshd) {
     let (sshd, place) = (Sshd::start(), Place::new());
     fs::create_dir(place.path("run")).unwrap();
@@ -51,7 +51,7 @@ pub(crate) fn configure(place: &Place, sshd: &Sshd, more: &str) {
     place.write("home/.config/crabbox/config.yaml", text);
 }
 
-/// The user's key, in their own directory for keys.
+/// The user's key, in `~/.ssh`.
 pub(crate) fn key(place: &Place, sshd: &Sshd) -> String {
     fs::create_dir_all(place.path("home/.ssh")).unwrap();
     let key = place.write("home/.ssh/key", fs::read(sshd.client_key()).unwrap());
@@ -69,6 +69,25 @@ pub(crate) fn claimed(place: &Place, id: &str) -> bool {
 pub(crate) fn connected(place: &Place) -> bool {
     let sockets = fs::read_dir(place.path("run/crabbox"));
     sockets.is_ok_and(|mut sockets| sockets.next().is_some())
+}
+
+/// Checks that a run that could not log in says so in its timings, without a lease, and whether a retry may help.
+fn unentered(said: &str, retry: &str) {
+    let class = format!("failure classification blocked_stage=ssh retry_likely={retry}\n");
+    assert!(said.contains(&class), "{said}");
+    let timing = said.lines().find(|line| line.starts_with('{'));
+    let timing: Value = serde_json::from_str(timing.expect(said)).unwrap();
+    for (name, value) in [
+        ("provider", json!("ssh")),
+        ("leaseId", Value::Null),
+        ("exitCode", json!(5)),
+        ("runStatus", json!("failed")),
+        ("errorKind", json!("provider-error")),
+        ("blockedStage", json!("ssh")),
+        ("retryLikely", json!(retry)),
+    ] {
+        assert_eq!(timing[name], value, "{timing}");
+    }
 }
 
 fn ended(answer: &Answer, code: i32, start: &str) {
@@ -120,10 +139,20 @@ fn a_host_that_exists_is_leased_used_and_given_back() {
     assert!(place.path("home/.ssh/key").exists(), "the key is the user's");
 }
 
-/// Everything that is done with a lease, under the names it has; no setting names the host, its claim knows it.
+/// Everything that can be done with a lease, under each of its names. No setting names the host, because its claim does. The repository asks for
+/// another machine, which only affects new leases.
 fn used(place: &Place, sshd: &Sshd) {
     let only_key = format!("ssh:\n  key: {}\n", key(place, sshd));
     place.write("home/.config/crabbox/config.yaml", only_key);
+    let file = place.write("repo/crabbox.yaml", "target: macos\ndesktop: true\n");
+    let new = place.run(&["warmup", "--provider", "ssh", "--static-host", "127.0.0.1"]);
+    let says = format!(
+        "provider=ssh supports target=linux only\nhint: it is set at {}:1:9\n",
+        file.display()
+    );
+    ended(&new, 2, &says);
+    let meant = place.run(&["ssh", "--target", "macos", ID]);
+    ended(&meant, 2, "provider=ssh supports target=linux only\n");
     let status = place.run(&["status", "--wait", "--wait-timeout", "60s", "my-box"]);
     ended(&status, 0, "");
     assert!(
@@ -221,7 +250,7 @@ fn a_run_without_a_lease_gives_the_host_back() {
     );
 }
 
-/// Waits for a file that a command makes when it has started.
+/// Waits for a file that a command creates when it has started.
 fn appears(path: &Path) {
     let there = poll_until(Duration::from_mins(2), || path.exists().then_some(()));
     assert!(there.is_some(), "{} did not appear", path.display());
@@ -245,7 +274,7 @@ fn the_last_run_on_a_host_gives_it_back() {
     let said = |name: &str| fs::read_to_string(file(&format!("{name}.err"))).unwrap();
     let mut first = start("first");
     appears(&file("first.started"));
-    // It waits for the tree that the first one has.
+    // It waits for the tree, which the first run has locked.
     let mut second = start("second");
     let waits = poll_until(Duration::from_mins(2), || {
         said("second").contains("keep=false").then_some(())
@@ -275,13 +304,27 @@ fn a_run_beside_a_kept_lease_leaves_it_as_it_was() {
     let stop = place.run(&["stop", "kept"]);
     assert_eq!(stop.code, 0, "{}", stop.err);
     assert!(!claimed(&place, ID) && !connected(&place));
+    // An explicit `--stop-after` is obeyed.
+    for (when, command, ends) in [
+        ("success", "false", false),
+        ("always", "true", true),
+        ("never", "true", false),
+    ] {
+        let warm = place.run(&["warmup"]);
+        assert_eq!(warm.code, 0, "{}", warm.err);
+        let run = place.run(&["run", "--no-sync", "--stop-after", when, "--", command]);
+        let told = run
+            .err
+            .contains(&format!("lease cleanup stopped=true policy={when} "));
+        assert_eq!((told, claimed(&place, ID)), (ends, !ends), "{when}: {}", run.err);
+    }
 }
 
 #[test]
 fn a_home_that_cannot_hold_the_lock_is_reported_in_its_own_words() {
     let (place, sshd) = existing();
     configure(&place, &sshd, "");
-    // Tests run as root, whom no mode keeps out.
+    // Tests run as root, to whom modes do not apply.
     fs::write(sshd.home().join(".crabbox"), "a file").unwrap();
     let run = place.run(&["run", "--", "true"]);
     assert_ne!(run.code, 0, "{}{}", run.out, run.err);
@@ -320,7 +363,7 @@ fn a_home_that_cannot_take_the_agent_is_reported_in_its_own_words_and_keeps_noth
 #[test]
 fn the_default_port_falls_back_to_the_one_that_answers() {
     let (place, sshd) = existing();
-    // A port of our own stands for 22, which is somebody else's here; nothing listens on port 1.
+    // A free port stands in for 22, which belongs to the host's own sshd here; nothing listens on port 1.
     let text = format!(
         "provider: ssh\nssh:\n  key: {}\n  user: {}\n  port: 1\n  fallbackPorts: [{}]\nstatic:\n  host: 127.0.0.1\n",
         key(&place, &sshd),
@@ -377,17 +420,18 @@ fn what_cannot_be_done_with_a_host_says_why() {
     ended(
         &place.run(&["warmup", "--target", "windows"]),
         2,
-        "provider=ssh supports target=linux only",
+        "provider=ssh supports target=linux only\n",
     );
-    // Somebody else's key is refused at once, not after the twenty minutes that a host may take to come up.
+    // A wrong key is refused at once, not after the twenty minutes that a host may take to come up.
     let other = place.path("home/.ssh/other");
     Cmd::new("ssh-keygen")
         .args(["-q", "-t", "ed25519", "-N", "", "-f"])
         .arg(&other)
         .run()
         .unwrap();
+    let run = ["run", "--timing-json", "--", "true"];
     let refused = place
-        .command(&["warmup"])
+        .command(&run)
         .env("CRABBOX_SSH_KEY", &other)
         .output()
         .unwrap();
@@ -397,13 +441,15 @@ fn what_cannot_be_done_with_a_host_says_why() {
         said.contains("cannot log in to 127.0.0.1\n") && said.contains("authorized_keys"),
         "{said}"
     );
-    // Nor is a port waited for on which nobody listens.
+    unentered(&said, "false");
+    // A port without a listener is not waited for, either.
     let nobody = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = nobody.local_addr().unwrap().port().to_string();
     drop(nobody);
     let begun = Instant::now();
-    let closed = place.run(&["warmup", "--static-port", &port]);
+    let closed = place.run(&[&["run", "--static-port", &port], &run[1..]].concat());
     assert_eq!(closed.code, 5, "{}", closed.err);
+    unentered(&closed.err, "true");
     assert!(closed.err.contains("Connection refused"), "{}", closed.err);
     assert!(begun.elapsed() < Duration::from_secs(30), "{:?}", begun.elapsed());
     assert!(!claimed(&place, ID));
@@ -426,7 +472,7 @@ fn a_claim_for_another_host_or_provider_is_left_alone() {
         assert!(warmup.err.contains(&said), "{}", warmup.err);
         assert_eq!(read_claim(&place, ID), claim, "{field}");
     }
-    // Another repository's claim is only taken over when that is asked for.
+    // Another repository's claim is only taken over if requested.
     let theirs = json!({
         "leaseID": ID, "slug": "its-own", "provider": "ssh", "cloudID": ID, "staticHost": "127.0.0.1",
         "repoRoot": "/elsewhere", "claimedAt": "2025-07-31T22:13:20Z", "lastUsedAt": "2025-07-31T22:13:20Z",
@@ -443,7 +489,7 @@ fn a_claim_for_another_host_or_provider_is_left_alone() {
     ended(&place.run(&["stop", ID]), 0, "released static lease");
 }
 
-/// A repository's host is refused where its configuration chooses the provider; where a name leads to it, it does not count.
+/// A repository's host is refused if its configuration also chooses the provider; it does not count if a lease's name leads to the provider.
 #[test]
 fn a_repository_cannot_choose_where_the_user_s_key_goes() {
     let (place, sshd) = existing();
@@ -485,7 +531,7 @@ fn a_repository_cannot_choose_where_the_user_s_key_goes() {
     assert_eq!(sshd.logins(), 0);
 }
 
-/// The host is approved; the repository tries to have another server, user, key and directory in its place.
+/// The host is approved; the repository tries to substitute another server, user, key and directory.
 #[test]
 fn a_repository_turns_no_key_of_a_destination_and_gets_no_secret() {
     let ((place, sshd), other) = (existing(), Sshd::start());
@@ -528,7 +574,7 @@ fn a_repository_turns_no_key_of_a_destination_and_gets_no_secret() {
     assert!(!sshd.dir().join("evil").exists());
 }
 
-/// What a job asks for becomes a flag, which wins over what the user chose.
+/// A job's provider becomes a flag, which would override the user's choice.
 #[test]
 fn a_repository_s_job_does_not_exchange_the_provider() {
     let (place, sshd) = existing();
@@ -664,7 +710,7 @@ fn what_is_put_into_a_preset_is_data_and_no_script() {
         assert_eq!(answer.code, 2, "{}", answer.err);
         assert!(answer.err.starts_with(want), "{}", answer.err);
     }
-    // What is suggested after a failure has them too.
+    // The suggestions after a failure include them, too.
     place.write(
         "repo/.crabbox.yaml",
         "presets: {fail: {command: 'false {{v}}'}}\n",
@@ -705,7 +751,7 @@ fn what_the_branch_is_based_on_is_there_for_the_command() {
     );
 }
 
-/// `sudo -E` leaves the runtime directory of the user who called, and that user could answer in a socket's place.
+/// `sudo -E` keeps the runtime directory of the calling user, who could put a socket of their own there.
 #[test]
 fn root_puts_no_socket_into_a_runtime_directory_of_another_user() {
     let (place, sshd) = existing();

@@ -38,7 +38,7 @@ fn the_version_has_three_spellings() {
 
 #[test]
 fn what_will_not_come_is_refused_with_its_reason() {
-    let refused: [(&[&str], &str); 7] = [
+    let refused: &[(&[&str], &str)] = &[
         (
             &["actions", "hydrate", "--id", "x"],
             "actions is not in this program: ",
@@ -57,6 +57,26 @@ fn what_will_not_come_is_refused_with_its_reason() {
         (
             &["warmup", "--pond", "p"],
             "--pond is not in this program: it needs a coordinator",
+        ),
+        (
+            &["providers", "sizes", "--json"],
+            "providers sizes is not in this program: sizes are a cloud's",
+        ),
+        (
+            &["config", "show", "--json", "--controller-provider-identity"],
+            "--controller-provider-identity is not in this program: it needs a coordinator",
+        ),
+        (
+            &["prewarm", "--wait-timeout", "5m"],
+            "--wait-timeout is not in this program: it is about a workflow of a forge",
+        ),
+        (
+            &["run", "--pool-return", "x", "--", "true"],
+            "--pool-return is not in this program: it needs a coordinator",
+        ),
+        (
+            &["stop", "--confirmed-absent-local-cleanup", "x"],
+            "--confirmed-absent-local-cleanup is not in this program: it needs a coordinator",
         ),
     ];
     for (words, told) in refused {
@@ -252,7 +272,7 @@ fn flags_of_features_that_do_not_exist_are_refused_by_name() {
         let answer = run(words);
         assert_eq!((answer.code, answer.err.as_str()), (2, *want), "{words:?}");
     }
-    // What asks for nothing is no reason to refuse.
+    // Empty and false values request nothing, so they are not refused.
     let nothing = run(&["warmup", "--image-min-os=", "--image-require-browser=false"]);
     assert!(nothing.err.starts_with("no provider selected"), "{}", nothing.err);
 }

@@ -1,4 +1,4 @@
-//! Commands made of others, `watch`, `job`, `prewarm`, and `init`, on a host that exists already.
+//! Commands built from others (`watch`, `job`, `prewarm`), and `init`, on an existing host.
 
 use std::fs;
 use std::io::{BufRead as _, BufReader};
@@ -28,7 +28,7 @@ fn until(file: &std::path::Path, text: &str) {
     );
 }
 
-/// Changes a file of the repository in one step, so that it makes one change to be seen.
+/// Changes a file of the repository atomically, so that there is one change to notice.
 fn put(place: &Place, name: &str, text: &str) {
     let made = place.write("outside/new", text);
     fs::rename(made, place.path("repo").join(name)).unwrap();
@@ -80,7 +80,7 @@ fn watch_runs_again_when_a_synced_file_has_changed_and_gives_the_lease_back() {
     put(&place, "tracked", "second\n");
     until(&log, "dirty\nsecond\n");
     waits(&mut lines);
-    // A command that fails ends nothing.
+    // A failing command does not end the watch.
     put(&place, "fail", "");
     until(&log, "dirty\nsecond\nsecond\n");
     waits(&mut lines);
@@ -119,6 +119,76 @@ fn watch_ends_when_nothing_changes_and_keeps_what_is_not_its_own() {
         let answer = place.run(words);
         assert_eq!(answer.code, 2, "{}", answer.err);
         assert!(answer.err.starts_with(says), "{}", answer.err);
+    }
+}
+
+#[test]
+fn what_cannot_run_is_refused_before_there_is_a_lease_for_it() {
+    let (place, _) = existing();
+    // Nothing listens there: an attempt to take a lease first would end with 5.
+    place.write(
+        "home/.config/crabbox/config.yaml",
+        "provider: ssh\nstatic: {host: 127.0.0.1, port: 1, user: nobody}\npresets: {lacking: {command: 'echo {{n}}'}}\n",
+    );
+    let one = "capture stdout/stderr: paths must be different\n";
+    for (words, says) in [
+        (&["watch", "--preset", "nope"][..], "unknown preset \"nope\"\n"),
+        (
+            &["watch", "--preset", "lacking"],
+            "preset lacking command has unresolved preset variable(s): {{n}}\n",
+        ),
+        (
+            &["watch", "--preset", "lacking", "--", "true"],
+            "--preset cannot be combined with a command\n",
+        ),
+        (&["watch", "--", ""], "there is no command to run\n"),
+        (&["run", "--", ""], "there is no command to run\n"),
+        (&["run", "--shell", "--", " "], "there is no command to run\n"),
+        (
+            &["prewarm", "--probe-command", " "],
+            "there is no command to run\n",
+        ),
+        (
+            &[
+                "run",
+                "--capture-stdout",
+                "z",
+                "--capture-stderr",
+                "./z",
+                "--",
+                "true",
+            ],
+            one,
+        ),
+        (
+            &[
+                "run",
+                "--capture-stdout",
+                "z",
+                "--download",
+                "a.txt=z",
+                "--",
+                "true",
+            ],
+            "capture stdout and download a.txt paths must be different\n",
+        ),
+        (
+            &["run", "--capture-stderr", "sub", "--", "true"],
+            "repo/sub is there already and is a directory\n",
+        ),
+        (
+            &["run", "--download", "a=/dev/null", "--", "true"],
+            "/dev/null is a device, a pipe or a socket, or leads to one; name a file\n",
+        ),
+    ] {
+        let answer = place.run(words);
+        assert_eq!(
+            (answer.code, answer.out.as_str()),
+            (2, ""),
+            "{words:?}: {}",
+            answer.err
+        );
+        assert!(answer.err.contains(says), "{words:?}: {}", answer.err);
     }
 }
 
@@ -243,7 +313,7 @@ fn jobs_run_with_their_flags() {
         assert!(refused.err.starts_with(says), "{name}: {}", refused.err);
     }
     assert!(!place.path("repo/.git/hooks/post-commit").exists());
-    // The user's own job may write where the user may.
+    // A job in the user's own configuration may write wherever the user may.
     assert_eq!(place.run(&["warmup"]).code, 0);
     let mine = place.run(&["job", "run", "--id", ID, "mine"]);
     assert_eq!((mine.code, mine.out.as_str()), (0, "made\n"), "{}", mine.err);

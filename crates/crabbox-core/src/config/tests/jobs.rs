@@ -56,6 +56,10 @@ fn jobs_that_make_no_sense_are_refused_at_their_place() {
         ("jobs:\n  a: b\n", "jobs.a"),
         ("jobs:\n  a: {stop: maybe}\n", "jobs.a.stop"),
         ("jobs:\n  a: {shell: maybe}\n", "jobs.a.shell"),
+        ("jobs:\n  a: {target: bsd}\n", "jobs.a.target"),
+        ("jobs:\n  a: {windows: {mode: x}}\n", "jobs.a.windows.mode"),
+        ("jobs:\n  a: {ttl: x}\n", "jobs.a.ttl"),
+        ("jobs:\n  a: {idleTimeout: -5m}\n", "jobs.a.idleTimeout"),
         ("jobs:\n  a: {downloads: {x: y}}\n", "jobs.a.downloads"),
     ] {
         let text = text.to_owned() + "  b: {command: make}\n";

@@ -1,4 +1,4 @@
-//! A healthy host, and one fault at a time: each must be caught by the right check with the right class, and by no other.
+//! A healthy host with one fault at a time: each must be caught by the right check with the right class, and by no other.
 
 #![expect(
     clippy::unnecessary_wraps,
@@ -85,7 +85,7 @@ fn foreign() -> Image {
     image_with(Ok(()), Ok(2048), worthy())
 }
 
-/// A foreign image with this kernel, root file system (its size in MiB) and contract.
+/// A foreign image with this kernel, this size of its root file system (in MiB) and this contract.
 fn image_with(kernel: Seen<()>, rootfs: Seen<u64>, contract: Seen<Contract>) -> Image {
     Image::Foreign {
         kernel,
@@ -104,7 +104,7 @@ fn lacking(missing: &[&'static str]) -> Seen<Contract> {
     })
 }
 
-/// A host on which every check is well.
+/// A host on which every check passes.
 fn healthy() -> World {
     World {
         host: Host {
@@ -181,7 +181,7 @@ fn healthy() -> World {
     }
 }
 
-/// Status and class of every check that is not well, by name.
+/// Status and class of every check that did not pass, by name.
 fn unwell(checks: &[Check]) -> Vec<(&str, Status, &str)> {
     let bad = checks
         .iter()
@@ -197,7 +197,7 @@ const HARDENING: &str = "hardening";
 
 type Variables = &'static [(&'static str, &'static str)];
 
-/// A fault: its name, the settings, what it does to a healthy host, and the only check that may notice.
+/// A fault: its name, the settings, the change to a healthy host, and the only check that may notice it.
 struct Fault(
     &'static str,
     Variables,
@@ -466,7 +466,7 @@ fn every_fault_is_caught_by_its_check_and_by_no_other() {
         let mut world = healthy();
         inject(&mut world);
         let checks = judge::firecracker(&plan(variables), &world);
-        // What follows from a fault (no image without a kernel, no jailer's version to match) is not told a second time.
+        // Consequences of a fault (no image without a kernel, no version check without a jailer) are not reported again.
         assert_eq!(unwell(&checks), [expected], "{name}");
         let check = checks.iter().find(|check| check.check == expected.0).unwrap();
         assert!(
@@ -670,6 +670,17 @@ fn a_static_host_is_described_and_a_missing_one_is_told() {
     assert_eq!(
         check.message,
         "provider=ssh timeout=10s target=linux windows_mode=normal host=build.example api=static_config mutation=false runtime=unchecked"
+    );
+    let macos = [
+        ("PROVIDER", "ssh"),
+        ("STATIC_HOST", "build.example"),
+        ("TARGET", "macos"),
+    ];
+    let check = checks::configured(&settings(&macos), None);
+    assert!(
+        check.message.ends_with("provider=ssh supports target=linux only"),
+        "{}",
+        check.message
     );
     let check = checks::configured(&settings(&[("PROVIDER", "ssh")]), None);
     assert!(

@@ -1,6 +1,6 @@
-//! What is left of a proof on the host: whatever bears its lease's id or tag, and objects of ours without a lease that are new.
+//! A proof's leftovers on the host: everything with its lease's id or tag, and new objects of ours without a lease.
 //!
-//! Other people's things are not ours: what was there before, and what belongs to another lease, is never counted. Only looks.
+//! Whatever existed before, or belongs to another lease, is never counted. Only looks.
 
 use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
@@ -16,37 +16,37 @@ use crabbox_machine::lifecycle::orphans::{self, Orphan, OrphanError};
 use crabbox_net::nat;
 use crabbox_store::places::Places;
 
-/// Where CNI plugins keep what they have given out.
+/// Where CNI plugins store allocated addresses.
 const CNI: &str = "/var/lib/cni";
-/// Where control groups are.
+/// Where the cgroup hierarchy is mounted.
 const CGROUPS: &str = "/sys/fs/cgroup";
-/// How deep a name may lie below a place that is searched.
+/// How deep to search below each directory.
 const DEPTH: usize = 4;
-/// The largest file of a CNI plugin that is read, in bytes.
+/// The largest file of a CNI plugin to read, in bytes.
 const SMALL: u64 = 64 * 1024;
-/// How long a program may take to list the rules.
+/// The time limit for listing the rules.
 const LIMIT: Duration = Duration::from_secs(30);
-/// Where administrators' programs are, which is not on every user's `PATH`.
+/// Directories of administrators' programs, which are not on every user's `PATH`.
 const ADMIN: [&str; 2] = ["/usr/sbin", "/sbin"];
-/// Who lists rules, and with which words.
+/// The programs that list rules, with their arguments.
 const RULES: [(&str, &[&str]); 3] = [
     ("nft", &["list", "ruleset"]),
     ("iptables-save", &[]),
     ("ip6tables-save", &[]),
 ];
 
-/// Why nobody can tell what is ours.
+/// Why leftovers cannot be determined.
 #[derive(Debug, thiserror::Error)]
 #[error(transparent)]
 pub struct ResidueError(#[from] OrphanError);
 
 type Found = BTreeSet<(Residue, String)>;
 
-/// What was there before.
+/// The objects that existed before.
 #[derive(Debug)]
 pub(super) struct Before(Found);
 
-/// What a thing of the lease has on it.
+/// What marks an object as the lease's.
 struct Marks<'a> {
     id: &'a str,
     tag: String,
@@ -62,12 +62,12 @@ impl Marks<'_> {
 }
 
 impl Before {
-    /// Looks at it.
+    /// Takes the snapshot.
     pub(super) fn look(places: &Places) -> Result<Self, ResidueError> {
         Ok(Self(without_a_lease(places)?))
     }
 
-    /// What is left of the `lease`, and of whatever ran in `root`, a directory of the proof's own.
+    /// The leftovers of `lease`, and of anything that ran in `root`, a directory of the proof's own.
     pub(super) fn left(&self, places: &Places, lease: Option<&str>, root: &Path, path: &OsStr) -> Vec<Left> {
         let mut found = Found::new();
         match without_a_lease(places) {
@@ -102,9 +102,9 @@ fn unseen(found: &mut Found, what: &str) {
     found.insert((Residue::Unseen, what.to_owned()));
 }
 
-/// Objects of ours that no lease has, whichever lease had them.
+/// All objects of ours without a lease, whichever lease they belonged to.
 fn without_a_lease(places: &Places) -> Result<Found, OrphanError> {
-    let found = orphans::find(places)?;
+    let found = orphans::find(places).whole()?;
     Ok(found
         .iter()
         .map(|orphan| {
@@ -121,7 +121,8 @@ fn without_a_lease(places: &Places) -> Result<Found, OrphanError> {
         .collect())
 }
 
-/// Processes with a mark among their words, or in our directory; those that a shared connection left have its socket's path there.
+/// Processes with a mark in their arguments, or running in our directory. A process of a left-over shared connection has its
+/// socket's path in its arguments.
 fn processes(marks: &Marks<'_>, found: &mut Found) {
     let Ok(all) = process::list() else {
         return unseen(found, "processes");
@@ -164,7 +165,7 @@ fn links_and_tables(marks: &Marks<'_>, found: &mut Found) {
     }
 }
 
-/// Rules that name the lease. A program that is not installed has made none.
+/// Rules that name the lease. A program that is not installed cannot have made any.
 fn rules(marks: &Marks<'_>, path: &OsStr, found: &mut Found) {
     // Only root can make rules, and only root can list them.
     if !process::is_root() {
@@ -187,7 +188,7 @@ fn rules(marks: &Marks<'_>, path: &OsStr, found: &mut Found) {
                     .filter(|line| marks.on(line.as_bytes()))
                     .map(|line| (Residue::Rule, line.to_owned())),
             ),
-            // A kernel without the family has no rules of it.
+            // A kernel without this family has no rules of it.
             Ok(_) if name != "nft" => {}
             Ok(_) | Err(_) => unseen(found, name),
         }
@@ -203,7 +204,7 @@ fn files(marks: &Marks<'_>, places: &Places, found: &mut Found) {
         (CGROUPS.into(), Residue::ControlGroup),
         (std::env::temp_dir(), Residue::File),
     ] {
-        // Of the user's own temporary files only the names are looked at.
+        // In the user's temporary directory, only look at the names of the entries.
         let depth = if kind == Residue::File && dir == std::env::temp_dir() {
             1
         } else {
@@ -233,7 +234,7 @@ fn files(marks: &Marks<'_>, places: &Places, found: &mut Found) {
     });
 }
 
-/// Shows everything below `dir`, following no link.
+/// Shows everything below `dir`, without following links.
 fn walk(dir: &Path, depth: usize, show: &mut dyn FnMut(&Path, &OsString)) {
     let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
     for entry in entries {
@@ -249,7 +250,8 @@ fn walk(dir: &Path, depth: usize, show: &mut dyn FnMut(&Path, &OsString)) {
 mod tests {
     use super::*;
 
-    const ID: &str = "cbx_0123456789ab";
+    /// No other test has processes with this id, which would be found here.
+    const ID: &str = "cbx_0f1e2d3c4b5a";
 
     #[test]
     fn what_bears_the_lease_is_found_and_what_another_has_is_not() {
@@ -279,7 +281,7 @@ mod tests {
             kinds(ID),
             [(Residue::File, 2), (Residue::Claim, 1), (Residue::Lock, 1)]
         );
-        assert_eq!(kinds("cbx_ba9876543210"), []);
+        assert_eq!(kinds("cbx_0f1e2d3c4b5b"), []);
     }
 
     #[test]

@@ -1,7 +1,7 @@
-//! A host for owners who come over SSH: one account, one line a key, one command of sudo an owner.
+//! Prepares a host for owners who come over SSH: one account, one `authorized_keys` line per key, one sudo command per owner.
 //!
-//! Whoever has a key may run `__serve` for themselves and nothing else. It must never change an account, a line or a file that it did not
-//! write, and never let one be written half.
+//! The holder of a key may run `__serve` as that owner and nothing else. It must never change an account, a line or a file that it
+//! did not write, or leave one half-written.
 
 mod account;
 mod authorized;
@@ -38,25 +38,25 @@ use super::record::{Made, Record};
 /// The account that owners log in to.
 pub const ACCOUNT: &str = "crabbox";
 
-/// How long visudo may take.
+/// The time limit for visudo.
 const CHECK_LIMIT: Duration = Duration::from_secs(30);
 
-/// The longest file of authorised keys that is changed, in bytes.
+/// The longest `authorized_keys` file that is changed, in bytes.
 const LIMIT: u64 = 1 << 20;
 
-/// Where programs of the system are that are on no user's `PATH`.
+/// Directories of system programs that may be missing from the user's `PATH`.
 const SYSTEM: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// Where on a host all of it goes.
+/// The places on a host that this works with.
 #[derive(Debug, Clone)]
 pub struct Ground {
-    /// The home of the account, where there is none yet.
+    /// The home for the account, if there is none yet.
     pub(super) home: PathBuf,
-    /// The rule of sudo.
+    /// The sudoers rule.
     pub(super) sudoers: PathBuf,
-    /// Where programs are looked for.
+    /// The search path for programs.
     pub(super) path: std::ffi::OsString,
-    /// Where processes are seen.
+    /// The proc(5) directory.
     pub(super) processes: PathBuf,
 }
 
@@ -74,7 +74,7 @@ impl Ground {
         }
     }
 
-    /// The program `name` of the system.
+    /// The system program `name`.
     pub(super) fn tool(&self, name: &'static str) -> Result<PathBuf, ServeSetupError> {
         let package = match name {
             "sudo" | "visudo" => "sudo",
@@ -90,24 +90,24 @@ impl Ground {
     }
 }
 
-/// Who is to be served.
+/// Whom to serve from now on.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct WantedServe {
-    /// Owners to come, each as `NAME=KEY` or `NAME=FILE`.
+    /// Owners to add, each as `NAME=KEY` or `NAME=FILE`.
     pub owners: Vec<String>,
-    /// Owners to go.
+    /// Owners to remove.
     pub removed: Vec<String>,
 }
 
-/// One thing to do.
+/// One step.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ServeStep {
-    /// Make the account.
+    /// Create the account.
     Account {
         /// Its home.
         home: PathBuf,
     },
-    /// Take a line out of the file of authorised keys.
+    /// Remove a line from the `authorized_keys` file.
     Expel {
         /// The file.
         path: PathBuf,
@@ -116,42 +116,43 @@ pub enum ServeStep {
         /// The line.
         line: String,
     },
-    /// Put another line in the place of one in the file of authorised keys: the program has moved.
+    /// Replace a line of the `authorized_keys` file, because the program has moved.
     Rewrite {
         /// The file.
         path: PathBuf,
         /// Whose key it is.
         owner: String,
-        /// The line that is there.
+        /// The current line.
         old: String,
-        /// The line.
+        /// The new line.
         line: String,
     },
-    /// End what serves an owner one of whose keys is gone, and all connections to the account, of which one may have been opened by it.
+    /// End the server processes of an owner who lost a key, and all connections to the account, since any of them may have used
+    /// that key.
     End {
         /// The owner.
         owner: String,
     },
-    /// Take a line that is gone off the record; after all that is to follow from its going.
+    /// Remove the record of a removed line. Comes after all consequences of the removal, so that a killed set-up repeats them.
     Forget {
         /// Whose key it is.
         owner: String,
         /// The line.
         line: String,
     },
-    /// Write the rule of sudo, once visudo has taken it.
+    /// Write the sudoers rule, after visudo has accepted it.
     Sudoers {
         /// The file.
         path: PathBuf,
-        /// All of it.
+        /// The whole text.
         text: String,
     },
-    /// Take the rule of sudo away: there is no owner any more.
+    /// Remove the sudoers rule, because no owner is left.
     NoSudoers {
         /// The file.
         path: PathBuf,
     },
-    /// Add a line to the file of authorised keys.
+    /// Add a line to the `authorized_keys` file.
     Admit {
         /// The file.
         path: PathBuf,
@@ -162,7 +163,7 @@ pub enum ServeStep {
     },
 }
 
-/// What there is on a host.
+/// The current state of a host.
 struct Found {
     keys: PathBuf,
     lines: Lines,
@@ -170,7 +171,7 @@ struct Found {
     sudoers: Option<String>,
 }
 
-/// A line that setup put into the file, by its record.
+/// A recorded line that setup put into the file.
 #[derive(Clone, Copy)]
 struct Known<'a> {
     owner: &'a str,
@@ -194,14 +195,14 @@ fn is_recorded(known: &[Known<'_>], line: &str) -> bool {
     known.iter().any(|known| known.line == line)
 }
 
-/// What is to become of the lines on record.
+/// The plan for the recorded lines.
 #[derive(Default)]
 struct Standing {
     expelled: Vec<ServeStep>,
     rewritten: Vec<ServeStep>,
-    /// Lines that are gone, or will be, with their owners.
+    /// Lines that are gone or will be removed, with their owners.
     gone: Vec<(String, String)>,
-    /// Who may come, with the key.
+    /// Owners who have access, each with a key.
     served: Vec<(String, String)>,
 }
 
@@ -223,7 +224,7 @@ fn standing(
                     line: line.to_owned(),
                 });
             } else if let Some(number) = found.lines.serving(owner, &|there| is_recorded(known, there)) {
-                // Forgotten, it would let its holder in again as soon as the owner comes back with another key.
+                // If we forgot it, its holder would get in again as soon as the owner returns with another key.
                 return Err(ServeSetupError::ChangedLine {
                     owner: owned,
                     path,
@@ -246,7 +247,8 @@ fn standing(
                 }
                 standing.served.push((owned, key.to_owned()));
             }
-            // One that somebody changed by hand is theirs, and lets its owner in as long as it names what the rule does.
+            // A line that was changed by hand is the user's. It lets its owner in as long as it names the same command as the
+            // sudoers rule.
             Some((number, there)) if !is_recorded(known, there) && authorized::serves(there, owner) => {
                 if !there.contains(&authorized::command(&engine.exe, owner)) {
                     return Err(ServeSetupError::ChangedLine {
@@ -263,7 +265,7 @@ fn standing(
     Ok(standing)
 }
 
-/// Looks at the host and tells what has to be done.
+/// Inspects the host and plans the steps.
 pub(super) fn plan(
     engine: &Engine,
     ground: &Ground,
@@ -271,10 +273,13 @@ pub(super) fn plan(
     wanted: &WantedServe,
 ) -> Result<Vec<ServeStep>, ServeSetupError> {
     let owners = owners::read(&wanted.owners)?;
-    for tool in ["sudo", "visudo", "sshd", "useradd", "userdel"] {
-        ground.tool(tool)?;
+    // Removing an owner must work even if the host lacks the programs by now.
+    if !owners.is_empty() || wanted.removed.is_empty() {
+        for tool in ["sudo", "visudo", "sshd", "useradd", "userdel"] {
+            ground.tool(tool)?;
+        }
+        check_exe(&engine.exe)?;
     }
-    check_exe(&engine.exe)?;
     let found = look(ground, record)?;
     let known = known(record);
     let names: BTreeSet<_> = known.iter().map(|known| known.owner.to_owned()).collect();
@@ -299,7 +304,7 @@ pub(super) fn plan(
     let names: BTreeSet<_> = served.into_iter().map(|(owner, _)| owner).collect();
     steps.extend(expelled);
     steps.extend(rule(engine, ground, record, &found, &names)?);
-    // What comes, or comes back, stays on record.
+    // A line that is added or rewritten stays on record.
     for step in rewritten.iter().chain(&admitted) {
         if let ServeStep::Rewrite { line, .. } | ServeStep::Admit { line, .. } = step {
             gone.retain(|(_, going)| going != line);
@@ -307,7 +312,7 @@ pub(super) fn plan(
     }
     steps.extend(rewritten);
     steps.extend(admitted);
-    // Also of an owner who stays, or comes back, with another key: whoever came in with the one that is gone is to go.
+    // This includes an owner who keeps or gets another key: connections made with the removed key must end.
     let leaving: BTreeSet<_> = gone.iter().map(|(owner, _)| owner).collect();
     steps.extend(
         leaving
@@ -321,7 +326,7 @@ pub(super) fn plan(
     Ok(steps)
 }
 
-/// The lines to be added for owners who are not served yet, who are then among `served`.
+/// The lines to add for owners who are not served yet. Adds those owners to `served`.
 fn admitted(
     engine: &Engine,
     found: &Found,
@@ -355,7 +360,7 @@ fn admitted(
             let path = path();
             return Err(ServeSetupError::ForeignLine { owner, path, line });
         }
-        // By a key of which setup knows nothing, somebody would come in with this owner.
+        // A line with a key that setup does not know would give somebody else access as this owner.
         let is_known = |there: &str| {
             known
                 .iter()
@@ -375,7 +380,7 @@ fn admitted(
     Ok(admitted)
 }
 
-/// What is to become of the rule of sudo, for these owners.
+/// The step that makes the sudoers rule fit these owners, if it does not.
 fn rule(
     engine: &Engine,
     ground: &Ground,
@@ -397,7 +402,7 @@ fn rule(
 
 fn look(ground: &Ground, record: &Record) -> Result<Found, ServeSetupError> {
     let account = account::find(ground)?;
-    // In anybody else's account, whatever runs there could run every owner's command, and write where root does.
+    // In an account of another purpose, its processes could run every owner's command, and write where root writes.
     if let Some(account) = account.as_ref().filter(|account| !is_made(account, record)) {
         let home = account.home.clone();
         return Err(ServeSetupError::ForeignAccount { home });
@@ -416,13 +421,13 @@ fn look(ground: &Ground, record: &Record) -> Result<Found, ServeSetupError> {
     })
 }
 
-/// Whether setup made this account, by its record and by the account itself.
+/// Whether setup made this account, according to both the record and the account itself.
 fn is_made(account: &account::Account, record: &Record) -> bool {
     let is_it = |made: &Made| matches!(made, Made::Account { home } if account.is_of_setup(home));
     record.made().iter().any(is_it)
 }
 
-/// The lines of the file of authorised keys; none when it is not there.
+/// The lines of the `authorized_keys` file; empty if there is no file.
 fn read_keys(path: &Path) -> Result<Lines, ServeSetupError> {
     way::check(path)?;
     Ok(Lines::of(&read_text(path)?.unwrap_or_default()))
@@ -442,8 +447,8 @@ fn read_text(path: &Path) -> Result<Option<String>, ServeSetupError> {
     }
 }
 
-/// Whether others may run the program at `exe` as root: nobody but root (or whoever we are) may be able to put another one there, and its
-/// path must be a word to sshd, to a shell and to sudo alike.
+/// Checks that other users may run the program at `exe` as root: only root (or our own user) may be able to replace it, and its
+/// path must be a single plain word to sshd, a shell and sudo.
 fn check_exe(exe: &Path) -> Result<(), ServeSetupError> {
     let refuse = |path: &Path, why| {
         Err(ServeSetupError::Exe {
@@ -470,7 +475,7 @@ fn is_line(made: &Made, owner: &str, line: &str) -> bool {
     matches!(made, Made::Key { owner: whose, line: there, .. } if whose == owner && there == line)
 }
 
-/// Makes `dir` and those above it that are missing: root's, and for sshd to be read as the account.
+/// Creates `dir` and its missing parents: owned by root, but readable for sshd acting as the account.
 fn open_dirs(dir: &Path) -> Result<(), FileError> {
     let mut missing: Vec<&Path> = dir.ancestors().take_while(|dir| !dir.exists()).collect();
     missing.reverse();
@@ -482,14 +487,15 @@ fn open_dirs(dir: &Path) -> Result<(), FileError> {
     Ok(())
 }
 
-/// The file that `path` is written as first. Its name has a dot, for which sudo passes over it.
+/// The temporary file that replaces `path`. sudo ignores files with a dot in their name.
 fn new_of(path: &Path) -> PathBuf {
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(".crabbox-new");
     path.with_file_name(name)
 }
 
-/// Replaces `path` by `text` once `check` has taken the new file; whose it is and who may read it stays as it is.
+/// Replaces the content of `path` by `text` once `check` has accepted the new file. Ownership and mode of an existing file are
+/// kept.
 fn replace(
     path: &Path,
     text: &str,
@@ -498,7 +504,7 @@ fn replace(
 ) -> Result<(), ServeSetupError> {
     let new = new_of(path);
     let failed = |source| FileError::io("write", path, source);
-    // What one that was killed left.
+    // Remove the leftover of a killed set-up.
     files::remove_tree(&new)?;
     let written = (|| {
         let mut file = std::fs::File::options()

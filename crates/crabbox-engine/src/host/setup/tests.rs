@@ -1,4 +1,4 @@
-//! Setting up a bare home of our own from a bundle, twice, and putting it back.
+//! Sets up a bare temporary home from a bundle, twice, and removes the set-up.
 
 use super::*;
 use crabbox_image::bundle;
@@ -58,7 +58,7 @@ impl World {
         apply(&self.engine(), &plan, &|_: &str| {}, &mut |_| {}).unwrap();
     }
 
-    /// Everything below the home, in order.
+    /// Everything below the home, sorted.
     fn tree(&self) -> Vec<PathBuf> {
         fn walk(dir: &Path, into: &mut Vec<PathBuf>) {
             for entry in std::fs::read_dir(dir).into_iter().flatten() {
@@ -73,7 +73,7 @@ impl World {
         found
     }
 
-    /// Where plugins keep addresses, in this world.
+    /// The plugins' address directory in this world.
     fn addresses(&self) -> PathBuf {
         self.dir.path().join("home/lib/cni/networks/ours")
     }
@@ -105,6 +105,25 @@ impl World {
         .unwrap();
         told
     }
+}
+
+#[test]
+fn a_host_that_lacks_what_the_steps_run_is_told_so_before_anything_is_done() {
+    let world = world();
+    let engine = world.engine();
+    let packages = missing_packages(&engine, true, false);
+    assert_eq!(packages, ["mmdebstrap", "util-linux", "apt", "dpkg", "e2fsprogs"]);
+    assert!(missing_packages(&engine, false, false).is_empty());
+    let path = world.places.config.join("config.yaml");
+    let plan = Plan {
+        steps: vec![Step::Configuration { path }],
+        missing: packages,
+        ..Plan::default()
+    };
+    let refused = apply(&engine, &plan, &|_: &str| {}, &mut |_| panic!("a step was begun"));
+    let refused = refused.unwrap_err().to_string();
+    assert!(refused.contains("apt-get install -y mmdebstrap "), "{refused}");
+    assert!(world.tree().is_empty());
 }
 
 #[test]
@@ -197,7 +216,7 @@ fn what_is_remembered_of_trees_goes_with_the_set_up() {
     assert_eq!(world.tree(), Vec::<PathBuf>::new());
 }
 
-/// Puts a template of the image with this digest into the store; returns its key.
+/// Puts a template of the image with this digest into the store, and returns its key.
 fn template(world: &World, image: &str) -> String {
     let templates = Templates::of(&world.places);
     let key = templates.key(image).unwrap();
@@ -234,7 +253,7 @@ fn templates_of_an_image_go_with_it_and_one_of_setups_own_always() {
     assert_eq!(count, 1, "{planned:?}");
     assert_eq!(world.removals(false), planned);
     assert_eq!(world.tree(), Vec::<PathBuf>::new());
-    // One that somebody else made of that image is of no use without it.
+    // A template that somebody else made from that image is removed, too, because it is useless without it.
     world.apply(world.steps());
     let key = template(&world, &image);
     assert!(world.removals(false).contains(&Removal::Template { key }));

@@ -1,6 +1,6 @@
-//! The last part of the way to a lease: a machine that is ready is entered and claimed, by whoever it is for.
+//! The last part of acquiring a lease: a ready machine is entered and claimed by the one it was made for.
 //!
-//! Until it is claimed its supervisor holds it, and takes it back when we die or give it up.
+//! Until it is claimed its supervisor holds it, and rolls it back if we die or give it up.
 
 use std::os::fd::AsFd as _;
 use std::path::Path;
@@ -27,35 +27,35 @@ use crate::provider::claim;
 use crate::provider::lease::Lease;
 use crate::provider::{AcquiredLease, MachineStart, Notice};
 
-/// How long one try at the handshake may take; under emulation it takes seconds.
+/// The time limit of one try at the SSH handshake, which takes seconds under emulation.
 const HANDSHAKE_LIMIT: Duration = Duration::from_mins(1);
 
-/// A machine that says that it is ready.
+/// A machine that has reported that it is ready.
 #[derive(Debug)]
 pub(crate) struct Made<'a> {
     /// Its lease.
     pub(crate) lease: &'a Lease,
-    /// What its supervisor says of it.
+    /// The supervisor's report.
     pub(crate) ready: &'a Ready,
-    /// Whether it says itself when all is in its place.
+    /// Whether the guest reports by itself when everything is in place.
     pub(crate) says_ready: bool,
-    /// Until when it may be entered.
+    /// The deadline for entering it.
     pub(crate) deadline: Instant,
 }
 
-/// Who a new lease is for.
+/// Takes over a new lease: the repository or the client that it is made for.
 pub(crate) trait Taker {
     /// Enters and claims it.
     fn take(&mut self, made: &Made<'_>, interrupts: &Interrupts) -> Result<(), AcquireLeaseError>;
 
-    /// It is theirs; its labels are the last ones of its making.
+    /// The lease is claimed. Its labels are now the final ones.
     fn taken(&mut self, lease: &Lease) -> Result<(), AcquireLeaseError>;
 }
 
-/// A repository of this machine.
+/// Takes over a lease for a repository on this machine.
 #[derive(Debug)]
 pub(crate) struct Here<'a> {
-    /// Where claims are kept.
+    /// The engine, which knows where claims are kept.
     pub(crate) engine: &'a Engine,
     /// The root of the repository.
     pub(crate) repo: &'a Path,
@@ -73,7 +73,7 @@ impl Taker for Here<'_> {
     }
 }
 
-/// Waits until the lease is ready, and hands it over.
+/// Waits until the lease is ready, and hands it over to `taker`.
 pub(super) fn acquire(
     engine: &Engine,
     mut acquisition: Acquisition<'_>,
@@ -114,8 +114,8 @@ pub(super) fn acquire(
         }
     };
     acquisition.claim()?;
-    // The supervisor has written the last labels; the lease is shown, and its claim kept, with those. It is the caller's by now, so
-    // what goes wrong from here on costs these words and not the lease.
+    // The supervisor has now written the final labels; display the lease, and keep its claim, with those. The lease has been
+    // claimed, so an error from here on only costs a warning.
     let lease = read_back(engine, request).unwrap_or_else(|error| {
         tracing::warn!("the lease's last labels are not shown: {}", fault::chain(&error));
         lease
@@ -134,7 +134,7 @@ pub(super) fn acquire(
     })
 }
 
-/// Since when the launch has been under way, whose time is limited: once the lease has its volumes, whose checks may take minutes.
+/// The start of the launch, whose time is limited: after the volumes' checks, which may take minutes.
 fn launch_begins(since: Instant, stage: &Stage) -> Instant {
     if stage.name == protocol::VOLUMES {
         Instant::now()
@@ -143,7 +143,7 @@ fn launch_begins(since: Instant, stage: &Stage) -> Instant {
     }
 }
 
-/// The stage of a lease that was entered, from `began` on.
+/// The stage of entering a lease, which started at `began`.
 pub(crate) fn entering(began: Instant) -> Stage {
     Stage {
         name: "ssh".to_owned(),
@@ -157,7 +157,8 @@ fn read_back(engine: &Engine, request: &AcquireRequest) -> Result<Lease, Acquire
     Ok(lookup::in_use(engine, &stored.record)?)
 }
 
-/// Opens the shared connection of `lease` until `deadline`, and waits for an image to finish its set-up that does not say so itself.
+/// Opens the shared connection of `lease` until `deadline`. If the guest does not report by itself, also waits for its set-up to
+/// finish.
 pub(crate) fn enter(
     lease: &Lease,
     says_ready: bool,
@@ -190,11 +191,11 @@ pub(crate) fn enter(
             Err(source) => return Err(AcquireLeaseError::Ssh { host: host(), source }),
         }
     }
-    // Our image says `ready` only when everything is in its place; anyone else's is asked.
+    // Our image reports `ready` only when everything is in place; a foreign image has to be asked.
     if says_ready {
         return Ok(());
     }
-    // The cloud-init data of its seed installs the program that replies, as the Go program's does.
+    // The seed's cloud-init data installs this program, as the Go program's does.
     let is_ready = format!("{READY} >/tmp/crabbox-ready.log 2>&1");
     loop {
         if interrupts.caught().is_some() {
@@ -203,7 +204,8 @@ pub(crate) fn enter(
         if Instant::now() >= deadline {
             return Err(AcquireLeaseError::NotReady { host: host() });
         }
-        let asked = capture::capture(target, &is_ready, Stdin::Null, Some(Duration::from_secs(30)));
+        let (limit, cancel) = (Some(Duration::from_secs(30)), Some(interrupts.as_fd()));
+        let asked = capture::capture_until(target, &is_ready, Stdin::Null, limit, cancel);
         if asked.is_ok_and(|answer| answer.success()) {
             return Ok(());
         }

@@ -1,8 +1,8 @@
-//! The doctor's checks of this provider: its configuration, and where that was asked for whether the host lets us in.
+//! The doctor's checks of this provider: its configuration, and on request whether the host lets us in.
 //!
-//! Without [`Options::probe_ssh`] nothing may be connected to.
+//! Without [`Options::probe_ssh`] it must not connect to anything.
 
-use crabbox_core::config::Settings;
+use crabbox_core::config::{Provider, Settings, fit};
 use crabbox_machine::context::Engine;
 use crabbox_store::places::Places;
 
@@ -17,13 +17,14 @@ pub(super) fn checks(engine: &Engine, settings: &Settings, options: &Options) ->
     checks
 }
 
-/// In the place of what a lease is made of elsewhere.
+/// Takes the place of the `prepare` check of providers that make machines.
 fn unprepared() -> Check {
     let message = "a host that exists already is not prepared";
     Check::of_provider(NAME, Status::Skip, "prepare", message)
 }
 
-/// The provider `ssh`: its configuration, and with `knock` whether the host lets us in; without it nothing is connected to.
+/// Checks the configuration of the provider `ssh`, and with `knock` also whether the host lets us in. Without it, nothing is
+/// connected to.
 pub(crate) fn configured(settings: &Settings, knock: Option<&Places>) -> Check {
     let host = &settings.static_host.host.value;
     if host.is_empty() {
@@ -32,9 +33,10 @@ pub(crate) fn configured(settings: &Settings, knock: Option<&Places>) -> Check {
             "set static.host in your configuration, or CRABBOX_STATIC_HOST",
         );
     }
-    let target = Some(settings.target.value.as_str())
-        .filter(|target| !target.is_empty())
-        .unwrap_or("linux");
+    if let Err(error) = fit::check(settings, Provider::Ssh) {
+        return generic::invalid(NAME, &error);
+    }
+    let target = &settings.target.value;
     let (api, runtime) = if let Some(places) = knock {
         if let Err(error) = probe(settings, places) {
             return generic::trouble(NAME, error.class(), "check_ssh_host", &error).with("fix", error.fix());

@@ -1,4 +1,4 @@
-//! Why a host that exists already is not to be had. The wordings are the Go program's where it has one.
+//! Why an existing host is unavailable. The texts are the Go program's, where it has one.
 
 use std::path::PathBuf;
 
@@ -7,6 +7,7 @@ use crabbox_core::id::SlugError;
 use crabbox_host::lock::LockError;
 use crabbox_machine::lease::find::NameError;
 use crabbox_ssh::control::ControlError;
+use crabbox_ssh::exec::RemoteStatus;
 use crabbox_ssh::master::{ConnectError, ExitError};
 use crabbox_ssh::ready::ReadyError;
 use crabbox_ssh::target::TargetError;
@@ -14,37 +15,35 @@ use crabbox_store::claims::ClaimError;
 
 use crate::provider::error::LeaseError;
 
-/// Why a host that exists already is not to be had.
+/// The hint for a session that fails after the login.
+pub(super) const STARTS: &str = "look there for a start-up file of the login shell (.bashrc, .profile, .zshenv), or a ForceCommand, that ends the session or \
+     does not come to an end";
+
+/// Why an existing host is unavailable.
 #[derive(Debug, thiserror::Error)]
 pub enum StaticError {
-    /// Nobody said which host.
+    /// No host is configured.
     #[error("provider=ssh requires static.host or CRABBOX_STATIC_HOST")]
     NoHost {
-        /// The file in which the user can say it.
+        /// The file in which the user can configure it.
         user_file: PathBuf,
     },
-    /// Another system than this program knows.
-    #[error("provider=ssh supports target=linux only in this program, found {target:?}")]
-    Target {
-        /// The target as configured.
-        target: String,
-    },
-    /// The id cannot name a claim.
+    /// The id is not a valid name for a claim.
     #[error("static.id {id:?} cannot name a lease")]
     Id {
         /// The id.
         id: String,
     },
-    /// The slug asked for is none.
+    /// The requested slug is not valid.
     #[error(transparent)]
     Slug(SlugError),
-    /// The key that was chosen is not there.
+    /// The configured key does not exist.
     #[error("ssh.key {} is not a file", path.display())]
     Key {
         /// The key.
         path: PathBuf,
     },
-    /// The work root is not one.
+    /// The work root is not an absolute path.
     #[error("provider=ssh requires static.workRoot to be an absolute POSIX path, found {path:?}")]
     WorkRoot {
         /// The path as configured.
@@ -58,16 +57,16 @@ pub enum StaticError {
         /// The port as recorded.
         port: String,
     },
-    /// User or host cannot be used.
+    /// The user or the address is not valid.
     #[error(transparent)]
     Address(#[from] TargetError),
-    /// Who uses the lease cannot be found out.
+    /// The users of the lease cannot be determined.
     #[error("cannot lock the lease for this command")]
     Users(#[source] LockError),
-    /// There is no place for the socket of the shared connection.
+    /// The socket of the shared connection has no place.
     #[error(transparent)]
     Control(#[from] ControlError),
-    /// The name is that of no host, or of several claims.
+    /// The name matches no host, or several claims.
     #[error(transparent)]
     Name(#[from] NameError),
     /// There is no claim of this lease for this host.
@@ -78,12 +77,12 @@ pub enum StaticError {
         /// The host.
         host: String,
     },
-    /// The id is taken by a claim for something else.
+    /// A claim with this id is for another host.
     #[error("lease {id} is claimed for another host than {host}")]
     OtherHost {
         /// The lease.
         id: String,
-        /// The host that was wanted.
+        /// The requested host.
         host: String,
     },
     /// The host does not let us in.
@@ -107,7 +106,7 @@ pub enum StaticError {
     /// A claim cannot be read or changed.
     #[error(transparent)]
     Claims(#[from] ClaimError),
-    /// The shared connection is still there.
+    /// The shared connection could not be closed.
     #[error("cannot end the shared SSH connection to {host}")]
     Close {
         /// The host.
@@ -116,7 +115,7 @@ pub enum StaticError {
         #[source]
         source: ExitError,
     },
-    /// Clean-up of a host that is not ours.
+    /// The host is not ours to clean up.
     #[error("machine cleanup is not supported for provider=ssh")]
     Cleanup,
 }
@@ -126,7 +125,7 @@ impl Fault for StaticError {
         match self {
             Self::Name(_) | Self::NotClaimed { .. } | Self::OtherHost { .. } => Kind::NotFound,
             Self::Login { .. } | Self::Ready(_) => Kind::Unavailable,
-            // 128 and the number of SIGINT, as shells have it.
+            // 128 plus the number of SIGINT, as in shells.
             Self::Interrupted { .. } => Kind::Passthrough(130),
             Self::Close { .. } => Kind::Remote,
             _ => Kind::Usage,
@@ -134,8 +133,11 @@ impl Fault for StaticError {
     }
 
     fn connectivity(&self) -> Option<Connectivity> {
-        let timed_out = matches!(self, Self::Ready(ReadyError::TimedOut { .. }));
-        timed_out.then_some(Connectivity::TimedOut)
+        match self {
+            Self::Login { source, .. } => source.connectivity(),
+            Self::Ready(error) => error.connectivity(),
+            _ => None,
+        }
     }
 
     fn hints(&self) -> Vec<String> {
@@ -144,17 +146,18 @@ impl Fault for StaticError {
                 "put static.host, and what belongs to it, into {}, or give --static-host",
                 user_file.display()
             ),
-            Self::Name(NameError::NotFound { .. }) => "`crabbox list --provider ssh` shows the host".to_owned(),
+            Self::Name(NameError::NotFound { .. }) => {
+                "`crabbox list --provider ssh` shows the host".to_owned()
+            }
             Self::NotClaimed { id, .. } => format!("`crabbox ssh {id}` claims it for this repository"),
             Self::OtherHost { id, .. } => {
                 format!("`crabbox stop {id}` gives it back; another static.id keeps both")
             }
             Self::Key { .. } => "set ssh.key or CRABBOX_SSH_KEY to your private key".to_owned(),
             Self::Login {
-                source: ConnectError::AuthDenied { .. },
+                source: source @ ConnectError::AuthDenied { .. },
                 ..
-            } => "the user is static.user or ssh.user, the key ssh.key; its public half must stand in the host's authorized_keys"
-                .to_owned(),
+            } => of_refusal(source).to_owned(),
             Self::Login {
                 source: ConnectError::HostKeyMismatch { known_hosts, .. },
                 ..
@@ -163,11 +166,29 @@ impl Fault for StaticError {
                 known_hosts.display()
             ),
             Self::Control(error) => return error.hints(),
-            Self::Ready(error) if error.is_of_the_check() => "the host must have git".to_owned(),
+            Self::Ready(error) => match error.of_the_check() {
+                Some(RemoteStatus::Exited(_)) => "the host must have git".to_owned(),
+                Some(_) => STARTS.to_owned(),
+                None => return Vec::new(),
+            },
             _ => return Vec::new(),
         };
         vec![hint]
     }
+}
+
+/// The hint for a refused login.
+pub(super) fn of_refusal(error: &ConnectError) -> &'static str {
+    if error.is_of_too_many_keys() {
+        return "ssh offers more keys than the host lets it try (MaxAuthTries), most of them from ssh-agent: set ssh.key to the one for this host, or \
+                IdentityFile and IdentitiesOnly for it in ~/.ssh/config";
+    }
+    if error.wants_more_than_a_key() {
+        return "the host takes no key for this user, or wants more than one (PubkeyAuthentication and AuthenticationMethods in its sshd_config), and \
+                crabbox has nothing else to give: let a key alone do there, by `AuthenticationMethods publickey` in a Match block for this user";
+    }
+    "the user is static.user or ssh.user, the key ssh.key; its public half must stand in the host's authorized_keys, and the user's login shell must \
+     be there (if it is not, only the log of the host's sshd says so)"
 }
 
 impl From<StaticError> for LeaseError {

@@ -1,4 +1,4 @@
-//! What is known of a host: the settings, and what its claim remembers where they say nothing.
+//! The properties of a host: from the settings, and from its claim where the settings say nothing.
 
 use std::path::PathBuf;
 
@@ -20,7 +20,7 @@ use crate::provider::lease::Lease;
 /// The machine type of a Linux host, as the Go program labels it.
 const SERVER_TYPE: &str = "ssh";
 
-/// A host that exists already.
+/// An existing host.
 #[derive(Debug, Clone)]
 pub(super) struct Host {
     /// The lease id.
@@ -29,35 +29,32 @@ pub(super) struct Host {
     pub(super) slug: String,
     /// Its name.
     pub(super) name: String,
-    /// Where it is.
+    /// Its address.
     pub(super) address: String,
     /// User to log in as.
     pub(super) user: String,
-    /// Ports to try, the best one first; never empty.
+    /// Ports to try, in order of preference; never empty.
     pub(super) ports: Vec<u16>,
     /// The user's key; `None` leaves the choice to OpenSSH.
     pub(super) key: Option<PathBuf>,
-    /// Where its host key is remembered.
+    /// The file with its host key.
     pub(super) known_hosts: PathBuf,
     /// Directory under which trees are synced.
     pub(super) work_root: String,
-    /// What the claim has; empty without one.
+    /// The claim's labels; empty without a claim.
     pub(super) labels: Labels,
-    /// Whether new labels say that it is kept.
+    /// Whether new labels mark the lease as kept.
     pub(super) keep: bool,
 }
 
 impl Host {
-    /// The host of `claim`, or of the settings where there is none.
+    /// The host of `claim`, or the configured one without a claim. The machine type that the settings ask for is not considered,
+    /// since it only matters when a lease is made.
     pub(super) fn new(
         settings: &Settings,
         places: &Places,
         claim: Option<&Claim>,
     ) -> Result<Self, StaticError> {
-        if !matches!(settings.target.value.as_str(), "" | "linux") {
-            let target = settings.target.value.clone();
-            return Err(StaticError::Target { target });
-        }
         let configured = configured_host(settings);
         let remembered = claim.map_or("", |claim| &claim.static_host);
         let host = if remembered.is_empty() {
@@ -70,7 +67,7 @@ impl Host {
                 user_file: places.config.join("config.yaml"),
             });
         }
-        // What the settings say of one host is nothing about another.
+        // Settings for one host say nothing about another.
         let about_it = configured.is_empty() || configured == host;
         let own = |value: &Sourced<String>| about_it && !value.is_default() && !value.value.is_empty();
         let pick = |own_value: &Sourced<String>, generic: &Sourced<String>, remembered: &str| {
@@ -121,33 +118,33 @@ impl Host {
         })
     }
 
-    /// Whether the user may mean it by `text`.
+    /// Whether `text` may mean this host.
     pub(super) fn is_called(&self, text: &str) -> bool {
         [&self.id, &self.name, &self.address].contains(&&text.to_owned())
             || (!self.slug.is_empty() && normalise(text) == self.slug)
     }
 
-    /// How to enter it at its first port, without a shared connection.
+    /// How to enter it at the first port, without a shared connection.
     pub(super) fn target(&self) -> Result<Target, StaticError> {
         let port = self.ports.first().copied().unwrap_or(22);
         let mut target = Target::new(&self.user, &self.address, port, &self.known_hosts)?;
-        target.key.clone_from(&self.key);
-        // The user set this host up: proxies and aliases of their configuration count.
+        target.offer(self.key.as_deref())?;
+        // The user set this host up, so the proxies and aliases of their configuration apply.
         target.user_config = true;
         Ok(target)
     }
 
-    /// Where the socket of its shared connection is.
+    /// The socket of its shared connection.
     pub(super) fn control(&self, dir: &PrivateDir) -> Result<PathBuf, StaticError> {
         Ok(crabbox_ssh::control::path(dir, &self.target()?)?)
     }
 
-    /// Whether somebody has claimed it.
+    /// Whether it has a claim.
     pub(super) fn is_claimed(&self) -> bool {
         !self.labels.is_empty()
     }
 
-    /// The lease that commands see.
+    /// Its lease, for commands.
     pub(super) fn lease(&self, settings: &Settings, control_dir: &PrivateDir) -> Result<Lease, StaticError> {
         let mut target = self.target()?;
         target.control = Some(self.control(control_dir)?);
@@ -174,7 +171,7 @@ impl Host {
         })
     }
 
-    /// The labels of a lease that nobody has entered yet.
+    /// The labels of a lease that has not been entered yet.
     fn new_labels(&self, settings: &Settings) -> Labels {
         let mut labels = labels::new_lease(
             &labels::NewLease {
@@ -198,21 +195,21 @@ impl Host {
             },
             clock::unix_seconds(),
         );
-        // Those are a microVM's.
+        // These labels only apply to microVMs.
         labels.retain(|name, _| !["instance", "vmid", "network"].contains(&name.as_str()));
         labels
     }
 }
 
-/// The host that the settings name.
+/// The configured host.
 fn configured_host(settings: &Settings) -> &str {
     let host = settings.static_host.host.value.trim();
-    // As URLs have an address of IPv6, and ssh has not.
+    // URLs put an IPv6 address in brackets; ssh does not.
     let inside = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
     inside.filter(|inside| inside.contains(':')).unwrap_or(host)
 }
 
-/// The port, then those to fall back on. A port that somebody named is the only one, unless they named others too.
+/// The port, followed by fallback ports. An explicitly configured port has no fallbacks, unless those are configured, too.
 fn ports(settings: &Settings, claim: Option<&Claim>, about_it: bool) -> Result<Vec<u16>, StaticError> {
     let (fixed, ssh) = (&settings.static_host, &settings.ssh);
     if let Some(port) = fixed.port.value.filter(|_| about_it) {
@@ -243,7 +240,7 @@ fn ports(settings: &Settings, claim: Option<&Claim>, about_it: bool) -> Result<V
     }
 }
 
-/// The user's key and the file beside it in which host keys are remembered, as the Go program has it.
+/// The user's key and the `known_hosts` file next to it, chosen as in the Go program.
 fn key(settings: &Settings) -> Result<(Option<PathBuf>, PathBuf), StaticError> {
     let key = &settings.ssh.key;
     let known_hosts = key.value.with_file_name("known_hosts");

@@ -1,6 +1,6 @@
-//! The doctor's knock at a host that exists already: whether it lets us in and has what a sync needs.
+//! The doctor's probe of an existing host: whether it lets us in and has what a sync needs.
 //!
-//! It must leave no trace, here or there: the connection ends with the question, and a host key that was not known is not kept.
+//! It must leave no trace on either side: the connection ends with the probe, and a newly seen host key is not kept.
 
 use std::time::Duration;
 
@@ -11,14 +11,14 @@ use crabbox_ssh::master::ConnectError;
 use crabbox_ssh::ready::READY_STATIC;
 use crabbox_store::places::Places;
 
-use super::error::StaticError;
+use super::error::{STARTS, StaticError, of_refusal};
 use super::host::Host;
 use super::reach;
 
-/// How long the host may take to answer, as the Go program has it.
+/// The time limit for the host to answer; the Go program's.
 const LIMIT: Duration = Duration::from_secs(10);
 
-/// Why a host is not well.
+/// Why a host failed the probe.
 #[derive(Debug, thiserror::Error)]
 pub enum ProbeError {
     /// The settings do not describe a host.
@@ -33,7 +33,13 @@ pub enum ProbeError {
         #[source]
         source: ExecError,
     },
-    /// It lets us in and gives no answer.
+    /// The login works, but the host ends the session.
+    #[error("{host} lets us in and ends the session")]
+    CutOff {
+        /// The host.
+        host: String,
+    },
+    /// The login works, but there is no answer.
     #[error("{host} gave no answer in {} s", LIMIT.as_secs())]
     Silent {
         /// The host.
@@ -44,22 +50,22 @@ pub enum ProbeError {
     Lacking {
         /// The host.
         host: String,
-        /// What it said.
+        /// Its output.
         said: String,
     },
-    /// The known host keys cannot be copied for the question.
+    /// The known host keys cannot be copied for the probe.
     #[error("cannot prepare the question to {host}")]
     Local {
         /// The host.
         host: String,
-        /// What the system said.
+        /// The system's error.
         #[source]
         source: std::io::Error,
     },
 }
 
 impl ProbeError {
-    /// What kind of trouble it is, in the Go program's words.
+    /// The class of the problem, in the Go program's words.
     pub fn class(&self) -> &'static str {
         match self {
             Self::Settings(_) => "config",
@@ -77,12 +83,27 @@ impl ProbeError {
             },
             Self::Silent { .. } => "timeout",
             Self::Lacking { .. } => "tool",
-            Self::Local { .. } => "provider",
+            Self::CutOff { .. } | Self::Local { .. } => "provider",
         }
     }
 
     /// How to fix it.
     pub fn fix(&self) -> &'static str {
+        match self {
+            Self::CutOff { .. }
+            | Self::Login {
+                source: ExecError::NotBegun { .. },
+                ..
+            } => return STARTS,
+            Self::Login {
+                source:
+                    ExecError::Connect {
+                        source: source @ ConnectError::AuthDenied { .. },
+                    },
+                ..
+            } => return of_refusal(source),
+            _ => {}
+        }
         match self.class() {
             "config" => "crabbox config explain static.host",
             "auth" => {
@@ -94,7 +115,7 @@ impl ProbeError {
     }
 }
 
-/// Asks the host of these settings.
+/// Probes the configured host.
 pub fn probe(settings: &Settings, places: &Places) -> Result<(), ProbeError> {
     let mut host = Host::new(settings, places, None)?;
     reach::choose_port(&mut host);
@@ -123,6 +144,7 @@ pub fn probe(settings: &Settings, places: &Places) -> Result<(), ProbeError> {
                 .collect::<Vec<_>>()
                 .join(" "),
         }),
+        RemoteStatus::Killed | RemoteStatus::ConnectionLost => Err(ProbeError::CutOff { host: name() }),
         _ => Err(ProbeError::Silent { host: name() }),
     }
 }

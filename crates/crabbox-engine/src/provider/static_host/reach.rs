@@ -1,7 +1,7 @@
-//! Reaching the host: which of its ports answers, and whether what a sync needs is there.
+//! Connects to the host: finds the port that answers, and checks that the host has what a sync needs.
 //!
-//! A host that refuses the key or has another host key will not change its mind: that is told at once. One that does not respond
-//! exists already, so it is not waited for like a machine that boots: only as long as its sshd takes to start again.
+//! A host that refuses the key or has another host key will not change, so that is reported at once. A host that does not respond
+//! is not waited for like a booting machine, because it exists already: only as long as a restart of its sshd takes.
 
 use std::net::{TcpStream, ToSocketAddrs as _};
 use std::os::fd::AsFd as _;
@@ -17,22 +17,22 @@ use super::error::StaticError;
 use super::host::Host;
 use crate::provider::Notice;
 
-/// How long the host's check may take to come true after the login, as the Go program has it.
+/// How long the host's ready check may take to succeed after the login; the Go program's limit.
 const BOOTSTRAP_LIMIT: Duration = Duration::from_mins(20);
-/// How long a host is tried that does not respond: an sshd that is started again is away for a moment.
+/// How long to retry a host that does not respond: a restarting sshd is away for a moment.
 const AWAY: Duration = Duration::from_secs(3);
-/// How long a host is tried that responds and cuts us off, as one does that has too many logins at a time (`MaxStartups`).
+/// How long to retry a host that responds but cuts us off, for example because of too many concurrent logins (`MaxStartups`).
 const CUT_OFF: Duration = Duration::from_secs(8);
-/// How long one port may take to accept a connection, as the Go program has it.
+/// The time limit for a port to accept a connection; the Go program's.
 const PORT_LIMIT: Duration = Duration::from_secs(5);
-/// How long one handshake may take.
+/// The time limit of one handshake.
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(30);
 /// Pause between two rounds over the ports.
 const PAUSE: Duration = Duration::from_millis(500);
-/// When the first line about the wait is due, and how often after it.
+/// The delay until the first line about the wait, and the interval after that.
 const LINES: (Duration, Duration) = (Duration::from_secs(3), Duration::from_secs(10));
 
-/// Opens the shared connection to `host` and waits until it is ready. Afterwards the port that answered is the host's only one.
+/// Opens the shared connection to `host` and waits until the host is ready. Then the port that answered is the host's only one.
 pub(super) fn reach(
     host: &mut Host,
     control_dir: &PrivateDir,
@@ -50,7 +50,7 @@ pub(super) fn reach(
         settled: true,
         deadline,
         probe_port: false,
-        cancelled: &|| interrupts.caught().is_some(),
+        cancel: Some(interrupts.as_fd()),
     };
     match wait_ssh(&wait, &mut |progress| on_notice(&Notice::Waiting(progress))) {
         Ok(_) => Ok(()),
@@ -82,13 +82,13 @@ fn find_port(
                 Ok(()) => return Ok(()),
                 Err(error) => failures.push(error),
             }
-            // The interrupt of a terminal ends the ssh too, whose words then mean nothing.
+            // A terminal's interrupt ends the ssh process, too, so its error has no meaning then.
             if interrupts.caught().is_some() {
                 let host = host.address.clone();
                 return Err(StaticError::Interrupted { host });
             }
         }
-        // A port that responds says more than one that does not.
+        // The error of a port that responds says more than that of one that does not.
         let least = (0..failures.len()).min_by_key(|at| told_after(&failures[*at]));
         let most = failures.iter().map(told_after).max().unwrap_or_default();
         let source = failures.swap_remove(least.unwrap_or(0));
@@ -116,32 +116,20 @@ fn find_port(
     }
 }
 
-/// How long the same attempt is repeated before its failure is told; zero where it cannot do better later. An existing host has
-/// its keys already, and a name without an address is a typing error more often than a machine about to be born.
+/// How long to repeat an attempt before reporting its failure; zero if trying again cannot help. An existing host has its keys
+/// already, and a name that does not resolve is more likely a typo than a machine about to appear.
 fn told_after(error: &ConnectError) -> Duration {
     match error {
-        ConnectError::Unreachable { said, .. } if !said.contains("Could not resolve hostname") => AWAY,
-        // ssh has waited three times ten seconds already.
+        ConnectError::Unreachable { .. } if !error.is_of_the_name() => AWAY,
+        // ssh has already waited for ten seconds, three times.
         ConnectError::TimedOut { .. } => AWAY,
-        // Anything else is ssh's own refusal: an option it does not know, a configuration that others may write. Only a
-        // connection that was cut off may fare better the next time.
-        ConnectError::Failed { said, .. }
-            if [
-                "Connection closed",
-                "Connection reset",
-                "exchange_identification",
-                "Broken pipe",
-            ]
-            .iter()
-            .any(|phrase| said.contains(phrase)) =>
-        {
-            CUT_OFF
-        }
+        // Only a connection that was cut off may succeed next time.
+        error if error.is_cut_off() => CUT_OFF,
         _ => Duration::ZERO,
     }
 }
 
-/// Puts the first port that accepts a connection first. Only asked where nothing tells which one it is: no claim, no setting.
+/// Moves the first port that accepts a connection to the front. Used if neither a claim nor a setting determines the port.
 pub(super) fn choose_port(host: &mut Host) {
     if host.ports.len() < 2 {
         return;

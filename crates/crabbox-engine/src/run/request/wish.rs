@@ -1,44 +1,46 @@
-//! What a run is asked to do: its lease, its tree, its command, its results.
+//! The request of a run: its lease, its tree, its command, its results.
 //!
-//! Plain data, whoever makes it; it must never be taken for something that has been judged.
+//! Plain data, whoever makes it. It must never be treated as validated.
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-/// What a run is asked to do.
+/// The request of a run.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RunRequest {
-    /// In which lease.
+    /// The lease to run in.
     pub lease: LeaseWish,
-    /// With which tree.
+    /// The tree to sync.
     pub sync: SyncWish,
-    /// What is run.
+    /// The command to run.
     pub command: CommandWish,
-    /// What is kept of it.
+    /// The results to keep.
     pub results: ResultWish,
 }
 
-/// The lease of a run, and what becomes of it.
+/// The lease of a run, and its fate afterwards.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct LeaseWish {
-    /// The id or slug of a lease that is there; a new one is made without it.
+    /// The id or slug of an existing lease; without it a new lease is made.
     pub id: Option<String>,
     /// The slug of the new lease.
     pub slug: Option<String>,
-    /// Whether the new lease is kept.
+    /// Whether to keep the new lease.
     pub keep: bool,
-    /// Whether the new lease is kept when the run fails.
+    /// Whether to keep the new lease if the run fails.
     pub keep_on_failure: bool,
-    /// When the lease is given back, new or not; without it a new one is, unless it is kept.
+    /// When to give the lease back, whether new or not. By default a new lease is given back unless it is kept.
     pub stop_after: Option<StopAfter>,
-    /// Whether another repository's claim is taken over.
+    /// Whether `stop_after` comes from a repository, which must not end a host that its user keeps.
+    pub is_others_stop: bool,
+    /// Whether to take over another repository's claim.
     pub reclaim: bool,
-    /// Whether this host is set up first when it never was.
+    /// Whether to set up this host first if it has never been set up.
     pub set_up: bool,
 }
 
 impl LeaseWish {
-    /// Whether the lease is given back after a run that `failed` or not; `new` says whether it was made for that run.
+    /// Whether to give the lease back after a run that `failed` or not; `new` says whether the lease was made for that run.
     pub(in crate::run) fn is_over(&self, new: bool, failed: bool) -> bool {
         let keep = self.keep || (failed && self.keep_on_failure);
         match self.stop_after {
@@ -54,11 +56,11 @@ impl LeaseWish {
 /// When a lease is given back after a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StopAfter {
-    /// When the run succeeded.
+    /// If the run succeeded.
     Success,
-    /// Whatever came of it.
+    /// In any case.
     Always,
-    /// When the run failed.
+    /// If the run failed.
     Failure,
     /// Not at all.
     Never,
@@ -67,7 +69,7 @@ pub enum StopAfter {
 impl StopAfter {
     const ALL: [Self; 4] = [Self::Success, Self::Always, Self::Failure, Self::Never];
 
-    /// The word by which it is chosen.
+    /// The word that selects it.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Success => "success",
@@ -77,7 +79,7 @@ impl StopAfter {
         }
     }
 
-    /// The one that is chosen by `name`; `auto`, what a run does that is not told otherwise, is none of them.
+    /// The policy that `name` selects. `auto`, the default behaviour, is not one of them.
     pub fn by_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|one| one.name() == name)
     }
@@ -86,36 +88,36 @@ impl StopAfter {
 /// The working tree of a run.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct SyncWish {
-    /// Whether the tree in the lease is left as it is.
+    /// Whether to leave the tree in the lease as it is.
     pub no_sync: bool,
-    /// Whether nothing is run.
+    /// Whether to run nothing.
     pub sync_only: bool,
-    /// Whether the tree in the lease is emptied first.
+    /// Whether to empty the tree in the lease first.
     pub full_resync: bool,
 }
 
 /// The command of a run.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct CommandWish {
-    /// Whether a shell gets the words as they are.
+    /// Whether a shell interprets the words.
     pub shell: bool,
-    /// A file that is uploaded and run, with the words as its arguments.
+    /// A file to upload and run, with the words as its arguments.
     pub script: Option<PathBuf>,
-    /// Whether such a script comes on standard input.
+    /// Whether to read such a script from standard input.
     pub script_stdin: bool,
-    /// The command that the configuration has under this name.
+    /// The name of a command in the configuration.
     pub preset: Option<String>,
-    /// `name=value` for its placeholders and those of variables; each may be several with commas between them.
+    /// `name=value` for the placeholders of presets and variables; each item may be a comma-separated list.
     pub preset_vars: Vec<String>,
     /// The value of the placeholder `scenario`.
     pub scenario: Option<String>,
-    /// Names and patterns of variables that are handed on too; each may be several with commas between them.
+    /// Names and patterns of additional variables to pass on; each item may be a comma-separated list.
     pub allow_env: Vec<String>,
     /// Files in `.env` syntax with more variables.
     pub env_from_profile: Vec<PathBuf>,
-    /// The name of a program that is left in the lease and runs its arguments with those variables.
+    /// The name of a helper program to leave in the lease, which runs its arguments with those variables.
     pub env_helper: Option<String>,
-    /// Whether the tools of the lease are shown first.
+    /// Whether to show the lease's tools first.
     pub preflight: bool,
     /// A label for the records.
     pub label: Option<String>,
@@ -126,28 +128,39 @@ pub struct CommandWish {
 /// The results of a run.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ResultWish {
-    /// The file that takes standard output.
+    /// The file for standard output.
     pub capture_stdout: Option<PathBuf>,
-    /// The file that takes standard error.
+    /// The file for standard error.
     pub capture_stderr: Option<PathBuf>,
-    /// Whether a failure bundle was asked for; one is always written.
+    /// Whether a failure bundle was requested; one is written in any case.
     pub capture_on_fail: bool,
-    /// `remote=local` of files that are fetched after success.
+    /// `remote=local` of files to download after success.
     pub download: Vec<String>,
-    /// Patterns of files that are brought back.
+    /// Patterns of files to fetch.
     pub artifact_glob: Vec<String>,
-    /// Patterns of files of which each must have one.
+    /// Patterns that must each match at least one file.
     pub require_artifact: Vec<String>,
-    /// `remote=schema.json` of files that must be there and satisfy a JSON schema.
+    /// `remote=schema.json` of files that must exist and satisfy a JSON schema.
     pub require_artifact_schema: Vec<String>,
-    /// The file that takes a proof in words.
+    /// The file for a proof in words.
     pub emit_proof: Option<PathBuf>,
-    /// The template of the configuration by which it is made, in place of the preset's.
+    /// The configured template for the proof, in place of the preset's.
     pub proof_template: Option<String>,
-    /// The file that takes a signed receipt.
+    /// The file for a signed receipt.
     pub attest: Option<PathBuf>,
-    /// The key that signs it, in place of this user's.
+    /// The signing key, in place of this user's.
     pub attest_key: Option<PathBuf>,
-    /// The file to which timings are appended: `default`, `off` or a path.
+    /// The file to append timings to: `default`, `off` or a path.
     pub timing_record: Option<String>,
+}
+
+impl ResultWish {
+    /// The file to append timings to, relative to `cwd`; the default one is in `state`.
+    pub(in crate::run) fn timing_record(&self, cwd: &Path, state: &Path) -> Option<PathBuf> {
+        match self.timing_record.as_deref()? {
+            "off" | "" => None,
+            "default" => Some(state.join("timings.jsonl")),
+            path => Some(cwd.join(path)),
+        }
+    }
 }

@@ -1,5 +1,5 @@
-//! An OCI image layout of a tree, as a container builder writes it: the tree as the lower layer, and an upper one that takes out of it
-//! what a container has not.
+//! An OCI image layout of a tree, as a container builder writes it: the tree as the lower layer, and an upper one that removes what a container does
+//! not have.
 
 use std::path::Path;
 
@@ -8,8 +8,8 @@ use crabbox_host::command::Cmd;
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
-/// Makes the upper layer in the directory `$1`. A container has no kernel and no cloud to ask: modules and `/boot` are hidden whole,
-/// cloud-init is switched off. `$2` is the tree.
+/// Makes the upper layer in the directory `$1`. A container has no kernel and no cloud metadata: modules and `/boot` are hidden entirely, cloud-init
+/// is disabled. `$2` is the tree.
 pub(super) const UPPER: &str = r#"set -e
 mkdir -p "$1/boot" "$1/usr/lib/modules" "$1/etc/cloud"
 : > "$1/boot/.wh..wh..opq"
@@ -48,7 +48,7 @@ pub(super) fn layout(tree: &Path, to: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Packs `tree` as a layer; returns the digests of the blob and of what is in it.
+/// Packs `tree` as a layer; returns the digests of the blob and of its uncompressed contents.
 fn layer(tree: &Path, blobs: &Path, more: &[&str]) -> Result<(String, String)> {
     let packed = blobs.join("packing");
     Cmd::inheriting("tar")
@@ -67,7 +67,7 @@ fn layer(tree: &Path, blobs: &Path, more: &[&str]) -> Result<(String, String)> {
             .args(["--decompress", "--stdout"])
             .arg(&packed)
             .run()?;
-        hex(&plain.stdout)
+        sha256(&plain.stdout)
     };
     let digest = crabbox_host::digest::sha256_file(&packed)?;
     std::fs::rename(&packed, blobs.join(&digest))?;
@@ -77,7 +77,7 @@ fn layer(tree: &Path, blobs: &Path, more: &[&str]) -> Result<(String, String)> {
 /// Writes `value` as a blob and returns its descriptor.
 fn document(value: &Value, media_type: &str, blobs: &Path) -> Result<Value> {
     let text = serde_json::to_vec(value)?;
-    let digest = hex(&text);
+    let digest = sha256(&text);
     std::fs::write(blobs.join(&digest), text)?;
     descriptor(media_type, &digest, blobs)
 }
@@ -87,6 +87,6 @@ fn descriptor(media_type: &str, digest: &str, blobs: &Path) -> Result<Value> {
     Ok(json!({ "mediaType": media_type, "digest": format!("sha256:{digest}"), "size": size }))
 }
 
-fn hex(bytes: &[u8]) -> String {
+fn sha256(bytes: &[u8]) -> String {
     crabbox_core::id::hex(&Sha256::digest(bytes))
 }

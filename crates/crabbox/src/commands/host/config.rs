@@ -3,7 +3,8 @@
 mod explain;
 mod view;
 
-use crabbox_core::config::Settings;
+use crabbox_core::config::jobs::Job;
+use crabbox_core::config::{Resolution, Settings};
 use crabbox_engine::provider::capability::Capability;
 use crabbox_engine::provider::registry;
 use crabbox_engine::provider::terms::Terms;
@@ -21,24 +22,34 @@ pub(in crate::commands) fn path(ctx: &Ctx<'_>) -> Result<Exit, CommandError> {
     Ok(Exit::SUCCESS)
 }
 
-/// The settings in lines, for a report; no secret is among them.
+/// The settings as lines for a report, without secrets.
 pub(in crate::commands) fn described(settings: &Settings) -> Vec<String> {
     let which = settings.provider().ok();
-    // A report is there for settings that make no sense, too, so it asks nothing that may be refused.
+    // A report must work even with invalid settings, so avoid lookups that may refuse them.
     let terms = which.filter(|which| !registry::capabilities(*which).has(Capability::MakesMachine));
     let terms = terms.and_then(|which| registry::terms(which, settings).ok());
-    view::ConfigView::new(settings, terms.unwrap_or_else(|| Terms::general(settings))).lines()
+    let terms = terms.unwrap_or_else(|| Terms::general(settings));
+    // Jobs do not belong in the report.
+    let no_jobs = std::iter::empty::<(&String, &Job)>();
+    view::ConfigView::new(settings, terms, no_jobs).lines()
 }
 
-/// `config show`: also checks what the chosen provider would check.
+/// `config show`: also runs the checks of the chosen provider.
 pub(in crate::commands) fn show(ctx: &Ctx<'_>, args: &ConfigShowArgs) -> Result<Exit, CommandError> {
-    let settings = ctx.settings(&args.keys.values)?.settings;
+    let Resolution { settings, jobs, .. } = ctx.settings(&args.keys.values)?;
     let terms = match settings.provider() {
         Ok(which) => registry::terms(which, &settings)?,
         Err(_) if settings.provider.is_default() => Terms::general(&settings),
         Err(error) => return Err(error.into()),
     };
-    let view = ConfigView::new(&settings, terms);
+    let readable = jobs.iter().filter_map(|(name, job)| match job {
+        Ok(job) => Some((name, job)),
+        Err(error) => {
+            ctx.printer.warn(error);
+            None
+        }
+    });
+    let view = ConfigView::new(&settings, terms, readable);
     if args.json {
         ctx.printer.json(&view)?;
     } else {

@@ -1,4 +1,4 @@
-//! `doctor`: whether this host can lease machines, and how to fix it where it cannot.
+//! `doctor`: whether this host can lease machines, and if not, how to fix it.
 
 use std::path::PathBuf;
 
@@ -41,13 +41,13 @@ pub(in crate::commands) struct AllView<'a> {
     providers: Vec<DoctorView<'a>>,
 }
 
-/// How the doctor fails.
+/// Errors of `doctor`.
 #[derive(Debug, thiserror::Error)]
 enum DoctorError {
     /// A check found something.
     #[error("doctor found problems")]
     Problems,
-    /// A flag for another provider than the one that was chosen.
+    /// A flag that belongs to another provider than the chosen one.
     #[error("--doctor-probe-ssh needs provider=ssh")]
     NotSsh,
 }
@@ -61,12 +61,26 @@ impl Fault for DoctorError {
     }
 }
 
-/// What was found of one provider.
+/// The findings for one provider.
 #[derive(Debug)]
 struct Report {
     provider: &'static str,
     checks: Vec<Check>,
+    /// The summary line for a person, when all is well and when not.
+    verdict: [&'static str; 2],
 }
+
+/// Verdicts about a host.
+const OF_HOST: [&str; 2] = [
+    "This host can lease machines",
+    "This host cannot lease machines yet",
+];
+
+/// Verdicts about a fleet, of which only the configuration was checked.
+const OF_FLEET: [&str; 2] = [
+    "Slurm's configuration fits leases",
+    "Slurm's configuration does not fit leases yet",
+];
 
 impl Report {
     fn view(&self) -> DoctorView<'_> {
@@ -95,7 +109,7 @@ pub(in crate::commands) fn run(ctx: &Ctx<'_>, args: &DoctorArgs) -> Result<Exit,
     if args.json {
         ctx.printer.json(&report.view())?;
     } else {
-        show(ctx, &report.checks);
+        show(ctx, &report);
     }
     ended(report.view().ok)
 }
@@ -108,16 +122,25 @@ fn fleet(ctx: &Ctx<'_>, flags: &[FlagValue]) -> Result<Report, CommandError> {
     Ok(Report {
         provider: "firecracker",
         checks,
+        verdict: OF_FLEET,
     })
 }
 
-/// Each provider by itself, as if it were the one that was chosen.
+/// Each provider separately, as if it were the chosen one.
 fn all(ctx: &Ctx<'_>, args: &DoctorArgs, flags: &[FlagValue]) -> Result<Exit, CommandError> {
     let mut reports = Vec::new();
+    let mut providers: Vec<Which> = Vec::new();
     for name in &args.providers {
+        let provider = Which::by_name(name.trim())?;
+        // The list may name one provider twice, by alias.
+        if !providers.contains(&provider) {
+            providers.push(provider);
+        }
+    }
+    for provider in providers {
         let chosen = FlagValue {
             key: Name::ProviderName,
-            values: vec![Which::by_name(name.trim())?.name().to_owned()],
+            values: vec![provider.name().to_owned()],
         };
         let others = flags.iter().filter(|flag| flag.key != Name::ProviderName);
         let flags: Vec<FlagValue> = others.cloned().chain([chosen]).collect();
@@ -130,7 +153,7 @@ fn all(ctx: &Ctx<'_>, args: &DoctorArgs, flags: &[FlagValue]) -> Result<Exit, Co
     } else {
         for report in &reports {
             ctx.printer.line(format_args!("provider={}", report.provider));
-            show(ctx, &report.checks);
+            show(ctx, report);
         }
     }
     ended(ok)
@@ -144,10 +167,10 @@ fn ended(ok: bool) -> Result<Exit, CommandError> {
     }
 }
 
-/// Looks at the provider that these flags and the configuration choose.
+/// Checks the provider chosen by these flags and the configuration.
 fn look(ctx: &Ctx<'_>, args: &DoctorArgs, flags: &[FlagValue]) -> Result<Report, CommandError> {
     let settings = ctx.settings(flags)?.settings;
-    // None chosen is a finding of its own; one that does not exist is a word that was misspelt.
+    // Having chosen none is a finding of its own; an unknown name is a typo and an error.
     if let Err(error @ ProviderError::Unknown { .. }) = settings.provider() {
         return Err(error.into());
     }
@@ -181,10 +204,14 @@ fn look(ctx: &Ctx<'_>, args: &DoctorArgs, flags: &[FlagValue]) -> Result<Report,
         }
     }
     let provider = settings.provider().map_or("", |provider| provider.name());
-    Ok(Report { provider, checks })
+    Ok(Report {
+        provider,
+        checks,
+        verdict: OF_HOST,
+    })
 }
 
-/// An engine that only looks: it starts nothing and has no connections.
+/// An engine that only looks: it starts no programs and opens no connections.
 fn onlooker(ctx: &Ctx<'_>) -> Result<Engine, EnvError> {
     Ok(Engine {
         places: ctx.env.places()?,
@@ -195,11 +222,12 @@ fn onlooker(ctx: &Ctx<'_>) -> Result<Engine, EnvError> {
     })
 }
 
-/// The lines that the Go program prints, on standard output; how to fix a check follows on standard error. A person, whom a terminal shows
-/// them to, gets the same lines in groups below a line that says what came of it.
-fn show(ctx: &Ctx<'_>, checks: &[Check]) {
+/// Prints the Go program's lines on standard output, and how to fix each check on standard error. On a terminal, the same lines are grouped below a
+/// summary line.
+fn show(ctx: &Ctx<'_>, report: &Report) {
+    let checks = &report.checks;
     if ctx.printer.is_terminal() {
-        for line in grouped(checks) {
+        for line in grouped(checks, report.verdict) {
             ctx.printer.line(line);
         }
         return;
@@ -212,33 +240,30 @@ fn show(ctx: &Ctx<'_>, checks: &[Check]) {
     }
 }
 
-/// The groups, what is worst first.
+/// The groups, worst first.
 const GROUPS: [(&str, &[Status]); 4] = [
-    (
-        "To be fixed, before anything can be leased",
-        &[Status::Missing, Status::Failed],
-    ),
+    ("To be fixed", &[Status::Missing, Status::Failed]),
     ("Works, less well than it could", &[Status::Warning]),
     ("Well", &[Status::Ok]),
     ("Not looked at", &[Status::Skip]),
 ];
 
-/// A summary, then each group that is not empty, with how to fix what is in it.
-fn grouped(checks: &[Check]) -> Vec<String> {
+/// A summary, then each non-empty group, with how to fix its checks.
+fn grouped(checks: &[Check], [well, unwell]: [&str; 2]) -> Vec<String> {
     let of = |statuses: &[Status]| -> Vec<&Check> {
         checks
             .iter()
             .filter(|check| statuses.contains(&check.status))
             .collect()
     };
-    // Nothing of a lease was looked at then.
+    // In that case nothing about a lease was checked.
     let is_chosen = |check: &Check| check.details.get("selected").map(String::as_str) != Some("false");
     let verdict = if !checks.iter().all(is_chosen) {
         "No provider is chosen, so only this machine's tools were looked at"
     } else if doctor::is_well(checks) {
-        "This host can lease machines"
+        well
     } else {
-        "This host cannot lease machines yet"
+        unwell
     };
     let counts = [
         (0, "to be fixed"),
@@ -265,7 +290,7 @@ fn grouped(checks: &[Check]) -> Vec<String> {
         }
         lines.extend([String::new(), title.to_owned()]);
         for check in found {
-            // That nothing was changed is for programs, which ask for it.
+            // `mutation=false` is meant for programs.
             let message = check.message.replace(" mutation=false", "");
             let line = format!("  {:<7} {:<width$} {message}", check.status.name(), check.check);
             lines.push(line.trim_end().to_owned());
@@ -290,11 +315,11 @@ mod tests {
             check(Status::Missing, "binary", "none").with("fix", "crabbox setup firecracker"),
         ];
         assert_eq!(
-            grouped(&checks),
+            grouped(&checks, OF_HOST),
             [
                 "This host cannot lease machines yet: 1 to be fixed, 1 to be better, 1 well",
                 "",
-                "To be fixed, before anything can be leased",
+                "To be fixed",
                 "  missing binary none",
                 "                 fix: crabbox setup firecracker",
                 "",
@@ -306,7 +331,7 @@ mod tests {
                 "  ok      git    version=2.39.5",
             ]
         );
-        let well = grouped(&checks[..1]);
-        assert_eq!(well[0], "This host can lease machines: 1 well");
+        let well = grouped(&checks[..1], OF_FLEET);
+        assert_eq!(well[0], "Slurm's configuration fits leases: 1 well");
     }
 }

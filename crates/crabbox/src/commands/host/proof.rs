@@ -1,9 +1,10 @@
-//! `proof`: the whole way of a lease gone once and written down for strangers, or such a file checked.
+//! `proof`: runs the whole life of a lease once and records it for others to check, or checks such a record.
 //!
-//! It must never write over a file, and never print or write what names this host where the document hides it.
+//! It must never overwrite a file, and never print or write an identifying name of this host where the document redacts it.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
 
 use crabbox_core::config::firecracker::{FirecrackerPlan, Jailer};
@@ -23,30 +24,33 @@ use crate::go;
 use crate::settings::CONFIG_VARIABLE;
 use crate::ui::{CommandError, Exit};
 
-/// The name of the file in a directory that was named.
+/// The file's name when `--output` names a directory.
 const FILE: &str = "crabbox-proof.md";
 
 /// Why there is no proof.
 #[derive(Debug, thiserror::Error)]
 enum CommandFault {
-    /// Another provider has no machine of its own.
+    /// Only `firecracker` has machines of its own.
     #[error("a proof is one of provider=firecracker, and provider={0} was chosen")]
     Provider(&'static str),
-    /// The lease would be on another machine than the facts are of.
+    /// The lease would be on a different machine than the recorded facts.
     #[error("a proof is one of this machine, and firecracker.host is set")]
     Elsewhere,
-    /// The commands of a proof run in a tree of its own, where the file is another one, or is trusted more.
+    /// The commands of a proof run in a tree of their own, from which a relative path would name another file, or one that is trusted more.
     #[error(
         "{CONFIG_VARIABLE} names a file of this repository or one relative to it, and a proof runs outside of it"
     )]
     Config,
-    /// It cannot be written there.
+    /// Every command of a proof loads the configuration itself.
+    #[error("{CONFIG_VARIABLE} names a pipe, which can be read once, and each command of a proof reads it")]
+    Pipe,
+    /// The document cannot be written there.
     #[error(transparent)]
     Place(#[from] PlaceError),
-    /// A file is in the way.
+    /// The file exists already.
     #[error("{} exists", .0.display())]
     Exists(PathBuf),
-    /// It was made, and could not be written.
+    /// The proof was made but could not be written.
     #[error("the proof is on standard output, because it could not be written")]
     Unwritten(#[source] PlaceError),
 }
@@ -57,6 +61,7 @@ impl Fault for CommandFault {
             Self::Provider(_)
             | Self::Elsewhere
             | Self::Config
+            | Self::Pipe
             | Self::Place(_)
             | Self::Exists(_)
             | Self::Unwritten(PlaceError::Beneath(BeneathError::Exists { .. })) => Kind::Usage,
@@ -74,6 +79,9 @@ impl Fault for CommandFault {
                     "put the file outside of the repository, and its whole path into {CONFIG_VARIABLE}"
                 )]
             }
+            Self::Pipe => vec![format!(
+                "put it into a file, and the file's whole path into {CONFIG_VARIABLE}"
+            )],
             Self::Elsewhere => {
                 vec!["run it on that host, or unset firecracker.host to prove this machine".to_owned()]
             }
@@ -111,7 +119,7 @@ fn verdict(path: &Path, proof: &Proof) -> String {
     )
 }
 
-/// The name of a value as the document has it.
+/// A value's name as it appears in the document.
 fn name(value: &impl serde::Serialize) -> String {
     serde_json::to_value(value)
         .ok()
@@ -119,7 +127,7 @@ fn name(value: &impl serde::Serialize) -> String {
         .unwrap_or_default()
 }
 
-/// Says which assertions do not hold.
+/// Reports the assertions that do not hold.
 fn ended(ctx: &Ctx<'_>, proof: &Proof) -> Exit {
     for assertion in proof.assertions().iter().filter(|assertion| !assertion.holds) {
         ctx.printer
@@ -137,13 +145,13 @@ fn ended(ctx: &Ctx<'_>, proof: &Proof) -> Exit {
 
 fn make(ctx: &Ctx<'_>, args: &ProofArgs) -> Result<Exit, CommandError> {
     let settings = ctx.settings(&args.keys.values)?.settings;
-    // None chosen is no choice against it.
+    // Having chosen no provider does not conflict with a proof.
     if let Ok(chosen) = settings.provider()
         && chosen != Which::Firecracker
     {
         return Err(CommandFault::Provider(chosen.name()).into());
     }
-    // The facts would be of this machine, and the lease on another.
+    // The facts would describe this machine while the lease is on another.
     if KvmHost::configured(&settings)?.is_some() {
         return Err(CommandFault::Elsewhere.into());
     }
@@ -152,6 +160,9 @@ fn make(ctx: &Ctx<'_>, args: &ProofArgs) -> Result<Exit, CommandError> {
     let config = ctx.env.text(CONFIG_VARIABLE).unwrap_or_default();
     if !config.is_empty() && is_of_here(config) {
         return Err(CommandFault::Config.into());
+    }
+    if std::fs::metadata(config).is_ok_and(|facts| facts.file_type().is_fifo()) {
+        return Err(CommandFault::Pipe.into());
     }
     let plan = firecracker::plan(&settings)?;
     let place = place(ctx, &args.output)?;
@@ -169,13 +180,13 @@ fn make(ctx: &Ctx<'_>, args: &ProofArgs) -> Result<Exit, CommandError> {
     let proof = proof::make(&engine, &plan, &wish, &interrupts, &mut |told| show(ctx, told))?;
     let file = proof::file(&proof);
     if let Err(error) = place.write(file.as_bytes(), Existing::Refuse) {
-        // It took minutes and cannot be made again as it was.
+        // The proof took minutes and cannot be repeated exactly, so print it.
         ctx.printer.bytes(file.as_bytes());
         return Err(CommandFault::Unwritten(error).into());
     }
     ctx.printer.line(verdict(&place.path(), &proof));
     let exit = ended(ctx, &proof);
-    // What the file says, and not what has been asked for since: both have to tell the same.
+    // Go by the file, not by interrupts that came after it was made: exit code and file must agree.
     Ok(if proof.is_interrupted() {
         Exit::passed_through(130)
     } else {
@@ -183,7 +194,7 @@ fn make(ctx: &Ctx<'_>, args: &ProofArgs) -> Result<Exit, CommandError> {
     })
 }
 
-/// Where the file goes, looked at before anything is leased.
+/// Where the file goes, checked before anything is leased.
 fn place(ctx: &Ctx<'_>, output: &Path) -> Result<Place, CommandError> {
     let mut path = ctx.env.cwd()?.join(output);
     if path.is_dir() {
@@ -219,7 +230,7 @@ fn show(ctx: &Ctx<'_>, told: &Told<'_>) {
     ));
 }
 
-/// The sizes of the machine as flags: the commands of a proof do not read the files of the user's repository, which may have chosen them.
+/// The machine's sizes as flags: the commands of a proof do not read the user's repository files, which may have set them.
 fn sizes(plan: &FirecrackerPlan) -> Vec<OsString> {
     [
         ("--firecracker-cpus", plan.cpus.to_string()),
@@ -231,7 +242,7 @@ fn sizes(plan: &FirecrackerPlan) -> Vec<OsString> {
     .collect()
 }
 
-/// The user's flags as words for the commands of the proof, which are started in another directory: a path stays the same file.
+/// The user's flags as words for the proof's commands. Those start in another directory, so paths are made absolute.
 fn words(given: &[FlagValue], cwd: &Path) -> Vec<OsString> {
     let mut words = Vec::new();
     for FlagValue { key, values } in given {
@@ -255,7 +266,7 @@ fn words(given: &[FlagValue], cwd: &Path) -> Vec<OsString> {
     words
 }
 
-/// What names this host and its user, and what the user called things here: words of a path with blanks look like a language's.
+/// Names that identify this host or its user, and names that the user chose; words of a path with blanks look like ordinary language.
 fn names(ctx: &Ctx<'_>, plan: &FirecrackerPlan) -> Result<Vec<String>, CommandError> {
     let mut names: Vec<String> = [
         "HOME",

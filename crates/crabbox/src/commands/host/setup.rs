@@ -1,4 +1,4 @@
-//! `setup`: a host that can lease, in one command; and the offer of it where a command finds that there is none.
+//! `setup`: prepares a host for leases in one command; also offered by commands that find the host not set up.
 
 use std::io::{BufRead as _, IsTerminal as _};
 
@@ -24,14 +24,13 @@ use crate::context::Ctx;
 use crate::env::Env;
 use crate::ui::{CommandError, Exit};
 
-/// The variable that names a bundle for hosts that are set up by `run` or `warmup`; read from the environment only, so that no
-/// repository can choose one.
+/// Names a bundle to set hosts up from by `run` or `warmup`; read from the environment only, so that no repository can choose one.
 const FROM_VARIABLE: &str = "CRABBOX_SETUP_FROM";
 
 /// Why nothing was done.
 #[derive(Debug, thiserror::Error)]
 enum Refused {
-    /// There is nobody to ask.
+    /// There is no terminal to ask on.
     #[error("nothing was done: there is no terminal to ask on")]
     NoTerminal,
     /// The user said no.
@@ -89,7 +88,11 @@ pub(in crate::commands) fn run(ctx: &Ctx<'_>, args: &SetupArgs) -> Result<Exit, 
         }),
     };
     let lease = firecracker::plan(&settings)?;
-    let plan = setup::plan(&engine, &settings, &lease, &wanted)?;
+    let mut plan = setup::plan(&engine, &settings, &lease, &wanted)?;
+    match plan.check() {
+        Err(error) if args.dry_run => plan.advice.push(error.to_string()),
+        checked => checked?,
+    }
     if !args.json {
         show(&plan, &|line| ctx.printer.line(line), ctx);
     }
@@ -107,7 +110,7 @@ pub(in crate::commands) fn run(ctx: &Ctx<'_>, args: &SetupArgs) -> Result<Exit, 
     if args.serve && !args.dry_run {
         let found = match setup::barriers(&engine, &Ground::of(&engine)) {
             Ok(barriers) => barriers.iter().map(ToString::to_string).collect(),
-            // What was asked for is done.
+            // The setup itself succeeded, so this is not an error.
             Err(error) => vec![format!("whether owners get in is not known: {}", chain(&error))],
         };
         for line in found.iter().filter(|_| !args.json) {
@@ -126,7 +129,7 @@ pub(in crate::commands) fn run(ctx: &Ctx<'_>, args: &SetupArgs) -> Result<Exit, 
     Ok(Exit::SUCCESS)
 }
 
-/// Refuses an environment in which other places are meant than those of whoever serves owners; only root has those.
+/// Refuses `--serve` when the environment's directories differ from those that the served account will use; only root has those.
 fn check_home(engine: &Engine) -> Result<(), CommandError> {
     if !crabbox_host::process::is_root() {
         return Err(ServeSetupError::NotRoot.into());
@@ -137,8 +140,7 @@ fn check_home(engine: &Engine) -> Result<(), CommandError> {
     Ok(())
 }
 
-/// Sets up a host on which a command found nothing to lease with, when the user or CI agrees; `false` when `error` is about
-/// something else.
+/// Sets up a host that a command found unprepared, if the user agrees or in CI; `false` when `error` is about something else.
 pub(in crate::commands) fn offer(
     ctx: &Ctx<'_>,
     engine: &Engine,
@@ -154,17 +156,18 @@ pub(in crate::commands) fn offer(
     let from = ctx.env.text(FROM_VARIABLE);
     let wanted = Wanted {
         from: from.map(|from| Source::named(from, cwd, None)),
-        // Whoever waits for a command is not to wait for what only the next one gains by.
+        // The waiting command gains nothing from a template; only the next one does.
         template: false,
         serve: None,
     };
     let lease = firecracker::plan(settings)?;
     let plan = setup::plan(engine, settings, &lease, &wanted).map_err(LeaseError::new)?;
+    plan.check().map_err(LeaseError::new)?;
     if let Some(error) = error {
         ctx.printer
             .note(format_args!("This host is not set up for leases yet: {error}."));
     }
-    // Standard output belongs to the command that was asked for.
+    // Standard output belongs to the original command.
     show(&plan, &|line| ctx.printer.note(line), ctx);
     if !yes && !ci {
         ask(ctx, "Set it up now?").map_err(LeaseError::new)?;
@@ -190,7 +193,7 @@ fn apply(ctx: &Ctx<'_>, engine: &Engine, plan: &Plan, json: bool) -> Result<(), 
     Ok(())
 }
 
-/// Makes the template. Leases boot without one, so whatever goes wrong but Ctrl-C is a warning.
+/// Makes the template. Leases boot without one, so any failure except Ctrl-C is only a warning.
 fn make_template(
     ctx: &Ctx<'_>,
     engine: &Engine,
@@ -230,7 +233,7 @@ fn show(plan: &Plan, put: &dyn Fn(&str), ctx: &Ctx<'_>) {
     }
 }
 
-/// A step as something to be done.
+/// A step in the imperative.
 fn words(step: &Step) -> String {
     match step {
         Step::Bundle {
@@ -251,7 +254,11 @@ fn words(step: &Step) -> String {
                 store.display()
             )
         }
-        Step::Programs { dir } => format!("fetch Firecracker and its jailer into {}", dir.display()),
+        Step::Programs { dir } => format!(
+            "fetch Firecracker and its jailer into {}: with pip, from {}, pinned by their digests",
+            dir.display(),
+            crabbox_engine::host::setup::PROGRAMS_FROM
+        ),
         Step::Network { path, .. } => format!("write the CNI network {}", path.display()),
         Step::Serve(step) => serve_words(step),
         Step::Configuration { path } => format!("choose provider firecracker in {}", path.display()),
@@ -261,7 +268,7 @@ fn words(step: &Step) -> String {
     }
 }
 
-/// A step for owners from afar, with all that is written.
+/// A step of `--serve`, with everything that it writes.
 fn serve_words(step: &ServeStep) -> String {
     match step {
         ServeStep::Account { home } => format!(
@@ -320,7 +327,7 @@ fn remove(ctx: &Ctx<'_>, engine: &Engine, args: &SetupArgs) -> Result<Exit, Comm
         if !planned.is_empty() && !args.yes {
             ask(ctx, "Go ahead?")?;
         }
-        // Where nothing is left to remove there may be a record still, of what a killed set-up never made.
+        // Even with nothing left to remove, there may be a record from a setup that was killed before it made anything.
         setup::remove(engine, &ground, (part, false), &mut |_| {})?;
     }
     if args.json {
@@ -361,7 +368,7 @@ fn can_ask(ctx: &Ctx<'_>) -> bool {
     ctx.printer.shows_progress() && std::io::stdin().is_terminal()
 }
 
-/// Asks on the terminal; everything but a yes is a no.
+/// Asks on the terminal; anything but yes means no.
 fn ask(ctx: &Ctx<'_>, question: &str) -> Result<(), Refused> {
     if !can_ask(ctx) {
         return Err(Refused::NoTerminal);

@@ -1,4 +1,4 @@
-//! `cleanup`: gives back every lease that nobody needs any more, and says why.
+//! `cleanup`: gives back every lease that is no longer needed, and says why.
 
 use crabbox_core::fault::Kind;
 use crabbox_machine::lifecycle::adopt;
@@ -26,15 +26,15 @@ pub(in crate::commands) struct CleanupView {
 /// One decision.
 #[derive(Debug, PartialEq, Eq, Serialize, JsonSchema)]
 struct DecisionView {
-    /// The lease id; for an object without a record the lease that its tag names.
+    /// The lease id; `-` for an object without a record.
     lease: String,
-    /// `lease`, `directory`, `claim`, or the kind of object that was found without a record.
+    /// `lease`, `directory`, `claim`, or the kind of object that was found without a record, or not looked for.
     subject: &'static str,
     /// `remove`, `would_remove` or `skip`.
     action: &'static str,
-    /// Why.
+    /// Why; `not_looked_for` where something may be there, `needs_cap_net_admin` where this user can have made nothing of the kind.
     reason: String,
-    /// Why a removal did not work out.
+    /// Why a removal, or a search, did not work out.
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<String>,
 }
@@ -47,7 +47,7 @@ pub(in crate::commands) fn run(ctx: &Ctx<'_>, args: &CleanupArgs) -> Result<Exit
         }
     })?;
     if !args.dry_run {
-        // What is left lives; one that lost its supervisor gets a new one.
+        // The remaining leases live; give a new supervisor to any that lost its own.
         adopt::orphans(&engine).ok();
     }
     if args.json {
@@ -97,20 +97,23 @@ fn show(ctx: &Ctx<'_>, dry_run: bool, decision: &Decision) {
         ctx.printer.note(line(decision, dry_run));
     }
     if let Some(error) = &decision.error {
-        ctx.printer.warn(format_args!(
-            "lease {}: {}",
-            decision.lease,
-            crabbox_core::fault::chain(error)
-        ));
+        let what = match &decision.subject {
+            Subject::Object { kind, name } => format!("{kind} {name}"),
+            Subject::Lease { .. } | Subject::Directory | Subject::Claim { .. } => {
+                format!("lease {}", decision.lease)
+            }
+        };
+        ctx.printer
+            .warn(format_args!("{what}: {}", crabbox_core::fault::chain(error)));
     }
 }
 
-/// Says what is done about one lease, where standard output is not for that.
+/// Reports what happens to one lease, on standard error.
 pub(in crate::commands) fn tell(ctx: &Ctx<'_>, dry_run: bool, decision: &Decision) {
     ctx.printer.note(line(decision, dry_run));
 }
 
-/// One line a decision, in the Go program's words.
+/// One line per decision, in the Go program's words.
 fn line(decision: &Decision, dry_run: bool) -> String {
     let Decision { lease, reason, .. } = decision;
     let verb = match (decision.remove, dry_run) {

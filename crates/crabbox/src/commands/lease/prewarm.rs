@@ -1,4 +1,4 @@
-//! `prewarm`: a lease made ready ahead of its use, and looked at.
+//! `prewarm`: makes a lease ready ahead of its use, and probes it.
 
 use std::time::{Duration, Instant};
 
@@ -33,6 +33,10 @@ pub(in crate::commands) fn run(ctx: &Ctx<'_>, args: &PrewarmArgs) -> Result<Exit
         }
         return Ok(Exit::SUCCESS);
     }
+    if let Some(command) = probe {
+        // Judged before there is a lease; its name does not matter to the judgement.
+        run::judge(ctx, &probe_of(args, "", command))?;
+    }
     let started = Instant::now();
     let interrupts = engine::interrupts()?;
     let warm = Warmup {
@@ -65,7 +69,7 @@ pub(in crate::commands) fn run(ctx: &Ctx<'_>, args: &PrewarmArgs) -> Result<Exit
                 lease.id,
                 lease.display_id()
             ));
-            // Why the probe failed counts more than how the lease is given back.
+            // The probe's error matters more than one from giving the lease back.
             let stage = ctx.printer.stage("release");
             let released = provider.give_back(lease);
             stage.end(released.is_ok());
@@ -81,7 +85,7 @@ pub(in crate::commands) fn run(ctx: &Ctx<'_>, args: &PrewarmArgs) -> Result<Exit
     Ok(Exit::SUCCESS)
 }
 
-/// The `warmup` that does the same.
+/// The equivalent `warmup`.
 fn warming(args: &PrewarmArgs) -> CommandLine {
     CommandLine::new("warmup")
         .maybe("slug", args.slug.as_deref())
@@ -92,7 +96,7 @@ fn warming(args: &PrewarmArgs) -> CommandLine {
         .keys(&args.keys.values)
 }
 
-/// The `run` that does the same as the probe.
+/// The `run` equivalent to the probe.
 fn probing(args: &PrewarmArgs, lease: &str, command: &str) -> CommandLine {
     CommandLine::new("run")
         .flag("id", lease)
@@ -130,7 +134,7 @@ fn probe_of(args: &PrewarmArgs, lease: &str, command: &str) -> Invocation {
     }
 }
 
-/// The flags that were given, but for those that say what a new lease is made of: they are nothing to one that is there.
+/// The given flags, except those that describe a new lease: they do not apply to an existing one.
 fn flags_of_a_lease(args: &PrewarmArgs) -> Vec<FlagValue> {
     let is_of_leases = |flag: &&FlagValue| {
         let flag = flag.key.key().flag;

@@ -1,5 +1,6 @@
-//! Which provider a command goes to: the one that a lease's claim names, or the one that was chosen.
+//! Which provider a command goes to: the one named by the lease's claim, or the chosen one.
 
+use crabbox_core::config::fit;
 use crabbox_core::config::{FlagValue, Provider as Which, Settings};
 use crabbox_core::fault::{Fault, Kind};
 use crabbox_engine::provider::capability::Capability;
@@ -11,10 +12,10 @@ use crate::commands::engine;
 use crate::context::Ctx;
 use crate::ui::CommandError;
 
-/// The provider cannot do it.
+/// The provider does not support the command.
 #[derive(Debug, thiserror::Error)]
 enum Refusal {
-    /// A command that needs a machine of this host.
+    /// The command needs a machine on this host.
     #[error("provider={provider} does not support `crabbox {command}`")]
     Command {
         /// The provider.
@@ -30,7 +31,7 @@ impl Fault for Refusal {
     }
 }
 
-/// The engine and the provider for `command` on the lease that `name` names. Needs no `--provider`: the claim tells.
+/// The engine and the provider for `command` on the lease called `name`. Needs no `--provider`, because the claim names it.
 pub(in crate::commands) fn to_lease(
     ctx: &Ctx<'_>,
     flags: &[FlagValue],
@@ -43,7 +44,7 @@ pub(in crate::commands) fn to_lease(
     Ok((engine, provider))
 }
 
-/// The provider of the lease that `name` names.
+/// The provider of the lease called `name`.
 pub(in crate::commands) fn of_lease(
     engine: &Engine,
     settings: &Settings,
@@ -53,25 +54,30 @@ pub(in crate::commands) fn of_lease(
     let which = route::provider(&engine.places, settings, name)?;
     log(name, which, command);
     check(which, command)?;
+    // `stop` must work whatever the other settings say.
+    if command != "stop" {
+        fit::check_existing(settings, which)?;
+    }
     Ok(registry::open(which, engine, settings))
 }
 
-/// Notes which provider `command` goes to.
+/// Logs which provider `command` goes to.
 pub(in crate::commands) fn log(name: &str, which: Which, command: &'static str) {
     tracing::debug!(lease = name, provider = which.name(), command, "goes to");
 }
 
-/// The provider that was chosen, for what concerns all its leases; none chosen is an error.
+/// The chosen provider, for a command about all its leases; having chosen none is an error.
 pub(in crate::commands) fn to_provider(
     ctx: &Ctx<'_>,
     flags: &[FlagValue],
 ) -> Result<Box<dyn Provider>, CommandError> {
     let settings = ctx.settings_on_leases(flags)?.settings;
     let which = settings.provider()?;
+    fit::check_existing(&settings, which)?;
     Ok(registry::open(which, &engine::adopting(ctx)?, &settings))
 }
 
-/// The same for a command that decides about leases itself: none is adopted before it has.
+/// The same for a command that itself decides about leases: orphans are not adopted before it has decided.
 pub(in crate::commands) fn to_provider_only_looking(
     ctx: &Ctx<'_>,
     flags: &[FlagValue],

@@ -1,7 +1,7 @@
-//! `bench`: runs that are measured and recorded, and what the records say.
+//! `bench`: measured and recorded runs, and reports of the records.
 //!
-//! A record is a line of JSON in the Go program's form, in a file that both programs append to. Nothing here may change or remove a
-//! record, and no number of a report may be of anything but records.
+//! A record is a line of JSON in the Go program's format, in a file that both programs append to. Nothing here may change or remove a record, and
+//! every number in a report must come from records.
 
 mod record;
 mod report;
@@ -10,6 +10,7 @@ mod store;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
+use crabbox_core::comma_list;
 use crabbox_core::config::Provider as Which;
 use crabbox_core::fault::{Fault, Kind};
 use crabbox_host::clock;
@@ -35,22 +36,22 @@ enum BenchError {
     /// Nothing to run.
     #[error("usage: crabbox bench run --providers a,b [--repeats n] -- <command...>")]
     Usage,
-    /// No number of repeats.
+    /// Fewer than one repeat.
     #[error("--repeats must be >= 1")]
     Repeats,
     /// It cannot be both.
     #[error("--cold and --warm are mutually exclusive")]
     ColdAndWarm,
-    /// There has to be a store.
+    /// `bench` needs a store.
     #[error("--store cannot be off for bench {0}")]
     Off(&'static str),
-    /// No number of a repeat.
+    /// A negative repeat index.
     #[error("--repeat-index must be >= 0")]
     RepeatIndex,
-    /// Two commands.
+    /// The command was given twice.
     #[error("use either --command or command args after --, not both")]
     TwoCommands,
-    /// No number of samples.
+    /// Fewer than one sample.
     #[error("--min-samples must be >= 1")]
     MinSamples,
     /// Timings that cannot be read.
@@ -58,20 +59,20 @@ enum BenchError {
     Read {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The error.
         #[source]
         source: std::io::Error,
     },
-    /// Timings that are none.
+    /// Invalid timings.
     #[error("decode timing JSON: {0}")]
     Decode(String),
-    /// Nobody knows whose they are.
+    /// The timings do not name their provider.
     #[error("timing JSON is missing provider")]
     NoProvider,
-    /// A word that is no text.
+    /// A word that is not valid UTF-8.
     #[error("the command has a word that is not valid UTF-8: {0}")]
     NotText(String),
-    /// Some runs failed, each of which has said why.
+    /// Some runs failed; each has reported its error.
     #[error("benchmark run failed: {0}")]
     Failed(String),
 }
@@ -93,7 +94,7 @@ pub(in crate::commands) fn run(ctx: &Ctx<'_>, command: &BenchCommand) -> Result<
     }
 }
 
-/// Whether a run began cold, where somebody says so.
+/// Whether the run counts as cold, if the user said so.
 fn cold(args: ColdArgs) -> Result<Option<bool>, BenchError> {
     match (args.cold, args.warm) {
         (true, true) => Err(BenchError::ColdAndWarm),
@@ -102,7 +103,7 @@ fn cold(args: ColdArgs) -> Result<Option<bool>, BenchError> {
     }
 }
 
-/// The file of records that `store` names, as it was named where that was a path.
+/// The file of records that `store` names; a path is used as given.
 fn store(ctx: &Ctx<'_>, store: &str, command: &'static str) -> Result<PathBuf, CommandError> {
     match store.trim().to_ascii_lowercase().as_str() {
         "" | "off" => Err(BenchError::Off(command).into()),
@@ -111,11 +112,11 @@ fn store(ctx: &Ctx<'_>, store: &str, command: &'static str) -> Result<PathBuf, C
     }
 }
 
-/// The providers that these lists name, each once, sorted.
+/// The providers in these lists, deduplicated and sorted.
 fn providers(lists: &[&[String]]) -> Result<Vec<&'static str>, CommandError> {
-    let names = lists.iter().copied().flatten().flat_map(|list| list.split(','));
+    let names = lists.iter().copied().flatten();
     let mut found = Vec::new();
-    for name in names.map(str::trim).filter(|name| !name.is_empty()) {
+    for name in names.flat_map(|list| comma_list::items(list)) {
         found.push(Which::by_name(name)?.name());
     }
     found.sort_unstable();
@@ -169,7 +170,7 @@ fn measure(ctx: &Ctx<'_>, args: &BenchRunArgs) -> Result<Exit, CommandError> {
     }
 }
 
-/// The run of one repeat: as its command line would be read, so that nothing is different about it but its record.
+/// The run of one repeat, parsed from its command line, so that it differs from a normal run only by its record.
 fn invocation(provider: &str, store: &Path, args: &BenchRunArgs, bench: Bench) -> Invocation {
     let mut argv: Vec<std::ffi::OsString> = ["crabbox", "run", "--provider", provider, "--timing-record"]
         .map(Into::into)
@@ -243,7 +244,7 @@ fn timing(ctx: &Ctx<'_>, path: &Path) -> Result<serde_json::Value, CommandError>
             .read_to_string(&mut text)
             .map_err(failed)?;
     }
-    // What stands behind the first document is nobody's concern, as there.
+    // Anything after the first document is ignored, as in the Go program.
     let mut documents = serde_json::Deserializer::from_str(&text).into_iter::<serde_json::Value>();
     let first = documents
         .next()

@@ -1,11 +1,12 @@
-//! `cache`: what package managers and Docker keep in a lease, shown, filled and emptied.
+//! `cache`: the caches of package managers and Docker in a lease: sizes, warming, purging.
 //!
-//! Nothing is removed without `--force`, and never a kind that the configuration has switched off.
+//! Nothing is removed without `--force`, and never a kind that the configuration disables.
 
 use std::os::fd::AsFd as _;
 
 use crabbox_core::config::settings::CacheSettings;
 use crabbox_core::fault::{Fault, Kind};
+use crabbox_core::size::human_bytes;
 use crabbox_engine::run::request::{CommandWish, LeaseWish, RunRequest, SyncWish};
 use crabbox_host::console::harmless;
 use crabbox_workspace::caches::{self, CacheEntry, CacheKind};
@@ -18,28 +19,27 @@ use crate::commands::lease::entry;
 use crate::commands::work::run::{self, Invocation, Manner};
 use crate::commands::work::volumes;
 use crate::context::Ctx;
-use crate::go;
 use crate::ui::{CommandError, Exit};
 
 /// Wrong usage.
 #[derive(Debug, thiserror::Error)]
 enum Usage {
-    /// No lease to look at.
+    /// `stats` without a lease.
     #[error("usage: crabbox cache stats --id <lease-id-or-slug>")]
     Stats,
-    /// No lease to empty.
+    /// `purge` without a lease.
     #[error("usage: crabbox cache purge --id <lease-id-or-slug> --kind <kind> --force")]
     Purge,
     /// It was not confirmed.
     #[error("cache purge requires --force")]
     Force,
-    /// No lease to fill.
+    /// `warm` without a lease.
     #[error("cache warm requires --id")]
     WarmLease,
-    /// Nothing to fill it with.
+    /// `warm` without a command.
     #[error("usage: crabbox cache warm --id <lease-id-or-slug> -- <command...>")]
     Warm,
-    /// The configuration has it off.
+    /// The configuration disables it.
     #[error("cache kind {kind:?} is disabled by config")]
     Disabled {
         /// Its name.
@@ -48,7 +48,7 @@ enum Usage {
     /// There is no such kind.
     #[error("unknown cache kind {kind:?}; there are pnpm, npm, docker, git and all")]
     Unknown {
-        /// What was asked for.
+        /// The requested kind.
         kind: String,
     },
 }
@@ -102,7 +102,7 @@ pub(in crate::commands) fn run(ctx: &Ctx<'_>, command: &CacheCommand) -> Result<
     }
 }
 
-/// The kinds that the configuration has on.
+/// The kinds that the configuration enables.
 fn enabled(settings: &CacheSettings) -> Vec<CacheKind> {
     let is_on = |kind: &CacheKind| match kind {
         CacheKind::Pnpm => settings.pnpm.value,
@@ -140,7 +140,7 @@ fn line(view: &CacheView) -> String {
     if !note.is_empty() {
         return format!("{kind:<8} {note}");
     }
-    let size = bytes.map_or_else(|| "-".to_owned(), go::bytes);
+    let size = bytes.map_or_else(|| "-".to_owned(), human_bytes);
     format!("{kind:<8} {size:<32} {path}").trim_end().to_owned()
 }
 
@@ -169,7 +169,7 @@ fn purge(ctx: &Ctx<'_>, args: &CachePurgeArgs) -> Result<Exit, CommandError> {
     Ok(Exit::SUCCESS)
 }
 
-/// A run in whatever tree is there, so that it has the tree for itself and a failure leaves what every run leaves.
+/// A normal run in the existing tree, so that it has exclusive use of the tree, and a failure leaves the usual bundle.
 fn warm(ctx: &Ctx<'_>, args: &CacheWarmArgs) -> Result<Exit, CommandError> {
     let id = args.id.as_deref().filter(|id| !id.trim().is_empty());
     let id = id.ok_or(Usage::WarmLease)?;

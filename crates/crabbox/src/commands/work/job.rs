@@ -1,7 +1,6 @@
-//! `job`: commands of the configuration with their flags, by name.
+//! `job`: named commands of the configuration, with their flags.
 //!
-//! A job of a repository must never be able to do more than its text says: what it brings back goes into the repository and
-//! nowhere else, and never into `.git`.
+//! A repository's job must never be able to do more than its text says: downloads go into the repository only, and never into `.git`.
 
 use std::path::{Component, Path};
 
@@ -23,43 +22,54 @@ use crate::ui::{CommandError, Exit};
 /// Why a job is not run.
 #[derive(Debug, thiserror::Error)]
 enum JobError {
-    /// None was named.
+    /// No job was named.
     #[error("usage: crabbox job run [flags] <name>")]
     Usage,
     /// There is no such job.
     #[error("job {name:?} is not configured{}", names(.known))]
     Unknown {
-        /// What was asked for.
+        /// The requested name.
         name: String,
-        /// What there is.
+        /// The names of the configured jobs.
         known: Vec<String>,
     },
-    /// It asks for something that this program has not.
+    /// It uses a field that this program does not support.
     #[error("job {name:?} ({place}) asks for {field}, which this program does not support")]
     Foreign {
         /// Its name.
         name: String,
-        /// Where it stands.
+        /// Where it is defined.
         place: String,
-        /// What it asks for.
+        /// The unsupported field.
         field: &'static str,
     },
-    /// There is nothing to run.
+    /// It has a value that `run` refuses.
+    #[error("job {name:?} ({place})")]
+    Refused {
+        /// Its name.
+        name: String,
+        /// Where it is defined.
+        place: String,
+        /// The refusal.
+        #[source]
+        source: UsageError,
+    },
+    /// It has no command.
     #[error("job {name:?} ({place}) has no command")]
     Nothing {
         /// Its name.
         name: String,
-        /// Where it stands.
+        /// Where it is defined.
         place: String,
     },
-    /// A repository wants to write to the host.
+    /// A repository's job would write outside of the repository.
     #[error(
         "job {name:?} ({place}) would download to {path:?}: a repository's job must stay inside the repository and out of .git"
     )]
     Outside {
         /// Its name.
         name: String,
-        /// Where it stands.
+        /// Where it is defined.
         place: String,
         /// The path.
         path: String,
@@ -131,7 +141,7 @@ fn list(ctx: &Ctx<'_>, args: &JobListArgs) -> Result<Exit, CommandError> {
     Ok(Exit::SUCCESS)
 }
 
-/// The line of a job; its command is what `--json` and `job run --dry-run` show.
+/// The line of a job; its command line is shown by `--json` and `job run --dry-run`.
 fn listed(name: &str, job: &Job) -> String {
     let flag = |wanted: &str| {
         let found = job.flags.iter().find(|(flag, _)| *flag == wanted);
@@ -179,12 +189,19 @@ fn start(ctx: &Ctx<'_>, args: &JobRunArgs) -> Result<Exit, CommandError> {
         lease: args.id.as_deref(),
         preset_vars: &args.preset_var,
         json_events: args.json_events,
+        stop: args.stop.is_some(),
     };
+    // Also checked for a dry run, which must not show a line that would be refused.
+    let invocation = invocation(job, &settings, &given).map_err(|source| JobError::Refused {
+        name: name.to_owned(),
+        place: job.place.to_string(),
+        source,
+    })?;
     if args.dry_run {
         ctx.printer.line(words(job, &settings, &given).shown());
         return Ok(Exit::SUCCESS);
     }
-    run::run(ctx, &invocation(job, &settings, &given)?)
+    run::run(ctx, &invocation)
 }
 
 /// What the command line adds to a job.
@@ -193,6 +210,8 @@ struct Given<'a> {
     lease: Option<&'a str>,
     preset_vars: &'a [String],
     json_events: bool,
+    /// Whether it says when to give the lease back.
+    stop: bool,
 }
 
 fn check(name: &str, job: &Job) -> Result<(), JobError> {
@@ -206,16 +225,21 @@ fn check(name: &str, job: &Job) -> Result<(), JobError> {
     }
     let downloads = job.flags.iter().filter(|(flag, _)| *flag == "download");
     for (_, value) in downloads {
-        let path = value.as_deref().and_then(|value| value.split_once('='));
-        if let Some((_, path)) = path
+        let pair = value.as_deref().and_then(|value| value.split_once('='));
+        if let Some((remote, path)) = pair
             && !job.is_trusted
-            && !stays_inside(Path::new(path))
+            && !(stays_inside(Path::new(path)) && stays_inside(name_of(remote)))
         {
             let path = path.to_owned();
             return Err(JobError::Outside { name, place, path });
         }
     }
     Ok(())
+}
+
+/// The file name of a download into a directory.
+fn name_of(remote: &str) -> &Path {
+    Path::new(remote).file_name().map_or(Path::new(""), Path::new)
 }
 
 fn stays_inside(path: &Path) -> bool {
@@ -226,7 +250,7 @@ fn stays_inside(path: &Path) -> bool {
     })
 }
 
-/// The provider that a repository's job asks for in place of the one that the user of this host chose: as a flag it would win.
+/// The provider that a repository's job asks for, if the user of this host has chosen another: passed as a flag, it would override the user's choice.
 fn foreign_provider<'a>(job: &'a Job, settings: &Settings) -> Option<&'a str> {
     let chosen = &settings.provider;
     if job.is_trusted || chosen.is_default() || !chosen.layer().is_trusted() {
@@ -238,7 +262,7 @@ fn foreign_provider<'a>(job: &'a Job, settings: &Settings) -> Option<&'a str> {
         .filter(|asked| Provider::by_name(asked) != settings.provider())
 }
 
-/// The run that this job is.
+/// The run that this job describes.
 fn invocation(job: &Job, settings: &Settings, given: &Given<'_>) -> Result<Invocation, UsageError> {
     let ignored = foreign_provider(job, settings).is_some();
     let mut keys = Vec::new();
@@ -250,7 +274,7 @@ fn invocation(job: &Job, settings: &Settings, given: &Given<'_>) -> Result<Invoc
         ..
     } = &mut request;
     for (flag, value) in &job.flags {
-        // A switch stands without a value.
+        // A switch without a value is on.
         let value = value.as_deref().unwrap_or("true");
         match *flag {
             "provider" if ignored => {}
@@ -266,10 +290,11 @@ fn invocation(job: &Job, settings: &Settings, given: &Given<'_>) -> Result<Invoc
     }
     command.words.extend(job.command.iter().map(Into::into));
     command.preset_vars = given.preset_vars.to_vec();
-    // An empty name is none, as on the command line.
+    // An empty name means no lease, as on the command line.
     let lease = given.lease.filter(|lease| !lease.trim_ascii().is_empty());
     request.lease.id = lease.map(str::to_owned);
     request.lease.stop_after = job.stop.as_deref().and_then(StopAfter::by_name);
+    request.lease.is_others_stop = request.lease.stop_after.is_some() && !given.stop && !job.is_trusted;
     let flags = flags_of_run(&keys).map_err(|refused| {
         let provider = refused.provider.as_deref().unwrap_or("firecracker");
         refused.by(provider)
@@ -284,7 +309,7 @@ fn invocation(job: &Job, settings: &Settings, given: &Given<'_>) -> Result<Invoc
     })
 }
 
-/// The command line that does the same.
+/// The equivalent command line.
 fn words(job: &Job, settings: &Settings, given: &Given<'_>) -> CommandLine {
     let words = given.preset_vars.iter().fold(
         CommandLine::new("run")
@@ -301,7 +326,7 @@ fn words(job: &Job, settings: &Settings, given: &Given<'_>) -> CommandLine {
         Some(value) => words.flag(flag, value),
         None => words.switch(flag, true),
     });
-    // `auto` is what a run does that is not told otherwise.
+    // `auto` is the default of `run`.
     let stop = job.stop.as_deref().filter(|stop| *stop != "auto");
     let words = words.maybe("stop-after", stop);
     match &job.command {
@@ -339,7 +364,7 @@ mod tests {
         .unwrap()
     }
 
-    /// What the parser of arguments makes of the line that is shown for the job.
+    /// The argument parser's reading of the line shown for the job.
     fn typed(job: &Job, settings: &Settings, given: &Given<'_>) -> Result<Invocation, UsageError> {
         match words(job, settings, given).parse() {
             Ok(Command::Run(args)) => Ok((*args).into()),
@@ -351,7 +376,7 @@ mod tests {
     #[test]
     fn a_job_is_the_run_whose_command_line_is_shown_for_it() {
         let text = "jobs:\n  all: {provider: ssh, target: linux, targetOS: macos, windows: {mode: wsl2}, profile: p, class: standard, \
-            architecture: arm64, serverType: a, type: b, ttl: 1h, idleTimeout: 5m, desktopEnv: gnome, network: nat, label: 'n n', \
+            architecture: arm64, serverType: a, type: b, ttl: 1h, idleTimeout: 5m, desktopEnv: gnome, network: public, label: 'n n', \
             desktop: true, browser: true, code: true, shell: true, noSync: true, checksum: true, forceSyncLarge: true, \
             junit: ['a.xml', 'b.xml'], artifactGlobs: ['*', ''], requiredArtifacts: [x], downloads: [a=b, ''], command: '--x y', stop: failure}\n  \
             some: {syncOnly: true, stop: auto, noSync: false}\n  market: {market: spot, command: x}\n";
@@ -364,8 +389,14 @@ mod tests {
                         lease,
                         preset_vars: &["a=b c".to_owned(), "--x=-".to_owned()],
                         json_events: true,
+                        stop: false,
                     };
-                    let made = invocation(job, &settings, &given);
+                    let mut made = invocation(job, &settings, &given);
+                    if let Ok(made) = &mut made {
+                        // On the command line the choice is always the user's own.
+                        let is_others = std::mem::take(&mut made.request.lease.is_others_stop);
+                        assert_eq!(is_others, layer == Layer::RepoFile && name == "all");
+                    }
                     assert_eq!(made, typed(job, &settings, &given), "{name} {layer:?} {lease:?}");
                     if let Ok(made) = &made {
                         assert_eq!(made.request.command.preset_vars, given.preset_vars);
@@ -395,6 +426,16 @@ mod tests {
             ("a/../../x", false),
         ] {
             assert_eq!(stays_inside(Path::new(path)), inside, "{path}");
+        }
+        // A download into a directory keeps its remote file name.
+        for (remote, inside) in [
+            ("p/.git", false),
+            ("p/.GIT/", false),
+            ("p/x", true),
+            (".git/x", true),
+            ("", true),
+        ] {
+            assert_eq!(stays_inside(name_of(remote)), inside, "{remote}");
         }
     }
 }

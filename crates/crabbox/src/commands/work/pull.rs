@@ -1,4 +1,4 @@
-//! `pull`: what a command has changed in a lease, brought back into the working tree.
+//! `pull`: brings changes that a command made in a lease back into the working tree.
 
 use std::os::fd::AsFd as _;
 
@@ -7,7 +7,7 @@ use crabbox_core::id::RunId;
 use crabbox_host::console::harmless;
 use crabbox_host::entry_path::{EntryPath, EntryPathError};
 use crabbox_workspace::owner;
-use crabbox_workspace::pull::{self, Act, Left, Plan};
+use crabbox_workspace::pull::{self, Act, Left, Only, Plan};
 use crabbox_workspace::sync;
 
 use crate::args::PullArgs;
@@ -16,7 +16,7 @@ use crate::commands::lease::entry;
 use crate::context::Ctx;
 use crate::ui::{CommandError, Exit};
 
-/// Why nothing was brought.
+/// Why the pull failed.
 #[derive(Debug, thiserror::Error)]
 enum Failure {
     /// No lease was named.
@@ -28,10 +28,16 @@ enum Failure {
         /// How many.
         count: usize,
     },
-    /// No name for a directory could be drawn.
+    /// Some files could not be read in the lease.
+    #[error("{count} file(s) could not be read in the lease; they are as they were here")]
+    Unread {
+        /// How many.
+        count: usize,
+    },
+    /// No random name could be drawn for a directory.
     #[error("cannot draw a name")]
     Random(#[source] std::io::Error),
-    /// A name that was drawn is none.
+    /// The drawn name is invalid.
     #[error("cannot name a directory")]
     Name(#[source] EntryPathError),
 }
@@ -41,6 +47,7 @@ impl Fault for Failure {
         match self {
             Self::Usage | Self::Random(_) | Self::Name(_) => Kind::Usage,
             Self::Conflicts { .. } => Kind::Sync,
+            Self::Unread { .. } => Kind::Remote,
         }
     }
 
@@ -64,6 +71,7 @@ pub(in crate::commands) fn run(ctx: &Ctx<'_>, args: &PullArgs) -> Result<Exit, C
         .ok_or(Failure::Usage)?;
     let settings = ctx.settings(&args.keys.values)?.settings;
     let repo = ctx.repo()?;
+    let only = Only::new(&repo.root, &args.paths)?;
     sync::check(&repo)?;
     let entry = entry::enter(ctx, &args.keys.values, name, "pull", false)?;
     let interrupts = engine::interrupts()?;
@@ -73,7 +81,7 @@ pub(in crate::commands) fn run(ctx: &Ctx<'_>, args: &PullArgs) -> Result<Exit, C
         ctx.printer
             .note(format_args!("waiting for reusable workspace owner state={state}"));
     })?;
-    let outcome = pull::plan(&mut owner, &destination, &repo, &settings.sync, &args.paths)
+    let outcome = pull::plan(&mut owner, &destination, &repo, &settings.sync, &only)
         .map_err(CommandError::from)
         .and_then(|plan| {
             show(ctx, &plan);
@@ -87,7 +95,7 @@ pub(in crate::commands) fn run(ctx: &Ctx<'_>, args: &PullArgs) -> Result<Exit, C
             let id = RunId::from_random(crabbox_host::random::bytes().map_err(Failure::Random)?);
             let kept =
                 EntryPath::exact(format!(".crabbox/runs/pull-{id}").as_bytes()).map_err(Failure::Name)?;
-            let any = pull::apply(
+            let brought = pull::apply(
                 &mut owner,
                 target,
                 &destination.workdir(),
@@ -95,23 +103,28 @@ pub(in crate::commands) fn run(ctx: &Ctx<'_>, args: &PullArgs) -> Result<Exit, C
                 &plan.changes,
                 &kept,
             )?;
-            ctx.printer
-                .note(format_args!("pulled {} file(s)", plan.changes.len()));
-            if any {
+            ctx.printer.note(format_args!("pulled {} file(s)", brought.count));
+            if brought.any_kept {
                 let path = repo.root.join(kept.as_path()).join("before");
                 ctx.printer.note(format_args!(
                     "files that git does not have were kept as they were in {}",
                     path.display()
                 ));
             }
-            Ok(())
+            for why in &brought.unread {
+                ctx.printer.note(format_args!("not brought: {}", harmless(why)));
+            }
+            match brought.unread.len() {
+                0 => Ok(()),
+                count => Err(Failure::Unread { count }.into()),
+            }
         });
     owner.release();
     entry.refresh()?;
     outcome.map(|()| Exit::SUCCESS)
 }
 
-/// `M`, `A` and `D` for what is brought; what is not is told beside.
+/// Prints `M`, `A` or `D` for each file brought; what is not brought is reported separately.
 fn show(ctx: &Ctx<'_>, plan: &Plan) {
     for change in &plan.changes {
         let letter = match change.act {
@@ -127,6 +140,12 @@ fn show(ctx: &Ctx<'_>, plan: &Plan) {
             ctx.printer.note(format_args!("{what}: {path}: {why}"));
         }
     };
+    for path in &plan.unmatched {
+        ctx.printer.warn(format_args!(
+            "{} exists neither here nor in the lease; paths are relative to the root of the repository",
+            harmless(&format!("{path:?}"))
+        ));
+    }
     tell("conflict", &plan.conflicts);
     tell("skipped", &plan.skipped);
 }

@@ -1,4 +1,4 @@
-//! `run`: a command in a lease, with the working tree as it stands here. What happens is the engine's; the words are here.
+//! `run`: a command in a lease, with the current working tree. The engine does the work; the wording is here.
 
 mod documents;
 mod invocation;
@@ -10,7 +10,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use crabbox_engine::run::request::Work;
-use crabbox_engine::run::{self, Given, Here};
+use crabbox_engine::run::{self, Given, Ground, Here};
 use crabbox_host::signals::Interrupts;
 
 use crate::commands::engine;
@@ -29,7 +29,7 @@ pub(in crate::commands) fn run(ctx: &Ctx<'_>, invocation: &Invocation) -> Result
     if invocation.manner.verbose {
         ctx.printer.be_verbose();
     }
-    // The request is judged before anything else happens.
+    // Validate the request before anything else happens.
     let work = Work::new(&invocation.request)?;
     go(
         ctx,
@@ -40,7 +40,7 @@ pub(in crate::commands) fn run(ctx: &Ctx<'_>, invocation: &Invocation) -> Result
     )
 }
 
-/// The same for a command that runs others and watches for Ctrl-C itself.
+/// The same for a command that runs others and handles Ctrl-C itself.
 pub(in crate::commands) fn within(
     ctx: &Ctx<'_>,
     invocation: &Invocation,
@@ -49,7 +49,7 @@ pub(in crate::commands) fn within(
     observed(ctx, invocation, interrupts).0
 }
 
-/// The same, and whether its timings were recorded, which also those of a run that failed may be.
+/// The same, returning also whether timings were recorded, which may be the case even for a failed run.
 pub(in crate::commands) fn observed(
     ctx: &Ctx<'_>,
     invocation: &Invocation,
@@ -60,6 +60,12 @@ pub(in crate::commands) fn observed(
         .map_err(CommandError::from)
         .and_then(|work| go(ctx, invocation, work, interrupts, &recorded));
     (ended, recorded.into_inner())
+}
+
+/// Validates a run as far as possible without a machine, so that callers can check before they take a lease for it.
+pub(in crate::commands) fn judge(ctx: &Ctx<'_>, invocation: &Invocation) -> Result<(), CommandError> {
+    let settings = ctx.settings(&invocation.flags)?.settings;
+    Ok(run::judge(&invocation.request, &settings, &here(ctx)?)?)
 }
 
 fn go(
@@ -83,14 +89,19 @@ fn go(
     let end = looked.run(&engine::adopting(ctx)?, interrupts)?;
     if invocation.manner.timing_json {
         let outcome = &end.report.outcome;
-        ctx.printer
-            .note_json(&TimingJson::new(&end.lease, outcome, &invocation.flags))?;
+        let timing = match &end.ground {
+            Ground::Lease(lease) => Some(TimingJson::new(lease, outcome, &invocation.flags)),
+            Ground::Nowhere(which) => which.map(|which| TimingJson::without_lease(which.name(), outcome)),
+        };
+        if let Some(timing) = timing {
+            ctx.printer.note_json(&timing)?;
+        }
     }
     end.outcome?;
     Ok(Exit::SUCCESS)
 }
 
-/// What a run has to know of its surroundings.
+/// The surroundings that a run depends on.
 fn here(ctx: &Ctx<'_>) -> Result<Here, EnvError> {
     let texts = ctx.env.texts();
     Ok(Here {

@@ -1,7 +1,8 @@
-//! `sync-plan`: what a sync of the working tree would bring, without a lease.
+//! `sync-plan`: what a sync of the working tree would transfer, without a lease.
 
 use crabbox_core::fault::{Fault, Kind};
-use crabbox_workspace::sync_plan::{self, Limits, Reason, Status, SyncPlan, Volume, Weight, human_bytes};
+use crabbox_core::size::human_bytes;
+use crabbox_workspace::sync_plan::{self, Limits, Reason, Status, SyncPlan, Volume, Weight};
 use schemars::JsonSchema;
 use serde::Serialize;
 
@@ -57,7 +58,7 @@ struct GuardrailView<'a> {
     reasons: &'a [Reason],
 }
 
-/// A list of nothing was asked for.
+/// The limit is zero.
 #[derive(Debug, thiserror::Error)]
 #[error("sync-plan --limit must be positive")]
 struct NoLimit;
@@ -97,7 +98,7 @@ fn lines(plan: &SyncPlan) -> Vec<String> {
     }
     for (title, weights) in [("top files:", &plan.top_files), ("top dirs:", &plan.top_dirs)] {
         lines.push(title.to_owned());
-        // A path may hold anything; a line break in one must not look like another entry.
+        // A path may contain anything; a line break in it must not look like another entry.
         lines.extend(weights.iter().map(|weight| {
             let path: String = weight.path.escape_debug().collect();
             format!("  {:<10} {path}", weight.human_bytes)

@@ -1,10 +1,11 @@
-//! `cache volumes`: the drives of this host that outlive their leases, beside those that the configuration names.
+//! `cache volumes`: this host's drives that outlive their leases, and those that are configured.
 //!
-//! It looks at records only. A volume is removed with `--force` alone, and never one that a lease has.
+//! It reads only records. A volume is removed only with `--force`, and never while a lease has it.
 
 use std::collections::BTreeSet;
 
 use crabbox_core::fault::{self, Fault, Kind};
+use crabbox_core::size::human_bytes;
 use crabbox_core::timestamp;
 use crabbox_core::volume::Volume;
 use crabbox_engine::host::volumes::{self, Stored};
@@ -14,7 +15,6 @@ use serde::Serialize;
 
 use crate::args::CacheVolumesArgs;
 use crate::context::Ctx;
-use crate::go;
 use crate::ui::{CommandError, Exit};
 
 /// Wrong usage.
@@ -23,7 +23,7 @@ enum Usage {
     /// It was not confirmed.
     #[error("cache volumes --remove requires --force")]
     Force,
-    /// It confirms nothing.
+    /// `--force` without `--remove`.
     #[error("cache volumes --force goes with --remove NAME")]
     Nothing,
 }
@@ -124,7 +124,7 @@ impl VolumeView {
             ""
         };
         let aside = self.set_aside.as_ref().map(|aside| {
-            let bytes = go::bytes(aside.bytes).replace(' ', "");
+            let bytes = human_bytes(aside.bytes).replace(' ', "");
             format!(" set_aside={bytes} ({})", aside.reason)
         });
         format!(
@@ -134,7 +134,7 @@ impl VolumeView {
             word(&self.path),
             self.size_gb,
             self.bytes
-                .map_or_else(|| "-".to_owned(), go::bytes)
+                .map_or_else(|| "-".to_owned(), human_bytes)
                 .replace(' ', ""),
             word(&self.last_used_at),
             word(&self.lease),
@@ -167,7 +167,7 @@ fn list(ctx: &Ctx<'_>, json: bool) -> Result<Exit, CommandError> {
         ctx.printer.warn(harmless(&format!(
             "cache volume {} ({}) cannot be used: {}",
             volume.dir.display(),
-            go::bytes(volume.allocated),
+            human_bytes(volume.allocated),
             fault::chain(&volume.error)
         )));
     }
@@ -181,7 +181,7 @@ fn list(ctx: &Ctx<'_>, json: bool) -> Result<Exit, CommandError> {
     Ok(Exit::SUCCESS)
 }
 
-/// Those that are configured, in their order, then the others that are stored.
+/// The configured ones in order, then the others that are stored.
 fn views(configured: &[Volume], stored: &[Stored]) -> Vec<VolumeView> {
     let known: BTreeSet<&str> = configured.iter().map(|volume| volume.key.as_str()).collect();
     let ours = configured.iter().map(|volume| {

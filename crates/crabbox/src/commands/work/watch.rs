@@ -1,4 +1,4 @@
-//! `watch`: a command in a lease, again each time that the working tree has changed.
+//! `watch`: runs a command in a lease again each time the working tree changes.
 
 use std::os::fd::AsFd as _;
 use std::time::Duration;
@@ -35,6 +35,8 @@ pub(in crate::commands) fn run(ctx: &Ctx<'_>, args: &WatchArgs) -> Result<Exit, 
     if args.words.is_empty() && args.preset.is_none() {
         return Err(Usage.into());
     }
+    // Refuse an invalid command before making a lease for it; the lease's name does not matter to that.
+    run::judge(ctx, &invocation(args, ""))?;
     let engine = engine::adopting(ctx)?;
     let interrupts = engine::interrupts()?;
     let entering = Entering {
@@ -161,7 +163,7 @@ struct Watching<'a> {
 }
 
 impl Watching<'_> {
-    /// Runs, waits for a change, and runs again; a command that fails ends nothing.
+    /// Runs, waits for a change, and runs again; a failing command does not end the loop.
     fn until_the_end(&self, watched: &mut Watched<'_>) -> Result<(), CommandError> {
         let printer = self.ctx.printer;
         if watched.is_blind {
@@ -171,7 +173,7 @@ impl Watching<'_> {
         let debounce = self.args.debounce.to_std();
         loop {
             if let Err(error) = run::within(self.ctx, &again, self.interrupts) {
-                // A lease that is gone or out of reach will not come back by waiting.
+                // A lease that is gone or unreachable will not come back by waiting.
                 if self.interrupts.caught().is_some()
                     || matches!(error.kind(), Kind::NotFound | Kind::Unavailable | Kind::Usage)
                 {

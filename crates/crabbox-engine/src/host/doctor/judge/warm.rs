@@ -1,4 +1,5 @@
-//! Warm leases: whether a new one comes of a template, and if not, why. None of it stops a lease: it boots then.
+//! Warm leases: whether a new one would be restored from a template, and if not, why. None of this prevents a lease, which would
+//! boot instead.
 
 use crabbox_core::config::firecracker::FirecrackerPlan;
 use crabbox_core::timestamp;
@@ -9,44 +10,44 @@ use super::super::world::{Frozen, World};
 use crate::host::warm::DEAF;
 
 const NAME: &str = "warm";
-/// What makes a template for the settings that the doctor was given.
+/// The command that makes a template for the settings given to the doctor.
 const MAKE: &str = "crabbox image warm";
 /// Bytes of a MiB.
 const MIB: u64 = 1 << 20;
 
 pub(super) fn check(plan: &FirecrackerPlan, world: &World) -> Check {
-    let check = judged(plan, world);
-    if plan.warm && world.warm.links.is_some() {
-        return check.with("mutation", "unnamed-temporary-file");
-    }
-    check
+    // To learn what the file system supports, an unnamed temporary file was made.
+    let mutation = if plan.warm && world.warm.links.is_some() {
+        "unnamed-temporary-file"
+    } else {
+        "false"
+    };
+    judged(plan, world, mutation).with("mutation", mutation)
 }
 
-fn judged(plan: &FirecrackerPlan, world: &World) -> Check {
+fn judged(plan: &FirecrackerPlan, world: &World, mutation: &str) -> Check {
     let skip = |message: String| Check::firecracker(Status::Skip, NAME, message);
     let slow = |message: String, fix: &str| {
         Check::firecracker(Status::Warning, NAME, message).trouble(Class::Degraded, fix)
     };
     let warm = &world.warm;
     if !plan.warm {
-        return skip("warm=off mutation=false: firecracker.warm says so".to_owned());
+        return skip(format!("warm=off mutation={mutation}: firecracker.warm says so"));
     }
     let template = match &warm.template {
         Ok(template) => template,
-        // Other checks say the same, and how to fix it.
-        Err(trouble) => return skip(format!("warm=unchecked mutation=false: {trouble}")),
+        // Other checks report the same, with the fix.
+        Err(trouble) => return skip(format!("warm=unchecked mutation={mutation}: {trouble}")),
     };
     if *template == Frozen::Foreign {
-        return skip(
-            "warm=no reason=foreign_image mutation=false: only an image of crabbox's own can be frozen"
-                .to_owned(),
-        );
+        return skip(format!(
+            "warm=no reason=foreign_image mutation={mutation}: only an image of crabbox's own can be frozen"
+        ));
     }
     if warm.gives_tap {
-        return skip(
-            "warm=no reason=network_gives_tap mutation=false: the chain of the CNI network makes the guest's tap"
-                .to_owned(),
-        );
+        return skip(format!(
+            "warm=no reason=network_gives_tap mutation={mutation}: the chain of the CNI network makes the guest's tap"
+        ));
     }
     if deaf(world) {
         let message = format!(
@@ -67,7 +68,7 @@ fn judged(plan: &FirecrackerPlan, world: &World) -> Check {
         );
     }
     match template {
-        Frozen::Foreign => skip("warm=no reason=foreign_image mutation=false".to_owned()),
+        Frozen::Foreign => skip(format!("warm=no reason=foreign_image mutation={mutation}")),
         Frozen::Absent => slow(
             "warm=no reason=no_template: leases boot until there is one for these settings".to_owned(),
             MAKE,
@@ -89,7 +90,7 @@ fn judged(plan: &FirecrackerPlan, world: &World) -> Check {
             Check::firecracker(
                 Status::Ok,
                 NAME,
-                format!("warm=ready template={short} age={age} size_mib={size} mutation=false"),
+                format!("warm=ready template={short} age={age} size_mib={size} mutation={mutation}"),
             )
             .with("path", dir.display())
             .with("made_at", timestamp::rfc3339(*made_at))
@@ -98,14 +99,14 @@ fn judged(plan: &FirecrackerPlan, world: &World) -> Check {
     }
 }
 
-/// Whether a restored machine could not speak with the Firecracker that is there.
+/// Whether a restored machine could not be reached through the installed version of Firecracker.
 fn deaf(world: &World) -> bool {
     let version = world.vmm.firecracker.as_ref().ok();
     let version = version.and_then(|binary| binary.version.as_ref().ok());
     version.and_then(|text| text.parse::<Version>().ok()) == Some(DEAF)
 }
 
-/// Seconds in the largest unit of which there is one.
+/// A duration in the largest unit that it fills.
 fn span(seconds: u64) -> String {
     match seconds {
         0..60 => format!("{seconds}s"),

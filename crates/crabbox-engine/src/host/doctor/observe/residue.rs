@@ -1,4 +1,4 @@
-//! What `crabbox cleanup` would have to take away, found by looking only: no lock is taken and nothing is made.
+//! What `crabbox cleanup` would remove. Read-only: takes no lock and creates nothing.
 
 use crabbox_core::state::LeaseState;
 use crabbox_machine::context::Engine;
@@ -9,7 +9,7 @@ use super::super::world::{Seen, Trouble};
 use crate::provider::Leases;
 use crate::provider::firecracker::lookup;
 
-/// One text for each thing that was left behind.
+/// One text per leftover.
 pub(super) fn residue(engine: &Engine) -> Seen<Vec<String>> {
     let places = &engine.places;
     let Leases { leases, unusable, .. } = lookup::list(engine).map_err(|error| Trouble::chain(&error))?;
@@ -24,15 +24,20 @@ pub(super) fn residue(engine: &Engine) -> Seen<Vec<String>> {
         .claims;
     let stale = claims
         .iter()
-        // Whether a lease on another host is still there only that host knows.
+        // A claim with a scope is on another host, and only that host knows whether its lease still exists.
         .filter(|claim| claim.provider == "firecracker" && claim.provider_scope.is_empty())
         .filter(|claim| !places.leases().join(&claim.lease_id).exists());
     found.extend(stale.map(|claim| format!("claim {}", claim.lease_id)));
-    let objects = orphans::find(places).map_err(|error| Trouble::chain(&error))?;
-    found.extend(
-        objects
-            .iter()
-            .map(|object| format!("{} {}", object.kind(), object.name())),
-    );
+    let objects = orphans::find(places);
+    let names = objects.orphans.iter();
+    found.extend(names.map(|object| format!("{} {}", object.kind(), object.name())));
+    let trouble = |unseen: &orphans::Unseen| Trouble::chain(&unseen.error);
+    if found.is_empty()
+        && let Some(unseen) = objects.unseen.first()
+    {
+        return Err(trouble(unseen));
+    }
+    let unseen = objects.unseen.iter().filter(|unseen| unseen.is_trouble());
+    found.extend(unseen.map(|unseen| format!("{} not looked for: {}", unseen.kind, trouble(unseen))));
     Ok(found)
 }

@@ -1,8 +1,8 @@
-//! What the doctor says of templates.
+//! The doctor's check of templates.
 
 use super::*;
 
-/// A template that leases come of.
+/// A template that leases are restored from.
 pub(super) fn ready() -> Warm {
     Warm {
         links: None,
@@ -21,7 +21,13 @@ fn warm(variables: &[(&str, &str)], change: fn(&mut World)) -> Check {
     let mut world = healthy();
     change(&mut world);
     let checks = judge::firecracker(&plan(variables), &world);
-    checks.into_iter().find(|check| check.check == "warm").unwrap()
+    let check = checks.into_iter().find(|check| check.check == "warm").unwrap();
+    // The message and the details must agree.
+    let mut words = check.message.split([' ', ':']);
+    if let Some(told) = words.find_map(|word| word.strip_prefix("mutation=")) {
+        assert_eq!(told, check.details["mutation"], "{check:?}");
+    }
+    check
 }
 
 #[test]
@@ -95,7 +101,7 @@ fn a_template_is_told_with_its_age_and_size_and_its_absence_with_the_reason() {
             "{check:?}"
         );
     }
-    // What is only not known stands in nobody's way, and a file without a name was made to find it out.
+    // An unknown capability is not a fault. An unnamed file was made to find out, though.
     let unknown = warm(&[], |w| w.warm.links = Some(Err(Trouble::new("no"))));
     assert_eq!(
         (unknown.status, unknown.details["mutation"].as_str()),

@@ -1,6 +1,6 @@
-//! The account that owners from afar log in to: looked for, made, taken away.
+//! The account that remote owners log in to: finding, creating and removing it.
 //!
-//! Only one that setup made is ever taken away, and no account is changed.
+//! Only an account that setup made is ever removed, and no account is modified.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -10,19 +10,19 @@ use crabbox_host::command::{Cmd, CommandError};
 
 use super::{ACCOUNT, Ground, ServeSetupError, sessions};
 
-/// What stands in the account's field for a person's name, by which setup knows its own.
+/// The account's comment field, by which setup recognises its own account.
 const NAME: &str = "leases for owners from afar (crabbox setup)";
 
-/// How long one of the programs may take that change accounts: they wait for each other's locks.
+/// The time limit for programs that change accounts, which wait for each other's locks.
 const LIMIT: Duration = Duration::from_mins(1);
 
-/// How long a process that has ended may be waited for by its parent.
+/// How long to wait until the parent of an ended process has reaped it.
 const GRACE: Duration = Duration::from_secs(5);
 
-/// getent(1) found nothing.
+/// The exit code of getent(1) if nothing was found.
 const NOT_FOUND: i32 = 2;
 
-/// An account as passwd(5) has it.
+/// An account, with the fields of passwd(5).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Account {
     pub(super) uid: u32,
@@ -33,25 +33,25 @@ pub(super) struct Account {
 }
 
 impl Account {
-    /// Whether it is the one that setup makes.
+    /// Whether it is the account that setup makes.
     pub(super) fn is_of_setup(&self, home: &Path) -> bool {
-        // One that was made root since is no account that anything may be ended in.
+        // An account whose uid was changed to root's must never have its processes ended.
         self.name == NAME && self.home == home && self.uid != 0
     }
 
-    /// Whether its shell runs commands, which a forced one is.
+    /// Whether its shell runs commands, which a forced command needs.
     pub(super) fn runs_commands(&self) -> bool {
         let shell = Path::new(&self.shell).file_name().unwrap_or_default();
         !matches!(shell.to_str(), Some("nologin" | "false" | "true" | "sync"))
     }
 }
 
-/// The account, where there is one.
+/// Finds the account, if it exists.
 pub(super) fn find(ground: &Ground) -> Result<Option<Account>, ServeSetupError> {
     named(ground, ACCOUNT)
 }
 
-/// The account of this name, from whatever the host has its accounts.
+/// Finds the account with this name in all account databases of the host.
 pub(super) fn named(ground: &Ground, name: &str) -> Result<Option<Account>, ServeSetupError> {
     let looked = Cmd::new(ground.tool("getent")?)
         .args(["passwd", name])
@@ -87,12 +87,12 @@ fn parse(line: &str) -> Option<Account> {
     })
 }
 
-/// Makes it: of the system, without a password, with a shell for the one command that its keys run.
+/// Creates it: a system account without a password, with a shell for the one command that its keys run.
 pub(super) fn make(ground: &Ground) -> Result<(), ServeSetupError> {
     let made = Cmd::new(ground.tool("useradd")?)
         .args(["--system", "--user-group", "--no-create-home", "--home-dir"])
         .arg(&ground.home)
-        // No password is that hash; `!` would be a locked account to an sshd without PAM.
+        // No password hashes to `*`. With `!`, an sshd without PAM would regard the account as locked.
         .args([
             "--shell",
             "/bin/sh",
@@ -110,28 +110,38 @@ pub(super) fn make(ground: &Ground) -> Result<(), ServeSetupError> {
     })
 }
 
-/// Ends its processes, if its number is its own: with another account's, they would be that one's.
+/// Ends its processes, provided that no other account shares its uid, because those processes would be ended, too.
 pub(super) fn end_sessions(ground: &Ground, account: &Account) -> Result<(), ServeSetupError> {
     let uid = account.uid.to_string();
-    let named = Cmd::new(ground.tool("getent")?)
-        .args(["passwd", &uid])
-        .limit(LIMIT)
-        .capture()?;
-    let named = named.stdout_text();
-    let name = named.split(':').next().unwrap_or_default();
-    if name != ACCOUNT {
-        return Err(ServeSetupError::SharedNumber {
-            uid: account.uid,
-            other: name.to_owned(),
+    let getent = ground.tool("getent")?;
+    // A lookup by uid returns only the first account, and some databases are not enumerable, so do both.
+    for words in [&["passwd", uid.as_str()][..], &["passwd"]] {
+        let looked = Cmd::new(&getent).args(words).limit(LIMIT).capture()?;
+        if !looked.status.success() {
+            return Err(ServeSetupError::Accounts {
+                said: looked.stderr_text().trim().to_owned(),
+            });
+        }
+        let text = looked.stdout_text();
+        let others = text.lines().filter_map(|line| {
+            let mut fields = line.split(':');
+            let (name, number) = (fields.next()?, fields.nth(1)?);
+            (number == uid && name != ACCOUNT).then_some(name)
         });
+        if let Some(other) = others.into_iter().next() {
+            return Err(ServeSetupError::SharedNumber {
+                uid: account.uid,
+                other: other.to_owned(),
+            });
+        }
     }
     Ok(sessions::end(&ground.processes, account.uid)?)
 }
 
-/// Takes it away, and ends the sessions that are still open in it.
+/// Removes it, and ends its open sessions.
 pub(super) fn remove(ground: &Ground, account: &Account) -> Result<(), ServeSetupError> {
     end_sessions(ground, account)?;
-    // One that has ended is still the account's until its parent has heard of it.
+    // An ended process counts as the account's until its parent has reaped it.
     let is_gone = || (!sessions::any(&ground.processes, account.uid)).then_some(());
     clock::poll_until(GRACE, is_gone);
     let removed = Cmd::new(ground.tool("userdel")?).arg(ACCOUNT).limit(LIMIT).run();

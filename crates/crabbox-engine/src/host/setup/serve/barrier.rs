@@ -1,6 +1,6 @@
-//! What keeps owners from afar out although they are set up: what else the host tells its sshd and its sudo.
+//! Finds what locks out remote owners although they are set up: other settings of the host's sshd and sudo.
 //!
-//! Both are asked, as they decide for the account. Nothing of theirs may be changed here: it is the host's, and says what its owner wants.
+//! Both are asked for their decision about the account. Nothing of theirs may be changed here: it is the host owner's choice.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -12,28 +12,28 @@ use super::super::record::Record;
 use super::account::{self, Account};
 use super::{ACCOUNT, CHECK_LIMIT, Ground, ServeSetupError, known};
 
-/// Something that keeps owners out, or that cannot be known.
+/// Something that locks owners out, or that cannot be determined.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Barrier {
-    /// sshd was told so.
+    /// A setting of sshd.
     Sshd {
         /// The keyword of sshd_config(5).
         keyword: &'static str,
-        /// What it is set to for the account.
+        /// Its value for the account.
         value: String,
-        /// What it has to be instead.
+        /// The required value.
         wanted: String,
     },
-    /// sshd does not say what it was told.
+    /// sshd does not report its settings.
     Silent {
-        /// What it said.
+        /// Its error output.
         said: String,
     },
     /// sudo does not run an owner's command.
     Sudo {
         /// The owner.
         owner: String,
-        /// What was said instead of a greeting.
+        /// The output in place of a greeting.
         said: String,
     },
 }
@@ -62,7 +62,7 @@ impl fmt::Display for Barrier {
     }
 }
 
-/// Asks sshd and sudo about the owners that setup has on record.
+/// Asks sshd and sudo about the owners on record.
 pub fn barriers(engine: &Engine, ground: &Ground) -> Result<Vec<Barrier>, ServeSetupError> {
     let record = Record::read(&engine.places)?;
     let Some(account) = account::find(ground)? else {
@@ -82,7 +82,7 @@ pub fn barriers(engine: &Engine, ground: &Ground) -> Result<Vec<Barrier>, ServeS
 }
 
 fn ask_sshd(ground: &Ground, account: &Account) -> Result<Vec<Barrier>, ServeSetupError> {
-    // From where somebody comes is not known: what is told of other addresses is not looked at.
+    // The clients' addresses are unknown, so settings for other addresses are not considered.
     let whom = format!("user={ACCOUNT},host=localhost,addr=127.0.0.1,laddr=127.0.0.1,lport=22");
     let asked = Cmd::new(ground.tool("sshd")?)
         .args(["-T", "-C", &whom])
@@ -92,10 +92,17 @@ fn ask_sshd(ground: &Ground, account: &Account) -> Result<Vec<Barrier>, ServeSet
         let said = last_line(&asked.stderr_text());
         return Ok(vec![Barrier::Silent { said }]);
     }
-    Ok(judge(&asked.stdout_text(), &account.home))
+    // Includes groups that somebody has added the account to.
+    let groups = Cmd::new(ground.tool("id")?)
+        .args(["-nG", ACCOUNT])
+        .limit(CHECK_LIMIT)
+        .capture()?;
+    let groups = groups.stdout_text();
+    let groups: Vec<&str> = groups.split_whitespace().collect();
+    Ok(judge(&asked.stdout_text(), &account.home, &groups))
 }
 
-/// Runs an owner's command as the account does, with no words: it greets and ends.
+/// Runs an owner's command as the account would, with empty input: it greets and ends.
 fn ask_sudo(
     engine: &Engine,
     ground: &Ground,
@@ -124,8 +131,8 @@ fn last_line(text: &str) -> String {
     last.unwrap_or("nothing was said").to_owned()
 }
 
-/// What in a configuration, as `sshd -T` prints it, keeps out whoever has a key of the account with this home.
-fn judge(config: &str, home: &Path) -> Vec<Barrier> {
+/// The settings, in the output of `sshd -T`, that lock out a key holder of the account with this home and these groups.
+fn judge(config: &str, home: &Path, groups: &[&str]) -> Vec<Barrier> {
     let values = |keyword: &str| -> Vec<String> {
         let lines = config.lines().filter_map(|line| line.split_once(' '));
         lines
@@ -169,18 +176,19 @@ fn judge(config: &str, home: &Path) -> Vec<Barrier> {
         let wanted = format!("{} among them", keys.display());
         bar("AuthorizedKeysFile", files, &wanted);
     }
-    for (keyword, denied) in [
-        ("DenyUsers", true),
-        ("DenyGroups", true),
-        ("AllowUsers", false),
-        ("AllowGroups", false),
+    for (keyword, denied, called) in [
+        ("DenyUsers", true, &[ACCOUNT][..]),
+        ("DenyGroups", true, groups),
+        ("AllowUsers", false, &[ACCOUNT]),
+        ("AllowGroups", false, groups),
     ] {
         let patterns = values(keyword).join(" ");
         let mut names = patterns.split_whitespace().peekable();
-        // Its group has the same name. Whom a pattern with a host means depends on where they come from.
+        let is_called = |pattern: &str| called.iter().any(|name| matches(pattern, name));
+        // Whether a pattern with a host matches depends on where the client comes from.
         let is_meant = |pattern: &str| match pattern.split_once('@') {
-            Some((name, _)) => !denied && matches(name, ACCOUNT),
-            None => matches(pattern, ACCOUNT),
+            Some((name, _)) => !denied && is_called(name),
+            None => is_called(pattern),
         };
         if names.peek().is_some() && names.any(is_meant) == denied {
             let wanted = if denied {
@@ -194,7 +202,7 @@ fn judge(config: &str, home: &Path) -> Vec<Barrier> {
     barriers
 }
 
-/// A file of authorised keys by the tokens of sshd_config(5).
+/// The path of an `authorized_keys` file with the tokens of sshd_config(5) expanded.
 fn expanded(file: &str, home: &Path) -> PathBuf {
     let (mut path, mut rest) = (String::new(), file);
     while let Some((before, behind)) = rest.split_once('%') {
@@ -209,11 +217,11 @@ fn expanded(file: &str, home: &Path) -> PathBuf {
         rest = token.as_str();
     }
     path.push_str(rest);
-    // A relative one is seen from the home.
+    // A relative path is relative to the home.
     home.join(path)
 }
 
-/// Whether a pattern of ssh_config(5) is this name.
+/// Whether a pattern of ssh_config(5) matches this name.
 fn matches(pattern: &str, name: &str) -> bool {
     match pattern.chars().next() {
         None => name.is_empty(),
@@ -248,7 +256,11 @@ mod tests {
         } else {
             USUAL.replace(from, to)
         };
-        let found = judge(&config, Path::new("/var/lib/crabbox-serve"));
+        let found = judge(
+            &config,
+            Path::new("/var/lib/crabbox-serve"),
+            &["crabbox", "ssh-users"],
+        );
         let keyword = |barrier: &Barrier| match barrier {
             Barrier::Sshd { keyword, .. } => *keyword,
             other => panic!("{other:?}"),
@@ -269,6 +281,8 @@ mod tests {
             ("", "denyusers crabbox@10.0.0.0/8"),
             ("", "denyusers crab rabbox crabbox2"),
             ("", "allowgroups sudo crabbox"),
+            ("", "allowgroups sudo ssh-*"),
+            ("", "allowusers alice crabbox"),
             ("", "refuseconnection no"),
         ] {
             assert_eq!(barred(from, to), [""; 0], "{to}");
@@ -297,6 +311,8 @@ mod tests {
             ("", "allowusers alice bob", "AllowUsers"),
             ("", "denyusers *", "DenyUsers"),
             ("", "denygroups crab*", "DenyGroups"),
+            ("", "denygroups ssh-users", "DenyGroups"),
+            ("", "allowusers ssh-users", "AllowUsers"),
             ("", "allowgroups sudo", "AllowGroups"),
             ("", "refuseconnection yes", "RefuseConnection"),
         ] {

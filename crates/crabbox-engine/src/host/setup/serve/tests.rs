@@ -1,4 +1,4 @@
-//! A host of files: programs that change accounts are scripts over a passwd file, and everything else is as it would be.
+//! A host made of files: programs that change accounts are scripts over a passwd file, everything else is real.
 
 use std::os::unix::fs::symlink;
 
@@ -33,9 +33,12 @@ fn world() -> World {
     let tool = |name: &str, text: &str| script(&at("bin").join(name), text);
     tool(
         "getent",
-        &format!("grep -E \"^$2:|^[^:]*:[^:]*:$2:\" {passwd} || exit 2"),
+        // By number it prints only the first match, like the real one.
+        &format!(
+            "test $# = 1 && exec cat {passwd}; grep -m 1 -E \"^$2:|^[^:]*:[^:]*:$2:\" {passwd} || exit 2"
+        ),
     );
-    // The words that it is called with are told apart by their places.
+    // The arguments are recognised by their positions.
     tool(
         "useradd",
         &format!("test \"$9\" = '*' && echo \"${{12}}:x:4294967294:4294967294:${{11}}:$5:$7\" >> {passwd}"),
@@ -110,7 +113,7 @@ impl World {
     fn set_up(&self, owners: &[(&str, &str)], removed: &[&str]) {
         let steps = self.plan(owners, removed).unwrap();
         self.apply(&steps).unwrap();
-        // What was done once is not done again.
+        // A second run has nothing to do.
         assert_eq!(self.plan(owners, &[]).unwrap(), []);
     }
 
@@ -134,7 +137,7 @@ impl World {
         told
     }
 
-    /// Every file and directory, with what is in it.
+    /// Every file and directory, with its content.
     fn tree(&self) -> Vec<(PathBuf, Option<Vec<u8>>)> {
         fn walk(dir: &Path, into: &mut Vec<(PathBuf, Option<Vec<u8>>)>) {
             for entry in std::fs::read_dir(dir).into_iter().flatten() {
@@ -149,14 +152,14 @@ impl World {
         found
     }
 
-    /// Puts `line` into the file of accounts.
+    /// Adds `line` to the passwd file.
     fn with_account(&self, line: &str) {
         let text = self.read("passwd").unwrap() + line + "\n";
         std::fs::write(self.at("passwd"), text).unwrap();
     }
 }
 
-/// Where the keys are.
+/// The path of the `authorized_keys` file.
 const KEYS: &str = "lib/serve/.ssh/authorized_keys";
 
 #[test]
@@ -187,7 +190,7 @@ fn owners_come_and_go_and_all_of_it_goes_without_a_trace() {
     ]
     .map(mode);
     assert_eq!(modes, [0o440, 0o644, 0o755]);
-    // Whoever goes may not come any more, neither by a key nor by sudo.
+    // A removed owner has neither a key nor a sudo command left.
     world.set_up(&[], &["alice"]);
     let lines = world.read("lib/serve/.ssh/authorized_keys").unwrap();
     assert!(
@@ -213,7 +216,7 @@ fn an_account_that_setup_did_not_make_is_refused_and_stays() {
     let before = world.tree();
     world.refusal(&[("alice", &key())], &[], "which setup did not make");
     assert_eq!(world.tree(), before);
-    // One that looks like ours and is on no record is not ours either.
+    // An account that looks like ours but is not on record is not ours either.
     let world = self::world();
     world.set_up(&[("alice", &key())], &[]);
     std::fs::remove_file(world.engine.places.state.join("setup.json")).unwrap();
@@ -277,7 +280,7 @@ fn a_key_is_one_owner_s_and_opens_nothing_else() {
         &["bob"],
         "no owner \"bob\" is set up here; those that are: alice",
     );
-    // Handed on in one go.
+    // A key can be handed to another owner in one run.
     world.set_up(&[("bob", &one)], &["alice"]);
     let path = world.at("lib/serve/.ssh/authorized_keys");
     std::fs::write(
@@ -389,7 +392,7 @@ fn a_program_that_moved_takes_every_owner_along() {
         !lines.contains(&format!("{} ", old.display())) && lines.lines().count() == 3,
         "{lines}"
     );
-    // A line that somebody changed would be left behind, so nothing is done without them.
+    // A hand-changed line would be left behind, so nothing at all is done.
     world.engine.exe = old;
     std::fs::write(world.at(KEYS), lines.replacen("restrict", "restrict,no-pty", 1)).unwrap();
     world.refusal(&[], &[], "was changed by hand");
@@ -409,7 +412,7 @@ fn an_owner_who_goes_leaves_what_others_wrote_and_no_entry_behind() {
     let text = world.read(KEYS).unwrap();
     std::fs::write(world.at(KEYS), format!("{text}{theirs}")).unwrap();
     let steps = world.plan(&[], &["bob"]).unwrap();
-    // What is to follow comes before the entry goes, by which the next setup would know of it.
+    // All consequences come before the record's entry is removed, because the next setup learns of them from it.
     assert!(
         matches!(
             steps.as_slice(),
@@ -422,7 +425,7 @@ fn an_owner_who_goes_leaves_what_others_wrote_and_no_entry_behind() {
         ),
         "{steps:?}"
     );
-    // Killed behind the first step, the rest is planned without being named again.
+    // If it is killed after the first step, the next plan has the remaining steps even though the owner is not named again.
     world.apply(&steps[..1]).unwrap();
     assert_eq!(world.plan(&[], &[]).unwrap(), steps[1..]);
     world.set_up(&[], &[]);
@@ -456,10 +459,10 @@ fn a_line_that_was_changed_by_hand_is_not_forgotten() {
     )
     .unwrap();
     world.refusal(&[], &["bob"], "was changed by hand");
-    // As long as he stays it is his, and he may have another key.
+    // While he stays, the line is his, and he may get another key.
     assert_eq!(world.plan(&[], &[]).unwrap(), []);
     world.set_up(&[("bob", &key())], &[]);
-    // A line of which nothing is known lets nobody become an owner.
+    // An unknown line does not make anyone an owner.
     let line = authorized::line(&world.engine.exe, "eve", key().trim());
     let text = world.read(KEYS).unwrap();
     std::fs::write(world.at(KEYS), format!("{text}{line}\n")).unwrap();
@@ -483,12 +486,17 @@ fn processes_of_an_account_with_the_same_number_are_not_ended() {
     world.set_up(&[("bob", &key())], &[]);
     let accounts = world.read("passwd").unwrap();
     let other = "postgres:x:4294967294:4294967294::/var/lib/postgresql:/bin/sh";
-    std::fs::write(world.at("passwd"), format!("{other}\n{accounts}")).unwrap();
-    let error = world.apply(&world.plan(&[], &["bob"]).unwrap()).unwrap_err();
-    assert!(
-        matches!(&error, ServeSetupError::SharedNumber { other, .. } if other == "postgres"),
-        "{error}"
-    );
+    for both in [
+        format!("{other}\n{accounts}"),
+        format!("{}\n{other}\n", accounts.trim_end()),
+    ] {
+        std::fs::write(world.at("passwd"), both).unwrap();
+        let error = world.apply(&world.plan(&[], &["bob"]).unwrap()).unwrap_err();
+        assert!(
+            matches!(&error, ServeSetupError::SharedNumber { other, .. } if other == "postgres"),
+            "{error}"
+        );
+    }
 }
 
 #[test]
@@ -511,7 +519,7 @@ fn a_file_of_keys_that_cannot_be_read_is_told_and_the_rule_goes_all_the_same() {
 fn a_lease_that_came_while_owners_were_shut_out_keeps_the_rest() {
     let world = world();
     world.set_up(&[("alice", &key())], &[]);
-    // It is made while the first things go: one whose record cannot be read may be an owner's.
+    // The lease appears while the first things are removed; since its record cannot be read, it may be an owner's.
     let leases = world.engine.places.leases();
     let mut told = Vec::new();
     let removed = remove(

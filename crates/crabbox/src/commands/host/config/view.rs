@@ -1,10 +1,13 @@
-//! What `config show` prints: the Go program's JSON object and text lines, as far as this program has their keys.
+//! What `config show` prints: the Go program's JSON object and text lines, limited to the keys that this program has.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
-use crabbox_core::config::Settings;
+use crabbox_core::config::jobs::Job;
 use crabbox_core::config::settings::{CacheSettings, FirecrackerSettings, SyncSettings};
+use crabbox_core::config::{Settings, firecracker};
 use crabbox_core::duration::GoDuration;
+use crabbox_core::volume::Volume;
 use crabbox_engine::provider::capability::Capability;
 use crabbox_engine::provider::registry;
 use crabbox_engine::provider::terms::Terms;
@@ -38,6 +41,8 @@ pub(in crate::commands) struct ConfigView {
     r#static: StaticView,
     results: ResultsView,
     cache: CacheView,
+    /// By their names.
+    jobs: BTreeMap<String, JobView>,
     firecracker: FirecrackerView,
     #[schemars(with = "String")]
     ttl: GoDuration,
@@ -104,6 +109,64 @@ struct CacheView {
     #[serde(rename = "maxGB")]
     max_gb: i64,
     purge_on_release: bool,
+    volumes: Vec<VolumeView>,
+}
+
+/// A volume as it is configured.
+#[derive(Debug, Serialize, JsonSchema)]
+struct VolumeView {
+    name: String,
+    key: String,
+    path: String,
+    #[serde(rename = "sizeGB")]
+    size_gb: u32,
+    required: bool,
+}
+
+/// A job as it is configured; a text that is not set is empty.
+#[derive(Debug, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "the fields are those of a job in the configuration"
+)]
+struct JobView {
+    provider: String,
+    target: String,
+    windows_mode: String,
+    profile: String,
+    class: String,
+    architecture: String,
+    server_type: String,
+    market: String,
+    ttl: String,
+    idle_timeout: String,
+    desktop: bool,
+    desktop_env: String,
+    browser: bool,
+    code: bool,
+    network: String,
+    shell: bool,
+    command: String,
+    no_sync: bool,
+    sync_only: bool,
+    checksum: bool,
+    force_sync_large: bool,
+    junit: Vec<String>,
+    label: String,
+    artifact_globs: Vec<String>,
+    required_artifacts: Vec<String>,
+    downloads: Vec<String>,
+    stop: String,
+    hydrate: HydrateView,
+}
+
+/// What a job asks of a forge, which this program refuses when it is run.
+#[derive(Debug, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+struct HydrateView {
+    actions: bool,
+    github_runner: bool,
 }
 
 #[derive(Debug, Serialize, JsonSchema)]
@@ -147,8 +210,12 @@ struct FirecrackerView {
 }
 
 impl ConfigView {
-    /// The view of these settings, with what a lease would be like.
-    pub(super) fn new(settings: &Settings, terms: Terms) -> Self {
+    /// The view of these settings and jobs, with the terms that a new lease would get.
+    pub(super) fn new<'a>(
+        settings: &Settings,
+        terms: Terms,
+        jobs: impl IntoIterator<Item = (&'a String, &'a Job)>,
+    ) -> Self {
         let ports = terms.fallback_ports.iter();
         Self {
             profile: settings.profile.value.clone(),
@@ -187,6 +254,10 @@ impl ConfigView {
                 fail_on_failures: settings.results.fail_on_failures.value,
             },
             cache: CacheView::new(&settings.cache),
+            jobs: jobs
+                .into_iter()
+                .map(|(name, job)| (name.clone(), JobView::new(job)))
+                .collect(),
             firecracker: FirecrackerView::new(&settings.firecracker),
             ttl: settings.ttl.value,
             idle_timeout: settings.idle_timeout.value,
@@ -196,7 +267,9 @@ impl ConfigView {
     /// The text form, without its first line, which names the user's file.
     pub(super) fn lines(&self) -> Vec<String> {
         let sync = &self.sync;
-        vec![
+        let names: Vec<&str> = self.jobs.keys().map(String::as_str).collect();
+        let jobs = (!names.is_empty()).then(|| format!("jobs={}", names.join(",")));
+        let mut lines = vec![
             format!(
                 "provider={} provider_selected={} provider_source={} target={} arch={} os={} windows_mode={} class={} type={} profile={}",
                 blank(&self.provider),
@@ -244,9 +317,10 @@ impl ConfigView {
                 self.results.fail_on_failures
             ),
             self.cache.line(),
-            self.firecracker.line(),
-            self.firecracker.our_line(),
-        ]
+        ];
+        lines.extend(jobs);
+        lines.extend([self.firecracker.line(), self.firecracker.our_line()]);
+        lines
     }
 }
 
@@ -305,14 +379,73 @@ impl CacheView {
             git: cache.git.value,
             max_gb: cache.max_gb.value,
             purge_on_release: cache.purge_on_release.value,
+            volumes: cache.volumes.value.iter().map(VolumeView::new).collect(),
         }
     }
 
     fn line(&self) -> String {
         format!(
-            "cache pnpm={} npm={} docker={} git={} max_gb={} purge_on_release={}",
-            self.pnpm, self.npm, self.docker, self.git, self.max_gb, self.purge_on_release
+            "cache pnpm={} npm={} docker={} git={} max_gb={} purge_on_release={} volumes={}",
+            self.pnpm,
+            self.npm,
+            self.docker,
+            self.git,
+            self.max_gb,
+            self.purge_on_release,
+            self.volumes.len()
         )
+    }
+}
+
+impl VolumeView {
+    fn new(volume: &Volume) -> Self {
+        Self {
+            name: volume.name.clone(),
+            key: volume.key.clone(),
+            path: volume.path.as_str().to_owned(),
+            size_gb: volume.size_gib,
+            required: volume.required,
+        }
+    }
+}
+
+impl JobView {
+    fn new(job: &Job) -> Self {
+        let text = |flag| job.values_of(flag).last().unwrap_or_default().to_owned();
+        let list = |flag| job.values_of(flag).map(str::to_owned).collect();
+        Self {
+            provider: text("provider"),
+            target: text("target"),
+            windows_mode: text("windows-mode"),
+            profile: text("profile"),
+            class: text("class"),
+            architecture: text("arch"),
+            server_type: text("type"),
+            market: text("market"),
+            ttl: text("ttl"),
+            idle_timeout: text("idle-timeout"),
+            desktop: job.has("desktop"),
+            desktop_env: text("desktop-env"),
+            browser: job.has("browser"),
+            code: job.has("code"),
+            network: text("network"),
+            shell: job.has("shell"),
+            command: job.command.clone().unwrap_or_default(),
+            no_sync: job.has("no-sync"),
+            sync_only: job.has("sync-only"),
+            checksum: job.has("checksum"),
+            force_sync_large: job.has("force-sync-large"),
+            junit: list("junit"),
+            label: text("label"),
+            artifact_globs: list("artifact-glob"),
+            required_artifacts: list("require-artifact"),
+            downloads: list("download"),
+            stop: job.stop.clone().unwrap_or_default(),
+            hydrate: HydrateView {
+                actions: job.foreign.contains(&"hydrate.actions"),
+                github_runner: job.foreign.contains(&"hydrate.githubRunner"),
+            },
+        }
     }
 }
 
@@ -328,7 +461,7 @@ impl FirecrackerView {
             cpus: settings.cpus.value,
             memory_mib: settings.memory_mib.value,
             disk_mib: settings.disk_mib.value,
-            network: settings.network.value.as_str().to_owned(),
+            network: firecracker::word(settings.network.value.as_str()),
             cni_network: settings.cni_network.value.as_str().to_owned(),
             cni_conf_dir: text(settings.cni_conf_dir.value.as_path()),
             cni_bin_dir: text(settings.cni_bin_dir.value.as_path()),
@@ -336,7 +469,7 @@ impl FirecrackerView {
             delete_on_release: settings.delete_on_release.value,
             host: settings.host.value.as_str().to_owned(),
             image: settings.image.value.as_str().to_owned(),
-            warm: settings.warm.value.as_str().to_owned(),
+            warm: firecracker::word(settings.warm.value.as_str()),
             pool: settings.pool.value,
             pool_max_age: settings.pool_max_age.value,
             max_leases: settings.max_leases.value,
@@ -370,7 +503,7 @@ impl FirecrackerView {
         )
     }
 
-    /// The keys that the Go program has not, on a line of their own: its line is as its readers know it.
+    /// Keys that the Go program lacks, on a separate line: readers of its line must find it unchanged.
     fn our_line(&self) -> String {
         format!(
             "firecracker host={} image={} warm={} pool={} pool_max_age={} max_leases={} max_leases_per_owner={} max_memory_mib_per_owner={} reserve_memory_mib={} reserve_disk_mib={} first_uid={} uid_count={}",

@@ -1,9 +1,10 @@
-//! `providers describe`: one provider with the flags that `run` has for it; version 2 of the Go program's schema, its only one.
+//! `providers describe`: one provider with the flags that `run` has for it, in version 2 of the Go program's schema (its only version).
 //!
-//! Flags, types and defaults are those of the command line itself. A default must never be what this host's configuration says.
+//! Flags, types and defaults are those of the command line itself. A default must never come from this host's configuration.
 
 use std::fmt::Write as _;
 
+use crabbox_core::comma_list;
 use crabbox_core::config::Provider;
 use crabbox_core::duration::GoDuration;
 use crabbox_core::fault::{Fault, Kind};
@@ -79,7 +80,7 @@ enum TypedDefault {
     List(Vec<String>),
 }
 
-/// Not one name.
+/// Not exactly one name.
 #[derive(Debug, thiserror::Error)]
 enum DescribeError {
     #[error("usage: crabbox providers describe <provider> [--json]")]
@@ -114,7 +115,7 @@ pub(super) fn run(ctx: &Ctx<'_>, args: &ProvidersDescribeArgs) -> Result<Exit, C
 
 fn describe(provider: Provider, requested: String) -> Description {
     let entry = catalogue::entry(provider);
-    // A flag of a provider begins with its name; those of others are left out.
+    // A provider's flags are prefixed with its name; skip those of other providers.
     let prefix = format!("{}-", provider.name());
     let (own, shared): (Vec<_>, Vec<_>) = args::described_flags()
         .into_iter()
@@ -174,13 +175,12 @@ impl FlagEntry {
         let (r#type, value_shape, default) = match kind {
             FlagType::Bool => ("bool", "scalar", TypedDefault::Bool(default == "true")),
             FlagType::Int => ("int", "scalar", TypedDefault::Int(default.parse().unwrap_or(0))),
-            // There the one duration of a provider is a text.
+            // The Go program has the only duration among provider flags as a text.
             FlagType::Duration if of_provider => ("string", "scalar", TypedDefault::Text(span(&default))),
             FlagType::Duration => ("duration", "scalar", TypedDefault::Text(span(&default))),
             FlagType::Text => ("string", "scalar", TypedDefault::Text(default)),
             FlagType::List => {
-                let items = default.split(',').filter(|item| !item.is_empty());
-                let items = items.map(str::to_owned).collect();
+                let items = comma_list::items(&default).map(str::to_owned).collect();
                 ("string", "string-list", TypedDefault::List(items))
             }
         };
@@ -193,7 +193,7 @@ impl FlagEntry {
             usage,
             deprecated: false,
             replacement: "",
-            // What there is told of a provider that several adapters share, and of sizes that cannot be changed.
+            // The Go program sets these for providers shared by several adapters, and for sizes that cannot be changed.
             routing: false,
             creation_only: false,
         }
@@ -243,7 +243,7 @@ impl Description {
             ("evidence", &can.evidence),
             ("lifecycle", &can.lifecycle),
         ];
-        // Writing to a text cannot fail.
+        // Writing to a string cannot fail.
         for (name, values) in rows {
             writeln!(text, "  {name}: {}", joined(values)).ok();
         }

@@ -1,9 +1,10 @@
-//! Choosing among providers by what they are and can do: the filter flags, and `providers filters`.
+//! Choosing among providers by kind and capability: the filter flags, and `providers filters`.
 //!
-//! A value that no provider has is a mistake, and told before anything is printed; it must never pass for "none".
+//! A value that no provider has is an error, reported before anything is printed; it must never pass as an empty result.
 
 use std::collections::BTreeSet;
 
+use crabbox_core::comma_list;
 use crabbox_core::fault::{Fault, Kind};
 use schemars::JsonSchema;
 use serde::Serialize;
@@ -13,7 +14,7 @@ use crate::args::{ProvidersFilterArgs, ProvidersFiltersArgs};
 use crate::context::Ctx;
 use crate::ui::{CommandError, Exit};
 
-/// A filter: its name, its flag's values, and what an entry has of it.
+/// A filter: its name, its flag's values, and an entry's values for it.
 struct Filter {
     name: &'static str,
     given: fn(&ProvidersFilterArgs) -> &[String],
@@ -69,16 +70,15 @@ const FILTERS: [Filter; 9] = [
 ];
 
 impl Filter {
-    /// What the flag asks for: each of its values may be several with commas between them.
+    /// The requested values; each occurrence of the flag may hold several, separated by commas.
     fn wanted(&self, args: &ProvidersFilterArgs) -> Vec<String> {
-        let parts = (self.given)(args).iter().flat_map(|value| value.split(','));
-        parts
-            .map(|part| part.trim().to_ascii_lowercase())
-            .filter(|part| !part.is_empty())
-            .collect()
+        let parts = (self.given)(args)
+            .iter()
+            .flat_map(|value| comma_list::items(value));
+        parts.map(str::to_ascii_lowercase).collect()
     }
 
-    /// What there is to be asked for.
+    /// All values that some entry has.
     fn values(&self, entries: &[Entry]) -> Vec<&'static str> {
         let all: BTreeSet<_> = entries
             .iter()
@@ -121,7 +121,7 @@ pub(super) fn is_empty(args: &ProvidersFilterArgs) -> bool {
     FILTERS.iter().all(|filter| filter.wanted(args).is_empty())
 }
 
-/// Those of `entries`, which are all, that have everything that is asked for.
+/// Those of `entries` (the full list) that match every filter.
 pub(super) fn chosen(entries: &[Entry], args: &ProvidersFilterArgs) -> Result<Vec<Entry>, CommandError> {
     let mut left = entries.to_vec();
     for filter in &FILTERS {
@@ -141,7 +141,7 @@ pub(super) fn chosen(entries: &[Entry], args: &ProvidersFilterArgs) -> Result<Ve
     Ok(left)
 }
 
-/// What each filter takes.
+/// The values that each filter accepts.
 #[derive(Debug, Serialize, JsonSchema)]
 pub(in crate::commands) struct FilterValues {
     kind: Vec<&'static str>,

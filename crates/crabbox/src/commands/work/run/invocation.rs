@@ -1,4 +1,4 @@
-//! A run as a command of this program asks for it: the request, the flags it came with, and the manner in which it is told.
+//! A run as requested by a command of this program: the request, its flags, and how to report it.
 
 use std::path::PathBuf;
 
@@ -7,38 +7,38 @@ use crabbox_engine::run::request::{CommandWish, LeaseWish, ResultWish, RunReques
 
 use crate::args;
 
-/// What is run, and how it is told.
+/// What to run, and how to report it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(in crate::commands) struct Invocation {
-    /// What is to be done.
+    /// The request.
     pub(in crate::commands) request: RunRequest,
     /// Flags that set configuration keys, as they were given.
     pub(in crate::commands) flags: Vec<FlagValue>,
-    /// How it is told.
+    /// How to report it.
     pub(in crate::commands) manner: Manner,
 }
 
-/// How a run is told.
+/// How a run is reported.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(in crate::commands) struct Manner {
-    /// How long each step of the sync took, too.
+    /// Also show how long each step of the sync took.
     pub(in crate::commands) debug: bool,
-    /// With a line of timings at the end.
+    /// Print a line of timings at the end.
     pub(in crate::commands) timing_json: bool,
-    /// As JSON lines.
+    /// Report as JSON lines.
     pub(in crate::commands) json_events: bool,
-    /// On a terminal as to a script.
+    /// Report on a terminal in the same detail as to a script.
     pub(in crate::commands) verbose: bool,
-    /// As one of several that are measured.
+    /// Its place in a benchmark, if it is part of one.
     pub(in crate::commands) bench: Option<Bench>,
 }
 
-/// Which of several runs that are measured it is.
+/// Which of several measured runs it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::commands) struct Bench {
     /// Counted from 1.
     pub(in crate::commands) repeat: i64,
-    /// Whether it counts as cold, where somebody said so.
+    /// Whether it counts as cold, if the user said so.
     pub(in crate::commands) cold: Option<bool>,
 }
 
@@ -58,6 +58,7 @@ impl From<args::RunArgs> for Invocation {
                     keep: args.keep,
                     keep_on_failure: args.keep_on_failure,
                     stop_after: args.stop_after.map(StopAfter::from),
+                    is_others_stop: false,
                     reclaim: args.reclaim,
                     set_up: args.yes,
                 },
@@ -107,7 +108,7 @@ impl From<args::RunArgs> for Invocation {
     }
 }
 
-/// A path that is empty names nothing, as with the Go program.
+/// An empty path counts as absent, as in the Go program.
 fn named(path: Option<PathBuf>) -> Option<PathBuf> {
     path.filter(|path| !path.as_os_str().is_empty())
 }

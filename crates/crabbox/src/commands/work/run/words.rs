@@ -1,6 +1,6 @@
-//! What a run says on its way: each event in the words for a person, a script or a program.
+//! The messages of a run: each event worded for a person, a script or a program.
 //!
-//! Lines that scripts read are the Go program's. Values of variables must never stand in a line.
+//! Lines that scripts read are the Go program's. A variable's value must never appear in a line.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -37,13 +37,13 @@ use crate::ui;
 /// How many failed tests are named.
 const NAMED: usize = 10;
 
-/// The words of one run.
+/// The messages of one run.
 pub(super) struct RunWords<'a> {
     pub(super) ctx: &'a Ctx<'a>,
     pub(super) invocation: &'a Invocation,
     settings: &'a Settings,
     entering: Entering<'a>,
-    /// Becomes true when the timings are recorded.
+    /// Set when the timings are recorded.
     recorded: &'a AtomicBool,
 }
 
@@ -175,6 +175,11 @@ impl RunEvents for RunWords<'_> {
             StartEvent::NotText { name } => printer.warn(format_args!(
                 "{name} is not handed on: its value is no valid UTF-8; hand it on in a file"
             )),
+            StartEvent::Unmatchable { entry } => printer.warn(format_args!(
+                "{} matches no variable: --allow-env and env.allow take names, and prefixes followed by *",
+                harmless(&format!("{entry:?}"))
+            )),
+            StartEvent::Unread(unread) => printer.warn(harmless(&unread.to_string())),
             StartEvent::Made { lease, took } => printer.brief(format_args!(
                 "leased {} ({} {}) in {}",
                 lease.slug,
@@ -215,7 +220,7 @@ impl RunEvents for RunWords<'_> {
                 base_ref.origin
             )),
             TreeEvent::Looked(lines) => {
-                // The first says how much it is, the others warn.
+                // The first line gives the size; the others are warnings.
                 if let Some((candidate, warnings)) = lines.split_first() {
                     printer.detail(candidate);
                     for line in warnings {
@@ -287,6 +292,7 @@ impl RunEvents for RunWords<'_> {
                 let what = if *is_report { "test results" } else { "artifacts" };
                 printer.warn(format_args!("collect {what} incomplete: {}", harmless(problem)));
             }
+            ResultEvent::Also(error) => printer.warn(ui::told(*error)),
             ResultEvent::Tests(report) => self.tests(report),
             ResultEvent::Policy(why) => printer.note(format_args!(
                 "test results policy: failing run because {}",
@@ -295,6 +301,7 @@ impl RunEvents for RunWords<'_> {
                         format!("collected JUnit reports contain failures={failures} errors={errors}"),
                     PolicyFailure::Unread => "not every JUnit report could be read".to_owned(),
                     PolicyFailure::NoReport => "no JUnit report was found".to_owned(),
+                    PolicyFailure::NoTests => "the JUnit reports have no tests".to_owned(),
                 }
             )),
             ResultEvent::Required { pattern, matched } => {
@@ -415,7 +422,7 @@ impl RunWords<'_> {
         }
     }
 
-    /// Which variables go along, where somebody has asked for some.
+    /// Which variables are forwarded, if any were requested.
     fn forwarding(&self, lease: &Lease, variables: &[(String, String)], allow: &Allow) {
         let command = &self.invocation.request.command;
         if command.allow_env.is_empty()
@@ -438,7 +445,7 @@ impl RunWords<'_> {
         ));
     }
 
-    /// What a schema says of a file.
+    /// The result of validating a file against a schema.
     fn schema(&self, required: &schema::Required, judgement: &schema::Judgement) {
         let (printer, remote, path) = (self.ctx.printer, &required.remote, required.schema.display());
         match judgement {

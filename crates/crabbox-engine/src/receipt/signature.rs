@@ -1,7 +1,7 @@
 //! The key with which this user signs receipts of runs: an ed25519 key in PKCS#8, as the Go program keeps it.
 //!
-//! It is made in this process and written for its owner alone. It must never be printed, put into an error, or read from a file
-//! that others could have had.
+//! It is generated in this process and written with access for its owner only. It must never be printed, put into an error, or read from a file that
+//! other users could access.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -11,27 +11,27 @@ use crabbox_host::digest;
 use crabbox_host::private_file::{self, PrivateFileError};
 use ed25519_dalek::{Signature, Signer as _, SigningKey, Verifier as _, VerifyingKey};
 
-/// Where the key lies below the configuration directory.
+/// The path of the key below the configuration directory.
 pub const KEY_PATH: &str = "attest/id_ed25519.pem";
 
 const BEGIN: &str = "-----BEGIN PRIVATE KEY-----";
 const END: &str = "-----END PRIVATE KEY-----";
 
-/// How an ed25519 key in PKCS#8 begins, before its 32 bytes: version 1, the algorithm's number, an octet string in another (RFC 8410,
-/// section 7).
+/// The DER bytes before the 32 key bytes of an ed25519 key in PKCS#8: version 1, the algorithm's OID, an octet string in another (RFC 8410, section
+/// 7).
 const DER: [u8; 16] = [
     0x30, 0x2e, 0x02, 0x01, 0x00, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x04, 0x22, 0x04, 0x20,
 ];
 
-/// Where the version stands in it.
+/// The offset of the version.
 const DER_VERSION: usize = 4;
-/// Its bytes that another version may have otherwise: the length of the whole and the version.
+/// The offsets of bytes that may differ in another version: the total length and the version.
 const DER_FREE: [usize; 2] = [1, DER_VERSION];
 
 /// Why there is no key to sign with.
 #[derive(Debug, thiserror::Error)]
 pub enum AttestKeyError {
-    /// Its file cannot be read or made.
+    /// Its file cannot be read or created.
     #[error("attest key")]
     File(#[from] PrivateFileError),
     /// Its file holds something else.
@@ -42,7 +42,7 @@ pub enum AttestKeyError {
         /// What is wrong with it.
         why: &'static str,
     },
-    /// No random bytes could be had.
+    /// No random bytes are available.
     #[error("cannot make an attest key")]
     Random(#[source] std::io::Error),
 }
@@ -59,7 +59,7 @@ impl fmt::Debug for AttestKey {
 }
 
 impl AttestKey {
-    /// The key in the file `path`, which is never made.
+    /// The key in the file `path`, which must exist.
     pub fn load(path: &Path) -> Result<Self, AttestKeyError> {
         let text = private_file::read(path)?;
         let seed = read(&text).map_err(|why| AttestKeyError::Content {
@@ -69,7 +69,7 @@ impl AttestKey {
         Ok(Self(SigningKey::from_bytes(&seed)))
     }
 
-    /// The key in the file `path`; a fresh one where there is none.
+    /// The key in the file `path`; a new one is made if it does not exist.
     pub fn ensure(path: &Path) -> Result<Self, AttestKeyError> {
         match Self::load(path) {
             Err(AttestKeyError::File(error)) if error.is_absent() => {}
@@ -77,7 +77,7 @@ impl AttestKey {
         }
         let seed = crabbox_host::random::bytes().map_err(AttestKeyError::Random)?;
         private_file::make(path, written(&seed).as_bytes())?;
-        // Whoever was first: that key, and not ours, is this user's.
+        // Another process may have been first; then its key is this user's key.
         Self::load(path)
     }
 
@@ -109,7 +109,7 @@ fn read(text: &[u8]) -> Result<[u8; 32], &'static str> {
     }
     let body: String = body.split_ascii_whitespace().collect();
     let der = receipt::decode_base64(&body).ok_or("is not PEM encoded")?;
-    // Version 2 has the public half behind the seed.
+    // Version 2 has the public key after the seed.
     let version = der.get(DER_VERSION).copied();
     let seed = der.get(DER.len()..DER.len() + 32);
     let like = |at: usize| der.get(at) == DER.get(at);
@@ -127,17 +127,17 @@ fn written(seed: &[u8; 32]) -> String {
     format!("{BEGIN}\n{}\n{END}\n", receipt::encode(&der))
 }
 
-/// By what people know a key: `sha256:` and the digest of its public half.
+/// The fingerprint that users see: `sha256:` and the digest of the public key.
 pub fn fingerprint(public: &[u8; 32]) -> String {
     digest_of(public)
 }
 
-/// A digest as receipts have it.
+/// A digest in the form used in receipts.
 pub fn digest_of(bytes: &[u8]) -> String {
     format!("sha256:{}", digest::sha256(bytes))
 }
 
-/// Whether the signature of a receipt is that of the key in it.
+/// Whether the signature of a receipt is valid for the key in it.
 pub fn is_signed(sealed: &Sealed) -> bool {
     let signature = Signature::from_bytes(&sealed.signature);
     VerifyingKey::from_bytes(&sealed.public_key)
@@ -208,7 +208,7 @@ mod tests {
             ),
             (openssl().repeat(2), "has trailing data"),
             (format!("{BEGIN}\n{seed}\n{END}\n"), "is not an ed25519 key"),
-            // X25519's number in the place of ed25519's.
+            // The OID of X25519 instead of ed25519.
             (
                 openssl().replace("AwBQYDK2Vw", "AwBQYDK2Vu"),
                 "is not an ed25519 key",
