@@ -36,13 +36,20 @@ fn inside(slug: &str, script: &str) -> String {
     format!("eval \"$(crabbox ssh {slug}) \"{}", quoted(&quoted(script)))
 }
 
-/// Checks that a machine that went down is reported in one line, with 255, and with a digest that does not suggest entering it.
+/// Checks that a machine that went down is reported in one line, with 255, with the end of its console, and with a digest
+/// that does not suggest entering it.
 #[track_caller]
 fn assert_told_as_down(run: &Done) {
     assert_eq!(run.code, Some(255), "{}", run.stderr);
     assert!(
         run.stderr
             .ends_with("the machine of the lease went down while the command ran\n"),
+        "{}",
+        run.stderr
+    );
+    assert!(
+        run.stderr.contains("\nconsole tail last ")
+            && run.stderr.contains("\n  crabbox: the VMM exited with code 0\n"),
         "{}",
         run.stderr
     );

@@ -23,6 +23,7 @@ use std::time::Duration;
 use crabbox_core::config::FlagValue;
 use crabbox_core::labels::Labels;
 use crabbox_core::state::LeaseState;
+use crabbox_host::console::OpenLog;
 use crabbox_host::signals::Interrupts;
 use crabbox_machine::lease::find::{Purpose, ResolveError};
 use crabbox_machine::lease::logs::Source;
@@ -62,6 +63,12 @@ pub trait Provider: fmt::Debug {
 
     /// Whether the machine of `lease` is down; `None` if this host cannot tell.
     fn is_down(&self, lease: &Lease) -> Option<bool>;
+
+    /// The console of `lease`, opened so that it can still be read after the lease is gone; `None` if it is not a local
+    /// file.
+    fn console(&self, _: &Lease) -> Option<OpenLog> {
+        None
+    }
 
     /// The end of a log of the lease that `text` names, if it is on another machine; `None` if the log is a local file.
     fn far_log(&self, _text: &str, _source: Source) -> Result<Option<String>, LeaseError> {

@@ -39,6 +39,7 @@ use crabbox_core::config::{Provider as Which, Settings};
 use crabbox_core::fault::Fault as _;
 use crabbox_core::id::RunId;
 use crabbox_core::state::LeaseState;
+use crabbox_host::console::OpenLog;
 use crabbox_host::signals::Interrupts;
 use crabbox_machine::context::Engine;
 use crabbox_machine::lease::find::ResolveError;
@@ -119,6 +120,8 @@ struct Run<'a> {
     engine: &'a Engine,
     interrupts: &'a Interrupts,
     provider: &'a dyn Provider,
+    /// The console of the lease's machine, if it is at hand.
+    console: Option<OpenLog>,
     id: RunId,
 }
 
@@ -234,6 +237,7 @@ impl Looked<'_> {
             engine,
             interrupts,
             provider: provider.as_ref(),
+            console: provider.console(&lease),
             id,
         };
         let new = request.lease.id.is_none();

@@ -58,33 +58,36 @@ pub fn open_pipe(path: &Path) -> Result<File, ConsoleError> {
 #[derive(Debug)]
 pub struct Recorder {
     stop: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
+    thread: Option<JoinHandle<BoundedLog>>,
 }
 
 impl Recorder {
     /// Starts recording `pipe` into `file`.
     pub fn start(pipe: File, file: &Path) -> Result<Self, ConsoleError> {
-        let mut log = BoundedLog::open(file)?;
+        let log = BoundedLog::open(file)?;
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
-        let thread = std::thread::spawn(move || record(pipe, &mut log, &stopped));
+        let thread = std::thread::spawn(move || record(pipe, log, &stopped));
         Ok(Self {
             stop,
             thread: Some(thread),
         })
     }
 
-    /// Stops after what is in the pipe now has been written.
-    pub fn finish(mut self) {
+    /// Stops after what is in the pipe now has been written, and then the line `last`, which is ours.
+    pub fn finish(mut self, last: Option<&str>) {
+        // On a line of its own, even if the guest was interrupted within one.
+        let last = last.map(|line| format!("\r\n{line}\r\n"));
         self.stop.store(true, Ordering::Release);
-        if let Some(thread) = self.thread.take() {
-            // A recorder that panicked has nothing left to write.
-            thread.join().ok();
+        // A recorder that panicked has nothing left to write.
+        let log = self.thread.take().and_then(|thread| thread.join().ok());
+        if let (Some(mut log), Some(last)) = (log, last) {
+            log.write(last.as_bytes());
         }
     }
 }
 
-fn record(mut pipe: File, log: &mut BoundedLog, stop: &AtomicBool) {
+fn record(mut pipe: File, mut log: BoundedLog, stop: &AtomicBool) -> BoundedLog {
     let mut chunk = [0; 16 * 1024];
     loop {
         let ending = stop.load(Ordering::Acquire);
@@ -99,7 +102,7 @@ fn record(mut pipe: File, log: &mut BoundedLog, stop: &AtomicBool) {
                 poll(&mut [PollFd::new(&pipe, PollFlags::IN)], Some(&wait)).ok();
             }
             Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-            Ok(_) | Err(_) => return,
+            Ok(_) | Err(_) => return log,
         }
     }
 }
@@ -112,7 +115,11 @@ fn record(mut pipe: File, log: &mut BoundedLog, stop: &AtomicBool) {
 pub fn tail(path: &Path, lines: usize) -> Vec<String> {
     let mut bytes = newest(&older(path)).unwrap_or_default();
     bytes.extend(newest(path).unwrap_or_default());
-    let text = String::from_utf8_lossy(&bytes);
+    last_lines(&bytes, lines)
+}
+
+fn last_lines(bytes: &[u8], lines: usize) -> Vec<String> {
+    let text = String::from_utf8_lossy(bytes);
     let all: Vec<String> = text
         .lines()
         .map(harmless)
@@ -121,12 +128,37 @@ pub fn tail(path: &Path, lines: usize) -> Vec<String> {
     all[all.len().saturating_sub(lines)..].to_vec()
 }
 
+/// A log that stays readable when its lease, and with it the file's name, is removed.
+#[derive(Debug)]
+pub struct OpenLog(File);
+
+impl OpenLog {
+    /// Opens the log at `path`; `None` if there is none.
+    pub fn open(path: &Path) -> Option<Self> {
+        open_regular(path).map(Self)
+    }
+
+    /// Its last `lines` lines, as [`tail`] returns them. If a new file has taken the log's place since it was opened,
+    /// these are the last lines of the old one.
+    pub fn tail(&self, lines: usize) -> Vec<String> {
+        last_lines(&newest_of(&self.0).unwrap_or_default(), lines)
+    }
+}
+
 /// The newest [`FILE_LIMIT`] bytes of the regular file `path`; `None` if there is no such file.
 fn newest(path: &Path) -> Option<Vec<u8>> {
+    newest_of(&open_regular(path)?)
+}
+
+fn open_regular(path: &Path) -> Option<File> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let mut file = File::from(rustix::fs::open(path, flags, Mode::empty()).ok()?);
-    let facts = file.metadata().ok().filter(std::fs::Metadata::is_file)?;
-    file.seek(SeekFrom::Start(facts.len().saturating_sub(FILE_LIMIT)))
+    let file = File::from(rustix::fs::open(path, flags, Mode::empty()).ok()?);
+    file.metadata().ok()?.is_file().then_some(file)
+}
+
+fn newest_of(mut file: &File) -> Option<Vec<u8>> {
+    let length = file.metadata().ok()?.len();
+    file.seek(SeekFrom::Start(length.saturating_sub(FILE_LIMIT)))
         .ok()?;
     let mut bytes = Vec::new();
     file.take(FILE_LIMIT).read_to_end(&mut bytes).ok()?;
@@ -225,8 +257,21 @@ mod tests {
             .unwrap()
             .write_all(b"hello\r\n\x1b[31mred\x1b[0m\n")
             .unwrap();
-        recorder.finish();
+        recorder.finish(None);
         assert_eq!(tail(&log, 5), ["hello", "red"]);
+    }
+
+    #[test]
+    fn an_open_log_is_read_to_its_last_line_after_its_name_is_gone() {
+        let dir = tempfile::tempdir().unwrap();
+        let (pipe, log) = (dir.path().join("pipe"), dir.path().join("console.log"));
+        assert!(OpenLog::open(&log).is_none());
+        let recorder = Recorder::start(open_pipe(&pipe).unwrap(), &log).unwrap();
+        let open = OpenLog::open(&log).unwrap();
+        open_pipe(&pipe).unwrap().write_all(b"first\nhalf a li").unwrap();
+        recorder.finish(Some("the end"));
+        std::fs::remove_file(&log).unwrap();
+        assert_eq!(open.tail(2), ["half a li", "the end"]);
     }
 
     #[test]

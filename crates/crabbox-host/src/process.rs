@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use rustix::process::{Pid, PidfdFlags, pidfd_open, pidfd_send_signal};
+use rustix::process::{Pid, PidfdFlags, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid};
 use rustix::thread::CapabilitySet;
 
 mod scan;
@@ -219,7 +219,28 @@ pub fn open(id: &ProcessId) -> Result<Option<ProcessHandle>, ProcessError> {
     Ok(same.then(|| ProcessHandle { fd, id: id.clone() }))
 }
 
-/// How a process ended.
+/// The status with which a child of ours ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ExitStatus {
+    /// It exited with this code.
+    Exited(i32),
+    /// This signal killed it.
+    Signaled(i32),
+}
+
+/// How the process ended, which stays to be reaped; `None` if it still runs or is not (or no longer) our child.
+pub fn exit_status(id: &ProcessId) -> Option<ExitStatus> {
+    let pid = id.raw().and_then(Pid::from_raw)?;
+    if identify(id.pid).ok()?.as_ref() != Some(id) {
+        return None;
+    }
+    let ended = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+    let status = waitid(WaitId::Pid(pid), ended).ok()??;
+    let code = status.exit_status().map(ExitStatus::Exited);
+    code.or_else(|| status.terminating_signal().map(ExitStatus::Signaled))
+}
+
+/// How a process was ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ending {
     /// It had ended before the first signal.

@@ -21,9 +21,10 @@ use crabbox_machine::lifecycle::release::{self, Decision, ReleaseError, Released
 use crabbox_machine::request::{AcquireRequest, Job, Owner};
 
 use crabbox_core::fault;
-use crabbox_core::id::Slug;
+use crabbox_core::id::{LeaseId, Slug};
 use crabbox_core::labels::{self, Labels};
 use crabbox_core::state::LeaseState;
+use crabbox_host::console::OpenLog;
 use crabbox_host::signals::Interrupts;
 use crabbox_store::leases;
 use crabbox_store::places::LeaseDir;
@@ -332,6 +333,11 @@ impl Provider for Firecracker {
             Err(ResolveError::Name(NameError::NotFound { .. })) => Some(true),
             Err(_) => None,
         }
+    }
+
+    fn console(&self, lease: &Lease) -> Option<OpenLog> {
+        let id = LeaseId::parse(&lease.id).ok()?;
+        OpenLog::open(&LeaseDir::at(self.engine.places.lease(&id)).console())
     }
 
     fn list(&self) -> Result<Leases, LeaseError> {

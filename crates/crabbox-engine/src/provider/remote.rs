@@ -25,6 +25,7 @@ use crabbox_core::labels::{self, Labels};
 use crabbox_core::state::LeaseState;
 use crabbox_core::timestamp;
 use crabbox_host::clock;
+use crabbox_host::console::OpenLog;
 use crabbox_host::files;
 use crabbox_host::signals::{self, Heed, Interrupts};
 use crabbox_machine::context::Engine;
@@ -386,6 +387,13 @@ impl Provider for Remote {
             Err(error) if error.kind() == Kind::NotFound => Some(true),
             Err(_) => None,
         }
+    }
+
+    fn console(&self, lease: &Lease) -> Option<OpenLog> {
+        if lease.kvm_host.is_some() {
+            return None;
+        }
+        self.local.console(lease)
     }
 
     fn far_log(&self, text: &str, source: Source) -> Result<Option<String>, LeaseError> {

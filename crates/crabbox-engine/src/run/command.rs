@@ -20,7 +20,7 @@ use crabbox_workspace::transcript::Transcript;
 
 use crate::provider::lease::{Lease, Target};
 use crate::run::error::{RunError, RunFailure};
-use crate::run::event::{CommandEvent, RunEvents, StartEvent};
+use crate::run::event::{CommandEvent, EndEvent, RunEvents, StartEvent};
 use crate::run::report::{Ended, RunReport};
 use crate::run::request::{CommandWish, Work};
 use crate::run::witnessed::Witnessed;
@@ -28,6 +28,8 @@ use crate::run::{Here, Run};
 
 /// How long to watch whether the machine is going down after its connection broke.
 const GOING_DOWN: Duration = Duration::from_secs(5);
+/// How many lines of the console of a machine that went down are shown.
+const LAST_LINES: usize = 20;
 
 /// Local variables that are passed to the command.
 #[derive(Debug, Default)]
@@ -230,13 +232,20 @@ impl Run<'_> {
         Err(failure.into())
     }
 
-    /// Whether the connection broke because the machine went down. A guest that powers itself off closes its connections first.
+    /// Whether the connection broke because the machine went down; if so, what its console said last is reported. A guest
+    /// that powers itself off closes its connections first.
     pub(super) fn went_down(&self, lease: &Lease) -> bool {
         let down = || match self.provider.is_down(lease) {
             Some(false) => None,
             told => Some(told.is_some()),
         };
-        clock::poll_until(GOING_DOWN, down).unwrap_or(false)
+        let is_down = clock::poll_until(GOING_DOWN, down).unwrap_or(false);
+        if is_down && let Some(console) = &self.console {
+            self.events.end(&EndEvent::WentDown {
+                console: &console.tail(LAST_LINES),
+            });
+        }
+        is_down
     }
 
     /// Uploads the script, if there is one, and returns its path.

@@ -244,6 +244,11 @@ pub enum ResultEvent<'a> {
 /// The end of a run.
 #[derive(Debug)]
 pub enum EndEvent<'a> {
+    /// The machine went down.
+    WentDown {
+        /// The last lines of its console.
+        console: &'a [String],
+    },
     /// The run failed before its command; this is the presumed class of the failure.
     Blocked(Class),
     /// The numbers.

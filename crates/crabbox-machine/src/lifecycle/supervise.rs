@@ -51,6 +51,7 @@ use crate::lifecycle::refill;
 use crate::lifecycle::stand_by::{Fate, Life, Spoilt, Waiting};
 use crate::lifecycle::supervisor_log::SupervisorLog;
 use crate::lifecycle::teardown::{self, Actor, Extent};
+use crate::lifecycle::vmm_end;
 use crate::lifecycle::watch::{End, observe};
 use crate::log_filter::LogFilter;
 use crate::protocol::{self, Event, Failure, Ready, RequestError};
@@ -196,7 +197,7 @@ pub(super) fn make_requested(
         Ok(Some(handed)) => handed,
         Ok(None) => {
             control.enter(Phase::Ending);
-            finish(threads);
+            finish(threads, None);
             let report = teardown::teardown(&places, lease, Extent::Everything, actor);
             tracing::info!("a template was frozen; its machine is taken back");
             tell(Event::Frozen {
@@ -450,7 +451,7 @@ fn conclude(
     actor: Actor<'_>,
 ) -> Result<Vec<String>, SuperviseError> {
     tracing::info!(?end, "the watch is over");
-    finish(threads);
+    end_threads(threads, &LeaseDir::at(places.lease(id)));
     if end == End::LeaseGone {
         return Ok(Vec::new());
     }
@@ -495,18 +496,27 @@ fn is_taken_back(record: &LeaseRecord) -> bool {
     labels::state(&record.labels) == LeaseState::Released && !is_running(record)
 }
 
+/// Ends the lease's service threads. If its VMM has ended, the last line of the console and of the log say how.
+fn end_threads(threads: Threads, dir: &LeaseDir) {
+    let how = vmm_end::describe(dir);
+    if let Some(how) = &how {
+        tracing::warn!("{how}");
+    }
+    finish(threads, how.as_deref());
+}
+
 /// Ends the lease's service threads: DNS before the namespace is removed, trim before the disk is, and the console
-/// after its pipe has been drained.
-fn finish(threads: Threads) {
+/// after its pipe has been drained, with our line `last`.
+fn finish(threads: Threads, last: Option<&str>) {
     drop((threads.names, threads.trims));
     if let Some(recorder) = threads.recorder {
-        recorder.finish();
+        recorder.finish(last);
     }
 }
 
 /// The last lines of a machine that did not come up: of its console, or of the VMM's log if the console is empty.
 fn finish_console(threads: Threads, dir: &LeaseDir) -> Vec<String> {
-    finish(threads);
+    end_threads(threads, dir);
     let console = console::tail(&dir.console(), CONSOLE_LINES);
     if !console.is_empty() {
         return console;

@@ -26,7 +26,7 @@ use super::report;
 use super::{BundledRun, Invocation};
 use crate::command_line::CommandLine;
 use crate::commands::host::config;
-use crate::commands::lease::entering::Entering;
+use crate::commands::lease::entering::{Entering, console_tail};
 use crate::commands::work::bench::{Record, Repository};
 use crate::commands::work::progress::SyncProgress;
 use crate::context::Ctx;
@@ -333,6 +333,7 @@ impl RunEvents for RunWords<'_> {
         let (ctx, flags) = (self.ctx, &self.invocation.flags);
         let results = &self.invocation.request.results;
         match event {
+            EndEvent::WentDown { console } => console_tail(ctx.printer, console),
             EndEvent::Blocked(class) => ctx.printer.note(format_args!(
                 "failure classification blocked_stage={} retry_likely={}",
                 class.stage, class.retry
