@@ -50,11 +50,11 @@ fn oom_kills(path: &str) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use std::process::Command;
     use std::time::Duration;
 
     use crabbox_core::journal::Live;
     use crabbox_core::process::ProcessId;
+    use crabbox_host::command::Cmd;
 
     use super::*;
 
@@ -62,7 +62,8 @@ mod tests {
     fn said_of(script: &str, events: &str) -> Option<String> {
         let group = tempfile::tempdir().unwrap();
         std::fs::write(group.path().join("memory.events"), events).unwrap();
-        let mut vmm = Command::new("sh").args(["-c", script]).spawn().unwrap();
+        let command = Cmd::new("sh").args(["-c", script]);
+        let mut vmm = command.spawn(&mut command.to_std()).unwrap();
         let id = process::identify(vmm.id()).unwrap().unwrap();
         let ends = !script.starts_with("sleep");
         if ends {
@@ -114,7 +115,7 @@ mod tests {
     fn a_vmm_that_is_not_our_child_has_ended() {
         let gone = ProcessId {
             pid: 1,
-            started: 0,
+            started: String::from("0"),
             boot_id: process::boot_id().unwrap(),
         };
         let said = describe_in(&journal_with("/nonexistent", gone));
