@@ -25,7 +25,7 @@ use crabbox_core::labels::Labels;
 use crabbox_core::state::LeaseState;
 use crabbox_host::console::OpenLog;
 use crabbox_host::signals::Interrupts;
-use crabbox_machine::lease::find::{Purpose, ResolveError};
+use crabbox_machine::lease::find::Purpose;
 use crabbox_machine::lease::logs::Source;
 use crabbox_machine::lifecycle::release::{Decision, Released};
 use crabbox_machine::protocol::Stage;
@@ -68,6 +68,11 @@ pub trait Provider: fmt::Debug {
     /// file.
     fn console(&self, _: &Lease) -> Option<OpenLog> {
         None
+    }
+
+    /// Whether looking at `lease` goes over the network, and must not be repeated many times a second.
+    fn is_far(&self, lease: &Lease) -> bool {
+        lease.kvm_host.is_some()
     }
 
     /// The end of a log of the lease that `text` names, if it is on another machine; `None` if the log is a local file.
@@ -152,13 +157,13 @@ pub struct Away {
     pub error: LeaseError,
 }
 
-/// A lease directory whose record cannot be read or is invalid.
+/// A lease whose record or claim cannot be read or is invalid.
 #[derive(Debug)]
 pub struct Unusable {
-    /// The directory's name, most likely a lease id.
+    /// The name of the record's directory or of the claim, most likely a lease id.
     pub name: String,
     /// Why it cannot be used.
-    pub error: ResolveError,
+    pub error: LeaseError,
 }
 
 /// Progress while a lease is acquired.

@@ -24,7 +24,7 @@ use crate::filter::{Filter, Verdict};
 use crate::git::{Contents, git, whole_message};
 use crate::manifest::{Manifest, ManifestError, Scope, read_ignore_file};
 use only::is_below;
-pub use only::{Only, Outside};
+pub use only::{Only, OnlyError};
 
 /// The action for a local file.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -19,6 +19,9 @@ use crate::sync::{self, Repo, SyncError};
 /// How often to check if the system has no watches left.
 const BLIND: Duration = Duration::from_secs(2);
 
+/// How many times the debounce to wait at most while events keep coming: files that a sync ignores may be written all the time.
+const RESTLESS: u32 = 10;
+
 /// Why it cannot be watched.
 #[derive(Debug, thiserror::Error)]
 pub enum WatchError {
@@ -85,7 +88,8 @@ impl<'a> Watched<'a> {
         Ok(watched)
     }
 
-    /// Waits until the tree differs from the last one and was left alone for `debounce`; at most `limit` in total.
+    /// Waits until the tree differs from the last one and was left alone for `debounce`, or for [`RESTLESS`] times that after the first event; at most
+    /// `limit` in total.
     pub fn wait(
         &mut self,
         debounce: Duration,
@@ -112,15 +116,28 @@ impl<'a> Watched<'a> {
                 Woken::Cancelled => return Ok(Change::Cancelled),
                 Woken::Timeout => look = self.is_blind,
                 Woken::Change => {
-                    loop {
-                        match self.events(debounce, cancel)? {
-                            Woken::Cancelled => return Ok(Change::Cancelled),
-                            Woken::Timeout => break,
-                            Woken::Change => {}
-                        }
+                    if self.settle(debounce, end, cancel)? == Woken::Cancelled {
+                        return Ok(Change::Cancelled);
                     }
                     look = true;
                 }
+            }
+        }
+    }
+
+    /// Waits until there was no event for `debounce`, for a bounded time, and not beyond `end`.
+    fn settle(
+        &mut self,
+        debounce: Duration,
+        end: Instant,
+        cancel: BorrowedFd<'_>,
+    ) -> Result<Woken, WatchError> {
+        let until = end.min(Instant::now() + debounce.saturating_mul(RESTLESS));
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            match self.events(debounce.min(left), cancel)? {
+                Woken::Change if !left.is_zero() => {}
+                woken => return Ok(woken),
             }
         }
     }
@@ -189,11 +206,25 @@ mod tests {
     use std::fs;
     use std::os::fd::AsFd as _;
     use std::os::unix::net::UnixStream;
+    use std::path::Path;
+    use std::sync::atomic::{AtomicBool, Ordering};
 
-    use crabbox_core::config::{Inputs, resolve};
+    use crabbox_core::config::{Inputs, Settings, resolve};
     use crabbox_host::command::Cmd;
 
     use super::*;
+
+    fn settings(root: &Path) -> Settings {
+        let resolved = resolve(&Inputs {
+            files: &[],
+            environment: &|_| None,
+            flags: &[],
+            home: None,
+            cwd: root,
+            user_file: None,
+        });
+        resolved.unwrap().settings
+    }
 
     #[test]
     fn only_what_a_sync_would_bring_counts() {
@@ -201,16 +232,7 @@ mod tests {
         let root = dir.path();
         Cmd::new("git").args(["init", "-q"]).cwd(root).run().unwrap();
         fs::write(root.join(".gitignore"), "ignored\n").unwrap();
-        let settings = resolve(&Inputs {
-            files: &[],
-            environment: &|_| None,
-            flags: &[],
-            home: None,
-            cwd: root,
-            user_file: None,
-        })
-        .unwrap()
-        .settings;
+        let settings = settings(root);
         let repo = sync::look(root).unwrap();
         let mut watched = Watched::new(&repo, &settings.sync).unwrap();
         let (cancel, other) = UnixStream::pair().unwrap();
@@ -235,5 +257,34 @@ mod tests {
         assert_eq!(wait(short), Change::Idle);
         drop(other);
         assert_eq!(wait(long), Change::Cancelled);
+    }
+
+    #[test]
+    fn a_change_is_seen_while_an_ignored_file_beside_it_is_written_all_the_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path();
+        Cmd::new("git").args(["init", "-q"]).cwd(root).run().unwrap();
+        fs::write(root.join(".gitignore"), "*.log\n").unwrap();
+        let settings = settings(root);
+        let repo = sync::look(root).unwrap();
+        let mut watched = Watched::new(&repo, &settings.sync).unwrap();
+        let (cancel, _other) = UnixStream::pair().unwrap();
+        let is_over = AtomicBool::new(false);
+        std::thread::scope(|threads| {
+            threads.spawn(|| {
+                while !is_over.load(Ordering::Relaxed) {
+                    fs::write(root.join("build.log"), "x").unwrap();
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+            });
+            let mut wait = |limit| watched.wait(Duration::from_millis(100), limit, cancel.as_fd());
+            let (started, limit) = (Instant::now(), Duration::from_secs(10));
+            let idle = wait(Duration::from_millis(300));
+            fs::write(root.join("source"), "x").unwrap();
+            let changed = wait(limit);
+            is_over.store(true, Ordering::Relaxed);
+            assert_eq!((idle.unwrap(), changed.unwrap()), (Change::Idle, Change::Changed));
+            assert!(started.elapsed() < limit, "{:?}", started.elapsed());
+        });
     }
 }

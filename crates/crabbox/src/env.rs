@@ -26,9 +26,12 @@ pub(crate) struct Env {
 /// Why the directories of configuration and state cannot be determined.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum EnvError {
-    /// There is no home.
-    #[error("neither $XDG_CONFIG_HOME nor $HOME are defined")]
-    NoHome,
+    /// There is no home, and nothing that names the directory instead.
+    #[error("neither ${variable} nor $HOME are defined")]
+    NoHome {
+        /// The variable that would name it.
+        variable: &'static str,
+    },
     /// An XDG variable holds a relative path, which would make state depend on the current directory.
     #[error("path in ${variable} is relative: {}", .path.display())]
     Relative {
@@ -49,7 +52,7 @@ impl Fault for EnvError {
 
     fn hints(&self) -> Vec<String> {
         match self {
-            Self::NoHome => vec!["set HOME to your home directory".to_owned()],
+            Self::NoHome { .. } => vec!["set HOME to your home directory".to_owned()],
             Self::Relative { variable, .. } => {
                 vec![format!("set {variable} to an absolute path, or unset it")]
             }
@@ -145,17 +148,11 @@ impl Env {
 
     /// The directories of configuration, state and caches; without `XDG_STATE_HOME` the state is below the configuration, as in the Go program.
     pub(crate) fn places(&self) -> Result<Places, EnvError> {
-        let config = self
-            .base("XDG_CONFIG_HOME", ".config")?
-            .ok_or(EnvError::NoHome)?
-            .join("crabbox");
+        let config = self.config()?;
         let state = self
             .xdg("XDG_STATE_HOME")?
             .map_or_else(|| config.join("state"), |base| base.join("crabbox"));
-        let cache = self
-            .base("XDG_CACHE_HOME", ".cache")?
-            .ok_or(EnvError::NoHome)?
-            .join("crabbox");
+        let cache = self.base("XDG_CACHE_HOME", ".cache")?.join("crabbox");
         let registry = self.registry(&config, crabbox_host::process::is_root())?;
         Ok(Places {
             state,
@@ -177,15 +174,19 @@ impl Env {
         }))
     }
 
-    /// The user's configuration file.
+    /// The user's configuration file. State and caches have no say in where it is.
     pub(crate) fn user_config(&self) -> Result<PathBuf, EnvError> {
-        Ok(self.places()?.config.join("config.yaml"))
+        Ok(self.config()?.join("config.yaml"))
     }
 
-    fn base(&self, variable: &'static str, below_home: &str) -> Result<Option<PathBuf>, EnvError> {
-        Ok(self
-            .xdg(variable)?
-            .or_else(|| self.home().map(|home| home.join(below_home))))
+    fn config(&self) -> Result<PathBuf, EnvError> {
+        Ok(self.base("XDG_CONFIG_HOME", ".config")?.join("crabbox"))
+    }
+
+    fn base(&self, variable: &'static str, below_home: &str) -> Result<PathBuf, EnvError> {
+        self.xdg(variable)?
+            .or_else(|| self.home().map(|home| home.join(below_home)))
+            .ok_or(EnvError::NoHome { variable })
     }
 
     fn xdg(&self, variable: &'static str) -> Result<Option<PathBuf>, EnvError> {
@@ -228,6 +229,20 @@ mod tests {
     }
 
     #[test]
+    fn the_user_s_file_needs_nothing_but_the_directory_of_the_configuration() {
+        let file = |variables: &[(&str, &str)]| Env::for_test(Path::new("/"), variables).user_config();
+        let config = ("XDG_CONFIG_HOME", "/c");
+        for variables in [
+            &[config][..],
+            &[config, ("XDG_CACHE_HOME", "relative")],
+            &[config, ("HOME", "/h"), ("XDG_STATE_HOME", "relative")],
+        ] {
+            assert_eq!(file(variables).unwrap(), Path::new("/c/crabbox/config.yaml"));
+        }
+        assert!(file(&[("HOME", "/h"), ("XDG_CONFIG_HOME", "relative")]).is_err());
+    }
+
+    #[test]
     fn every_state_directory_of_root_has_one_registry_unless_the_variable_says_otherwise() {
         let registry = |variables: &[(&str, &str)], root| {
             Env::for_test(Path::new("/"), variables)
@@ -249,8 +264,13 @@ mod tests {
 
     #[test]
     fn a_missing_home_and_relative_bases_are_refused() {
-        assert!(matches!(places(&[]), Err(EnvError::NoHome)));
-        assert!(matches!(places(&[("HOME", "")]), Err(EnvError::NoHome)));
+        let lacks = |variables: &[(&str, &str)]| match places(variables) {
+            Err(EnvError::NoHome { variable }) => variable,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(lacks(&[]), "XDG_CONFIG_HOME");
+        assert_eq!(lacks(&[("HOME", "")]), "XDG_CONFIG_HOME");
+        assert_eq!(lacks(&[("XDG_CONFIG_HOME", "/c")]), "XDG_CACHE_HOME");
         for name in ["XDG_STATE_HOME", "CRABBOX_REGISTRY_DIR"] {
             let relative = places(&[("HOME", "/h"), (name, "state")]);
             assert!(

@@ -1,7 +1,7 @@
 //! Go's `flag` rules in front of clap.
 //!
-//! `-x` and `--x` are the same, booleans are switched off with `=false`, the last of a repeated flag wins, a text flag with an empty value counts as
-//! not given, and flags stop at the first positional argument or `--`. This module rewrites an argument vector so that clap cannot read it differently:
+//! `-x` and `--x` are the same, the last of a repeated flag wins, a switch that is off (`=false`) and a text flag with an empty value count as not
+//! given, and flags stop at the first positional argument or `--`. This module rewrites an argument vector so that clap cannot read it differently:
 //! every flag as `--name=value`, then `--`, then the positionals. It must never let an unknown flag pass as part of a command.
 
 use std::any::TypeId;
@@ -16,7 +16,8 @@ use crabbox_core::fault::{Fault, Kind};
 use crate::will_not;
 
 /// Commands (by path) that take flags after positionals too: those for which the Go program does, `providers describe` and `providers recommend`,
-/// whose usage there puts flags last, and this program's own `config explain`.
+/// whose usage there puts flags last, `ports`, whose usage here does, and this program's own `config explain`. So do all of its own commands that
+/// take any number of words ([`takes_any_words`]).
 const INTERSPERSED: &[&[&str]] = &[
     &["ssh"],
     &["connect"],
@@ -25,6 +26,7 @@ const INTERSPERSED: &[&[&str]] = &[
     &["providers", "sizes"],
     &["providers", "describe"],
     &["providers", "recommend"],
+    &["ports"],
     &["config", "explain"],
 ];
 
@@ -271,10 +273,11 @@ pub(crate) fn normalise(argv: &[OsString], root: &Command) -> Result<Vec<OsStrin
     if needs_subcommand {
         return Err(group_stop(command, path, rest.first()));
     }
+    let is_of_go = path.first().is_some_and(|name| OF_GO.contains(&name.as_str()));
     let flags = Flags {
         command,
-        interspersed: is_interspersed(&path),
-        is_of_go: path.first().is_some_and(|name| OF_GO.contains(&name.as_str())),
+        interspersed: is_interspersed(&path) || (!is_of_go && takes_any_words(command)),
+        is_of_go,
     };
     match flags.split(rest) {
         Ok((given, positionals)) => {
@@ -359,6 +362,13 @@ fn is_interspersed(path: &[String]) -> bool {
         .any(|known| path.len() >= known.len() && known.iter().zip(path).all(|(a, b)| a == b))
 }
 
+/// Whether the command takes any number of words that are not another program's command line. A flag after the first of them would be taken for one
+/// more: `pull PATH --dry-run` would bring files.
+fn takes_any_words(command: &Command) -> bool {
+    let mut words = command.get_positionals();
+    words.any(|arg| matches!(arg.get_action(), ArgAction::Append) && !arg.is_trailing_var_arg_set())
+}
+
 struct Flags<'a> {
     command: &'a Command,
     interspersed: bool,
@@ -409,9 +419,14 @@ impl Flags<'_> {
         Ok((given.into_iter().map(|(_, flag)| flag).collect(), positionals))
     }
 
-    /// Whether the flag counts as not given. In Go a text flag that is not given is empty, so an empty value cannot be told from it. The flags
-    /// of configuration keys are excepted: there an empty value replaces that of a file.
+    /// Whether the flag counts as not given. In Go a text flag that is not given is empty and a switch is off, so such a value cannot be told from it.
+    /// The flags of configuration keys are excepted: there the value replaces that of a file.
     fn says_nothing(&self, arg: &Arg, value: &OsStr) -> bool {
+        // Those of keys have no default, and a switch that is on unless it is switched off has another.
+        if is_boolean(arg) {
+            let is_off = matches!(arg.get_default_values(), [default] if default == "false");
+            return value == "false" && is_off;
+        }
         let name = arg.get_long().unwrap_or_default();
         if name == "id" {
             // As in the Go program, a blank lease counts as absent.

@@ -108,18 +108,17 @@ pub(crate) fn load_with(
 ) -> Result<Loaded, SettingsError> {
     let cwd = env.cwd()?;
     let repository = forms(repository_root(cwd));
-    let (user_file, named) = (env.user_config(), env.os(CONFIG_VARIABLE));
-    let paths: Vec<PathBuf> = if let Some(path) = named {
-        vec![cwd.join(expand_home(Path::new(path), env.home()))]
+    let user_file = user_file(env)?;
+    let named = named_path(env);
+    let paths: Vec<PathBuf> = if let Some(path) = &named {
+        vec![cwd.join(path)]
     } else {
-        let user = user_file.as_ref().ok().cloned();
-        user.into_iter()
-            .chain(REPOSITORY_FILES.map(|name| cwd.join(name)))
-            .collect()
+        let user = user_file.iter().cloned();
+        user.chain(REPOSITORY_FILES.map(|name| cwd.join(name))).collect()
     };
     let (mut files, mut notices, mut faults) = (Vec::new(), environment_notices(env), Vec::new());
     for path in paths {
-        let is_repositorys = named.is_none() && user_file.as_ref().ok() != Some(&path);
+        let is_repositorys = named.is_none() && user_file.as_ref() != Some(&path);
         if is_repositorys && leads_out(&path, &repository) {
             notices.push(format!(
                 "{} is ignored: it is a symbolic link that leads out of the repository",
@@ -127,13 +126,7 @@ pub(crate) fn load_with(
             ));
             continue;
         }
-        let file = forms(path.clone());
-        let layer = classify(&FileFacts {
-            file: &file,
-            user_file: user_file.as_deref().ok(),
-            named_by_environment: named.is_some(),
-            repository: &repository,
-        });
+        let layer = layer(&path, named.is_some(), user_file.as_deref(), &repository);
         let may_stream = named.is_some() && layer == Layer::UserFile;
         let text = match read(&path, may_stream) {
             Err(fault) if is_repositorys => {
@@ -164,13 +157,61 @@ pub(crate) fn load_with(
         flags,
         home: env.home(),
         cwd,
-        user_file: user_file.as_deref().ok(),
+        user_file: user_file.as_deref(),
     })?;
     faults.extend(resolution.faults.iter().cloned().map(SettingsError::from));
     Ok(Loaded {
         resolution,
         notices,
         faults,
+    })
+}
+
+/// A file that [`CONFIG_VARIABLE`] names.
+#[derive(Debug)]
+pub(crate) struct NamedFile {
+    /// The file.
+    pub(crate) path: PathBuf,
+    /// Whether another current directory would make it another file.
+    pub(crate) is_relative: bool,
+    /// How far it is trusted here.
+    pub(crate) layer: Layer,
+}
+
+/// The file that [`CONFIG_VARIABLE`] names, if any, whether it exists or not.
+pub(crate) fn named_file(env: &Env) -> Result<Option<NamedFile>, SettingsError> {
+    let Some(named) = named_path(env) else {
+        return Ok(None);
+    };
+    let cwd = env.cwd()?;
+    let path = cwd.join(&named);
+    let repository = forms(repository_root(cwd));
+    Ok(Some(NamedFile {
+        layer: layer(&path, true, user_file(env)?.as_deref(), &repository),
+        is_relative: named.is_relative(),
+        path,
+    }))
+}
+
+fn named_path(env: &Env) -> Option<PathBuf> {
+    env.os(CONFIG_VARIABLE)
+        .map(|path| expand_home(Path::new(path), env.home()))
+}
+
+/// The user's file; without a home it is not needed where another file is named.
+fn user_file(env: &Env) -> Result<Option<PathBuf>, EnvError> {
+    match env.user_config() {
+        Err(EnvError::NoHome { .. }) if env.os(CONFIG_VARIABLE).is_some() => Ok(None),
+        found => found.map(Some),
+    }
+}
+
+fn layer(path: &Path, is_named: bool, user_file: Option<&Path>, repository: &PathForms) -> Layer {
+    classify(&FileFacts {
+        file: &forms(path.to_owned()),
+        user_file,
+        named_by_environment: is_named,
+        repository,
     })
 }
 

@@ -193,7 +193,7 @@ impl KvmHost {
     }
 
     /// What SSH connects to: the host itself, or its gateway.
-    pub(crate) fn gateway(&self) -> Self {
+    pub fn gateway(&self) -> Self {
         Self {
             node: None,
             ..self.clone()

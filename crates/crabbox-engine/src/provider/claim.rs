@@ -1,6 +1,7 @@
 //! Claims a lease for a repository: the claim is updated under the claims' lock.
 //!
-//! Another repository's claim is never taken over without being asked to.
+//! Another repository's claim is never taken over without being asked to, and the claim of a lease that was released since it was resolved is never
+//! made again.
 
 use std::path::Path;
 
@@ -31,6 +32,9 @@ pub(crate) fn claim_as<E: From<TouchError>>(
     let now = timestamp::rfc3339(clock::unix_seconds());
     let port = lease.target.as_ref().map_or(22, |target| i64::from(target.port));
     let claim = claims::update::<Refusal<E>>(places, &lease.id, |standing| {
+        if lease.is_claimed && standing.is_none() {
+            return Err(TouchError::Ended { id: lease.id.clone() }.into());
+        }
         if let Some(held) = standing
             && !reclaim
             && !held.repo_root.is_empty()
@@ -83,5 +87,44 @@ impl<E: From<TouchError>> From<ClaimError> for Refusal<E> {
 impl<E: From<TouchError>> From<TouchError> for Refusal<E> {
     fn from(error: TouchError) -> Self {
         Self(error.into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crabbox_core::fault::{Fault as _, Kind};
+    use crabbox_core::labels::Labels;
+    use crabbox_core::state::LeaseState;
+
+    use super::*;
+
+    #[test]
+    fn the_claim_of_a_lease_that_was_released_meanwhile_is_not_made_again() {
+        let root = tempfile::tempdir().unwrap();
+        let places = Places::below(root.path());
+        let mut lease = Lease {
+            id: "cbx_000000000001".to_owned(),
+            slug: "jade-krill".to_owned(),
+            name: "crabbox-jade-krill".to_owned(),
+            cloud_id: "crabbox-jade-krill".to_owned(),
+            provider: "firecracker",
+            server_type: "microvm".to_owned(),
+            state: LeaseState::Ready,
+            labels: Labels::new(),
+            kvm_host: None,
+            address: String::new(),
+            target: None,
+            work_root: "/work".to_owned(),
+            is_claimed: false,
+            unjailed: false,
+        };
+        let repo = Path::new("/r");
+        claim(&places, &lease, repo, false).unwrap();
+        lease.is_claimed = true;
+        claim(&places, &lease, repo, false).unwrap();
+        claims::remove(&places, &lease.id, None).unwrap();
+        let refused = claim(&places, &lease, repo, true).unwrap_err();
+        assert_eq!(refused.kind(), Kind::NotFound, "{refused}");
+        assert!(claims::read(&places, &lease.id).unwrap().is_none());
     }
 }

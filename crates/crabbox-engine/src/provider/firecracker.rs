@@ -345,7 +345,11 @@ impl Provider for Firecracker {
     }
 
     fn claim(&self, lease: &Lease, repo: &Path, reclaim: bool) -> Result<(), LeaseError> {
-        claim::claim(&self.engine.places, lease, repo, reclaim)?;
+        let places = &self.engine.places;
+        // A lease of this machine need not have been claimed before, so only its record tells whether it still exists.
+        touch::while_it_stands(places, &lease.id, || {
+            claim::claim(places, lease, repo, reclaim).map(|_| ())
+        })?;
         Ok(())
     }
 

@@ -35,6 +35,9 @@ pub struct Lease {
     pub target: Option<Target>,
     /// Directory under which trees are synced.
     pub work_root: String,
+    /// Whether it was seen with a claim when it was resolved. Such a lease is not claimed anew once its claim is gone: somebody has released it since.
+    /// A listing does not look for claims.
+    pub is_claimed: bool,
     /// Whether its VMM runs as root, without a jail.
     pub unjailed: bool,
 }

@@ -179,6 +179,7 @@ impl Remote {
             state: LeaseState::from(told.state.as_str()),
             labels: told.labels,
             kvm_host: Some(host.clone()),
+            is_claimed: false,
             address: if told.has_address {
                 id.clone()
             } else {
@@ -364,13 +365,14 @@ impl Provider for Remote {
         } else {
             Aim::Look
         };
-        let lease = match self.resolve_there(&host, name, aim) {
+        let mut lease = match self.resolve_there(&host, name, aim) {
             Ok(lease) => lease,
             Err(error) => match self.lost(&host, claim.as_deref(), &error) {
                 Some(how) => return Err(RemoteError::lost(name, &host, &how, error).into()),
                 None => return Err(error),
             },
         };
+        lease.is_claimed = claim.is_some();
         if purpose == Purpose::Use && lease.target.is_none() {
             let id = lease.id;
             return Err(RemoteError::KeyElsewhere { id, host }.into());
@@ -532,6 +534,8 @@ impl Provider for Remote {
             id: id.to_string(),
             name: crabbox_host::console::harmless(&name),
             host: None,
+            // Without its claim, a lease behind a gateway is found through that.
+            kvm_host: Some(host.gateway().to_string()),
             kept: kept.map(|path| crabbox_host::console::harmless(&path).into()),
         })
     }

@@ -22,6 +22,7 @@ use crabbox_core::labels::{self, Labels};
 use crabbox_core::state::LeaseState;
 use crabbox_core::timestamp;
 use crabbox_host::clock;
+use crabbox_host::private_dir::PrivateDir;
 use crabbox_host::signals::Interrupts;
 use crabbox_machine::context::Engine;
 use crabbox_machine::lease::find::{NameError, Purpose};
@@ -42,7 +43,7 @@ use crate::provider::claim;
 use crate::provider::error::LeaseError;
 use crate::provider::lease::Lease;
 use crate::provider::terms::Terms;
-use crate::provider::{AcquiredLease, Ending, Leases, Notice, Provider};
+use crate::provider::{AcquiredLease, Ending, Leases, Notice, Provider, Unusable};
 
 /// The provider's name, as claims have it.
 const NAME: &str = Which::Ssh.name();
@@ -99,10 +100,7 @@ impl StaticHost {
     /// The configured host, with what its claim remembers.
     fn configured(&self, claims: &[Claim]) -> Result<Host, StaticError> {
         let host = Host::new(&self.settings, &self.engine.places, None)?;
-        let of_it = claims
-            .iter()
-            .find(|claim| claim.static_host == host.address && claim.lease_id == host.id);
-        match of_it {
+        match claim_of(&host, claims) {
             None => Ok(host),
             claim => Host::new(&self.settings, &self.engine.places, claim),
         }
@@ -148,6 +146,22 @@ impl StaticHost {
     fn lease(&self, host: &Host) -> Result<Lease, StaticError> {
         host.lease(&self.settings, &self.engine.control_dir()?)
     }
+
+    /// The configured host, which is listed even if it is unclaimed, as in the Go program.
+    fn unclaimed(&self, host: &Host, control_dir: &PrivateDir) -> Result<Leases, StaticError> {
+        let mut lease = host.lease(&self.settings, control_dir)?;
+        lease.state = LeaseState::Active;
+        Ok(Leases {
+            leases: vec![lease],
+            ..Leases::default()
+        })
+    }
+}
+
+/// The claim of the configured host.
+fn claim_of<'a>(host: &Host, claims: &'a [Claim]) -> Option<&'a Claim> {
+    let mut claims = claims.iter();
+    claims.find(|claim| claim.static_host == host.address && claim.lease_id == host.id)
 }
 
 /// The claim that `text` names.
@@ -228,6 +242,8 @@ impl Provider for StaticHost {
             lease.state = LeaseState::Ready;
             labels::set_state(&mut lease.labels, &LeaseState::Ready);
         }
+        // Whoever asks for the host gets it, also when its previous lease was released just now.
+        lease.is_claimed = false;
         self.claim(&lease, repo, new.reclaim)?;
         let micros = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
         Ok(AcquiredLease {
@@ -256,31 +272,48 @@ impl Provider for StaticHost {
         None
     }
 
+    fn is_far(&self, _: &Lease) -> bool {
+        true
+    }
+
     fn list(&self) -> Result<Leases, LeaseError> {
         let claims = self.claims()?;
-        let hosts = match self.configured(&claims) {
+        let control_dir = self.engine.control_dir().map_err(StaticError::from)?;
+        let of_hosts: Vec<&Claim> = match Host::new(&self.settings, &self.engine.places, None) {
             // Without a configured host, list the claimed ones.
             Err(StaticError::NoHost { .. }) if claims.iter().any(|claim| !claim.static_host.is_empty()) => {
                 claims
                     .iter()
                     .filter(|claim| !claim.static_host.is_empty())
-                    .map(|claim| Host::new(&self.settings, &self.engine.places, Some(claim)))
-                    .collect::<Result<Vec<_>, _>>()?
+                    .collect()
             }
-            configured => vec![configured?],
+            configured => {
+                let host = configured?;
+                match claim_of(&host, &claims) {
+                    Some(claim) => vec![claim],
+                    None => return Ok(self.unclaimed(&host, &control_dir)?),
+                }
+            }
         };
-        let leases = hosts.iter().map(|host| {
-            let mut lease = self.lease(host)?;
-            // List the configured host even if it is unclaimed, as the Go program does.
-            if !host.is_claimed() {
-                lease.state = LeaseState::Active;
+        let mut all = Leases::default();
+        for claim in of_hosts {
+            let host = Host::new(&self.settings, &self.engine.places, Some(claim));
+            match host.and_then(|host| host.lease(&self.settings, &control_dir)) {
+                Ok(mut lease) => {
+                    if !lease.is_claimed {
+                        lease.state = LeaseState::Active;
+                    }
+                    all.leases.push(lease);
+                }
+                // The settings are at fault, not the claim.
+                Err(error @ StaticError::Key { .. }) => return Err(error.into()),
+                Err(error) => all.unusable.push(Unusable {
+                    name: claim.lease_id.clone(),
+                    error: error.into(),
+                }),
             }
-            Ok::<_, StaticError>(lease)
-        });
-        Ok(Leases {
-            leases: leases.collect::<Result<_, _>>()?,
-            ..Leases::default()
-        })
+        }
+        Ok(all)
     }
 
     fn claim(&self, lease: &Lease, repo: &Path, reclaim: bool) -> Result<(), LeaseError> {
@@ -339,6 +372,7 @@ impl Provider for StaticHost {
                 id: host.id,
                 name: host.name,
                 host: Some(host.address),
+                kvm_host: None,
                 kept: None,
             });
         };
@@ -352,6 +386,7 @@ impl Provider for StaticHost {
             id: claim.lease_id.clone(),
             name: claim.lease_id.clone(),
             host: Some(claim.static_host.clone()),
+            kvm_host: None,
             kept: None,
         })
     }

@@ -147,6 +147,8 @@ pub struct Released {
     pub name: String,
     /// The host, for provider `ssh`.
     pub host: Option<String>,
+    /// The KVM host that it was on, as `firecracker.host` names it; `None` if that is this machine.
+    pub kvm_host: Option<String>,
     /// The directory that is kept with its disk (`deleteOnRelease: false`).
     pub kept: Option<PathBuf>,
 }
@@ -166,6 +168,7 @@ pub fn stop(engine: &Engine, text: &str, discard: bool) -> Result<Released, Rele
             id: found.id,
             name,
             host: None,
+            kvm_host: None,
             kept: None,
         });
     };
@@ -189,6 +192,7 @@ pub fn stop(engine: &Engine, text: &str, discard: bool) -> Result<Released, Rele
         id: id.to_string(),
         name,
         host: None,
+        kvm_host: None,
         kept,
     })
 }

@@ -21,17 +21,23 @@ struct Named {
     path: Vec<u8>,
 }
 
-/// A path outside the tree.
+/// Why a path cannot narrow a pull.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
-#[error("{given:?} is not below {}", root.display())]
-pub struct Outside {
-    /// The path as it was given.
-    pub given: String,
-    /// The root of the tree.
-    pub root: PathBuf,
+pub enum OnlyError {
+    /// It is outside the tree.
+    #[error("{given:?} is not below {}", root.display())]
+    Outside {
+        /// The path as it was given.
+        given: String,
+        /// The root of the tree.
+        root: PathBuf,
+    },
+    /// It is empty, most likely by mistake, and would mean everything.
+    #[error("a path is empty; `.` is the whole repository")]
+    Empty,
 }
 
-impl Fault for Outside {
+impl Fault for OnlyError {
     fn kind(&self) -> Kind {
         Kind::Usage
     }
@@ -43,9 +49,12 @@ impl Fault for Outside {
 
 impl Only {
     /// The paths `given`, each relative to `root` or absolute, with `.` and `..` resolved as text.
-    pub fn new(root: &Path, given: &[String]) -> Result<Self, Outside> {
+    pub fn new(root: &Path, given: &[String]) -> Result<Self, OnlyError> {
         let named = |given: &String| {
-            let path = below(root, Path::new(given)).ok_or_else(|| Outside {
+            if given.is_empty() {
+                return Err(OnlyError::Empty);
+            }
+            let path = below(root, Path::new(given)).ok_or_else(|| OnlyError::Outside {
                 given: given.clone(),
                 root: root.to_owned(),
             })?;
@@ -106,7 +115,7 @@ pub(super) fn is_below(path: &[u8], dir: &[u8]) -> bool {
 mod tests {
     use super::*;
 
-    fn only(root: &Path, given: &[&str]) -> Result<Only, Outside> {
+    fn only(root: &Path, given: &[&str]) -> Result<Only, OnlyError> {
         let given: Vec<String> = given.iter().map(ToString::to_string).collect();
         Only::new(root, &given)
     }
@@ -125,6 +134,14 @@ mod tests {
             assert_eq!(only.wants(path.as_bytes()), wanted, "{path}");
         }
         assert!(Only::default().wants(b"anything"));
+    }
+
+    #[test]
+    fn an_empty_path_is_refused_instead_of_being_everything() {
+        assert_eq!(
+            only(Path::new("/r/repo"), &["src", ""]).unwrap_err(),
+            OnlyError::Empty
+        );
     }
 
     #[test]
@@ -168,7 +185,11 @@ mod tests {
             "/",
         ] {
             let refused = only(root, &["sub", outside]).unwrap_err();
-            assert_eq!(refused.given, outside);
+            let given = |error| match error {
+                OnlyError::Outside { given, .. } => given,
+                OnlyError::Empty => String::new(),
+            };
+            assert_eq!(given(refused), outside);
         }
     }
 

@@ -157,13 +157,8 @@ pub(crate) struct DoctorArgs {
     /// Look at every provider, not at the one that is chosen
     #[arg(long, conflicts_with = "id")]
     pub(crate) all: bool,
-    /// The providers that --all looks at, with commas between them
-    #[arg(
-        long,
-        value_name = "NAMES",
-        default_value = "firecracker,ssh",
-        value_delimiter = ','
-    )]
+    /// With --all: only these providers, with commas between them
+    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     pub(crate) providers: Vec<String>,
     /// Look at the Slurm configuration of the fleet that this host belongs to, and at nothing else
     #[arg(long, conflicts_with_all = ["id", "all", "probe", "prepare_check", "doctor_probe_ssh"])]

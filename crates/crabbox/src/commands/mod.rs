@@ -96,7 +96,7 @@ fn help(path: &[OsString], printer: &Printer) -> Result<Exit, CommandError> {
     let text = command.render_help().ansi().to_string();
     // Short and long help are the same here.
     let text = text.replace("Print help (see more with '--help')", "Print help");
-    printer.line(text.trim_end());
+    printer.lines(text.trim_end());
     Ok(Exit::SUCCESS)
 }
 

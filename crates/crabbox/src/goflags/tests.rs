@@ -11,6 +11,7 @@ fn boolean(name: &'static str) -> Arg {
         .action(ArgAction::Set)
         .num_args(0..=1)
         .require_equals(true)
+        .default_value("false")
 }
 
 fn tree() -> Command {
@@ -156,11 +157,43 @@ fn booleans_never_take_the_next_word() {
         &["run", "--keep", "false"],
         &["run", "--keep=true", "--", "false"],
     );
-    ok(&["run", "-keep=F"], &["run", "--keep=false", "--"]);
+    ok(&["run", "-keep=T"], &["run", "--keep=true", "--"]);
     stops(
         &["run", "--keep=maybe"],
         "invalid boolean value \"maybe\" for -keep: parse error",
     );
+}
+
+#[test]
+fn a_switch_that_is_off_is_as_good_as_no_flag() {
+    ok(&["run", "-keep=F"], &["run", "--"]);
+    ok(&["run", "--keep", "--keep=0"], &["run", "--"]);
+    ok(&["run", "--keep=0", "--keep"], &["run", "--keep=true", "--"]);
+    let parsed = |words: &[&str]| {
+        let argv: Vec<OsString> = std::iter::once(&"crabbox").chain(words).map(Into::into).collect();
+        crate::args::parse(&argv)
+    };
+    for words in [
+        &["status", "--wait=false", "--watch", "x"][..],
+        &["status", "--wait", "--watch=false", "x"],
+        &["doctor", "--fleet", "--probe=false", "--all=false"],
+        &["doctor", "--fleet=false", "--probe"],
+        &["proof", "--check", "x", "--yes=false"],
+    ] {
+        assert!(parsed(words).is_ok(), "{words:?}");
+    }
+    assert!(parsed(&["status", "--wait", "--watch", "x"]).is_err());
+    // On unless switched off, and a key of the configuration, where it replaces a file's.
+    let Ok(crate::args::Command::Warmup(args)) = parsed(&["warmup", "--keep=false"]) else {
+        panic!("it is warmup");
+    };
+    assert!(!args.keep);
+    let Ok(crate::args::Command::Stop(args)) =
+        parsed(&["stop", "--firecracker-delete-on-release=false", "x"])
+    else {
+        panic!("it is stop");
+    };
+    assert_eq!(args.keys.values.len(), 1);
 }
 
 #[test]
@@ -177,6 +210,52 @@ fn flags_stop_at_the_first_positional_and_at_two_dashes() {
 fn some_commands_take_flags_after_positionals() {
     ok(&["ssh", "blue", "--id", "x"], &["ssh", "--id=x", "--", "blue"]);
     ok(&["ssh", "blue", "--", "--id"], &["ssh", "--", "blue", "--id"]);
+}
+
+#[test]
+fn no_flag_is_taken_for_one_of_any_number_of_words() {
+    let root = crate::args::command();
+    let normalised = |words: &[&str]| {
+        let argv: Vec<OsString> = std::iter::once(&"crabbox").chain(words).map(Into::into).collect();
+        let out = normalise(&argv, &root).unwrap();
+        out[1..]
+            .iter()
+            .map(|word| word.to_str().unwrap().to_owned())
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(
+        normalised(&["pull", "src", "--dry-run", "--id", "x", "--", "-odd"]),
+        ["pull", "--dry-run=true", "--id=x", "--", "src", "-odd"]
+    );
+    assert_eq!(
+        normalised(&["ports", "--id", "x", "list", "--json"]),
+        ["ports", "--id=x", "--json=true", "--", "list"]
+    );
+    // Every command with any number of words reads flags behind them, is the start of another command line, or counts them.
+    let counts = ["cp", "verify"];
+    let mut left: Vec<(Vec<String>, &Command)> = vec![(Vec::new(), &root)];
+    while let Some((path, command)) = left.pop() {
+        for below in command.get_subcommands() {
+            let path: Vec<String> = path
+                .iter()
+                .cloned()
+                .chain([below.get_name().to_owned()])
+                .collect();
+            left.push((path, below));
+        }
+        if takes_any_words(command) && !counts.contains(&path[0].as_str()) {
+            let words: Vec<&str> = path.iter().map(String::as_str).chain(["word", "-h"]).collect();
+            let argv: Vec<OsString> = std::iter::once(&"crabbox")
+                .chain(&words)
+                .map(Into::into)
+                .collect();
+            assert_eq!(
+                normalise(&argv, &root),
+                Err(Stop::Help(path.clone())),
+                "{words:?}"
+            );
+        }
+    }
 }
 
 #[test]

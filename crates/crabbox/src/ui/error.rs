@@ -75,7 +75,7 @@ impl CommandError {
             });
         }
         for line in lines(error.as_ref()) {
-            printer.note(line);
+            printer.notes(line);
         }
         for hint in &self.hints {
             printer.hint(hint);

@@ -76,6 +76,6 @@ impl io::Write for Note {
 impl Drop for Note {
     fn drop(&mut self) {
         let text = String::from_utf8_lossy(&self.text);
-        self.printer.note(text.trim_end());
+        self.printer.notes(text.trim_end());
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! Results go to standard output, progress and messages to standard error. A reader that went away (`| head`) is not a failure: further output is
 //! dropped, and the command continues to its end, because it may have a lease to give back. Our own messages may contain a name or text written by a
-//! repository or guest, which must never control or reorder the terminal.
+//! repository or guest, which must never control or reorder the terminal, nor begin a line: what prints a line prints one, whatever is in its text.
+//! Only texts whose line breaks are our own (usage, an error with its causes, a command to paste) go to the methods for several.
 
 use std::fmt::Display;
 use std::io::{self, IsTerminal, Write};
@@ -12,6 +13,7 @@ use anstream::ColorChoice;
 use anstyle::{AnsiColor, Effects, Style};
 use crabbox_engine::stage::Stage;
 use crabbox_host::console::harmless;
+use crabbox_host::terminal;
 
 use super::events::{Event, Pieces};
 use super::json::{self, Document, JsonError};
@@ -102,6 +104,12 @@ impl Printer {
         self.out.lock().map_or(true, |stream| stream.failure.is_some())
     }
 
+    /// Whether somebody may still read standard output, for commands that go on until their reader is gone: while there is nothing to write, no
+    /// failing write tells of it.
+    pub(crate) fn has_reader(&self) -> bool {
+        !self.is_deaf() && terminal::is_read()
+    }
+
     /// Whether a person watches standard error, so that progress may be drawn there.
     pub(crate) fn shows_progress(&self) -> bool {
         self.progress && !self.tells_events()
@@ -141,6 +149,13 @@ impl Printer {
         }
     }
 
+    /// The same of several lines.
+    pub(crate) fn details(&self, text: impl Display) {
+        if !self.is_brief() {
+            self.notes(text);
+        }
+    }
+
     /// An event for a program; a person gets other lines.
     pub(crate) fn event(&self, event: &Event<'_>) {
         if !self.tells_events() {
@@ -175,7 +190,12 @@ impl Printer {
 
     /// One line of result, on standard output.
     pub(crate) fn line(&self, text: impl Display) {
-        put_text(&self.out, None, &text);
+        put_text(&self.out, None, &harmless_line(&text));
+    }
+
+    /// Several lines of result, on standard output.
+    pub(crate) fn lines(&self, text: impl Display) {
+        put_text(&self.out, None, &harmless_lines(&text));
     }
 
     /// Raw bytes on standard output: the remote command's own.
@@ -185,22 +205,30 @@ impl Printer {
 
     /// One line on standard error.
     pub(crate) fn note(&self, text: impl Display) {
+        self.noted(&harmless_line(&text));
+    }
+
+    /// Several lines on standard error.
+    pub(crate) fn notes(&self, text: impl Display) {
+        self.noted(&harmless_lines(&text));
+    }
+
+    fn noted(&self, text: &str) {
         if self.tells_events() {
-            let text = harmless_lines(&text);
-            return self.event(&Event::Note { text: &text });
+            return self.event(&Event::Note { text });
         }
-        put_text(&self.err, None, &text);
+        put_text(&self.err, None, text);
     }
 
     /// A line on standard error that begins with `label`, one of this program's own words.
-    fn labelled(&self, colour: AnsiColor, label: &str, text: &impl Display) {
+    fn labelled(&self, colour: AnsiColor, label: &str, text: &str) {
         let style = colour.on_default().effects(Effects::BOLD);
         put_text(&self.err, Some((style, label)), text);
     }
 
     /// A line that begins with `hint:`, on standard error.
     pub(super) fn hint(&self, text: impl Display) {
-        self.labelled(AnsiColor::Cyan, "hint:", &text);
+        self.labelled(AnsiColor::Cyan, "hint:", &harmless_line(&text));
     }
 
     /// Raw bytes on standard error: the remote command's own.
@@ -213,11 +241,19 @@ impl Printer {
 
     /// A line that begins with `warning:`, on standard error.
     pub(crate) fn warn(&self, text: impl Display) {
+        self.warned_of(&harmless_line(&text));
+    }
+
+    /// The same of several lines.
+    pub(crate) fn warnings(&self, text: impl Display) {
+        self.warned_of(&harmless_lines(&text));
+    }
+
+    fn warned_of(&self, text: &str) {
         if self.tells_events() {
-            let text = harmless_lines(&text);
-            return self.event(&Event::Warning { text: &text });
+            return self.event(&Event::Warning { text });
         }
-        self.labelled(AnsiColor::Yellow, "warning:", &text);
+        self.labelled(AnsiColor::Yellow, "warning:", text);
     }
 
     /// The same, unless this process has already printed it: a command that runs others reads the same files several times.
@@ -258,9 +294,8 @@ impl Printer {
     }
 }
 
-/// One line of this program's own. Only the label may be coloured, because the text may come from anywhere.
-fn put_text(stream: &Mutex<Stream>, label: Option<(Style, &str)>, text: &impl Display) {
-    let text = harmless_lines(text);
+/// A text of this program's own, already harmless. Only the label may be coloured, because the text may come from anywhere.
+fn put_text(stream: &Mutex<Stream>, label: Option<(Style, &str)>, text: &str) {
     let coloured = stream.lock().is_ok_and(|stream| stream.coloured);
     let line = match label {
         Some((style, label)) if coloured => format!("{style}{label}{style:#} {text}\n"),
@@ -268,6 +303,11 @@ fn put_text(stream: &Mutex<Stream>, label: Option<(Style, &str)>, text: &impl Di
         None => format!("{text}\n"),
     };
     put(stream, line.as_bytes());
+}
+
+/// A text made safe for a terminal, on one line.
+fn harmless_line(text: &impl Display) -> String {
+    harmless(&text.to_string().replace('\n', " "))
 }
 
 /// A text of several lines, made safe for a terminal.
@@ -337,7 +377,7 @@ mod tests {
     fn a_foreign_name_in_a_text_of_ours_does_not_drive_the_terminal_and_our_label_keeps_its_colour() {
         let [err, out] = printed(|printer| {
             printer.line(FOREIGN);
-            printer.note(format_args!("one {FOREIGN}\n  two"));
+            printer.notes(format_args!("one {FOREIGN}\n  two"));
             printer.warn(FOREIGN);
             printer.hint(FOREIGN);
         });
@@ -347,6 +387,24 @@ mod tests {
             "one abc\u{fffd}de\n  two\n\u{1b}[1m\u{1b}[33mwarning:\u{1b}[0m abc\u{fffd}de\n\
              \u{1b}[1m\u{1b}[36mhint:\u{1b}[0m abc\u{fffd}de\n"
         );
+    }
+
+    #[test]
+    fn a_foreign_name_does_not_begin_a_line() {
+        let [err, out] = printed(|printer| {
+            printer.line("FAIL a\nPASS b\r\n\u{2028}\u{85}c");
+            printer.note("a\nkept b");
+            printer.warn("a\nb");
+            printer.hint("a\nb");
+            printer.warn_once("c\nd");
+        });
+        assert_eq!(out, "FAIL a PASS b \u{fffd}c\n");
+        assert_eq!(err.lines().count(), 4, "{err}");
+        let [err, _] = printed(|printer| {
+            printer.tell_events();
+            printer.note("a\nb");
+        });
+        assert_eq!(err, "{\"event\":\"note\",\"text\":\"a b\"}\n");
     }
 
     #[test]

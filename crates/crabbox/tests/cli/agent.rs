@@ -340,6 +340,28 @@ fn noting(home: &Path, program: &str) {
 }
 
 #[test]
+fn a_lease_that_ends_under_the_work_costs_a_warning_and_not_what_the_work_did() {
+    let id = "cbx_0123456789ab";
+    let lease = with_agent(
+        "#!/bin/sh\n[ ! -e \"$HOME/end\" ] || rm -rf \"$(cat \"$HOME/end\")\"\nexec \"$HOME/.cache/crabbox/agents/real\"\n",
+    );
+    let dir = lease
+        .place
+        .path("home/.config/crabbox/state/firecracker/leases")
+        .join(id);
+    fs::write(lease.sshd.home().join("end"), dir.to_str().unwrap()).unwrap();
+    let stats = lease
+        .place
+        .run(&["cache", "stats", "--json", "--id", "jade-krill"]);
+    assert!(!dir.exists());
+    let told = format!("warning: the use of lease {id} could not be recorded: lease {id} has ended\n");
+    assert_eq!((stats.code, stats.err), (0, told));
+    assert!(stats.out.starts_with('['), "{}", stats.out);
+    let gone = lease.place.run(&["cache", "stats", "--id", id]);
+    assert_eq!(gone.code, 4, "{}", gone.err);
+}
+
+#[test]
 fn values_for_a_helper_stand_in_no_argument_vector_and_reach_it() {
     let lease = with_agent("#!/bin/sh\nPATH=$HOME/bin:$PATH\nexec \"$HOME/.cache/crabbox/agents/real\"\n");
     let home = lease.sshd.home();

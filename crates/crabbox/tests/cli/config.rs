@@ -233,3 +233,41 @@ fn a_missing_home_is_told() {
         "neither $XDG_CONFIG_HOME nor $HOME are defined\nhint: set HOME to your home directory\n"
     );
 }
+
+#[test]
+fn the_user_s_file_counts_whatever_is_said_of_other_directories_and_is_never_skipped_silently() {
+    let place = Place::new();
+    place.write("home/.config/crabbox/config.yaml", "ttl: 17m\n");
+    let shown = |prepare: &dyn Fn(&mut std::process::Command)| {
+        let mut command = place.command(&["config", "explain", "ttl"]);
+        prepare(&mut command);
+        let output = command.output().unwrap();
+        let text = [output.stdout, output.stderr].concat();
+        (output.status.code(), String::from_utf8(text).unwrap())
+    };
+    let config = place.path("home/.config");
+    for variable in ["XDG_CACHE_HOME", "XDG_STATE_HOME"] {
+        let (code, text) = shown(&|command| {
+            command.env(variable, "relative");
+        });
+        assert!(code == Some(0) && text.contains("17m"), "{variable}: {text}");
+    }
+    let (code, text) = shown(&|command| {
+        command.env_remove("HOME").env("XDG_CONFIG_HOME", &config);
+    });
+    assert!(code == Some(0) && text.contains("17m"), "{text}");
+    let (code, text) = shown(&|command| {
+        command.env("XDG_CONFIG_HOME", "relative");
+    });
+    assert!(
+        code == Some(2) && text.starts_with("path in $XDG_CONFIG_HOME is relative: relative\n"),
+        "{text}"
+    );
+    let (code, text) = shown(&|command| {
+        command.env_remove("HOME");
+    });
+    assert!(
+        code == Some(2) && text.starts_with("neither $XDG_CONFIG_HOME nor $HOME are defined\n"),
+        "{text}"
+    );
+}

@@ -506,19 +506,31 @@ fn all_providers_are_looked_at_as_if_each_were_chosen() {
     // A healthy provider suffices if only that one is asked for; the chosen provider does not matter.
     let sshd = Sshd::start();
     crate::static_host::configure(&place, &sshd, "");
-    let words = [
-        "doctor",
-        "--all",
-        "--providers",
-        "static,SSH",
-        "--provider",
-        "firecracker",
-    ];
-    let lines = place.run(&words);
+    let lines = place.run(&["doctor", "--all", "--providers", "static,SSH"]);
     assert_eq!(lines.code, 0, "{}{}", lines.out, lines.err);
     assert!(lines.out.starts_with("provider=ssh\n"), "{}", lines.out);
     // Two names of one provider count as one.
     assert_eq!(lines.out.matches("provider=ssh\n").count(), 1, "{}", lines.out);
+    for (words, told) in [
+        (&["--providers", "ssh"][..], "--providers needs --all\n"),
+        (&["--fleet", "--providers", "ssh"], "--providers needs --all\n"),
+        (
+            &["--all", "--provider", "firecracker"],
+            "--all cannot be combined with --provider; ",
+        ),
+        (
+            &["--fleet", "--provider", "ssh"],
+            "--fleet needs provider=firecracker\n",
+        ),
+        (
+            &["--doctor-probe-ssh", "--provider", "firecracker"],
+            "--doctor-probe-ssh needs provider=ssh\n",
+        ),
+    ] {
+        let refused = place.run(&[&["doctor"], words].concat());
+        assert_eq!((refused.code, refused.out.as_str()), (2, ""), "{words:?}");
+        assert!(refused.err.starts_with(told), "{words:?}: {}", refused.err);
+    }
     let unknown = place.run(&["doctor", "--all", "--providers", "ssh,aws"]);
     assert_eq!((unknown.code, unknown.out.as_str()), (2, ""), "{}", unknown.err);
     assert!(

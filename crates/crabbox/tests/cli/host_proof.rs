@@ -1,6 +1,9 @@
 //! `proof` without a lease: what it refuses, and how it checks a file.
 
+use std::ffi::OsStr;
 use std::fs;
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::symlink;
 
 use crate::place::Place;
 
@@ -52,6 +55,43 @@ fn what_cannot_become_a_proof_is_refused_before_anything_is_leased() {
         "{}",
         outside.err
     );
+}
+
+#[test]
+fn a_configuration_that_is_trusted_here_is_trusted_by_a_proof_and_no_other() {
+    let place = Place::new();
+    place.write("repo/c.yaml", "provider: firecracker\n");
+    place.write("home/c.yaml", "provider: firecracker\n");
+    place.write("repo/there.md", "mine");
+    symlink(place.path("repo"), place.path("outside/link")).unwrap();
+    symlink(place.path("repo/c.yaml"), place.path("outside/c.yaml")).unwrap();
+    let made = |config: &OsStr| {
+        let mut command = place.command(&["proof", "--output", "there.md"]);
+        let output = command.env("CRABBOX_CONFIG", config).output().unwrap();
+        assert_eq!(output.status.code(), Some(2));
+        String::from_utf8(output.stderr).unwrap()
+    };
+    let path = |inside: &str| place.path(inside).into_os_string();
+    for of_here in [
+        path("outside/link/c.yaml"),
+        path("outside/c.yaml"),
+        path("repo/c.yaml"),
+        "c.yaml".into(),
+    ] {
+        let said = made(&of_here);
+        assert!(
+            said.contains("names a file of this repository"),
+            "{of_here:?}: {said}"
+        );
+    }
+    let odd = OsStr::from_bytes(b"odd\xff.yaml");
+    fs::write(place.path("repo").join(odd), "provider: firecracker\n").unwrap();
+    let said = made(place.path("repo").join(odd).as_os_str());
+    assert!(said.contains("names a file of this repository"), "{said}");
+    let said = made(OsStr::new("~/c.yaml"));
+    assert!(said.contains("there.md exists"), "{said}");
+    let said = made(&path("outside/none.yaml"));
+    assert!(said.contains("none.yaml, which does not exist"), "{said}");
 }
 
 #[test]

@@ -629,6 +629,28 @@ fn a_followed_log_goes_on_over_a_turn_and_ends_with_the_lease() {
 }
 
 #[test]
+fn a_followed_log_that_nobody_reads_ends_though_the_guest_is_silent() {
+    let (place, machine) = leased();
+    let dir = Record::new(ID, "jade-krill").on(&machine).write(&place);
+    fs::write(dir.join("console.log"), "one\n").unwrap();
+    let mut child = place
+        .command(&["logs", "--follow", "jade-krill"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut out = child.stdout.take().unwrap();
+    let mut seen = [0; 4];
+    out.read_exact(&mut seen).unwrap();
+    drop(out);
+    let ended = clock::poll_until(std::time::Duration::from_secs(30), || child.try_wait().unwrap());
+    if ended.is_none() {
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+    assert!(ended.is_some_and(|status| status.success()), "{ended:?}");
+}
+
+#[test]
 fn numbers_out_of_this_world_end_no_command_in_a_panic() {
     let extremes = [i64::MIN, i64::MAX].map(|number| number.to_string());
     let names = [

@@ -46,7 +46,7 @@ fn local(line: &str) -> u16 {
 }
 
 fn listed(place: &Place, lease: &str) -> Value {
-    serde_json::from_str(&ok(place, lease, &["--json", "list"])).unwrap()
+    serde_json::from_str(&ok(place, lease, &["list", "--json"])).unwrap()
 }
 
 #[test]

@@ -108,6 +108,13 @@ fn a_path_is_known_in_every_spelling_and_one_that_is_nowhere_is_told() {
         let (code, out, _) = narrowed(all);
         assert_eq!((code, out.as_str()), (0, "M clean\nM d/exe\n"), "{all}");
     }
+    // A flag behind a path is still a flag, and an empty path is not everything.
+    let dry = lease.place.run(&["pull", "d", "--id", "jade-krill", "--dry-run"]);
+    assert_eq!((dry.code, dry.out.as_str()), (0, "M d/exe\n"), "{}", dry.err);
+    assert_eq!(read(repo("d/exe")), "x\n");
+    let (code, out, err) = narrowed("");
+    assert_eq!((code, out.as_str()), (2, ""), "{err}");
+    assert!(err.starts_with("a path is empty; "), "{err}");
     let told = "warning: \"nope\" exists neither here nor in the lease; paths are relative to the root of the repository\n";
     assert_eq!(narrowed("nope"), (0, String::new(), told.to_owned()));
     assert_eq!(narrowed("mine"), (0, String::new(), String::new()));

@@ -145,6 +145,21 @@ fn a_receipt_that_others_signed_verifies_and_one_that_is_none_is_named() {
         "{}",
         good.err
     );
+    // A name does not make a verdict of its own.
+    let forged = "r.json signer=x\nPASS \u{1b}[2Jother.json";
+    place.write(
+        &format!("repo/{forged}"),
+        SIGNED_ELSEWHERE.replace("\"exit_code\": 0", "\"exit_code\": 1"),
+    );
+    let bad = place.run(&["verify", forged]);
+    assert_eq!(bad.code, 1, "{}", bad.err);
+    assert!(
+        bad.out
+            .starts_with("FAIL r.json signer=x PASS other.json signer=")
+            && bad.out.lines().count() == 1,
+        "{:?}",
+        bad.out
+    );
     let told = |name: &str| {
         let answer = place.run(&["verify", name]);
         assert_eq!((answer.code, answer.out.as_str()), (2, ""), "{}", answer.err);

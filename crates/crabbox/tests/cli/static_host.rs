@@ -764,3 +764,57 @@ fn root_puts_no_socket_into_a_runtime_directory_of_another_user() {
     let stop = place.run(&["stop", ID]);
     assert_eq!(stop.code, 0, "{}", stop.err);
 }
+
+#[test]
+fn waiting_for_a_host_that_does_not_answer_opens_few_connections() {
+    let place = Place::new();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let count = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let counted = std::sync::Arc::clone(&count);
+    // It accepts connections and says nothing; the thread ends with the test.
+    std::thread::spawn(move || {
+        for connection in listener.incoming() {
+            drop(connection);
+            counted.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+        }
+    });
+    let text = format!(
+        "provider: ssh\nssh:\n  port: {port}\n  fallbackPorts: [1]\nstatic:\n  host: 127.0.0.1\n  user: u\n  workRoot: /w\n"
+    );
+    place.write("home/.config/crabbox/config.yaml", text);
+    let waited = place.run(&["status", "--wait", "--wait-timeout", "3s", ID]);
+    ended(&waited, 5, "timed out waiting for");
+    let count = count.load(std::sync::atomic::Ordering::SeqCst);
+    assert!(count > 0 && count < 10, "{count} connections");
+}
+
+#[test]
+fn an_unusable_claim_does_not_hide_the_other_hosts() {
+    let place = Place::new();
+    for (id, port) in [("static_a", "22"), ("static_b", "odd")] {
+        let claim = json!({
+            "leaseID": id, "revision": "0123456789abcdef0123456789abcdef", "slug": id, "provider": "ssh", "cloudID": id,
+            "staticHost": format!("{id}.test"), "staticUser": "u", "staticPort": port, "staticWorkRoot": "/w",
+            "labels": {"state": "ready"},
+        });
+        claim_file(&place, &format!("{id}.json"), &claim.to_string());
+    }
+    let list = place.run(&["list", "--provider", "ssh"]);
+    ended(
+        &list,
+        0,
+        "warning: lease static_b is left out: the claim of lease static_b has",
+    );
+    assert!(
+        list.out.contains("lease=static_a ") && !list.out.contains("static_b"),
+        "{}",
+        list.out
+    );
+    // The claim of the configured host, too.
+    let text = "static:\n  host: static_b.test\n  id: static_b\n";
+    place.write("home/.config/crabbox/config.yaml", text);
+    let list = place.run(&["list", "--provider", "ssh"]);
+    ended(&list, 0, "warning: lease static_b is left out: ");
+    assert_eq!(list.out, "");
+}

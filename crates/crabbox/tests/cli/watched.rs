@@ -6,6 +6,7 @@ use std::process::{Child, ChildStdout, Stdio};
 use std::sync::mpsc::{self, Receiver};
 use std::time::Duration;
 
+use crabbox_host::clock::poll_until;
 use crabbox_host::process::Signal;
 use rustix::process::{Pid, kill_process};
 
@@ -84,6 +85,46 @@ fn a_program_is_told_a_document_a_change_and_one_lease_s_watch_ends_with_it() {
     assert_eq!(none.code, 4, "{}", none.err);
     let both = place.run(&["status", "--watch", "--wait", ID]);
     assert_eq!(both.code, 2, "{}", both.err);
+}
+
+#[test]
+fn an_unreadable_record_is_warned_of_once_and_silences_no_watch() {
+    for json in [&[][..], &["--json"]] {
+        let (place, _machine) = leased();
+        let bad = Record::new("cbx_00000000bad0", "odd-crab").write(&place);
+        let whole = fs::read_to_string(bad.join("metadata.json")).unwrap();
+        let damaged = |text: &str| fs::write(bad.join("metadata.json"), text).unwrap();
+        let words = [&["list", "--provider", "firecracker", "--watch"], json].concat();
+        let mut command = place.command(&words);
+        let said = fs::File::create(place.path("said")).unwrap();
+        let mut child = command.stdout(Stdio::piped()).stderr(said).spawn().unwrap();
+        let lines = lines(child.stdout.take().unwrap());
+        // The next line about this many leases: all of them in a document, and the changed ones elsewhere.
+        let until = |has: &str| loop {
+            let line = lines.recv_timeout(PATIENCE).unwrap();
+            if line.contains(has) {
+                return line;
+            }
+        };
+        until("odd-crab");
+        damaged("{");
+        let warned = poll_until(PATIENCE, || {
+            let said = fs::read_to_string(place.path("said")).unwrap();
+            said.contains("cbx_00000000bad0").then_some(())
+        });
+        assert!(warned.is_some());
+        Record::new(OTHER, "brisk-crab").write(&place);
+        let line = until("brisk-crab");
+        // What could not be looked at is not gone.
+        assert_eq!(line.contains("odd-crab"), !json.is_empty(), "{line}");
+        let dir = Record::new("cbx_000000000003", "calm-clam").write(&place);
+        until("calm-clam");
+        fs::remove_dir_all(dir).unwrap();
+        let once = fs::read_to_string(place.path("said")).unwrap();
+        assert_eq!(once.matches("is left out").count(), 1, "{once}");
+        damaged(&whole);
+        assert_eq!(interrupted(child), Some(0));
+    }
 }
 
 #[test]

@@ -113,7 +113,19 @@ fn watch_ends_when_nothing_changes_and_keeps_what_is_not_its_own() {
     assert!(idle.err.ends_with("watch idle for 100ms\n"), "{}", idle.err);
     assert!(claimed(&place, ID), "it was there before");
     for (words, says) in [
-        (&["watch"][..], "usage: crabbox watch"),
+        (
+            &["watch", "--id", ID, "--slug", "x", "--", "true"][..],
+            "--slug only applies when creating a new lease",
+        ),
+        (
+            &["watch", "--id", ID, "--keep", "--", "true"],
+            "--keep only applies",
+        ),
+        (
+            &["watch", "--id", ID, "--yes", "--", "true"],
+            "--yes only applies",
+        ),
+        (&["watch"], "usage: crabbox watch"),
         (&["watch", "--debounce", "x", "--", "true"], "invalid value"),
     ] {
         let answer = place.run(words);

@@ -116,10 +116,12 @@ pub(super) fn acquire(
     acquisition.claim()?;
     // The supervisor has now written the final labels; display the lease, and keep its claim, with those. The lease has been
     // claimed, so an error from here on only costs a warning.
-    let lease = read_back(engine, request).unwrap_or_else(|error| {
+    let mut lease = read_back(engine, request).unwrap_or_else(|error| {
         tracing::warn!("the lease's last labels are not shown: {}", fault::chain(&error));
         lease
     });
+    // From here on anybody may release it.
+    lease.is_claimed = true;
     if let Err(error) = taker.taken(&lease) {
         tracing::warn!("its claim keeps earlier labels: {}", fault::chain(&error));
     }

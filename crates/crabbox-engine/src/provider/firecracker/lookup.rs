@@ -42,6 +42,7 @@ pub fn lease(engine: &Engine, record: &LeaseRecord) -> Result<Lease, ResolveErro
         target,
         work_root: label("work_root"),
         kvm_host: None,
+        is_claimed: false,
         unjailed: runs_as_root(record),
     })
 }
@@ -62,7 +63,8 @@ pub fn resolve(engine: &Engine, text: &str, purpose: Purpose) -> Result<Lease, R
         return Err(ResolveError::StaleClaim { id: found.id });
     };
     let record = &stored.record;
-    let lease = in_use(engine, record)?;
+    let mut lease = in_use(engine, record)?;
+    lease.is_claimed = found.claim.is_some();
     if purpose == Purpose::Use {
         if !is_running(record) {
             return Err(ResolveError::NotRunning {
@@ -91,7 +93,7 @@ pub fn list(engine: &Engine) -> Result<Leases, ResolveError> {
             Err(error @ ResolveError::Connection(ConnectionError::Control(_))) => return Err(error),
             Err(error) => all.unusable.push(Unusable {
                 name: stored.record.lease_id,
-                error,
+                error: error.into(),
             }),
         }
     }
@@ -103,7 +105,7 @@ pub fn list(engine: &Engine) -> Result<Leases, ResolveError> {
     let unreadable = listing.unreadable.into_iter().filter(|bad| !begins(bad));
     all.unusable.extend(unreadable.map(|bad| Unusable {
         name: bad.name,
-        error: bad.error.into(),
+        error: ResolveError::from(bad.error).into(),
     }));
     all.unusable.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(all)

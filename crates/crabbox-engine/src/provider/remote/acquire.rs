@@ -119,7 +119,8 @@ impl Remote {
         keys::pin(&dir.join("known_hosts"), told.id.as_str(), told.port, host_key)
             .map_err(RemoteError::from)?;
         hit(Phase::Done);
-        let lease = self.lease(host, told)?;
+        let mut lease = self.lease(host, told)?;
+        lease.is_claimed = true;
         entering::enter(&lease, says_ready, deadline, interrupts)?;
         self.claim(&lease, repo, false)?;
         Ok(lease)
@@ -242,7 +243,8 @@ impl Remote {
         match outcome {
             Ok(told) => {
                 // These labels are the final ones.
-                let lease = self.lease(&at, told)?;
+                let mut lease = self.lease(&at, told)?;
+                lease.is_claimed = true;
                 self.claim(&lease, repo, false)?;
                 Ok(AcquiredLease {
                     lease,

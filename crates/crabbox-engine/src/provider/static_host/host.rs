@@ -167,6 +167,7 @@ impl Host {
             target: Some(target),
             work_root: self.work_root.clone(),
             kvm_host: None,
+            is_claimed: self.is_claimed(),
             unjailed: false,
         })
     }

@@ -48,15 +48,26 @@ enum DoctorError {
     #[error("doctor found problems")]
     Problems,
     /// A flag that belongs to another provider than the chosen one.
-    #[error("--doctor-probe-ssh needs provider=ssh")]
-    NotSsh,
+    #[error("{flag} needs provider={provider}")]
+    OtherProvider {
+        /// The flag.
+        flag: &'static str,
+        /// The provider that it belongs to.
+        provider: &'static str,
+    },
+    /// The list of providers without the flag that it belongs to.
+    #[error("--providers needs --all")]
+    NotAll,
+    /// One provider, and all of them.
+    #[error("--all cannot be combined with --provider; --providers says which of them")]
+    AllAndOne,
 }
 
 impl Fault for DoctorError {
     fn kind(&self) -> Kind {
         match self {
             Self::Problems => Kind::Problems,
-            Self::NotSsh => Kind::Usage,
+            Self::OtherProvider { .. } | Self::NotAll | Self::AllAndOne => Kind::Usage,
         }
     }
 }
@@ -93,6 +104,7 @@ impl Report {
 }
 
 pub(in crate::commands) fn run(ctx: &Ctx<'_>, args: &DoctorArgs) -> Result<Exit, CommandError> {
+    check(args)?;
     let mut flags = args.keys.values.clone();
     flags.extend(args.profile.iter().map(|profile| FlagValue {
         key: Name::Profile,
@@ -114,6 +126,28 @@ pub(in crate::commands) fn run(ctx: &Ctx<'_>, args: &DoctorArgs) -> Result<Exit,
     ended(report.view().ok)
 }
 
+/// Refuses flags that would have no effect together.
+fn check(args: &DoctorArgs) -> Result<(), DoctorError> {
+    let mut values = args.keys.values.iter();
+    let chosen = values.find(|flag| flag.key == Name::ProviderName);
+    if !args.all && !args.providers.is_empty() {
+        return Err(DoctorError::NotAll);
+    }
+    let Some(chosen) = chosen else { return Ok(()) };
+    if args.all {
+        return Err(DoctorError::AllAndOne);
+    }
+    let fleets = Which::Firecracker;
+    let is_other = |name: &String| Which::by_name(name.trim()).is_ok_and(|which| which != fleets);
+    if args.fleet && chosen.values.iter().any(is_other) {
+        return Err(DoctorError::OtherProvider {
+            flag: "--fleet",
+            provider: fleets.name(),
+        });
+    }
+    Ok(())
+}
+
 /// The fleet that this host belongs to.
 fn fleet(ctx: &Ctx<'_>, flags: &[FlagValue]) -> Result<Report, CommandError> {
     let settings = ctx.settings(flags)?.settings;
@@ -130,6 +164,9 @@ fn fleet(ctx: &Ctx<'_>, flags: &[FlagValue]) -> Result<Report, CommandError> {
 fn all(ctx: &Ctx<'_>, args: &DoctorArgs, flags: &[FlagValue]) -> Result<Exit, CommandError> {
     let mut reports = Vec::new();
     let mut providers: Vec<Which> = Vec::new();
+    if args.providers.is_empty() {
+        providers.extend(Which::ALL);
+    }
     for name in &args.providers {
         let provider = Which::by_name(name.trim())?;
         // The list may name one provider twice, by alias.
@@ -178,7 +215,11 @@ fn look(ctx: &Ctx<'_>, args: &DoctorArgs, flags: &[FlagValue]) -> Result<Report,
         .provider()
         .is_ok_and(|which| registry::capabilities(which).has(Capability::SshProbe));
     if args.doctor_probe_ssh && !is_ssh && !args.all {
-        return Err(DoctorError::NotSsh.into());
+        return Err(DoctorError::OtherProvider {
+            flag: "--doctor-probe-ssh",
+            provider: Which::Ssh.name(),
+        }
+        .into());
     }
     let engine = onlooker(ctx)?;
     let options = Options {

@@ -3,12 +3,14 @@
 //! It must never overwrite a file, and never print or write an identifying name of this host where the document redacts it.
 
 use std::ffi::OsString;
+use std::io::ErrorKind;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
 
 use crabbox_core::config::firecracker::{FirecrackerPlan, Jailer};
 use crabbox_core::config::key::Kind as KeyKind;
+use crabbox_core::config::layer::Layer;
 use crabbox_core::config::{FlagValue, Provider as Which, firecracker};
 use crabbox_core::fault::{Fault, Kind};
 use crabbox_core::proof::Proof;
@@ -21,7 +23,7 @@ use crate::args::ProofArgs;
 use crate::commands::engine;
 use crate::context::Ctx;
 use crate::go;
-use crate::settings::CONFIG_VARIABLE;
+use crate::settings::{self, CONFIG_VARIABLE};
 use crate::ui::{CommandError, Exit};
 
 /// The file's name when `--output` names a directory.
@@ -41,6 +43,9 @@ enum CommandFault {
         "{CONFIG_VARIABLE} names a file of this repository or one relative to it, and a proof runs outside of it"
     )]
     Config,
+    /// Whether it would be trusted cannot be said.
+    #[error("{CONFIG_VARIABLE} names {}, which does not exist", .0.display())]
+    NoConfig(PathBuf),
     /// Every command of a proof loads the configuration itself.
     #[error("{CONFIG_VARIABLE} names a pipe, which can be read once, and each command of a proof reads it")]
     Pipe,
@@ -61,6 +66,7 @@ impl Fault for CommandFault {
             Self::Provider(_)
             | Self::Elsewhere
             | Self::Config
+            | Self::NoConfig(_)
             | Self::Pipe
             | Self::Place(_)
             | Self::Exists(_)
@@ -79,6 +85,7 @@ impl Fault for CommandFault {
                     "put the file outside of the repository, and its whole path into {CONFIG_VARIABLE}"
                 )]
             }
+            Self::NoConfig(_) => vec![format!("unset {CONFIG_VARIABLE}, or name a file that exists")],
             Self::Pipe => vec![format!(
                 "put it into a file, and the file's whole path into {CONFIG_VARIABLE}"
             )],
@@ -155,15 +162,7 @@ fn make(ctx: &Ctx<'_>, args: &ProofArgs) -> Result<Exit, CommandError> {
     if KvmHost::configured(&settings)?.is_some() {
         return Err(CommandFault::Elsewhere.into());
     }
-    let root = ctx.root()?;
-    let is_of_here = |path: &str| !Path::new(path).is_absolute() || Path::new(path).starts_with(&root);
-    let config = ctx.env.text(CONFIG_VARIABLE).unwrap_or_default();
-    if !config.is_empty() && is_of_here(config) {
-        return Err(CommandFault::Config.into());
-    }
-    if std::fs::metadata(config).is_ok_and(|facts| facts.file_type().is_fifo()) {
-        return Err(CommandFault::Pipe.into());
-    }
+    check_config(ctx)?;
     let plan = firecracker::plan(&settings)?;
     let place = place(ctx, &args.output)?;
     let engine = engine::adopting(ctx)?;
@@ -192,6 +191,27 @@ fn make(ctx: &Ctx<'_>, args: &ProofArgs) -> Result<Exit, CommandError> {
     } else {
         exit
     })
+}
+
+/// Refuses a configuration file that the commands of a proof, in a tree of their own, would not find, or would trust more than here.
+fn check_config(ctx: &Ctx<'_>) -> Result<(), CommandError> {
+    let Some(file) = settings::named_file(&ctx.env)? else {
+        return Ok(());
+    };
+    let facts = std::fs::metadata(&file.path);
+    if facts.as_ref().is_ok_and(|facts| facts.file_type().is_fifo()) {
+        return Err(CommandFault::Pipe.into());
+    }
+    if file.is_relative {
+        return Err(CommandFault::Config.into());
+    }
+    if facts.is_err_and(|error| error.kind() == ErrorKind::NotFound) {
+        return Err(CommandFault::NoConfig(file.path).into());
+    }
+    if file.layer != Layer::UserFile {
+        return Err(CommandFault::Config.into());
+    }
+    Ok(())
 }
 
 /// Where the file goes, checked before anything is leased.

@@ -1,6 +1,7 @@
 //! Entering an existing lease: found, claimed for the current repository, touched.
 
 use crabbox_core::config::FlagValue;
+use crabbox_core::fault;
 use crabbox_core::state::LeaseState;
 use crabbox_engine::provider::Provider;
 use crabbox_engine::provider::lease::{Lease, Target};
@@ -55,15 +56,27 @@ pub(in crate::commands) fn visit(
 }
 
 impl Entry {
-    /// Touches the lease without changing its state.
+    /// Touches the lease before the work, without changing its state. A lease that cannot be touched is not worked in.
     pub(in crate::commands) fn refresh(&self) -> Result<(), CommandError> {
         self.provider.touch(&self.lease, None, None)?;
         Ok(())
     }
 
-    /// Touches the lease and sets its state.
+    /// The same, and sets its state.
     pub(in crate::commands) fn touch(&self, state: &LeaseState) -> Result<(), CommandError> {
         self.provider.touch(&self.lease, Some(state), None)?;
         Ok(())
+    }
+
+    /// Touches the lease after the work, because a long one counts as use until it ends. The outcome of the work is what counts: the lease may have
+    /// ended with it, so a failure here is only a warning. Print the outcome first.
+    pub(in crate::commands) fn leave(self, ctx: &Ctx<'_>, state: Option<&LeaseState>) {
+        if let Err(error) = self.provider.touch(&self.lease, state, None) {
+            ctx.printer.warn(format_args!(
+                "the use of lease {} could not be recorded: {}",
+                self.lease.id,
+                fault::chain(&error)
+            ));
+        }
     }
 }

@@ -1,5 +1,6 @@
 //! `list`: the leases of this host, or of remote KVM hosts.
 
+use crabbox_core::fault;
 use crabbox_core::labels;
 use crabbox_engine::provider::Leases;
 use crabbox_engine::provider::lease::Lease;
@@ -21,28 +22,14 @@ pub(in crate::commands) fn run(ctx: &Ctx<'_>, args: &ListArgs, all: bool) -> Res
             .retain(|lease| all || labels::pool(&lease.labels).is_none());
         Ok(found)
     };
-    let Leases {
-        leases,
-        unusable,
-        away,
-    } = list()?;
-    for bad in &unusable {
-        ctx.printer.warn(format_args!(
-            "lease {} is left out: {}",
-            bad.name,
-            crabbox_core::fault::chain(&bad.error)
-        ));
-    }
-    for away in &away {
-        ctx.printer.warn(format_args!(
-            "leases on {} are left out: {}",
-            away.host,
-            crabbox_core::fault::chain(&away.error)
-        ));
-    }
     if args.watch {
-        return watch(ctx, args.json, leases, list);
+        return watch(ctx, args.json, list);
     }
+    let found = list()?;
+    for (_, text) in left_out(&found) {
+        ctx.printer.warn(text);
+    }
+    let leases = found.leases;
     if args.json {
         let views: Vec<views::ListItem> = leases.iter().map(views::ListItem::new).collect();
         ctx.printer.json(&views)?;
@@ -54,16 +41,31 @@ pub(in crate::commands) fn run(ctx: &Ctx<'_>, args: &ListArgs, all: bool) -> Res
     Ok(Exit::SUCCESS)
 }
 
+/// What a listing could not show: the record's or the host's name, and the warning.
+fn left_out(found: &Leases) -> Vec<(String, String)> {
+    let records = found.unusable.iter().map(|bad| {
+        let why = fault::chain(&bad.error);
+        (bad.name.clone(), format!("lease {} is left out: {why}", bad.name))
+    });
+    let hosts = found.away.iter().map(|away| {
+        let why = fault::chain(&away.error);
+        let text = format!("leases on {} are left out: {why}", away.host);
+        (away.host.to_string(), text)
+    });
+    records.chain(hosts).collect()
+}
+
 /// Keeps listing until interrupted.
 fn watch(
     ctx: &Ctx<'_>,
     json: bool,
-    mut leases: Vec<Lease>,
     list: impl Fn() -> Result<Leases, CommandError>,
 ) -> Result<Exit, CommandError> {
+    let mut found = list()?;
     let mut watching = Watching::begin(ctx, json)?;
-    let mut is_whole = true;
     loop {
+        watching.warn(left_out(&found));
+        let leases = found.leases;
         let rows: Vec<Row> = leases
             .iter()
             .map(|lease| Row {
@@ -72,26 +74,38 @@ fn watch(
                 line: line(lease),
             })
             .collect();
-        // Print no document for a listing that missed some leases.
-        if is_whole && watching.show(&rows, json) && json {
+        if watching.show(&rows, json) && json {
             ctx.printer
                 .json(&leases.iter().map(views::ListItem::new).collect::<Vec<_>>())?;
         }
         if !watching.goes_on() {
             return Ok(Exit::SUCCESS);
         }
-        let mut now = list()?;
-        is_whole = !json || now.away.is_empty() && now.unusable.is_empty();
-        // A lease that could not be looked at is not gone.
-        now.leases.extend(leases.into_iter().filter(|old| {
-            now.unusable.iter().any(|bad| bad.name == old.id)
-                || now
-                    .away
-                    .iter()
-                    .any(|away| old.kvm_host.as_ref() == Some(&away.host))
-        }));
-        leases = now.leases;
+        found = list()?;
+        keep_unseen(&mut found, leases);
     }
+}
+
+/// Adds those of `old` that this listing could not look at: they are not gone.
+fn keep_unseen(found: &mut Leases, old: Vec<Lease>) {
+    let is_away = |lease: &Lease| {
+        let host = lease.kvm_host.as_ref();
+        // The gateway of a fleet tells about the hosts behind it.
+        host.is_some_and(|host| {
+            let mut away = found.away.iter().map(|away| &away.host);
+            away.any(|away| away == host || *away == host.gateway())
+        })
+    };
+    let is_listed = |lease: &Lease| {
+        let mut now = found.leases.iter();
+        now.any(|now| now.id == lease.id && now.kvm_host == lease.kvm_host)
+    };
+    let unseen: Vec<Lease> = old
+        .into_iter()
+        .filter(|old| found.unusable.iter().any(|bad| bad.name == old.id) || is_away(old))
+        .filter(|old| !is_listed(old))
+        .collect();
+    found.leases.extend(unseen);
 }
 
 fn line(lease: &Lease) -> String {
@@ -114,6 +128,11 @@ fn line(lease: &Lease) -> String {
 
 #[cfg(test)]
 mod tests {
+    use crabbox_engine::fleet::address::KvmHost;
+    use crabbox_engine::provider::error::LeaseError;
+    use crabbox_engine::provider::{Away, Unusable};
+    use crabbox_machine::lease::find::NameError;
+
     use super::*;
     use crate::commands::lease::views::sample;
 
@@ -137,6 +156,41 @@ mod tests {
             "short                short                        provisioning microvm                        \
              lease=cbx_0123456789ab slug=jade-krill keep=true target=linux"
         );
+    }
+
+    #[test]
+    fn a_lease_that_could_not_be_looked_at_is_not_gone() {
+        let host = |text: &str| KvmHost::parse(text).unwrap();
+        let on = |id: &str, kvm_host: Option<KvmHost>| Lease {
+            id: id.to_owned(),
+            kvm_host,
+            ..sample()
+        };
+        let behind = host("a@gw/n1");
+        let old = vec![
+            on("cbx_000000000001", None),
+            on("cbx_000000000002", None),
+            on("cbx_000000000003", Some(host("a@kvm1"))),
+            on("cbx_000000000004", Some(host("a@kvm2"))),
+            on("cbx_000000000005", Some(behind.clone())),
+            on("cbx_000000000006", Some(behind.clone())),
+        ];
+        let error = || LeaseError::new(NameError::NotFound { text: "x".to_owned() });
+        let away = |text: &str| Away {
+            host: host(text),
+            error: error(),
+        };
+        let mut now = Leases {
+            leases: vec![on("cbx_000000000006", Some(behind))],
+            unusable: vec![Unusable {
+                name: "cbx_000000000001".to_owned(),
+                error: error(),
+            }],
+            away: vec![away("a@kvm1"), away("a@gw")],
+        };
+        keep_unseen(&mut now, old);
+        let ids: Vec<&str> = now.leases.iter().map(|lease| &lease.id[15..]).collect();
+        assert_eq!(ids, ["6", "1", "3", "5"]);
     }
 
     #[test]

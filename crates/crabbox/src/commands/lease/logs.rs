@@ -158,7 +158,7 @@ fn follow(ctx: &Ctx<'_>, log: &mut Log, shown: &mut Shown<'_>) -> Result<(), Com
         // Check before reading, so that everything written until then is read.
         let over = log.is_over();
         shown.put(&log.more()?);
-        if over || ctx.printer.is_deaf() {
+        if over || !ctx.printer.has_reader() {
             return Ok(());
         }
         clock::nap(LOOK_EVERY);

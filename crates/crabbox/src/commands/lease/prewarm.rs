@@ -26,10 +26,10 @@ pub(in crate::commands) fn run(ctx: &Ctx<'_>, args: &PrewarmArgs) -> Result<Exit
     }
     let probe = args.probe_command.as_deref();
     if args.dry_run {
-        ctx.printer.line(warming(args).shown());
+        ctx.printer.lines(warming(args).shown());
         if let Some(command) = probe {
             let lease = args.slug.as_deref().unwrap_or("<lease>");
-            ctx.printer.line(probing(args, lease, command).shown());
+            ctx.printer.lines(probing(args, lease, command).shown());
         }
         return Ok(Exit::SUCCESS);
     }
@@ -76,7 +76,7 @@ pub(in crate::commands) fn run(ctx: &Ctx<'_>, args: &PrewarmArgs) -> Result<Exit
             if let Err(error) = released {
                 let error = CommandError::from(error).text();
                 ctx.printer
-                    .warn(format_args!("the lease could not be given back: {error}"));
+                    .warnings(format_args!("the lease could not be given back: {error}"));
             }
             return Err(error);
         }

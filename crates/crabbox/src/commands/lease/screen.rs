@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 
 use crabbox_host::clock;
 use crabbox_host::signals::Interrupts;
-use crabbox_host::terminal;
 
 use crate::commands::engine::{self, EngineError};
 use crate::context::Ctx;
@@ -68,6 +67,8 @@ pub(super) struct Watching<'a> {
     interrupts: Interrupts,
     screen: Option<Screen<'a>>,
     last: Last,
+    /// What the last poll could not look at: the name, and the warning.
+    unseen: BTreeMap<String, String>,
 }
 
 impl<'a> Watching<'a> {
@@ -84,7 +85,20 @@ impl<'a> Watching<'a> {
             interrupts,
             screen,
             last: Last::default(),
+            unseen: BTreeMap::new(),
         })
+    }
+
+    /// Warns of what this poll could not look at, with its name: below the rows on a screen, elsewhere once until it could be looked at again.
+    pub(super) fn warn(&mut self, unseen: Vec<(String, String)>) {
+        let before = std::mem::replace(&mut self.unseen, unseen.into_iter().collect());
+        if self.screen.is_some() {
+            return;
+        }
+        let new = self.unseen.iter().filter(|(name, _)| !before.contains_key(*name));
+        for (_, text) in new {
+            self.ctx.printer.warn(text);
+        }
     }
 
     /// Shows the rows: all of them on a screen, only the changes elsewhere. Returns whether anything has changed.
@@ -101,6 +115,7 @@ impl<'a> Watching<'a> {
                 String::new(),
             ];
             lines.extend(rows.iter().map(|row| row.line.clone()));
+            lines.extend(self.unseen.values().map(|text| format!("warning: {text}")));
             screen.draw(&lines);
         } else if let Some(changes) = changes.as_ref().filter(|_| !json) {
             for line in &changes.lines {
@@ -116,8 +131,7 @@ impl<'a> Watching<'a> {
         while Instant::now() < next && self.interrupts.caught().is_none() {
             clock::is_readable(self.interrupts.as_fd(), Duration::from_millis(50));
         }
-        // Without changes nothing is written, so a reader that is gone would not be noticed by a failing write; check for it.
-        self.interrupts.caught().is_none() && !self.ctx.printer.is_deaf() && terminal::is_read()
+        self.interrupts.caught().is_none() && self.ctx.printer.has_reader()
     }
 }
 

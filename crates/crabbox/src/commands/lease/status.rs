@@ -20,6 +20,8 @@ use crate::ui::{CommandError, Exit};
 
 /// How often the line is repeated while waiting.
 const REPEAT: Duration = Duration::from_secs(5);
+/// How often a waiting command looks: at a lease of this machine, and at one that is reached over the network.
+const LOOK_EVERY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
 
 /// Why the wait failed.
 #[derive(Debug, thiserror::Error)]
@@ -59,8 +61,10 @@ pub(in crate::commands) fn run(ctx: &Ctx<'_>, args: &StatusArgs) -> Result<Exit,
         return watch(ctx, args.json, provider.as_ref(), name);
     }
     let deadline = Instant::now() + args.wait_timeout.to_std();
+    let mut lease = provider.resolve(name, Purpose::Look)?;
+    // Look up by id from here on, since the slug may belong to another lease by now.
+    let id = lease.id.clone();
     loop {
-        let lease = provider.resolve(name, Purpose::Look)?;
         let view = view(&lease);
         if !args.wait || view.ready {
             if args.wait && view.ready {
@@ -80,19 +84,31 @@ pub(in crate::commands) fn run(ctx: &Ctx<'_>, args: &StatusArgs) -> Result<Exit,
             }
             .into());
         }
-        let next = Instant::now() + REPEAT;
-        while Instant::now() < next.min(deadline) {
-            clock::nap(Duration::from_millis(50));
-            // Report a lease that became ready at once, not with the next repetition.
-            if provider
-                .resolve(name, Purpose::Look)
-                .is_ok_and(|now| now.state != lease.state)
-            {
-                break;
-            }
-        }
+        wait_for_change(provider.as_ref(), &lease, deadline);
         if Instant::now() >= deadline {
             return Err(StatusError::TimedOut { id: name.to_owned() }.into());
+        }
+        lease = provider.resolve(&id, Purpose::Look)?;
+    }
+}
+
+/// Waits until the line is to be repeated, `deadline`, or another state of the lease: one that became ready is reported at once.
+fn wait_for_change(provider: &dyn Provider, lease: &Lease, deadline: Instant) {
+    let end = deadline.min(Instant::now() + REPEAT);
+    let (here, far) = LOOK_EVERY;
+    let pause = if provider.is_far(lease) { far } else { here };
+    let mut next = Instant::now() + pause;
+    while Instant::now() < end {
+        clock::nap(here);
+        if Instant::now() < next {
+            continue;
+        }
+        next = Instant::now() + pause;
+        if provider
+            .resolve(&lease.id, Purpose::Look)
+            .is_ok_and(|now| now.state != lease.state)
+        {
+            return;
         }
     }
 }

@@ -229,6 +229,7 @@ pub(in crate::commands) fn sample() -> Lease {
         target: Some(target),
         work_root: "/work/crabbox".into(),
         kvm_host: None,
+        is_claimed: true,
         unjailed: false,
     }
 }

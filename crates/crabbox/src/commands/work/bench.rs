@@ -150,7 +150,7 @@ fn measure(ctx: &Ctx<'_>, args: &BenchRunArgs) -> Result<Exit, CommandError> {
             if let Err(error) = ended {
                 let told = error.text();
                 ctx.printer
-                    .note(format_args!("benchmark run failed {which} error={told}"));
+                    .notes(format_args!("benchmark run failed {which} error={told}"));
                 failures.push(format!("{name} repeat={repeat}: {told}"));
             }
             if interrupts.caught().is_some() {

@@ -8,7 +8,6 @@ use crabbox_core::config::settings::CacheSettings;
 use crabbox_core::fault::{Fault, Kind};
 use crabbox_core::size::human_bytes;
 use crabbox_engine::run::request::{CommandWish, LeaseWish, RunRequest, SyncWish};
-use crabbox_host::console::harmless;
 use crabbox_workspace::caches::{self, CacheEntry, CacheKind};
 use schemars::JsonSchema;
 use serde::Serialize;
@@ -118,15 +117,15 @@ fn stats(ctx: &Ctx<'_>, args: &CacheStatsArgs) -> Result<Exit, CommandError> {
     let kinds = enabled(&ctx.settings_on_leases(&args.keys.values)?.settings.cache);
     let entry = entry::enter(ctx, &args.keys.values, name, "cache stats", args.reclaim)?;
     let seen = caches::measure(&entry.target, &kinds, engine::interrupts()?.as_fd())?;
-    entry.refresh()?;
     let views: Vec<CacheView> = seen.into_iter().map(CacheView::from).collect();
     if args.json {
         ctx.printer.json(&views)?;
-        return Ok(Exit::SUCCESS);
+    } else {
+        for view in &views {
+            ctx.printer.line(line(view));
+        }
     }
-    for view in &views {
-        ctx.printer.line(harmless(&line(view)));
-    }
+    entry.leave(ctx, None);
     Ok(Exit::SUCCESS)
 }
 
@@ -161,11 +160,11 @@ fn purge(ctx: &Ctx<'_>, args: &CachePurgeArgs) -> Result<Exit, CommandError> {
     }
     let entry = entry::enter(ctx, &args.keys.values, name, "cache purge", args.reclaim)?;
     caches::purge(&entry.target, &kinds, engine::interrupts()?.as_fd())?;
-    entry.refresh()?;
     ctx.printer.line(format_args!(
         "purged cache kind={} lease={}",
         args.kind, entry.lease.id
     ));
+    entry.leave(ctx, None);
     Ok(Exit::SUCCESS)
 }
 

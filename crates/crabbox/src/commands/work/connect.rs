@@ -25,9 +25,6 @@ pub(in crate::commands) fn run(ctx: &Ctx<'_>, args: &ConnectArgs) -> Result<Exit
     let entry = entry::enter(ctx, &args.keys.values, name, "connect", args.reclaim)?;
     entry.touch(&LeaseState::Running)?;
     let code = session::interactive(&entry.target);
-    // The lease may have ended with the session; the session's own result is what counts.
-    if entry.touch(&LeaseState::Ready).is_err() {
-        ctx.printer.warn("the lease could not be marked as ready again");
-    }
+    entry.leave(ctx, Some(&LeaseState::Ready));
     Ok(Exit::passed_through(code?))
 }

@@ -86,8 +86,7 @@ pub(in crate::commands) fn run(ctx: &Ctx<'_>, args: &CpArgs) -> Result<Exit, Com
             }
         }
     }
-    // A long copy counts as use until it ends. Ignore failure: if the lease has ended, the copy is complete anyway.
-    entry.refresh().ok();
+    entry.leave(ctx, None);
     Ok(Exit::SUCCESS)
 }
 

@@ -198,7 +198,7 @@ fn start(ctx: &Ctx<'_>, args: &JobRunArgs) -> Result<Exit, CommandError> {
         source,
     })?;
     if args.dry_run {
-        ctx.printer.line(words(job, &settings, &given).shown());
+        ctx.printer.lines(words(job, &settings, &given).shown());
         return Ok(Exit::SUCCESS);
     }
     run::run(ctx, &invocation)

@@ -89,8 +89,8 @@ pub(in crate::commands) fn run(ctx: &Ctx<'_>, args: &PortsArgs) -> Result<Exit, 
     match action {
         Action::Add { name, local, remote } => {
             let forward = ports.add(name, local, remote)?;
-            entry.refresh()?;
             ctx.printer.line(line(&forward, true));
+            entry.leave(ctx, None);
         }
         Action::Remove { name } => ports.remove(name)?,
         Action::List => {

@@ -120,7 +120,7 @@ pub(in crate::commands) fn run(ctx: &Ctx<'_>, args: &PullArgs) -> Result<Exit, C
             }
         });
     owner.release();
-    entry.refresh()?;
+    entry.leave(ctx, None);
     outcome.map(|()| Exit::SUCCESS)
 }
 

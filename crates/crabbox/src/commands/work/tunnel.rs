@@ -64,10 +64,7 @@ pub(in crate::commands) fn run(ctx: &Ctx<'_>, args: &TunnelArgs) -> Result<Exit,
             ));
         },
     );
-    // The lease may have ended with the tunnel; the tunnel's own result is what counts.
-    if entry.touch(&LeaseState::Ready).is_err() {
-        ctx.printer.warn("the lease could not be marked as ready again");
-    }
+    entry.leave(ctx, Some(&LeaseState::Ready));
     held?;
     Ok(Exit::SUCCESS)
 }

@@ -29,12 +29,10 @@ pub(in crate::commands) fn run(ctx: &Ctx<'_>, args: &WatchArgs) -> Result<Exit, 
     if args.verbose {
         ctx.printer.be_verbose();
     }
+    check(args)?;
     let settings = ctx.settings(&args.keys.values)?.settings;
     let repo = ctx.repo()?;
     sync::check(&repo)?;
-    if args.words.is_empty() && args.preset.is_none() {
-        return Err(Usage.into());
-    }
     // Refuse an invalid command before making a lease for it; the lease's name does not matter to that.
     run::judge(ctx, &invocation(args, ""))?;
     let engine = engine::adopting(ctx)?;
@@ -87,15 +85,38 @@ pub(in crate::commands) fn run(ctx: &Ctx<'_>, args: &WatchArgs) -> Result<Exit, 
     watched.map(|()| Exit::SUCCESS)
 }
 
-/// Nothing to run.
+/// Wrong usage.
 #[derive(Debug, thiserror::Error)]
-#[error("usage: crabbox watch [flags] -- <command...>")]
-struct Usage;
+enum Usage {
+    /// Nothing to run.
+    #[error("usage: crabbox watch [flags] -- <command...>")]
+    Command,
+    /// A flag of a new lease, and an existing one.
+    #[error("{0} only applies when creating a new lease; omit it or --id")]
+    Existing(&'static str),
+}
 
 impl crabbox_core::fault::Fault for Usage {
     fn kind(&self) -> Kind {
         Kind::Usage
     }
+}
+
+fn check(args: &WatchArgs) -> Result<(), Usage> {
+    let of_new = [
+        ("--slug", args.slug.is_some()),
+        ("--keep", args.keep),
+        ("--yes", args.yes),
+    ];
+    if args.id.is_some()
+        && let Some((flag, _)) = of_new.into_iter().find(|(_, given)| *given)
+    {
+        return Err(Usage::Existing(flag));
+    }
+    if args.words.is_empty() && args.preset.is_none() {
+        return Err(Usage::Command);
+    }
+    Ok(())
 }
 
 /// The run that is repeated in `lease`.
@@ -179,7 +200,7 @@ impl Watching<'_> {
                 {
                     return Err(error);
                 }
-                printer.note(error.text());
+                printer.notes(error.text());
             }
             printer.note("watch waiting for changes");
             match watched.wait(debounce, self.idle, self.interrupts.as_fd())? {

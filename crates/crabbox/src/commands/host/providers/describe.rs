@@ -108,7 +108,7 @@ pub(super) fn run(ctx: &Ctx<'_>, args: &ProvidersDescribeArgs) -> Result<Exit, C
     if args.json {
         ctx.printer.json(&description)?;
     } else {
-        ctx.printer.line(description.text().trim_end());
+        ctx.printer.lines(description.text().trim_end());
     }
     Ok(Exit::SUCCESS)
 }

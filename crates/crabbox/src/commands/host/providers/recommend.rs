@@ -164,7 +164,8 @@ fn list(ctx: &Ctx<'_>, args: &ProvidersRecommendArgs) -> Result<Exit, CommandErr
     for name in names() {
         ctx.printer.line(format_args!("  {name}"));
     }
-    ctx.printer.line("\nexamples:");
+    ctx.printer.line("");
+    ctx.printer.line("examples:");
     for example in ["self-hosted", "byo-ssh --json", "linux-vm --lifecycle cleanup"] {
         ctx.printer
             .line(format_args!("  crabbox providers recommend {example}"));

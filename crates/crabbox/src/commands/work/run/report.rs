@@ -21,7 +21,7 @@ pub(super) fn context(ctx: &Ctx<'_>, lease: &Lease, run: &str, workdir: &str) {
         || "-".to_owned(),
         |target| format!("{}:{}", target.destination(), target.port),
     );
-    ctx.printer.detail(format_args!(
+    ctx.printer.details(format_args!(
         "run context:\n  run={run} portal=- logs=-\n  lease={} slug={} provider={} target=linux type={}\n  ssh={ssh} ip={}\n  workdir={workdir} workspace=raw actions=-",
         lease.id, lease.slug, lease.provider, lease.server_type, lease.address
     ));
@@ -115,7 +115,8 @@ pub(super) fn digest(
         say(format!("observed_phases: {}", names.join(",")));
     }
     for line in next {
-        say(format!("next: {}", line.shown()));
+        // A command to paste may have line breaks between its quotes.
+        ctx.printer.notes(format_args!("  next: {}", line.shown()));
     }
     let (name, path, lines) = if ended.stderr.is_empty() {
         ("stdout", &results.capture_stdout, &ended.stdout)

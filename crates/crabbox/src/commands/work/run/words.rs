@@ -251,7 +251,7 @@ impl RunEvents for RunWords<'_> {
                 printer.detail(format_args!("uploaded script {source} -> {path}"));
             }
             CommandEvent::Running { lease, command } => {
-                printer.detail(format_args!("running on {} {command}", lease.address));
+                printer.details(format_args!("running on {} {command}", lease.address));
             }
             CommandEvent::Forwarding {
                 lease,
@@ -284,7 +284,7 @@ impl RunEvents for RunWords<'_> {
     fn result(&self, event: &ResultEvent<'_>) {
         let printer = self.ctx.printer;
         match event {
-            ResultEvent::ReportsUnread(error) => printer.warn(format_args!(
+            ResultEvent::ReportsUnread(error) => printer.warnings(format_args!(
                 "collect test results incomplete: {}",
                 ui::told(*error)
             )),
@@ -292,7 +292,7 @@ impl RunEvents for RunWords<'_> {
                 let what = if *is_report { "test results" } else { "artifacts" };
                 printer.warn(format_args!("collect {what} incomplete: {}", harmless(problem)));
             }
-            ResultEvent::Also(error) => printer.warn(ui::told(*error)),
+            ResultEvent::Also(error) => printer.warnings(ui::told(*error)),
             ResultEvent::Tests(report) => self.tests(report),
             ResultEvent::Policy(why) => printer.note(format_args!(
                 "test results policy: failing run because {}",
