@@ -214,15 +214,24 @@ mod tests {
 
     #[test]
     fn a_tree_may_be_deeper_than_a_path_and_than_a_process_has_descriptors() {
+        const FEW: u64 = 100;
+        let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+        if limit.is_none_or(|limit| limit > FEW) {
+            // The limit is the process's: other tests need more.
+            let name = "a_tree_may_be_deeper_than_a_path_and_than_a_process_has_descriptors";
+            crate::command::Cmd::new("sh")
+                .args(["-c", &format!("ulimit -n {FEW} && exec \"$@\""), "sh"])
+                .arg(std::env::current_exe().unwrap())
+                .args(["--exact", &format!("files::remove::tests::{name}")])
+                .run()
+                .unwrap();
+            return;
+        }
         let dir = tempfile::tempdir().unwrap();
         for depth in [OPEN_LIMIT - 1, OPEN_LIMIT, OPEN_LIMIT + 1, OPEN_LIMIT + 2, 3000] {
             let tree = deep(dir.path(), depth);
-            let before = std::fs::read_dir("/proc/self/fd").unwrap().count();
             remove_tree(&tree).unwrap();
             assert!(!tree.exists(), "{depth}");
-            // Other tests open files meanwhile.
-            let after = std::fs::read_dir("/proc/self/fd").unwrap().count();
-            assert!(after < before + OPEN_LIMIT, "{depth}: {before} {after}");
         }
     }
 
