@@ -77,7 +77,7 @@ fn bundle(bytes: &[u8]) {
     let dir = place();
     let path = file_of(dir.path(), bytes);
     let store = Store::open(&dir.path().join("store")).expect("the directory is new");
-    if crabbox_image::bundle::import(&path, &store, "name", None, &|_: &str| {}).is_err() {
+    if crabbox_image::bundle::import(&path, None, &store, "name", None, &|_: &str| {}).is_err() {
         let images = store.list().expect("the store is whole").images;
         assert!(images.is_empty(), "nothing of a refused bundle stays");
     }

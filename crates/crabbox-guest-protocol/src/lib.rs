@@ -1,9 +1,10 @@
 //! The contract between the host and the first process of crabbox's own guests: vsock ports, the seed's files, the lines exchanged, and paths in an
 //! image.
 //!
-//! Constants only, without dependencies, because the guest is small and static. A guest is as old as its image, so no value here may ever change;
+//! Constants, and the rule by which both choose the lease's user; without dependencies, because the guest is small and static. A guest is as old as its image, so no value here may ever change;
 //! only new ones may be added.
 
+pub mod accounts;
 pub mod identity;
 pub mod image;
 pub mod report;

@@ -2,21 +2,8 @@
 //!
 //! Pure functions on text. They must never change another user's line; a line that they cannot parse is kept as it is.
 
-use std::collections::BTreeSet;
-
-/// The first user id for people on Debian (`UID_MIN` of `login.defs`).
-const FIRST_ID: u32 = 1000;
-
-/// The last user id for people (`UID_MAX`).
-const LAST_ID: u32 = 60_000;
-
-/// A line of `/etc/passwd`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Account {
-    pub(crate) uid: u32,
-    pub(crate) gid: u32,
-    pub(crate) home: String,
-}
+use crabbox_guest_protocol::accounts;
+pub(crate) use crabbox_guest_protocol::accounts::{Account, find};
 
 /// The three files, before or after an addition.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -26,48 +13,17 @@ pub(crate) struct Databases {
     pub(crate) shadow: String,
 }
 
-/// The account called `name`.
-pub(crate) fn find(passwd: &str, name: &str) -> Option<Account> {
-    let fields: Vec<_> = passwd
-        .lines()
-        .map(|line| line.split(':').collect::<Vec<_>>())
-        .find(|fields| {
-            fields.len() == 7
-                && fields[0] == name
-                && fields[2].parse::<u32>().is_ok()
-                && fields[5].starts_with('/')
-        })?;
-    Some(Account {
-        uid: fields[2].parse().ok()?,
-        gid: fields[3].parse().ok()?,
-        home: fields[5].to_owned(),
-    })
-}
-
-/// Adds `name` with its own group, the next free id, a home under `/home` and no password. `None` if all ids for people are taken.
+/// Adds `name` with its own group, a home under `/home` and no password. `None` if all ids for people are taken.
 pub(crate) fn add(databases: &mut Databases, name: &str, shell: &str) -> Option<Account> {
-    let group = databases.group.lines().find_map(|line| group_id(line, name));
-    let ids = |text: &str| {
-        text.lines()
-            .filter_map(|line| field(line, 2))
-            .collect::<BTreeSet<_>>()
-    };
-    let (users, groups) = (ids(&databases.passwd), ids(&databases.group));
-    let free = |id: &u32| !users.contains(id) && (group.is_some() || !groups.contains(id));
-    let uid = (FIRST_ID..=LAST_ID).find(free)?;
-    let account = Account {
-        uid,
-        gid: group.unwrap_or(uid),
-        home: format!("/home/{name}"),
-    };
-    let Account { gid, home, .. } = &account;
+    let account = accounts::new(&databases.passwd, &databases.group, name)?;
+    let Account { uid, gid, home } = &account;
+    if accounts::group_of(&databases.group, name).is_none() {
+        append(&mut databases.group, &format!("{name}:x:{gid}:"));
+    }
     append(
         &mut databases.passwd,
         &format!("{name}:x:{uid}:{gid}:crabbox lease:{home}:{shell}"),
     );
-    if group.is_none() {
-        append(&mut databases.group, &format!("{name}:x:{gid}:"));
-    }
     // `*` sets no password without locking the account: sshd without PAM refuses accounts whose field begins with `!`.
     append(&mut databases.shadow, &format!("{name}:*:19000:0:99999:7:::"));
     Some(account)
@@ -99,16 +55,6 @@ pub(crate) fn unlock(shadow: &str, name: &str) -> Option<String> {
     )
 }
 
-fn field(line: &str, index: usize) -> Option<u32> {
-    line.split(':').nth(index)?.parse().ok()
-}
-
-fn group_id(line: &str, name: &str) -> Option<u32> {
-    (line.split(':').next() == Some(name))
-        .then(|| field(line, 2))
-        .flatten()
-}
-
 fn append(text: &mut String, line: &str) {
     if !text.is_empty() && !text.ends_with('\n') {
         text.push('\n');
@@ -120,6 +66,8 @@ fn append(text: &mut String, line: &str) {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+
+    use crabbox_guest_protocol::accounts::{FIRST_ID, LAST_ID};
 
     use super::*;
 

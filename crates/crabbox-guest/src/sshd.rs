@@ -12,7 +12,7 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
-use crabbox_guest_protocol::image::{HOST_KEY, SSHD};
+use crabbox_guest_protocol::image::{SSHD, SSHD_SETTINGS};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::clock;
@@ -54,14 +54,8 @@ pub(crate) fn start() -> Result<Pid, Failure> {
         .open(log)
         .map_err(Failure::path("open", log))?;
     let child = std::process::Command::new(server)
-        .args([
-            "-D",
-            "-e",
-            "-o",
-            &format!("HostKey={HOST_KEY}"),
-            "-o",
-            "PidFile=none",
-        ])
+        .args(["-D", "-e"])
+        .args(settings())
         .env_clear()
         .env(
             "PATH",
@@ -82,6 +76,12 @@ pub(crate) fn start() -> Result<Pid, Failure> {
             path: server.to_owned(),
             why: "the kernel gave it an impossible process id",
         })
+}
+
+/// The settings of a lease as arguments, which count before whatever the image's configuration says and includes.
+fn settings() -> impl Iterator<Item = String> {
+    let all = SSHD_SETTINGS.into_iter().chain([("PidFile", "none")]);
+    all.flat_map(|(name, value)| ["-o".to_owned(), format!("{name} {value}")])
 }
 
 /// The socket for the server's notification, made before the server starts.
@@ -178,6 +178,51 @@ mod tests {
     const TABLE: &str = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid\n   \
         0: 00000000:0016 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0\n   \
         1: 0100007F:1F90 0100007F:0016 01 00000000:00000000 00:00000000 00000000     0\n";
+
+    #[test]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the guest has no crabbox_host, and what sshd makes of its arguments only sshd can say"
+    )]
+    fn no_configuration_of_an_image_keeps_the_lease_out() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = dir.path().join("sshd_config");
+        let hostile = "Port 2222\nListenAddress 127.0.0.1\nAuthorizedKeysFile /etc/keys\nAllowUsers somebody\n\
+            AllowGroups some\nPubkeyAuthentication no\nAuthenticationMethods password\nPasswordAuthentication yes\n\
+            PermitRootLogin yes\nMaxSessions 1\n";
+        std::fs::write(&config, hostile).unwrap();
+        // What sshd needs to start, even if only to say what it would do.
+        std::fs::create_dir_all("/run/sshd").ok();
+        let key = dir.path().join("key");
+        let made = std::process::Command::new("ssh-keygen")
+            .args(["-q", "-t", "ed25519", "-N", "", "-f"])
+            .arg(&key)
+            .status();
+        assert!(made.unwrap().success());
+        let done = std::process::Command::new(SSHD)
+            .args(["-T", "-f"])
+            .args([&config, Path::new("-h"), &key])
+            .args(settings())
+            .output()
+            .unwrap();
+        let said = String::from_utf8(done.stdout).unwrap();
+        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+        for line in [
+            "port 22",
+            "listenaddress 0.0.0.0:22",
+            "authorizedkeysfile .ssh/authorized_keys",
+            "allowusers *",
+            "allowgroups *",
+            "pubkeyauthentication yes",
+            "authenticationmethods publickey",
+            "passwordauthentication no",
+            "permitrootlogin no",
+            "maxsessions 100",
+            "pidfile none",
+        ] {
+            assert!(said.lines().any(|said| said == line), "{line}: {said}");
+        }
+    }
 
     #[test]
     fn only_a_listening_socket_on_the_port_counts() {

@@ -3,6 +3,7 @@
 //! Artefacts are trusted by these digests, so they are always computed from the contents. It must never use a name, a size
 //! or a cache instead.
 
+use std::fs::File;
 use std::io::Read as _;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
@@ -15,6 +16,12 @@ use crate::files::{self, FileError};
 /// The SHA-256 of the file at `path`, read from its start to its end.
 pub fn sha256_file(path: &Path) -> Result<String, FileError> {
     let mut file = files::open_regular(path).map_err(|source| FileError::io("open", path, source))?;
+    sha256_open(&mut file, path)
+}
+
+/// The SHA-256 of the open `file`, read from its offset to its end; `path` is for messages. For a file that is used afterwards:
+/// its path may lead to another one by then.
+pub fn sha256_open(file: &mut File, path: &Path) -> Result<String, FileError> {
     let mut hash = Sha256::new();
     let mut chunk = vec![0; 1024 * 1024];
     loop {

@@ -4,12 +4,14 @@
 //! descriptor, so that neither `..` nor a symbolic link, absolute or relative, can reach a file of this host, in whatever
 //! order entries are made. It must never return a path of the tree for others to open.
 
+use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Read as _};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Component, Path, PathBuf};
+use std::sync::Mutex;
 
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, Stat, openat2, readlinkat, statat};
 use rustix::io::Errno;
@@ -35,6 +37,8 @@ const WITHOUT_LINKS: ResolveFlags = ResolveFlags::BENEATH.union(ResolveFlags::NO
 pub struct Tree {
     root: OwnedFd,
     path: PathBuf,
+    /// The times of the directories that were put into it, by inode: every entry that is made in one changes its time.
+    times: Mutex<BTreeMap<u64, i64>>,
 }
 
 /// The name is not a valid path in a tree.
@@ -69,18 +73,19 @@ impl Tree {
     pub fn open(path: &Path) -> Result<Self, FileError> {
         let root = rustix::fs::open(path, OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
             .map_err(|source| FileError::io("open directory", path, source))?;
-        let path = path.to_owned();
-        Ok(Self { root, path })
+        Ok(Self::of(root, path.to_owned()))
     }
 
     /// The directory `path` of this tree, as its guest sees it, as a separate tree; `None` if it does not exist. Links that
     /// lead out of it do not resolve.
     pub fn below(&self, path: &Path) -> io::Result<Option<Self>> {
         let found = self.look_up(path, OFlags::DIRECTORY, AS_GUEST);
-        Ok(absent(found)?.map(|root| Self {
-            root,
-            path: self.shown(path),
-        }))
+        Ok(absent(found)?.map(|root| Self::of(root, self.shown(path))))
+    }
+
+    fn of(root: OwnedFd, path: PathBuf) -> Self {
+        let times = Mutex::default();
+        Self { root, path, times }
     }
 
     /// The path with which it was opened, for messages.

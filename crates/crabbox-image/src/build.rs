@@ -26,8 +26,11 @@ mod contract;
 mod from;
 mod packages;
 
+use base::Times;
+use contract::{Contract, Maker};
+
 pub use bootstrap::TOOLS;
-pub use from::{TreeRecipe, build_tree};
+pub use from::{KernelOf, TreeRecipe, build_tree};
 
 /// Free space that a build requires, in bytes: the tree, the unpacked kernel package and the image together take about 700
 /// MiB.
@@ -190,8 +193,8 @@ pub enum BuildError {
     },
     /// The guest contract is not met.
     #[error(
-        "{from} has no {}: a lease needs it; install it in the tree (Debian: apt-get install -y {})",
-        missing.join(", no "), packages.join(" ")
+        "{from} has no {}: a lease needs it; install it in the tree (Debian: apt-get install -y {}); looked for {}",
+        missing.join(", no "), packages.join(" "), looked.join(", ")
     )]
     Incomplete {
         /// The source.
@@ -200,6 +203,56 @@ pub enum BuildError {
         missing: Vec<&'static str>,
         /// Debian packages that contain them.
         packages: Vec<&'static str>,
+        /// The paths at which they could have been, each with why it does not count if something is there.
+        looked: Vec<String>,
+    },
+    /// The tree's sudo would not make anybody root.
+    #[error(
+        "{from} has {place} with owner {uid} and mode {mode:04o}, and sudo must be set-uid root (owner 0, mode 4755); the tree was probably unpacked as an ordinary user: unpack it again as root, or name the archive itself"
+    )]
+    Sudo {
+        /// The source.
+        from: String,
+        /// Its path.
+        place: &'static str,
+        /// Its owner.
+        uid: u32,
+        /// Its permission and set-id bits.
+        mode: u32,
+    },
+    /// A file about users that the guest would not understand.
+    #[error(
+        "{from}: line {line} of {path} is not UTF-8, and a guest adds its user to the file; convert it (iconv -f latin1 -t utf8)"
+    )]
+    NotText {
+        /// The source.
+        from: String,
+        /// The file.
+        path: &'static str,
+        /// The line, counted from 1.
+        line: usize,
+    },
+    /// The lease's user can be neither used nor added.
+    #[error("{from}: the user {user} of a lease cannot be used: {why}")]
+    User {
+        /// The source.
+        from: String,
+        /// The user.
+        user: String,
+        /// What is wrong, and what to do.
+        why: &'static str,
+    },
+    /// The tree's own init would start sshd without the settings of a lease.
+    #[error(
+        "{from}: {path} does not include the settings of a lease{before}, and with --init systemd nothing else passes them to sshd; put `Include /etc/ssh/sshd_config.d/*.conf` at its beginning"
+    )]
+    NotIncluded {
+        /// The source.
+        from: String,
+        /// The configuration.
+        path: &'static str,
+        /// The line before which it would have to, as words; empty if there is none.
+        before: String,
     },
     /// The programs are for another processor architecture.
     #[error("{from} is for {found}, and this host is {}", std::env::consts::ARCH)]
@@ -255,10 +308,18 @@ pub fn build_debian(
     progress.stage("setting up the guest");
     let guest = GuestContract::default();
     let tree = Tree::open(&root)?;
-    contract::apply(&tree, &guest, recipe.init, recipe.agent.as_ref())?;
+    let contract = Contract {
+        guest: &guest,
+        init: recipe.init,
+        agent: recipe.agent.as_ref(),
+        maker: Maker::Ours,
+        stamp_unix: recipe.stamp_unix,
+    };
+    contract::apply(&tree, &contract)?;
     let packages = packages::installed(&tree)?;
     progress.stage("making the file system");
-    base::make(&tree, &staged.join(manifest::BASE), recipe.stamp_unix)?;
+    let base = staged.join(manifest::BASE);
+    base::make(&tree, &base, recipe.stamp_unix, Times::NoLater)?;
 
     progress.stage("storing the image");
     let now = clock::unix_seconds();

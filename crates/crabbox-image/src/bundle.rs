@@ -64,6 +64,16 @@ pub enum BundleError {
         #[source]
         source: std::io::Error,
     },
+    /// It does not have the expected digest.
+    #[error("refusing {}: its SHA-256 is {found}, expected {expected}", bundle.display())]
+    WrongDigest {
+        /// The bundle.
+        bundle: PathBuf,
+        /// The expected digest.
+        expected: String,
+        /// The actual digest.
+        found: String,
+    },
     /// It is truncated.
     #[error("the bundle {} is cut short: {member} has {got} of {expected} bytes; copy or download it again", bundle.display())]
     Truncated {

@@ -82,12 +82,14 @@ pub enum ImportError {
         list: String,
     },
     /// The guest contract is not met.
-    #[error("{} has no {}: a lease needs it; install it in the image", path.display(), missing.join(", no "))]
+    #[error("{} has no {}: a lease needs it; install it in the image; looked for {}", path.display(), missing.join(", no "), looked.join(", "))]
     Missing {
         /// The file.
         path: PathBuf,
         /// The missing parts.
         missing: Vec<&'static str>,
+        /// The paths at which they could have been.
+        looked: Vec<&'static str>,
     },
     /// It is for another processor architecture.
     #[error("{} is for {found}, and this host is {}", path.display(), std::env::consts::ARCH)]
@@ -215,13 +217,16 @@ impl Looking<'_> {
             .copied()
             .collect();
         let present = self.image.present(&places).map_err(fail)?;
-        let missing: Vec<_> = programs::of(Check::Import)
-            .filter(|program| !program.is_among(&present))
-            .map(|program| program.name)
-            .collect();
+        let absent = || programs::of(Check::Import).filter(|program| !program.is_among(&present));
+        let missing: Vec<_> = absent().map(|program| program.name).collect();
         let path = self.recipe.rootfs.clone();
         if !missing.is_empty() {
-            return Err(ImportError::Missing { path, missing });
+            let looked = absent().flat_map(|program| program.places).copied().collect();
+            return Err(ImportError::Missing {
+                path,
+                missing,
+                looked,
+            });
         }
         for program in TELLING {
             let head = self.image.head(program, HEAD_BYTES).map_err(fail)?;

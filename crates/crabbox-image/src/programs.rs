@@ -31,7 +31,22 @@ pub enum Check {
 
 use Check::{Doctor, Import, Tree};
 
-const PROGRAMS: [Program; 10] = [
+/// The name of the program by which the lease's user becomes root. It must be set-uid root.
+pub const SUDO: &str = "sudo";
+
+/// The paths of a program that is found on `PATH`: the directories that an sshd without any configuration searches for a user
+/// who is not root, in Debian's build of it as in the original. `sbin` is not among them.
+macro_rules! on_path {
+    ($name:literal) => {
+        &[
+            concat!("/usr/bin/", $name),
+            concat!("/bin/", $name),
+            concat!("/usr/local/bin/", $name),
+        ]
+    };
+}
+
+const PROGRAMS: [Program; 11] = [
     // `crabbox-guest` starts it by this path only.
     program("sshd", &[SSHD], "openssh-server", &[Tree]),
     program(
@@ -40,16 +55,23 @@ const PROGRAMS: [Program; 10] = [
         "openssh-server",
         &[Import, Doctor],
     ),
-    program("git", &["/usr/bin/git"], "git", &[Tree, Import, Doctor]),
-    program("rsync", &["/usr/bin/rsync"], "rsync", &[Tree, Import, Doctor]),
-    program("tar", &["/usr/bin/tar", "/bin/tar"], "tar", &[Tree, Doctor]),
-    program("curl", &["/usr/bin/curl"], "curl", &[Tree]),
-    program("jq", &["/usr/bin/jq"], "jq", &[Tree]),
-    program("sudo", &["/usr/bin/sudo"], "sudo", &[Tree]),
+    // Every command in a lease starts as `bash -lc`.
+    program(
+        "bash",
+        &["/bin/bash", "/usr/bin/bash"],
+        "bash",
+        &[Tree, Import, Doctor],
+    ),
+    program("git", on_path!("git"), "git", &[Tree, Import, Doctor]),
+    program("rsync", on_path!("rsync"), "rsync", &[Tree, Import, Doctor]),
+    program("tar", on_path!("tar"), "tar", &[Tree, Doctor]),
+    program("curl", on_path!("curl"), "curl", &[Tree]),
+    program("jq", on_path!("jq"), "jq", &[Tree]),
+    program(SUDO, on_path!("sudo"), "sudo", &[Tree]),
     program("sh", &["/bin/sh"], "dash", &[Tree]),
     program(
         "cloud-init",
-        &["/usr/bin/cloud-init", "/usr/local/bin/cloud-init"],
+        on_path!("cloud-init"),
         "cloud-init",
         &[Import, Doctor],
     ),
@@ -95,10 +117,13 @@ mod tests {
     fn each_check_asks_once_for_a_program_at_all_its_places() {
         assert_eq!(
             names(Tree),
-            ["sshd", "git", "rsync", "tar", "curl", "jq", "sudo", "sh"]
+            ["sshd", "bash", "git", "rsync", "tar", "curl", "jq", "sudo", "sh"]
         );
-        assert_eq!(names(Import), ["sshd", "git", "rsync", "cloud-init"]);
-        assert_eq!(names(Doctor), ["sshd", "git", "rsync", "tar", "cloud-init"]);
+        assert_eq!(names(Import), ["sshd", "bash", "git", "rsync", "cloud-init"]);
+        assert_eq!(
+            names(Doctor),
+            ["sshd", "bash", "git", "rsync", "tar", "cloud-init"]
+        );
         for program in PROGRAMS {
             for place in program.places {
                 assert!(place.starts_with('/') && program.is_among(&[*place]), "{place}");

@@ -17,9 +17,19 @@ mod blobs;
 mod compression;
 mod directory;
 mod oci;
+mod packing;
+
+use packing::Packing;
 
 /// Maximum total length of a tree's files including holes, in bytes: the digest of an image requires reading it completely.
 const SPAN_LIMIT: u64 = 256 << 30;
+
+/// Maximum number of directories above an entry. A path of the kernel has at most 2048 parts; the deepest trees in use, of
+/// nested packages, have some dozens.
+const DEPTH_LIMIT: usize = 256;
+
+/// The number of characters of a refused entry's long name that are shown.
+const SHOWN: usize = 100;
 
 /// The source of a tree.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -62,6 +72,14 @@ pub enum SourceError {
         /// The archive, or a layer of one.
         archive: String,
         /// The name in it.
+        entry: String,
+    },
+    /// An entry is in too many directories.
+    #[error("refusing {archive}: its entry {entry:?} is more than {DEPTH_LIMIT} directories deep")]
+    Deep {
+        /// The archive, or a layer of one.
+        archive: String,
+        /// The beginning of its name.
         entry: String,
     },
     /// An entry would be a device.
@@ -150,6 +168,16 @@ pub enum SourceError {
         /// The actual digest.
         found: String,
     },
+    /// A part of an image is stored in a form that cannot be read in place.
+    #[error(
+        "{archive} has {blob} as a sparse file, which is not read; pack it again without sparse files (tar without --sparse)"
+    )]
+    Sparse {
+        /// The image.
+        archive: String,
+        /// The part.
+        blob: String,
+    },
     /// A part of an image is missing.
     #[error("{archive} is not complete: it has no {blob}")]
     NoBlob {
@@ -177,14 +205,27 @@ pub enum SourceError {
         #[source]
         source: serde_json::Error,
     },
-    /// Several images, or none with that name.
-    #[error("{archive} has no image {wanted}; it has: {}", have.join(", "))]
+    /// No image, or none with that name.
+    #[error("{archive} has no image{wanted}; it has: {}", have.join(", "))]
     NoTag {
         /// The layout or archive.
         archive: String,
-        /// The requested name.
+        /// The requested name, with the words before it; empty if any image would do.
         wanted: String,
         /// The existing names.
+        have: Vec<String>,
+    },
+    /// Several different images, of which none is the obvious one.
+    #[error(
+        "{archive} has several images{wanted}: {}; name one of them (add :TAG), or copy the wanted one into a new file or directory",
+        have.join(", ")
+    )]
+    Several {
+        /// The layout or archive.
+        archive: String,
+        /// The requested name, with the words before it; empty if none was.
+        wanted: String,
+        /// Their names and digests.
         have: Vec<String>,
     },
     /// It is for another architecture or operating system.
@@ -238,11 +279,14 @@ impl Source {
                 Self::Directory(path)
             });
         }
-        if is_archive(&path)? {
-            Ok(Self::Tar(path))
-        } else {
-            Err(SourceError::Unknown { path })
+        if !is_archive(&path)? {
+            return Err(SourceError::Unknown { path });
         }
+        Ok(match packing::of(open(&path)?) {
+            Packing::Tree => Self::Tar(path),
+            Packing::Layout => Self::Oci { path, tag: None },
+            Packing::Saved => Self::Docker { path, tag: None },
+        })
     }
 
     /// Its name in messages.
@@ -318,6 +362,23 @@ fn unfilled(archive: &str, entry: &Path, error: FillError) -> SourceError {
             source,
         },
     }
+}
+
+/// Refuses an entry that is too deep in `archive`.
+fn check_depth(archive: &str, entry: &Path) -> Result<(), SourceError> {
+    if entry.components().count() <= DEPTH_LIMIT + 1 {
+        return Ok(());
+    }
+    let shown: String = entry.to_string_lossy().chars().take(SHOWN).collect();
+    Err(SourceError::Deep {
+        archive: archive.to_owned(),
+        entry: format!("{shown}…"),
+    })
+}
+
+/// A time that the image's file system can store: 32 bits, signed.
+fn stored_time(seconds: i64) -> i64 {
+    seconds.clamp(i64::from(i32::MIN), i64::from(i32::MAX))
 }
 
 /// The directory at `path`; `None` if it is something else.

@@ -8,11 +8,10 @@ use std::path::{Path, PathBuf};
 
 use crabbox_core::fault::{Fault, Kind};
 use crabbox_host::clock;
-use crabbox_host::digest;
 use crabbox_host::files::{self, FileError};
 pub use crabbox_image::build::OwnInit;
 use crabbox_image::build::{
-    Agent, BuildError, BuildRecipe, STAMP_UNIX, TreeRecipe, build_debian, build_tree,
+    Agent, BuildError, BuildRecipe, KernelOf, STAMP_UNIX, TreeRecipe, build_debian, build_tree,
 };
 pub use crabbox_image::bundle::Imported;
 use crabbox_image::bundle::{self, BundleError};
@@ -55,16 +54,6 @@ pub enum ImagesError {
     NoDownloads {
         /// The URL.
         url: String,
-    },
-    /// The content does not have the expected digest.
-    #[error("refusing {}: its SHA-256 is {found}, expected {expected}", path.display())]
-    WrongDigest {
-        /// The file.
-        path: PathBuf,
-        /// The expected digest.
-        expected: String,
-        /// The actual digest.
-        found: String,
     },
     /// The chosen kernel belongs to an image that is not ours.
     #[error("image {image} has an init of its own: its kernel need not boot another tree")]
@@ -135,10 +124,11 @@ pub struct Listed {
     pub default: bool,
 }
 
-/// All images, newest first, and the broken entries of the store. A host that was never set up has none.
-pub fn list(places: &Places) -> Result<(Vec<Listed>, Vec<Broken>), ImagesError> {
+/// All images, newest first, and the broken entries of the store. A host that was never set up has none. `configured` is the
+/// image that leases are to use (`firecracker.image`); empty for the default one.
+pub fn list(places: &Places, configured: &str) -> Result<(Vec<Listed>, Vec<Broken>), ImagesError> {
     let Listing { images, broken } = listing(places)?;
-    let default = default_digest(places);
+    let default = digest_in_use(places, configured).unwrap_or_default();
     let listed = images
         .into_iter()
         .map(|image| {
@@ -152,12 +142,13 @@ pub fn list(places: &Places) -> Result<(Vec<Listed>, Vec<Broken>), ImagesError> 
     Ok((listed, broken))
 }
 
-/// The image that `reference` names: a name, a digest or its first digits.
-pub fn get(places: &Places, reference: &str) -> Result<Listed, ImagesError> {
+/// The image that `reference` names: a name, a digest or its first digits. `configured` as for [`list`].
+pub fn get(places: &Places, configured: &str, reference: &str) -> Result<Listed, ImagesError> {
     let image = existing(places, reference)?.get(reference)?;
+    let default = digest_in_use(places, configured).unwrap_or_default();
     Ok(Listed {
         leases: leases_of(places, &image)?,
-        default: default_digest(places).as_deref() == Some(&image.manifest.digest),
+        default: default.as_deref() == Some(&image.manifest.digest),
         image,
     })
 }
@@ -197,8 +188,14 @@ pub struct Decided {
     pub reason: Reason,
 }
 
-/// Removes the images that `policy` does not keep. With `dry_run`, only reports which.
-pub fn gc(places: &Places, policy: Policy, dry_run: bool) -> Result<Vec<Decided>, ImagesError> {
+/// Removes the images that `policy` does not keep. With `dry_run`, only reports which. `configured` as for [`list`]; where there
+/// is no such image, the default one is kept.
+pub fn gc(
+    places: &Places,
+    configured: &str,
+    policy: Policy,
+    dry_run: bool,
+) -> Result<Vec<Decided>, ImagesError> {
     if !dry_run && places.images().is_dir() {
         Store::open(&places.images())?.sweep()?;
     }
@@ -209,7 +206,10 @@ pub fn gc(places: &Places, policy: Policy, dry_run: bool) -> Result<Vec<Decided>
         .map(|image| Ok((image.manifest.digest.clone(), leases_of(places, image)?)))
         .collect::<Result<std::collections::BTreeMap<_, _>, ImagesError>>()?;
     let pinned = |image: &Image| pins.get(&image.manifest.digest).cloned().unwrap_or_default();
-    let default = default_digest(places);
+    let default = match digest_in_use(places, configured)? {
+        None if !configured.is_empty() => digest_in_use(places, "")?,
+        found => found,
+    };
     let plan = gc::plan(
         &images,
         default.as_deref(),
@@ -245,8 +245,11 @@ pub struct Build {
     pub from: Option<(String, PathBuf)>,
     /// Whether the image's own init runs in the guest.
     pub init: OwnInit,
-    /// The image whose kernel is used if the tree has none; `None` for the default image.
+    /// The image whose kernel is used, even if the tree has one.
     pub kernel_of: Option<String>,
+    /// The image that leases are to use (`firecracker.image`), whose kernel is used for a tree without one; empty for the
+    /// default one.
+    pub configured: String,
     /// The guest's init; `None` for the one that this program carries.
     pub guest_binary: Option<PathBuf>,
 }
@@ -262,6 +265,7 @@ impl Build {
             from: None,
             init: OwnInit::None,
             kernel_of: None,
+            configured: String::new(),
             guest_binary: None,
         }
     }
@@ -314,7 +318,7 @@ pub fn build(places: &Places, wanted: &Build, progress: &dyn Progress) -> Result
             name: wanted.name.clone(),
             source: TreeSource::named(from, cwd).map_err(BuildError::from)?,
             init: wanted.init,
-            kernel_of: kernel_of(places, wanted.kernel_of.as_deref())?,
+            kernel_of: kernel_of(places, wanted)?,
             guest_binary: guest.path().to_owned(),
             agent: Some(agent()?),
             stamp_unix: STAMP_UNIX,
@@ -333,26 +337,26 @@ pub fn build(places: &Places, wanted: &Build, progress: &dyn Progress) -> Result
     Ok(build_debian(&recipe, &store, progress)?)
 }
 
-/// The image that provides kernel and modules for a tree without a kernel: the named image, or else the default one if it is ours.
-fn kernel_of(places: &Places, named: Option<&str>) -> Result<Option<Image>, ImagesError> {
-    let image = match prepare::stored_image(&places.images(), named.unwrap_or_default()) {
-        Ok(image) => image,
-        Err(StoreError::NotFound { .. }) if named.is_none() => return Ok(None),
+/// The image that provides kernel and modules: the chosen one, or else, for a tree without a kernel, the one that leases use if
+/// it is ours.
+fn kernel_of(places: &Places, wanted: &Build) -> Result<KernelOf, ImagesError> {
+    if let Some(chosen) = &wanted.kernel_of {
+        let image = existing(places, chosen)?.get(chosen)?;
+        return if image.manifest.init == Init::Ours {
+            Ok(KernelOf::Chosen(image))
+        } else {
+            let image = chosen.clone();
+            Err(ImagesError::ForeignKernel { image })
+        };
+    }
+    let ours = |image: &Image| image.manifest.init == Init::Ours;
+    let image = match prepare::stored_image(&places.images(), &wanted.configured) {
+        Ok(image) if ours(&image) => Some(image),
+        // An image with an init of its own, or none: the kernel of any other image of ours does.
+        Ok(_) | Err(StoreError::NotFound { .. }) => listing(places)?.images.into_iter().find(ours),
         Err(error) => return Err(error.into()),
     };
-    if image.manifest.init == Init::Ours {
-        return Ok(Some(image));
-    }
-    // If the default image has an init of its own, take the kernel of any other image of ours.
-    match named {
-        Some(named) => Err(ImagesError::ForeignKernel {
-            image: named.to_owned(),
-        }),
-        None => Ok(listing(places)?
-            .images
-            .into_iter()
-            .find(|image| image.manifest.init == Init::Ours)),
-    }
+    Ok(image.map_or(KernelOf::Nobody, KernelOf::Otherwise))
 }
 
 /// Imports a ready-made kernel and root file system as the image `name`.
@@ -407,26 +411,20 @@ pub fn import_bundle(
     let bin = places.firecracker();
     let bin = programs.then_some(bin.as_path());
     match from {
-        Source::File { path, sha256 } => {
-            if let Some(expected) = sha256 {
-                let found = digest::sha256_file(path)?;
-                if !found.eq_ignore_ascii_case(expected) {
-                    let (path, expected) = (path.clone(), expected.clone());
-                    return Err(ImagesError::WrongDigest {
-                        path,
-                        expected,
-                        found,
-                    });
-                }
-            }
-            Ok(bundle::import(path, &store, name, bin, progress)?)
-        }
+        Source::File { path, sha256 } => Ok(bundle::import(
+            path,
+            sha256.as_deref(),
+            &store,
+            name,
+            bin,
+            progress,
+        )?),
         Source::Url { url, sha256 } => {
             let file = download(places, url, sha256.as_deref(), progress).inspect_err(|_| {
                 // This fails, as intended, if the directory holds a partial download to resume.
                 std::fs::remove_dir(downloads(places)).ok();
             })?;
-            let imported = bundle::import(&file, &store, name, bin, progress);
+            let imported = bundle::import(&file, None, &store, name, bin, progress);
             // The bundle is not needed any more. A bad one must not be taken for a partial download of the next one.
             files::remove_tree(&file)?;
             // Fails if another download is using the directory.
@@ -494,7 +492,7 @@ fn download(
     let dir = downloads(places);
     files::create_private_dir(&dir)?;
     // Named by the URL's digest, so that an interrupted download of the same URL is found and resumed.
-    let to = dir.join(&digest::sha256(url.as_bytes())[..16]);
+    let to = dir.join(&crabbox_host::digest::sha256(url.as_bytes())[..16]);
     progress.stage("downloading the bundle");
     crabbox_host::download::fetch(url, &to, sha256, &mut |done, total| progress.bytes(done, total))?;
     Ok(to)
@@ -527,11 +525,19 @@ fn listing(places: &Places) -> Result<Listing, ImagesError> {
     }
 }
 
-fn default_digest(places: &Places) -> Option<String> {
-    places.images().is_dir().then_some(())?;
-    prepare::our_image(&places.images())
-        .ok()
-        .map(|image| image.manifest.digest)
+/// The digests of all images.
+pub(crate) fn digests(places: &Places) -> Result<Vec<String>, ImagesError> {
+    let images = listing(places)?.images.into_iter();
+    Ok(images.map(|image| image.manifest.digest).collect())
+}
+
+/// The image that a new lease uses where `configured` is `firecracker.image`; `None` if there is no such image.
+fn digest_in_use(places: &Places, configured: &str) -> Result<Option<String>, StoreError> {
+    match prepare::stored_image(&places.images(), configured) {
+        Ok(image) => Ok(Some(image.manifest.digest)),
+        Err(StoreError::NotFound { .. }) => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 /// The leases that use `image`, recognised by a base with the same inode (linked or mounted). Includes `another name` if the file

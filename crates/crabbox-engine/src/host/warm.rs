@@ -283,10 +283,8 @@ pub(crate) fn is_missing(engine: &Engine, plan: &FirecrackerPlan) -> bool {
 
 /// Removes useless templates; `None` if one is being made. Images with the digests `going` are treated as gone.
 pub fn sweep(places: &Places, going: &[&str], dry_run: bool) -> Result<Option<Vec<Swept>>, WarmError> {
-    let (listed, _) = images::list(places)?;
-    let images: Vec<String> = listed
+    let images: Vec<String> = images::digests(places)?
         .into_iter()
-        .map(|listed| listed.image.manifest.digest)
         .filter(|digest| !going.contains(&digest.as_str()))
         .collect();
     Ok(Templates::of(places).sweep(&images, &host(), dry_run)?)

@@ -7,16 +7,22 @@ use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Write as _};
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::PoisonError;
 
 use rustix::fs::{
     AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, Uid, XattrFlags, chownat,
-    fchmod, fchown, fsetxattr, futimens, linkat, mkdirat, mknodat, openat, statat, symlinkat, utimensat,
+    fchmod, fchown, fsetxattr, futimens, linkat, mkdirat, mknodat, openat, readlinkat, statat, symlinkat,
+    utimensat,
 };
 use rustix::io::Errno;
 
 use super::{AS_GUEST, Tree, WITHOUT_LINKS, names, split};
 use crate::files::{self, FileError};
+
+/// Maximum number of links through which a missing directory is made; as many as the kernel follows.
+const LINKS_LIMIT: u32 = 40;
 
 /// The attributes of every entry.
 #[derive(Debug, Clone, Default)]
@@ -64,7 +70,8 @@ impl Tree {
     pub fn put(&self, path: &Path, kind: Kind<'_>, facts: &Facts) -> io::Result<()> {
         if path.as_os_str().is_empty() {
             // For the root itself only a directory makes sense, and only its attributes are set.
-            return Ok(settle(&self.root, facts)?);
+            settle(&self.root, facts)?;
+            return Ok(self.remember(&self.root, Some(facts.modified))?);
         }
         let (parent, name) = split(path);
         let parent = self.made_parent(parent)?;
@@ -90,7 +97,9 @@ impl Tree {
                     mkdirat(parent, name, Mode::from_raw_mode(0o700))?;
                 }
                 let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-                settle(&openat(parent, name, flags, Mode::empty())?, facts)?;
+                let dir = openat(parent, name, flags, Mode::empty())?;
+                settle(&dir, facts)?;
+                self.remember(&dir, Some(facts.modified))?;
             }
             Kind::File(content) => {
                 let flags =
@@ -118,15 +127,69 @@ impl Tree {
 
     /// The directory `path` as the guest sees it, created with missing parents.
     fn made_parent(&self, path: &Path) -> Result<OwnedFd, Errno> {
+        self.made_behind(path, LINKS_LIMIT)
+    }
+
+    /// The same, through at most `links` links whose targets are missing.
+    fn made_behind(&self, path: &Path, links: u32) -> Result<OwnedFd, Errno> {
         match self.look_up(path, OFlags::DIRECTORY, AS_GUEST) {
-            Err(Errno::NOENT) => {
-                let (parent, name) = split(path);
-                let parent = self.made_parent(parent)?;
-                mkdirat(&parent, name, Mode::from_raw_mode(0o755))?;
-                self.look_up(path, OFlags::DIRECTORY, AS_GUEST)
-            }
-            other => other,
+            Err(Errno::NOENT) => {}
+            other => return other,
         }
+        let above = path.parent().ok_or(Errno::NOENT)?;
+        let parent = self.made_behind(above, links)?;
+        // Without a name the path ends with `..`, and only what is before it was missing.
+        if let Some(name) = path.file_name() {
+            match mkdirat(&parent, name, Mode::from_raw_mode(0o755)) {
+                Ok(()) => {
+                    let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                    self.remember(&openat(&parent, name, flags, Mode::empty())?, None)?;
+                }
+                // A link that leads nowhere yet: its target may be an entry that is still to come.
+                Err(Errno::EXIST) if links > 0 => {
+                    let target = readlinkat(&parent, name, Vec::new())?;
+                    let target = Path::new(OsStr::from_bytes(target.to_bytes()));
+                    let target = match target.strip_prefix("/") {
+                        Ok(inside) => inside.to_owned(),
+                        Err(_) => above.join(target),
+                    };
+                    self.made_behind(&target, links - 1)?;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        self.look_up(path, OFlags::DIRECTORY, AS_GUEST)
+    }
+
+    /// Remembers the time of the directory `dir` for [`Tree::settle_times`]; `None` if it has none of its own.
+    fn remember(&self, dir: &OwnedFd, modified: Option<i64>) -> Result<(), Errno> {
+        let inode = rustix::fs::fstat(dir)?.st_ino;
+        let mut times = self.times.lock().unwrap_or_else(PoisonError::into_inner);
+        match modified {
+            Some(modified) => times.insert(inode, modified),
+            // The inode may be that of a directory that is gone.
+            None => times.remove(&inode),
+        };
+        Ok(())
+    }
+
+    /// Sets the time of every directory to that with which it was put into the tree, and of all others to `other`, in seconds
+    /// since the epoch. To be called when no entry is made any more.
+    pub fn settle_times(&self, other: i64) -> io::Result<()> {
+        let times = self.times.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut dirs = vec![PathBuf::new()];
+        while let Some(path) = dirs.pop() {
+            let dir = self.look_up(&path, OFlags::DIRECTORY, WITHOUT_LINKS)?;
+            for name in names(&dir)? {
+                let found = statat(&dir, &name, AtFlags::SYMLINK_NOFOLLOW)?;
+                if FileType::from_raw_mode(found.st_mode).is_dir() {
+                    dirs.push(path.join(name));
+                }
+            }
+            let modified = times.get(&rustix::fs::fstat(&dir)?.st_ino);
+            futimens(&dir, &at(modified.copied().unwrap_or(other)))?;
+        }
+        Ok(())
     }
 
     /// Creates the directory `path` with its parents (0755, new ones owned by root), the last one owned by user and group
@@ -158,16 +221,17 @@ impl Tree {
         }
     }
 
-    /// Writes the file `path`, owned by root, with permission bits `mode`; replaces whatever has its name. Its directory
-    /// must exist, without a link in the path.
-    pub fn write(&self, path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
+    /// Writes the file `path`, owned by root, with permission bits `mode` and the time `modified` (seconds since the epoch);
+    /// replaces whatever has its name. Its directory must exist, without a link in the path.
+    pub fn write(&self, path: &Path, bytes: &[u8], mode: u32, modified: i64) -> io::Result<()> {
         let (parent, name) = split(path);
         let parent = self.look_up(parent, OFlags::DIRECTORY, WITHOUT_LINKS)?;
         self.remove_at(&parent, name, path)?;
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let mut file = File::from(openat(&parent, name, flags, Mode::from_raw_mode(0o600))?);
         file.write_all(bytes)?;
-        Ok(fchmod(&file, Mode::from_raw_mode(mode))?)
+        fchmod(&file, Mode::from_raw_mode(mode))?;
+        Ok(futimens(&file, &at(modified))?)
     }
 
     /// Removes `path` with everything in it, as the guest resolves it; succeeds if it does not exist.
@@ -188,15 +252,35 @@ impl Tree {
         }
     }
 
-    /// Removes the contents of the directory `path`, as the guest resolves it, but not the directory.
+    /// Removes the contents of the directory `path`, but not the directory. Links on the way to it are followed as the guest
+    /// does; if it is a link itself, there is nothing to remove.
     pub fn empty(&self, path: &Path) -> io::Result<()> {
-        let Some(dir) = super::absent(self.look_up(path, OFlags::DIRECTORY, AS_GUEST))? else {
+        let (parent, name) = split(path);
+        let Some(parent) = super::absent(self.look_up(parent, OFlags::DIRECTORY, AS_GUEST))? else {
+            return Ok(());
+        };
+        let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let Some(dir) = super::absent(openat(&parent, name, flags, Mode::empty()))? else {
             return Ok(());
         };
         for name in names(&dir)? {
             self.remove_at(&dir, &name, &path.join(&name))?;
         }
         Ok(())
+    }
+
+    /// Removes what has the name `path` unless it is a directory, so that a directory can be made there.
+    pub fn make_way(&self, path: &Path) -> io::Result<()> {
+        let (parent, name) = split(path);
+        let Some(parent) = super::absent(self.look_up(parent, OFlags::DIRECTORY, AS_GUEST))? else {
+            return Ok(());
+        };
+        match statat(&parent, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(found) if FileType::from_raw_mode(found.st_mode).is_dir() => Ok(()),
+            Ok(_) => self.remove_at(&parent, name, path),
+            Err(Errno::NOENT) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Removes everything below the directory `path` except directories, without any link in the path: daemons rely on the
@@ -232,13 +316,13 @@ fn settle(file: &impl AsFd, facts: &Facts) -> Result<(), Errno> {
     for (name, value) in &facts.attributes {
         fsetxattr(file, name, value, XattrFlags::empty())?;
     }
-    futimens(file, &times(facts))
+    futimens(file, &at(facts.modified))
 }
 
 fn settle_name(parent: &OwnedFd, name: &OsStr, facts: &Facts) -> Result<(), Errno> {
     let (uid, gid) = (user(facts.uid), group(facts.gid));
     chownat(parent, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)?;
-    utimensat(parent, name, &times(facts), AtFlags::SYMLINK_NOFOLLOW)
+    utimensat(parent, name, &at(facts.modified), AtFlags::SYMLINK_NOFOLLOW)
 }
 
 fn mode_of(facts: &Facts) -> Mode {
@@ -254,9 +338,9 @@ fn group(id: u32) -> Gid {
     Gid::from_raw(if id == u32::MAX { 0 } else { id })
 }
 
-fn times(facts: &Facts) -> Timestamps {
+fn at(seconds: i64) -> Timestamps {
     let at = Timespec {
-        tv_sec: facts.modified,
+        tv_sec: seconds,
         tv_nsec: 0,
     };
     Timestamps {

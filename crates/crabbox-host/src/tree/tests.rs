@@ -52,13 +52,13 @@ fn what_is_added_goes_through_no_link_and_hands_nothing_outside_to_anybody() {
         let error = tree.make_directory(Path::new(path), Some(1000)).unwrap_err();
         assert!(is_link(&error), "{path}: {error}");
     }
-    let error = tree.write(Path::new("pnpm/file"), b"ours", 0o644).unwrap_err();
+    let error = tree.write(Path::new("pnpm/file"), b"ours", 0o644, 1).unwrap_err();
     assert!(is_link(&error), "{error}");
     tree.remove_plain(Path::new("pnpm/file")).unwrap();
     tree.remove_files(Path::new("pnpm")).unwrap();
     assert!(beside.untouched());
     // A file with the name of a link replaces the link.
-    tree.write(Path::new("pnpm"), b"ours", 0o640).unwrap();
+    tree.write(Path::new("pnpm"), b"ours", 0o640, 1).unwrap();
     let made = tree.look(Path::new("pnpm")).unwrap();
     assert_eq!(made.st_mode, 0o100_640);
     assert!(beside.untouched());
@@ -86,11 +86,105 @@ fn what_is_put_behind_a_link_stays_inside() {
         mode: 0o644,
         ..Facts::default()
     };
-    let mut content = |file: &mut File| io::Write::write_all(file, b"theirs");
+    let mut content = |file: &mut File| io::Write::write_all(file, b"ours");
     // The link's target does not exist in the tree.
-    tree.put(Path::new("link/file"), Kind::File(&mut content), &facts)
-        .unwrap_err();
+    tree.put(Path::new("link/new"), Kind::File(&mut content), &facts)
+        .unwrap();
+    let inside = beside.outside().join("new");
+    let inside = inside.strip_prefix("/").unwrap();
+    assert_eq!(tree.read(inside, 10).unwrap().unwrap(), b"ours");
     assert!(beside.untouched());
+}
+
+#[test]
+fn an_entry_may_come_before_the_target_of_a_link_on_its_way() {
+    let beside = Beside::new();
+    let tree = &beside.tree;
+    let put = |path: &str| {
+        let mut content = |file: &mut File| io::Write::write_all(file, path.as_bytes());
+        tree.put(Path::new(path), Kind::File(&mut content), &Facts::default())
+    };
+    for (target, link, real) in [
+        ("usr/lib", "lib", "usr/lib"),
+        ("/usr/sbin", "sbin", "usr/sbin"),
+        ("../var/./run", "var/now", "var/run"),
+        ("missing/../other", "up", "other"),
+        ("sbin/deeper", "twice", "usr/sbin/deeper"),
+    ] {
+        tree.put(
+            Path::new(link),
+            Kind::Symlink(Path::new(target)),
+            &Facts::default(),
+        )
+        .unwrap();
+        put(&format!("{link}/x/y")).unwrap();
+        assert!(
+            tree.plain_file(&Path::new(real).join("x/y")).unwrap().is_some(),
+            "{link}"
+        );
+    }
+    for (target, link) in [("itself", "itself"), ("b", "a"), ("a", "b")] {
+        symlink(target, tree.path().join(link)).unwrap();
+    }
+    for path in ["itself/x", "a/x", "usr/lib/x/y/z"] {
+        let error = put(path).unwrap_err();
+        let errno = Errno::from_io_error(&error);
+        assert!(
+            matches!(errno, Some(Errno::LOOP | Errno::NOTDIR)),
+            "{path}: {error}"
+        );
+    }
+}
+
+#[test]
+fn directories_have_their_own_times_in_the_end_whatever_was_made_in_them() {
+    let beside = Beside::new();
+    let tree = &beside.tree;
+    let dir = |path: &str, modified: i64| {
+        let facts = Facts {
+            mode: 0o755,
+            modified,
+            ..Facts::default()
+        };
+        tree.put(Path::new(path), Kind::Directory, &facts).unwrap();
+    };
+    dir("", -5);
+    dir("a", 100);
+    dir("a/b", 200);
+    dir("a/b", 300);
+    tree.write(Path::new("a/b/file"), b"x", 0o644, 400).unwrap();
+    tree.make_directory(Path::new("a/c/d"), None).unwrap();
+    tree.settle_times(7).unwrap();
+    for (path, modified) in [
+        ("", -5),
+        ("a", 100),
+        ("a/b", 300),
+        ("a/b/file", 400),
+        ("a/c", 7),
+        ("a/c/d", 7),
+    ] {
+        assert_eq!(tree.look(Path::new(path)).unwrap().st_mtime, modified, "{path}");
+    }
+}
+
+#[test]
+fn only_what_is_in_the_directory_itself_is_emptied_and_only_what_is_none_makes_way_for_one() {
+    let beside = Beside::new();
+    let tree = &beside.tree;
+    tree.make_directory(Path::new("real/below"), None).unwrap();
+    symlink("real", tree.path().join("link")).unwrap();
+    tree.empty(Path::new("link")).unwrap();
+    assert!(tree.look(Path::new("real/below")).is_ok());
+    tree.empty(Path::new("link/below")).unwrap();
+    tree.empty(Path::new("nowhere/at/all")).unwrap();
+    for path in ["real", "", "link/below", "nowhere/at/all"] {
+        tree.make_way(Path::new(path)).unwrap();
+    }
+    assert!(tree.look(Path::new("real/below")).is_ok() && tree.look(Path::new("link")).is_ok());
+    tree.make_way(Path::new("link")).unwrap();
+    assert!(tree.look(Path::new("real/below")).is_ok() && tree.look(Path::new("link")).is_err());
+    tree.empty(Path::new("real")).unwrap();
+    assert!(tree.names(Path::new("real")).unwrap().is_empty());
 }
 
 #[test]
@@ -157,8 +251,9 @@ fn a_tree_below_is_the_root_of_its_own_links() {
     let beside = Beside::new();
     let tree = &beside.tree;
     tree.make_directory(Path::new("usr/lib"), None).unwrap();
-    tree.write(Path::new("usr/lib/file"), b"inside", 0o644).unwrap();
-    tree.write(Path::new("secret"), b"above", 0o644).unwrap();
+    tree.write(Path::new("usr/lib/file"), b"inside", 0o644, 1)
+        .unwrap();
+    tree.write(Path::new("secret"), b"above", 0o644, 1).unwrap();
     symlink("usr/lib", tree.path().join("lib")).unwrap();
     symlink("../../secret", tree.path().join("usr/lib/up")).unwrap();
     let lib = tree.below(Path::new("lib")).unwrap().unwrap();

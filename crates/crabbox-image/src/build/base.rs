@@ -32,6 +32,9 @@ const FEATURES: &str =
 const BLOCK: u64 = 4096;
 const INODE: usize = 256;
 
+/// The number of inodes of a new file system that are not copied from the tree: the reserved ones, and `lost+found`.
+const FIRST_INODES: usize = 11;
+
 /// Time limit for making the file system.
 const MAKE_LIMIT: Duration = Duration::from_mins(10);
 
@@ -44,12 +47,21 @@ struct Need {
     counted: BTreeSet<u64>,
 }
 
-/// Makes the ext4 file system `image` from everything in `tree`, just large enough, with no file newer than `stamp`.
+/// Which modification times an image has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Times {
+    /// Those of the tree, but none later than the stamp: the tree was made by this build, which took some time.
+    NoLater,
+    /// Those of the tree: it says of its files when they were made, and the caller has set the time of all others.
+    OfTree,
+}
+
+/// Makes the ext4 file system `image` from everything in `tree`, just large enough, with no time of this build, but `stamp`.
 #[expect(
     clippy::disallowed_methods,
     reason = "the image lies beside the tree, in a directory of ours"
 )]
-pub(super) fn make(tree: &Tree, image: &Path, stamp: u32) -> Result<(), BuildError> {
+pub(super) fn make(tree: &Tree, image: &Path, stamp: u32, times: Times) -> Result<(), BuildError> {
     let mut need = Need::default();
     measure(tree, Path::new(""), &mut need)?;
     let inodes = need.inodes + need.inodes / 20 + 64;
@@ -82,7 +94,7 @@ pub(super) fn make(tree: &Tree, image: &Path, stamp: u32) -> Result<(), BuildErr
             stage: "making the file system",
             source,
         })?;
-    stamp_inodes(image, stamp)
+    stamp_inodes(image, stamp, times)
 }
 
 fn measure(tree: &Tree, dir: &Path, need: &mut Need) -> Result<(), FileError> {
@@ -102,12 +114,12 @@ fn measure(tree: &Tree, dir: &Path, need: &mut Need) -> Result<(), FileError> {
     Ok(())
 }
 
-/// Sets the access, change and creation times of every used inode to `stamp`, and the modification time if it is later.
+/// Sets the access, change and creation times of every used inode to `stamp`, and the modification time as `times` says.
 #[expect(
     clippy::disallowed_methods,
     reason = "the image lies beside the tree, in a directory of ours"
 )]
-fn stamp_inodes(image: &Path, stamp: u32) -> Result<(), BuildError> {
+fn stamp_inodes(image: &Path, stamp: u32, times: Times) -> Result<(), BuildError> {
     let layout = |unexpected| BuildError::Layout {
         path: image.to_owned(),
         unexpected,
@@ -139,8 +151,10 @@ fn stamp_inodes(image: &Path, stamp: u32) -> Result<(), BuildError> {
         let table = u64::from(word(&descriptor, 8)) * BLOCK;
         let mut inodes = vec![0; inodes_a_group as usize * INODE];
         read(&mut inodes, table)?;
-        for inode in inodes.chunks_exact_mut(INODE) {
-            stamp_inode(inode, stamp);
+        for (index, inode) in inodes.chunks_exact_mut(INODE).enumerate() {
+            // mke2fs makes the root and lost+found itself, at the time of the build.
+            let is_made_here = group == 0 && index < FIRST_INODES;
+            stamp_inode(inode, stamp, times == Times::NoLater || is_made_here);
         }
         file.write_all_at(&inodes, table)
             .map_err(|source| FileError::io("write", image, source))?;
@@ -149,11 +163,11 @@ fn stamp_inodes(image: &Path, stamp: u32) -> Result<(), BuildError> {
 }
 
 /// The layout is that of `struct ext4_inode`; an inode with mode 0 is not in use.
-fn stamp_inode(inode: &mut [u8], stamp: u32) {
+fn stamp_inode(inode: &mut [u8], stamp: u32, no_later: bool) {
     if inode[..2] == [0, 0] {
         return;
     }
-    let modified_later = word(inode, 0x10) > stamp;
+    let modified_later = no_later && modified(inode) > i64::from(stamp);
     let mut set = |offset: usize, value: u32| inode[offset..offset + 4].copy_from_slice(&value.to_le_bytes());
     for (seconds, fraction) in [(0x08, 0x8C), (0x0C, 0x84), (0x90, 0x94)] {
         set(seconds, stamp);
@@ -163,6 +177,11 @@ fn stamp_inode(inode: &mut [u8], stamp: u32) {
         set(0x10, stamp);
         set(0x88, 0);
     }
+}
+
+/// The modification time of an inode: 32 bits, signed, and two higher ones beside the fraction of the second.
+fn modified(inode: &[u8]) -> i64 {
+    i64::from(word(inode, 0x10).cast_signed()) + (i64::from(word(inode, 0x88) & 3) << 32)
 }
 
 fn word(bytes: &[u8], offset: usize) -> u32 {
@@ -219,7 +238,13 @@ mod tests {
     fn the_base_holds_the_tree_and_the_checker_agrees() {
         let dir = tempfile::tempdir().unwrap();
         let image = dir.path().join("base.ext4");
-        make(&Tree::open(&tree(dir.path())).unwrap(), &image, STAMP).unwrap();
+        make(
+            &Tree::open(&tree(dir.path())).unwrap(),
+            &image,
+            STAMP,
+            Times::NoLater,
+        )
+        .unwrap();
         Cmd::new("e2fsck").args(["-f", "-n"]).arg(&image).run().unwrap();
         assert_eq!(debugfs(&image, "cat /a/77"), "77");
         let facts = inspect::superblock(&image).unwrap();
@@ -234,7 +259,7 @@ mod tests {
         for number in 0..100 {
             std::fs::hard_link(root.join("a/b/large"), root.join(format!("a/again{number}"))).unwrap();
         }
-        make(&Tree::open(&root).unwrap(), &image, STAMP).unwrap();
+        make(&Tree::open(&root).unwrap(), &image, STAMP, Times::NoLater).unwrap();
         Cmd::new("e2fsck").args(["-f", "-n"]).arg(&image).run().unwrap();
         assert!(image.metadata().unwrap().len() < 16 << 20);
     }
@@ -243,11 +268,45 @@ mod tests {
     fn no_time_of_the_build_is_in_it() {
         let dir = tempfile::tempdir().unwrap();
         let image = dir.path().join("base.ext4");
-        make(&Tree::open(&tree(dir.path())).unwrap(), &image, STAMP).unwrap();
+        make(
+            &Tree::open(&tree(dir.path())).unwrap(),
+            &image,
+            STAMP,
+            Times::NoLater,
+        )
+        .unwrap();
         let new = debugfs(&image, "stat /a/77");
         assert_eq!(new.matches("Sep  9 01:46:40 2001").count(), 4, "{new}");
         let old = debugfs(&image, "stat /a/7");
         assert_eq!(old.matches("Jan  1 01:23:20 1970").count(), 1, "{old}");
+    }
+
+    #[test]
+    fn a_file_before_1970_is_older_than_the_stamp_and_one_of_the_tree_keeps_its_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let (root, image) = (tree(dir.path()), dir.path().join("base.ext4"));
+        let old = std::time::UNIX_EPOCH - Duration::from_hours(24);
+        let new = std::time::UNIX_EPOCH + Duration::from_secs(1_900_000_000);
+        for (name, time) in [("a/8", old), ("a/9", new)] {
+            let file = File::options().write(true).open(root.join(name)).unwrap();
+            file.set_modified(time).unwrap();
+        }
+        for (times, then) in [
+            (Times::NoLater, "Sun Sep  9 01:46:40 2001"),
+            (Times::OfTree, "Sun Mar 17 17:46:40 2030"),
+        ] {
+            std::fs::remove_file(&image).ok();
+            make(&Tree::open(&root).unwrap(), &image, STAMP, times).unwrap();
+            Cmd::new("e2fsck").args(["-f", "-n"]).arg(&image).run().unwrap();
+            let old = debugfs(&image, "stat /a/8");
+            assert_eq!(old.matches("Wed Dec 31 00:00:00 1969").count(), 1, "{old}");
+            let new = debugfs(&image, "stat /a/9");
+            assert!(new.contains(then), "{new}");
+            for made_by_mke2fs in ["/", "/lost+found"] {
+                let stat = debugfs(&image, &format!("stat {made_by_mke2fs}"));
+                assert_eq!(stat.matches("Sep  9 01:46:40 2001").count(), 4, "{stat}");
+            }
+        }
     }
 
     #[test]
@@ -256,11 +315,11 @@ mod tests {
         let (one, two) = (dir.path().join("one"), dir.path().join("two"));
         let tree = tree(dir.path());
         let opened = Tree::open(&tree).unwrap();
-        make(&opened, &one, STAMP).unwrap();
+        make(&opened, &one, STAMP, Times::NoLater).unwrap();
         // Touching every file changes its ctime, as building again would.
         Cmd::new("touch").arg("-c").arg(tree.join("a/77")).run().unwrap();
         Cmd::new("chmod").args(["-R", "u+w"]).arg(&tree).run().unwrap();
-        make(&opened, &two, STAMP).unwrap();
+        make(&opened, &two, STAMP, Times::NoLater).unwrap();
         assert!(std::fs::read(&one).unwrap() == std::fs::read(&two).unwrap());
     }
 
@@ -271,7 +330,7 @@ mod tests {
         crate::disk::make_layer(&image, 16).unwrap();
         let before = std::fs::read(&image).unwrap();
         assert!(matches!(
-            stamp_inodes(&image, STAMP),
+            stamp_inodes(&image, STAMP, Times::NoLater),
             Err(BuildError::Layout { .. })
         ));
         assert!(std::fs::read(&image).unwrap() == before);

@@ -14,18 +14,16 @@ use rustix::io::Errno;
 use super::{Agent, BuildError, OwnInit};
 use crate::manifest::GuestContract;
 
-/// Paths that are empty or absent in an image: logs, caches, lists, and everything that would identify one machine.
-const EMPTIED_DIRS: [&str; 6] = [
-    "var/lib/apt/lists",
-    "var/cache/apt",
-    "var/log",
-    "tmp",
-    "run",
-    "usr/share/locale",
-];
+/// Directories that have no files in an image: logs, and what is only of use to the machine that wrote it. In a guest other
+/// file systems are mounted on the last two.
+const EMPTIED_DIRS: [&str; 3] = ["var/log", "tmp", "run"];
 
-/// Single files that must not exist.
-const ABSENT: [&str; 14] = [
+/// The same for a tree that our recipe made: caches and translations that were not asked for. In anybody else's tree they may
+/// be there for a reason.
+const TRIMMED_DIRS: [&str; 3] = ["var/lib/apt/lists", "var/cache/apt", "usr/share/locale"];
+
+/// Single files that must not exist, because they identify one machine.
+const ABSENT: [&str; 10] = [
     "etc/ssh/ssh_host_rsa_key",
     "etc/ssh/ssh_host_rsa_key.pub",
     "etc/ssh/ssh_host_ecdsa_key",
@@ -36,35 +34,34 @@ const ABSENT: [&str; 14] = [
     "etc/resolv.conf",
     "var/lib/systemd/random-seed",
     "var/lib/dbus/machine-id",
+];
+
+/// Single files that must not exist in a tree that our recipe made, because they differ from build to build.
+const TRIMMED: [&str; 4] = [
     "var/cache/ldconfig/aux-cache",
     "var/cache/debconf/templates.dat-old",
     "var/cache/debconf/config.dat-old",
     "var/lib/dpkg/status-old",
 ];
 
-/// The sshd configuration: no lookups, and no negotiation that the lease does not need. Without PAM a login is some 16 ms
-/// shorter here.
-const SSHD: &str = "\
-# Written by crabbox image build.
-PasswordAuthentication no
-KbdInteractiveAuthentication no
-PermitRootLogin no
-UsePAM no
-UseDNS no
-PrintMotd no
-PrintLastLog no
-HostKey @HOST_KEY@
-AcceptEnv LANG LC_*
-ClientAliveInterval 0
-MaxSessions 100
-MaxStartups 100
-";
+/// The sshd settings of a lease, for an sshd that our process 1 does not start.
+fn sshd_settings() -> String {
+    let lines = image::SSHD_SETTINGS.map(|(name, value)| format!("{name} {value}\n"));
+    format!("# Written by crabbox image build.\n{}", lines.concat())
+}
+
+/// The files to which a guest adds its user, with what they have if a tree has none, and their modes.
+const ACCOUNTS: [(&str, &str, u32); 3] = [
+    ("etc/passwd", "root:x:0:0:root:/root:/bin/sh\n", 0o644),
+    ("etc/group", "root:x:0:\n", 0o644),
+    ("etc/shadow", "root:*:19000:0:99999:7:::\n", 0o600),
+];
 
 /// The ready check: exits with 0 when the guest can accept a sync and a command; otherwise prints what is missing.
 const READY: &str = r#"#!/bin/sh
 # Written by crabbox image build. Usage: crabbox-ready [WORK_ROOT]
 root=${1:-@WORK_ROOT@}
-for tool in git rsync curl jq; do
+for tool in git rsync curl jq bash; do
   command -v "$tool" >/dev/null || { echo "crabbox-ready: $tool is missing" >&2; exit 1; }
 done
 [ -e @BOOTSTRAPPED@ ] || { echo "crabbox-ready: not set up yet" >&2; exit 1; }
@@ -72,7 +69,7 @@ done
 "#;
 
 /// Directories into which crabbox writes; none of them may be a link that leads elsewhere.
-const WRITTEN: [&str; 16] = [
+const WRITTEN: [&str; 13] = [
     "etc",
     "etc/ssh",
     "etc/ssh/sshd_config.d",
@@ -82,13 +79,10 @@ const WRITTEN: [&str; 16] = [
     "usr/local/bin",
     "var/lib/crabbox",
     "var/lib/dbus",
-    "var/lib/dpkg",
     "var/lib/systemd",
     "var/cache/crabbox",
     "var/cache/crabbox/pnpm",
     "var/cache/crabbox/npm",
-    "var/cache/debconf",
-    "var/cache/ldconfig",
 ];
 
 /// The directory of systemd's scripts at the end of a shutdown (`systemd-shutdown(8)`).
@@ -108,8 +102,35 @@ pub(super) fn below_root(path: &str) -> &str {
     path.trim_start_matches('/')
 }
 
+/// Who made a tree.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Maker {
+    /// Our recipe: what nobody asked for is left out.
+    Ours,
+    /// Somebody else: it loses only the identity of a machine, and logs.
+    Others,
+}
+
+/// The contract of an image, and what it adds to a tree.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Contract<'a> {
+    /// Facts about the guest.
+    pub(super) guest: &'a GuestContract,
+    /// Whether the image's own init runs in it.
+    pub(super) init: OwnInit,
+    /// The client agent to include, if any.
+    pub(super) agent: Option<&'a Agent>,
+    /// The maker of the tree.
+    pub(super) maker: Maker,
+    /// The time of every file that is written, in seconds since the Unix epoch.
+    pub(super) stamp_unix: u32,
+}
+
 /// A tree that is being turned into a guest.
-struct Settling<'a>(&'a Tree);
+struct Settling<'a> {
+    tree: &'a Tree,
+    modified: i64,
+}
 
 impl Settling<'_> {
     /// Refuses a tree in which a path that [`apply`] writes or empties would be in another place, before anything is
@@ -117,7 +138,7 @@ impl Settling<'_> {
     fn check_places(&self, guest: &GuestContract) -> Result<(), BuildError> {
         let work_root = guest.work_root.trim_start_matches('/');
         for path in WRITTEN.into_iter().chain(EMPTIED_DIRS).chain([work_root]) {
-            let real = self.0.is_real_directory(Path::new(path));
+            let real = self.tree.is_real_directory(Path::new(path));
             if !real.map_err(|source| self.failed("look at", path, source))? {
                 let path = path.to_owned();
                 return Err(BuildError::Link { path });
@@ -127,17 +148,28 @@ impl Settling<'_> {
     }
 
     fn directory(&self, path: &str, owner: Option<u32>) -> Result<(), BuildError> {
-        let made = self.0.make_directory(Path::new(path), owner);
+        let made = self.tree.make_directory(Path::new(path), owner);
         made.map_err(|source| self.failed("create directory", path, source))
     }
 
     fn write(&self, path: &str, content: impl AsRef<[u8]>, mode: u32) -> Result<(), BuildError> {
-        let written = self.0.write(Path::new(path), content.as_ref(), mode);
+        let written = self
+            .tree
+            .write(Path::new(path), content.as_ref(), mode, self.modified);
         written.map_err(|source| self.failed("write", path, source))
     }
 
+    /// Removes the files in `dirs`, and `files`.
+    fn strip(&self, dirs: &[&str], files: &[&str]) -> Result<(), BuildError> {
+        for dir in dirs {
+            let emptied = self.tree.remove_files(Path::new(dir));
+            emptied.map_err(|source| self.failed("empty", dir, source))?;
+        }
+        files.iter().try_for_each(|file| self.remove(file))
+    }
+
     fn remove(&self, path: &str) -> Result<(), BuildError> {
-        let removed = self.0.remove_plain(Path::new(path));
+        let removed = self.tree.remove_plain(Path::new(path));
         removed.map_err(|source| self.failed("remove", path, source))
     }
 
@@ -146,32 +178,35 @@ impl Settling<'_> {
             Some(Errno::LOOP | Errno::NOTDIR) => BuildError::Link {
                 path: path.to_owned(),
             },
-            _ => FileError::io(attempt, &self.0.shown(Path::new(path)), source).into(),
+            _ => FileError::io(attempt, &self.tree.shown(Path::new(path)), source).into(),
         }
     }
 }
 
 /// Applies the guest contract to `tree`, the root of the new file system.
-pub(super) fn apply(
-    tree: &Tree,
-    guest: &GuestContract,
-    init: OwnInit,
-    agent: Option<&Agent>,
-) -> Result<(), BuildError> {
-    let settling = Settling(tree);
+pub(super) fn apply(tree: &Tree, contract: &Contract<'_>) -> Result<(), BuildError> {
+    let Contract { guest, maker, .. } = *contract;
+    let modified = i64::from(contract.stamp_unix);
+    let settling = Settling { tree, modified };
     settling.check_places(guest)?;
     settling.directory("", None)?;
-    for dir in EMPTIED_DIRS {
-        let emptied = tree.remove_files(Path::new(dir));
-        emptied.map_err(|source| settling.failed("empty", dir, source))?;
+    settling.strip(&EMPTIED_DIRS, &ABSENT)?;
+    if maker == Maker::Ours {
+        settling.strip(&TRIMMED_DIRS, &TRIMMED)?;
     }
     for dir in ["etc/ssh/sshd_config.d", "etc/sudoers.d", "usr/local/bin"] {
         if tree.look(Path::new(dir)).is_err() {
             settling.directory(dir, None)?;
         }
     }
-    for file in ABSENT {
-        settling.remove(file)?;
+    for (path, content, mode) in ACCOUNTS {
+        let found = tree.file(Path::new(path));
+        if found
+            .map_err(|source| settling.failed("open", path, source))?
+            .is_none()
+        {
+            settling.write(path, content, mode)?;
+        }
     }
     settling.write("etc/machine-id", "", 0o444)?;
     settling.write("etc/fstab", "", 0o644)?;
@@ -180,14 +215,13 @@ pub(super) fn apply(
     settling.write("etc/hosts", hosts, 0o644)?;
     let rights = format!("{} ALL=(ALL:ALL) NOPASSWD: ALL\n", guest.user);
     settling.write("etc/sudoers.d/crabbox", &rights, 0o440)?;
-    let sshd = SSHD.replace("@HOST_KEY@", image::HOST_KEY);
-    settling.write("etc/ssh/sshd_config.d/99-crabbox.conf", &sshd, 0o644)?;
+    settling.write("etc/ssh/sshd_config.d/99-crabbox.conf", sshd_settings(), 0o644)?;
     let ready = READY
         .replace("@WORK_ROOT@", &guest.work_root)
         .replace("@BOOTSTRAPPED@", image::BOOTSTRAPPED);
     settling.write(below_root(image::READY), &ready, 0o755)?;
 
-    match init {
+    match contract.init {
         OwnInit::Systemd => {
             settling.directory("usr/lib/crabbox", None)?;
             settling.write(below_root(image::INIT), "/sbin/init\n", 0o644)?;
@@ -196,7 +230,7 @@ pub(super) fn apply(
         }
         OwnInit::None => settling.remove(below_root(image::INIT))?,
     }
-    if let Some(agent) = agent {
+    if let Some(agent) = contract.agent {
         let dir = below_root(image::AGENTS);
         settling.directory("usr/lib/crabbox", None)?;
         settling.directory(dir, None)?;
@@ -247,19 +281,68 @@ mod tests {
         tree
     }
 
+    fn settle(tree: &tempfile::TempDir, maker: Maker, agent: Option<&Agent>) {
+        let contract = Contract {
+            guest: &GuestContract::default(),
+            init: OwnInit::None,
+            agent,
+            maker,
+            stamp_unix: 1_000_000_000,
+        };
+        apply(&Tree::open(tree.path()).unwrap(), &contract).unwrap();
+    }
+
+    #[test]
+    fn a_tree_of_others_loses_identity_and_logs_only() {
+        let kept = [
+            "usr/share/locale/de/LC_MESSAGES/program.mo",
+            "var/lib/apt/lists/some_Packages",
+            "var/cache/apt/archives/some.deb",
+            "var/lib/dpkg/status-old",
+        ];
+        for (maker, is_kept) in [(Maker::Ours, false), (Maker::Others, true)] {
+            let tree = debian_tree();
+            for file in kept {
+                let path = tree.path().join(file);
+                std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+                std::fs::write(path, "of the maker").unwrap();
+            }
+            settle(&tree, maker, None);
+            for file in kept {
+                assert_eq!(tree.path().join(file).exists(), is_kept, "{maker:?} {file}");
+            }
+            for file in [
+                "etc/ssh/ssh_host_ed25519_key",
+                "etc/hostname",
+                "var/log/apt/history.log",
+            ] {
+                assert!(!tree.path().join(file).exists(), "{maker:?} {file}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_written_has_the_time_of_the_stamp() {
+        let tree = debian_tree();
+        settle(&tree, Maker::Others, None);
+        for file in [
+            "etc/hosts",
+            "usr/local/bin/crabbox-ready",
+            "etc/sudoers.d/crabbox",
+        ] {
+            let facts = tree.path().join(file).metadata().unwrap();
+            assert_eq!(facts.mtime(), 1_000_000_000, "{file}");
+        }
+    }
+
     #[test]
     fn nothing_of_the_building_machine_stays() {
         let tree = debian_tree();
-        apply(
-            &Tree::open(tree.path()).unwrap(),
-            &GuestContract::default(),
-            OwnInit::None,
-            Some(&Agent {
-                digest: "d1".to_owned(),
-                program: b"agent".to_vec(),
-            }),
-        )
-        .unwrap();
+        let agent = Agent {
+            digest: "d1".to_owned(),
+            program: b"agent".to_vec(),
+        };
+        settle(&tree, Maker::Ours, Some(&agent));
         let agent = tree.path().join("usr/lib/crabbox/agents/d1").metadata().unwrap();
         assert_eq!((agent.mode() & 0o7777, agent.uid()), (0o755, 0));
         let found = Cmd::new("grep")
@@ -282,13 +365,7 @@ mod tests {
     #[test]
     fn the_user_owns_the_work_root_and_sudo_would_read_its_file() {
         let tree = debian_tree();
-        apply(
-            &Tree::open(tree.path()).unwrap(),
-            &GuestContract::default(),
-            OwnInit::None,
-            None,
-        )
-        .unwrap();
+        settle(&tree, Maker::Ours, None);
         let facts = |path: &str| tree.path().join(path).metadata().unwrap();
         assert_eq!(
             (facts("work/crabbox").uid(), facts("work/crabbox").mode() & 0o7777),
@@ -302,13 +379,7 @@ mod tests {
     #[test]
     fn the_ready_check_names_what_is_missing() {
         let tree = debian_tree();
-        apply(
-            &Tree::open(tree.path()).unwrap(),
-            &GuestContract::default(),
-            OwnInit::None,
-            None,
-        )
-        .unwrap();
+        settle(&tree, Maker::Ours, None);
         let script = tree.path().join("usr/local/bin/crabbox-ready");
         let missing = Cmd::new("/bin/sh")
             .arg(&script)
@@ -317,5 +388,16 @@ mod tests {
             .unwrap();
         assert_eq!(missing.stderr_text(), "crabbox-ready: git is missing");
         assert_eq!(missing.status.code(), Some(1));
+        // All but the shell that every command of a lease needs.
+        let bin = tempfile::tempdir().unwrap();
+        for program in ["git", "rsync", "curl", "jq"] {
+            std::os::unix::fs::symlink("/bin/true", bin.path().join(program)).unwrap();
+        }
+        let missing = Cmd::new("/bin/sh")
+            .arg(&script)
+            .env("PATH", bin.path())
+            .capture()
+            .unwrap();
+        assert_eq!(missing.stderr_text(), "crabbox-ready: bash is missing");
     }
 }

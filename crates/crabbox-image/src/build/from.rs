@@ -4,6 +4,7 @@
 //! of its links.
 
 use std::collections::BTreeMap;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use crabbox_host::clock;
@@ -11,16 +12,18 @@ use crabbox_host::clone;
 use crabbox_host::files::{self, FileError};
 use crabbox_host::tree::Tree;
 
+use crabbox_guest_protocol::accounts::{self, Account};
 use crabbox_guest_protocol::image::SSHD;
 use rustix::fs::FileType;
 
-use super::contract::below_root;
+use super::base::Times;
+use super::contract::{Contract, Maker, below_root};
 use super::{Agent, BuildError, OwnInit, base, check_store, check_tools, contract, packages};
 use crate::import;
 use crate::initrd::{self, InitrdRecipe};
 use crate::kernel;
 use crate::manifest::{self, GuestContract, Init, Manifest};
-use crate::programs::{self, Check};
+use crate::programs::{self, Check, Program};
 use crate::progress::Progress;
 use crate::source::Source;
 use crate::store::{Image, Scratch, Store};
@@ -34,8 +37,30 @@ const TEXT_LIMIT: u64 = 1 << 20;
 /// Maximum size of another image's initrd, in bytes.
 const INITRD_LIMIT: u64 = 1 << 30;
 
+/// Keywords of sshd's configuration that may not come before the settings of a lease: of most the first one counts, and
+/// everything after the last is conditional.
+const BEFORE_NONE: [&str; 6] = [
+    "authorizedkeysfile",
+    "pubkeyauthentication",
+    "authenticationmethods",
+    "passwordauthentication",
+    "permitrootlogin",
+    "match",
+];
+
 /// Paths at which a kernel finds systemd or another init.
 const INIT: &str = "sbin/init";
+
+/// The image that gives its kernel to a tree.
+#[derive(Debug, Clone)]
+pub enum KernelOf {
+    /// This one, whether the tree has a kernel or not.
+    Chosen(Image),
+    /// This one if the tree has no kernel.
+    Otherwise(Image),
+    /// None: the tree must have a kernel.
+    Nobody,
+}
 
 /// An image built from a tree.
 #[derive(Debug, Clone)]
@@ -46,13 +71,13 @@ pub struct TreeRecipe {
     pub source: Source,
     /// Whether the tree's own init runs in the guest.
     pub init: OwnInit,
-    /// The image whose kernel is used if the tree has none.
-    pub kernel_of: Option<Image>,
+    /// The image whose kernel is used.
+    pub kernel_of: KernelOf,
     /// The static `crabbox-guest` binary.
     pub guest_binary: PathBuf,
     /// The client agent to include, if any.
     pub agent: Option<Agent>,
-    /// Upper limit for the times of all files, in seconds since the Unix epoch.
+    /// The time of all files that are not the tree's own, in seconds since the Unix epoch.
     pub stamp_unix: u32,
 }
 
@@ -83,10 +108,20 @@ pub fn build_tree(recipe: &TreeRecipe, store: &Store, progress: &dyn Progress) -
     progress.stage("making kernel and initrd");
     let release = checked.kernel(recipe, &staged)?;
     progress.stage("setting up the guest");
-    contract::apply(&tree, &guest, recipe.init, recipe.agent.as_ref())?;
+    let contract = Contract {
+        guest: &guest,
+        init: recipe.init,
+        agent: recipe.agent.as_ref(),
+        maker: Maker::Others,
+        stamp_unix: recipe.stamp_unix,
+    };
+    contract::apply(&tree, &contract)?;
     let packages = packages::installed(&tree)?;
     progress.stage("making the file system");
-    base::make(&tree, &staged.join(manifest::BASE), recipe.stamp_unix)?;
+    tree.settle_times(i64::from(recipe.stamp_unix))
+        .map_err(|source| FileError::io("set the times in", tree.path(), source))?;
+    let base = staged.join(manifest::BASE);
+    base::make(&tree, &base, recipe.stamp_unix, Times::OfTree)?;
     let suite = checked.suite()?;
     store_image(
         recipe,
@@ -184,15 +219,12 @@ impl Checked<'_> {
     }
 
     fn contract(&self, init: OwnInit) -> Result<(), BuildError> {
-        let (mut missing, mut packages) = (Vec::new(), Vec::new());
+        let (mut missing, mut packages, mut looked) = (Vec::new(), Vec::new(), Vec::new());
         for program in programs::of(Check::Tree) {
-            let mut found = false;
-            for place in program.places {
-                found |= self.has(below_root(place))?;
-            }
-            if !found {
+            if let Err(places) = self.find(program)? {
                 missing.push(program.name);
                 packages.push(program.package);
+                looked.extend(places);
             }
         }
         if init == OwnInit::Systemd && !self.has(INIT)? {
@@ -204,8 +236,46 @@ impl Checked<'_> {
                 from: self.name.clone(),
                 missing,
                 packages,
+                looked,
             });
         }
+        self.processor()?;
+        match init {
+            OwnInit::Systemd => self.sshd_includes_settings(),
+            OwnInit::None => Ok(()),
+        }
+    }
+
+    /// Looks for an executable file at the places of `program`; if there is none, returns what is at them.
+    fn find(&self, program: &Program) -> Result<Result<(), Vec<String>>, BuildError> {
+        let mut looked = Vec::new();
+        for place in program.places {
+            let Some(file) = self.open(below_root(place))? else {
+                looked.push((*place).to_owned());
+                continue;
+            };
+            let facts = file
+                .metadata()
+                .map_err(|source| self.failed("look at", below_root(place), source))?;
+            if facts.mode() & 0o111 == 0 {
+                looked.push(format!("{place} (which is not executable)"));
+                continue;
+            }
+            if program.name == programs::SUDO && (facts.uid() != 0 || facts.mode() & 0o4000 == 0) {
+                return Err(BuildError::Sudo {
+                    from: self.name.clone(),
+                    place,
+                    uid: facts.uid(),
+                    mode: facts.mode() & 0o7777,
+                });
+            }
+            return Ok(Ok(()));
+        }
+        Ok(Err(looked))
+    }
+
+    /// Refuses programs of another processor.
+    fn processor(&self) -> Result<(), BuildError> {
         let mut head = Vec::new();
         let sshd = below_root(SSHD);
         if let Some(program) = self.open(sshd)? {
@@ -223,29 +293,82 @@ impl Checked<'_> {
 
     /// The uid of the lease's user: the guest adds the user if the image has none.
     fn uid(&self) -> Result<u32, BuildError> {
-        let passwd = self.text("etc/passwd")?;
-        let users: Vec<_> = passwd
-            .lines()
-            .filter_map(|line| {
-                let mut fields = line.split(':');
-                Some((fields.next()?, fields.nth(1)?.parse::<u32>().ok()?))
-            })
-            .collect();
+        // The guest reads all three as text.
+        let (passwd, group) = (self.users("etc/passwd")?, self.users("etc/group")?);
+        self.users("etc/shadow")?;
         let user = GuestContract::default().user;
-        // Neither root, nor the id that means "no user": the lease's user must be able to own files.
-        let usable = |uid: &u32| (1..u32::MAX).contains(uid);
-        let there = users.iter().find(|(name, _)| *name == user).map(|(_, uid)| *uid);
-        let there = there.filter(usable);
-        let free = || {
-            (GuestContract::default().uid..=u32::from(u16::MAX))
-                .find(|uid| users.iter().all(|(_, taken)| taken != uid))
+        let refused = |why| BuildError::User {
+            from: self.name.clone(),
+            user: user.clone(),
+            why,
         };
-        Ok(there.or_else(free).unwrap_or_default())
+        // Neither root, nor the id that means "no user": the lease's user must be able to own files.
+        let usable = |account: &Account| (1..u32::MAX).contains(&account.uid);
+        // The first line of that name counts, even if it is unusable.
+        let named = |line: &&str| line.split(':').next() == Some(&user);
+        if let Some(line) = passwd.lines().find(named) {
+            let account = accounts::find(line, &user).filter(usable);
+            return account
+                .map(|account| account.uid)
+                .ok_or_else(|| refused("its line in etc/passwd needs seven fields, an id above 0 and an absolute home; correct the line or remove it"));
+        }
+        accounts::new(&passwd, &group, &user)
+            .map(|account| account.uid)
+            .ok_or_else(|| {
+                refused("every id for people, from 1000 to 60000, is taken; remove a user or group")
+            })
     }
 
-    /// Makes kernel and initrd: from the tree's own kernel if it has one with its modules, otherwise from another image's.
+    /// The users or groups in a file of the tree; empty if it does not exist.
+    fn users(&self, path: &'static str) -> Result<String, BuildError> {
+        String::from_utf8(self.read(path, TEXT_LIMIT)?).map_err(|error| {
+            let (good, bytes) = (error.utf8_error().valid_up_to(), error.into_bytes());
+            BuildError::NotText {
+                from: self.name.clone(),
+                path,
+                line: bytes[..good].split(|byte| *byte == b'\n').count(),
+            }
+        })
+    }
+
+    /// Refuses a configuration of sshd that would not read the settings of a lease, or only behind a condition. Our own init
+    /// gives them to sshd as arguments.
+    fn sshd_includes_settings(&self) -> Result<(), BuildError> {
+        // The second one is read where there is no first, in distributions that leave /etc to the owner.
+        let mut path = "etc/ssh/sshd_config";
+        let mut text = self.text(path)?;
+        if text.is_empty() {
+            path = "usr/etc/ssh/sshd_config";
+            text = self.text(path)?;
+        }
+        let mut first = None;
+        for line in text.lines().map(|line| line.trim().to_ascii_lowercase()) {
+            let keyword = line.split([' ', '\t', '=']).next().unwrap_or_default();
+            if keyword == "include" && line.contains("sshd_config.d/") && line.contains(".conf") {
+                return Ok(());
+            }
+            if BEFORE_NONE.contains(&keyword) {
+                first = Some(line);
+                break;
+            }
+        }
+        Err(BuildError::NotIncluded {
+            from: self.name.clone(),
+            path,
+            before: first
+                .map(|line| format!(" before its line {line:?}"))
+                .unwrap_or_default(),
+        })
+    }
+
+    /// Makes kernel and initrd: from the chosen image's, or the tree's own kernel if it has one with its modules, or another
+    /// image's.
     fn kernel(&self, recipe: &TreeRecipe, staged: &Path) -> Result<String, BuildError> {
-        if let Some((release, modules)) = self.own_kernel()? {
+        let own = match recipe.kernel_of {
+            KernelOf::Chosen(_) => None,
+            KernelOf::Otherwise(_) | KernelOf::Nobody => self.own_kernel()?,
+        };
+        if let Some((release, modules)) = own {
             let place = format!("boot/vmlinuz-{release}");
             let path = self.tree.shown(Path::new(&place));
             let image = self.read(&place, kernel::KERNEL_LIMIT as u64)?;
@@ -262,9 +385,11 @@ impl Checked<'_> {
             files::write_atomic(&staged.join(manifest::INITRD), &archive, 0o644)?;
             return Ok(release);
         }
-        let other = recipe.kernel_of.as_ref().ok_or_else(|| BuildError::NoKernel {
-            from: self.name.clone(),
-        })?;
+        let (KernelOf::Chosen(other) | KernelOf::Otherwise(other)) = &recipe.kernel_of else {
+            return Err(BuildError::NoKernel {
+                from: self.name.clone(),
+            });
+        };
         clone::clone_file(&other.kernel(), &staged.join(manifest::KERNEL))?;
         let from = other.initrd();
         let archive = files::read_regular(&from, INITRD_LIMIT);

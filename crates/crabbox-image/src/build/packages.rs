@@ -54,7 +54,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let tree = Tree::create(&dir.path().join("root")).unwrap();
         tree.make_directory(Path::new("var/lib/dpkg"), None).unwrap();
-        tree.write(Path::new(LIST), list.as_bytes(), 0o644).unwrap();
+        tree.write(Path::new(LIST), list.as_bytes(), 0o644, 1).unwrap();
         (dir, tree)
     }
 

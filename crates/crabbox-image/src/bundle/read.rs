@@ -31,9 +31,11 @@ pub struct Imported {
     pub programs: Vec<PathBuf>,
 }
 
-/// Puts the image of the bundle at `bundle` into `store` as `name`, and its programs into `programs` if that is given.
+/// Puts the image of the bundle at `bundle` into `store` as `name`, and its programs into `programs` if that is given. If
+/// `sha256` is given, the bundle must have that digest.
 pub fn import(
     bundle: &Path,
+    sha256: Option<&str>,
     store: &Store,
     name: &str,
     programs: Option<&Path>,
@@ -41,13 +43,24 @@ pub fn import(
 ) -> Result<Imported, BundleError> {
     crate::store::check_name(name)?;
     progress.stage("reading the bundle");
-    let open = || files::open_regular(bundle).map_err(|source| FileError::io("open", bundle, source));
+    let unread = |source| FileError::io("read", bundle, source);
+    // Opened once: what is hashed is what is read, whatever happens to the path.
+    let mut file = files::open_regular(bundle).map_err(|source| FileError::io("open", bundle, source))?;
+    if let Some(expected) = sha256 {
+        let found = digest::sha256_open(&mut file, bundle)?;
+        if !found.eq_ignore_ascii_case(expected) {
+            return Err(BundleError::WrongDigest {
+                bundle: bundle.to_owned(),
+                expected: expected.to_owned(),
+                found,
+            });
+        }
+        file.rewind().map_err(unread)?;
+    }
     let mut magic = Vec::new();
-    open()?
-        .take(2)
-        .read_to_end(&mut magic)
-        .map_err(|source| FileError::io("read", bundle, source))?;
-    let file = BufReader::with_capacity(1 << 20, open()?);
+    (&mut file).take(2).read_to_end(&mut magic).map_err(unread)?;
+    file.rewind().map_err(unread)?;
+    let file = BufReader::with_capacity(1 << 20, file);
     let reader: Box<dyn Read> = if magic == [0x1f, 0x8b] {
         Box::new(flate2::bufread::MultiGzDecoder::new(file))
     } else {

@@ -63,7 +63,7 @@ impl World {
     fn import(&self, bundle: &Path) -> Result<Imported, BundleError> {
         let root = self.path("to");
         let store = Store::open(&root).unwrap();
-        let result = import(bundle, &store, "default", None, &quiet);
+        let result = import(bundle, None, &store, "default", None, &quiet);
         if result.is_err() {
             let listing = store.list().unwrap();
             assert!(listing.images.is_empty() && listing.broken.is_empty());
@@ -109,6 +109,22 @@ fn what_goes_out_comes_in_plain_and_compressed() {
     }
     let small = std::fs::metadata(world.path("bundle.tar.gz")).unwrap().len();
     assert!(small < std::fs::metadata(world.path("bundle.tar")).unwrap().len() / 4);
+}
+
+#[test]
+fn a_bundle_must_have_the_digest_that_was_asked_for() {
+    let world = world();
+    for name in ["bundle.tar", "bundle.tar.gz"] {
+        let bundle = world.exported(name);
+        let store = Store::open(&world.path("to")).unwrap();
+        let wanted = |sha256: &str| import(&bundle, Some(sha256), &store, "default", None, &quiet);
+        let error = wanted(&"0".repeat(64)).unwrap_err();
+        assert!(matches!(error, BundleError::WrongDigest { .. }), "{error:?}");
+        assert!(store.list().unwrap().images.is_empty());
+        let digest = crabbox_host::digest::sha256_file(&bundle).unwrap();
+        wanted(&digest.to_uppercase()).unwrap();
+        std::fs::remove_dir_all(world.path("to")).unwrap();
+    }
 }
 
 #[test]
@@ -304,7 +320,7 @@ fn a_disk_that_fills_at_any_moment_of_an_import_leaves_nothing_and_the_next_one_
             small: &small,
             left: Cell::new(moment),
         };
-        let result = import(&bundle, &store, "default", None, &progress);
+        let result = import(&bundle, None, &store, "default", None, &progress);
         if progress.was_spared() {
             result.unwrap();
             break;
@@ -326,7 +342,7 @@ fn a_disk_that_fills_at_any_moment_of_an_import_leaves_nothing_and_the_next_one_
                 "{moment}: {told}"
             );
         }
-        import(&bundle, &store, "default", None, &quiet).unwrap();
+        import(&bundle, None, &store, "default", None, &quiet).unwrap();
         store.verify(&store.get("default").unwrap()).unwrap();
         store.remove("default").unwrap();
     }

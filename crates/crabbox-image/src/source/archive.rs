@@ -68,9 +68,15 @@ pub(super) fn apply(
     budget: &mut Budget,
 ) -> Result<(), SourceError> {
     let archive = Named(name);
-    archive.each(open()?, Some(expected), |path, _, _| {
+    archive.each(open()?, Some(expected), |path, member, _| {
         let Some((dir, hidden)) = whiteout(path) else {
-            return Ok(());
+            // A directory that replaces a link does so before whiteouts in it count, or they would hide what is in the
+            // link's target.
+            return match member.kind {
+                MemberKind::Directory => tree.make_way(path),
+                _ => Ok(()),
+            }
+            .map_err(|source| archive.unwritten(path, source));
         };
         let done = match hidden {
             Some(hidden) => tree.remove(&dir.join(hidden)),
@@ -138,14 +144,16 @@ impl Named<'_> {
 
     fn inside(&self, path: &[u8]) -> Result<PathBuf, SourceError> {
         let path = Path::new(OsStr::from_bytes(path));
-        tree::inside(path).map_err(|tree::Leaves| SourceError::Escape {
+        let inside = tree::inside(path).map_err(|tree::Leaves| SourceError::Escape {
             archive: self.0.to_owned(),
             entry: path.display().to_string(),
-        })
+        })?;
+        super::check_depth(self.0, &inside)?;
+        Ok(inside)
     }
 
-    /// Calls `act` with every entry and its name in the tree, and returns the digest of the bytes in `part`. An archive
-    /// without an end marker is an error; for a damaged archive, the digest error takes precedence.
+    /// Calls `act` with every entry and its name in the tree, and returns the digest of the bytes in `part`. For a damaged
+    /// archive, the digest error takes precedence.
     fn each(
         &self,
         part: Part,
@@ -161,7 +169,7 @@ impl Named<'_> {
                 inner: Hashed::new(inner, of_content),
                 is_over: false,
             };
-            let read = self.walk(&mut content, &mut act);
+            let read = self.walk(&mut content, expected.is_some(), &mut act);
             let read = read.and_then(|()| self.pass_rest(&mut content));
             (read, content.inner.digest())
         };
@@ -186,6 +194,7 @@ impl Named<'_> {
     fn walk<'w>(
         &self,
         content: &mut Watched<'w>,
+        has_digest: bool,
         act: &mut impl FnMut(&Path, &Member, &mut Reader<&mut Watched<'w>>) -> Result<(), SourceError>,
     ) -> Result<(), SourceError> {
         let mut reader = Reader::new(&mut *content);
@@ -200,8 +209,9 @@ impl Named<'_> {
             }
             act(&self.inside(&member.path)?, &member, &mut reader)?;
         }
-        // An archive ends with blocks of zeros: if the file ended before them, it is truncated.
-        if content.is_over {
+        // An archive ends with blocks of zeros. If the file ended before them, only a digest tells whether it is truncated or
+        // was written without them.
+        if content.is_over && !has_digest {
             return Err(self.unread(io::ErrorKind::UnexpectedEof.into()));
         }
         Ok(())
@@ -229,7 +239,7 @@ impl Named<'_> {
             mode: member.mode,
             uid: self.owner(path, member.uid)?,
             gid: self.owner(path, member.gid)?,
-            modified: member.mtime,
+            modified: super::stored_time(member.mtime),
             attributes: Vec::new(),
         };
         let target = Path::new(OsStr::from_bytes(&member.link));

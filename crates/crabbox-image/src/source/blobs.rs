@@ -44,8 +44,13 @@ enum Place {
 
 #[derive(Debug)]
 enum Member {
-    Content { offset: u64, bytes: u64 },
+    Content {
+        offset: u64,
+        bytes: u64,
+    },
     Link(PathBuf),
+    /// A sparse file, whose content is not in one piece.
+    Sparse,
 }
 
 impl Blobs {
@@ -105,6 +110,12 @@ impl Blobs {
                 for _ in 0..LINK_LIMIT {
                     match members.get(&path).ok_or_else(missing)? {
                         Member::Link(target) => path.clone_from(target),
+                        Member::Sparse => {
+                            return Err(SourceError::Sparse {
+                                archive: self.name.clone(),
+                                blob: name.to_owned(),
+                            });
+                        }
                         Member::Content { offset, bytes } => {
                             let mut content = super::open(file)?;
                             content
@@ -172,8 +183,9 @@ fn members(name: &str, file: &Path) -> Result<BTreeMap<PathBuf, Member>, SourceE
             continue;
         };
         let found = match member.kind {
-            // Sparse members are not accepted: no tool that writes images makes them.
-            MemberKind::File if member.pieces.is_none() => Member::Content {
+            // No tool that writes images makes sparse members; tar does, of the layout's directory.
+            MemberKind::File if member.pieces.is_some() => Member::Sparse,
+            MemberKind::File => Member::Content {
                 offset: at.get(),
                 bytes: member.size,
             },

@@ -58,8 +58,12 @@ impl<R: BufRead> Read for Zstd<R> {
                     .map_err(io::Error::other)?;
             }
             let count = self.decoder.read(buffer)?;
-            if count > 0 || self.packed.fill_buf()?.is_empty() {
+            if count > 0 {
                 return Ok(count);
+            }
+            self.check_frame()?;
+            if self.packed.fill_buf()?.is_empty() {
+                return Ok(0);
             }
             self.begin_frame()?;
         }
@@ -67,6 +71,17 @@ impl<R: BufRead> Read for Zstd<R> {
 }
 
 impl<R: BufRead> Zstd<R> {
+    /// Compares the checksum of the frame whose content has been read, if it has one: the decoder only computes it.
+    fn check_frame(&self) -> io::Result<()> {
+        match self.decoder.get_checksum_from_data() {
+            Some(stored) if self.decoder.get_calculated_checksum() != Some(stored) => Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "the checksum of its zstd data is wrong",
+            )),
+            _ => Ok(()),
+        }
+    }
+
     /// Reads the header of the next frame, which must exist.
     fn begin_frame(&mut self) -> io::Result<()> {
         match self.decoder.init(&mut self.packed) {
@@ -141,6 +156,30 @@ mod tests {
                 // Three bytes of zstd or xz are not a complete magic number, so they pass as uncompressed.
                 let read = unpacked(&whole[..cut]);
                 assert!(read.is_err() || read.unwrap() == whole[..cut], "{program} {cut}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_damaged_is_an_error_although_it_can_be_decoded() {
+        for (program, checksum) in [("gzip", 8), ("xz", 8), ("zstd", 4)] {
+            let good = packed(program, b"text that is stored as it is");
+            let flipped = |at: usize| {
+                let mut bad = good.clone();
+                bad[at] ^= 1;
+                bad
+            };
+            let mut all = vec![flipped(good.len() - checksum)];
+            // zstd stores text as short as this one as it is.
+            let plain = good.windows(4).position(|part| part == b"that");
+            assert!(plain.is_some() || program != "zstd");
+            all.extend(plain.map(flipped));
+            for bad in all {
+                assert!(unpacked(&bad).is_err(), "{program}");
+                let behind = [good.clone(), bad.clone()].concat();
+                assert!(unpacked(&behind).is_err(), "{program}");
+                let before = [bad, good.clone()].concat();
+                assert!(unpacked(&before).is_err(), "{program}");
             }
         }
     }

@@ -53,6 +53,7 @@ impl Copying<'_> {
     }
 
     fn entry(&mut self, path: &Path) -> Result<(), SourceError> {
+        super::check_depth(&self.from.path().display().to_string(), path)?;
         let facts = self.look(path)?;
         let kind = FileType::from_raw_mode(facts.st_mode);
         if kind.is_dir() {
@@ -152,7 +153,7 @@ fn kept(facts: &Stat) -> Facts {
         mode: facts.st_mode,
         uid: facts.st_uid,
         gid: facts.st_gid,
-        modified: facts.st_mtime,
+        modified: super::stored_time(facts.st_mtime),
         attributes: Vec::new(),
     }
 }

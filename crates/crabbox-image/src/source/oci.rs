@@ -19,6 +19,9 @@ use super::{SourceError, archive};
 /// The file that marks a directory as a layout.
 pub(super) const LAYOUT: &str = "oci-layout";
 
+/// The list of images in the output of `docker save`.
+pub(super) const SAVED: &str = "manifest.json";
+
 /// This host's architecture in the spelling of these formats.
 pub(super) const ARCHITECTURE: &str = "amd64";
 
@@ -86,8 +89,7 @@ pub(super) fn unpack_layout(
     budget: &mut Budget,
 ) -> Result<String, SourceError> {
     let index: Index = parse(blobs, "index.json", &blobs.document("index.json")?)?;
-    let chosen = by_tag(blobs, index.manifests, tag)?;
-    let descriptor = for_this_host(blobs, chosen, 0)?;
+    let descriptor = chosen(blobs, index.manifests, tag)?;
     let manifest: ImageManifest = checked_document(blobs, &descriptor.digest)?;
     let config: Config = checked_document(blobs, &manifest.config.digest)?;
     check_platform(blobs, &config.platform)?;
@@ -107,14 +109,22 @@ pub(super) fn unpack_docker(
     tree: &Tree,
     budget: &mut Budget,
 ) -> Result<String, SourceError> {
-    let saved: Vec<Saved> = parse(blobs, "manifest.json", &blobs.document("manifest.json")?)?;
+    let saved: Vec<Saved> = parse(blobs, SAVED, &blobs.document(SAVED)?)?;
     let tags = |one: &Saved| one.repo_tags.clone().unwrap_or_default();
     let have: Vec<String> = saved.iter().flat_map(tags).collect();
-    let mut fitting = saved
-        .into_iter()
-        .filter(|one| tag.is_none_or(|tag| tags(one).iter().any(|name| is_named(name, tag))));
-    let (Some(image), None) = (fitting.next(), fitting.next()) else {
-        return Err(no_tag(blobs, tag, have));
+    let mut fitting = match tag {
+        Some(tag) => called(saved, tag, tags),
+        None => saved,
+    };
+    fitting.dedup_by(|one, other| one.config == other.config && one.layers == other.layers);
+    let image = match (fitting.pop(), fitting.is_empty()) {
+        (Some(image), true) => image,
+        (Some(last), false) => {
+            fitting.push(last);
+            let shown = |one: &Saved| format!("{} ({})", tags(one).join(" "), one.config);
+            return Err(several(blobs, tag, fitting.iter().map(shown).collect()));
+        }
+        (None, _) => return Err(no_tag(blobs, tag, have)),
     };
     let text = blobs.document(&image.config)?;
     let config: Config = parse(blobs, &image.config, &text)?;
@@ -136,40 +146,61 @@ pub(super) fn unpack_docker(
     Ok(format!("sha256:{}", digest::sha256(&text)))
 }
 
-/// A repository and tag as written, or the tag alone.
-fn is_named(name: &str, wanted: &str) -> bool {
-    name == wanted || name.rsplit_once(':').is_some_and(|(_, tag)| tag == wanted)
+/// Those of `all` with the name `wanted`: a repository and tag as written, or else the tag alone.
+fn called<T>(all: Vec<T>, wanted: &str, names: impl Fn(&T) -> Vec<String>) -> Vec<T> {
+    let is_exact = |one: &T| names(one).iter().any(|name| name == wanted);
+    let has_tag = |name: &String| name.rsplit_once(':').is_some_and(|(_, tag)| tag == wanted);
+    let some_exact = all.iter().any(is_exact);
+    all.into_iter()
+        .filter(|one| is_exact(one) || !some_exact && names(one).iter().any(has_tag))
+        .collect()
 }
 
-fn by_tag(blobs: &Blobs, all: Vec<Descriptor>, tag: Option<&str>) -> Result<Vec<Descriptor>, SourceError> {
-    let name = |one: &Descriptor| one.annotations.get(REF_NAME).cloned();
-    let have: Vec<String> = all.iter().filter_map(name).collect();
-    match tag {
-        Some(tag) => {
-            let fitting: Vec<_> = all
-                .into_iter()
-                .filter(|one| name(one).is_some_and(|name| is_named(&name, tag)))
-                .collect();
-            if fitting.is_empty() {
-                return Err(no_tag(blobs, Some(tag), have));
-            }
-            Ok(fitting)
-        }
-        // Several names are ambiguous unless all refer to the same image.
-        None if have.len() > 1 && all.iter().any(|one| one.digest != all[0].digest) => {
-            Err(no_tag(blobs, None, have))
-        }
-        None => Ok(all),
+/// The one image for this host in the index of a layout. A tool that puts an image into a layout under a name that is taken
+/// leaves the old one there without a name, so unnamed entries count only where none has a name.
+fn chosen(blobs: &Blobs, all: Vec<Descriptor>, tag: Option<&str>) -> Result<Descriptor, SourceError> {
+    let names = |one: &Descriptor| Vec::from_iter(one.annotations.get(REF_NAME).cloned());
+    let have: Vec<String> = all.iter().flat_map(names).collect();
+    let candidates = match tag {
+        Some(tag) => called(all, tag, names),
+        None if have.is_empty() => all,
+        None => all.into_iter().filter(|one| !names(one).is_empty()).collect(),
+    };
+    if candidates.is_empty() && tag.is_some() {
+        return Err(no_tag(blobs, tag, have));
+    }
+    let is_other = |one: &Descriptor| one.platform.as_ref().is_some_and(|platform| !fits(platform));
+    let mut fitting = candidates.iter().filter(|one| !is_other(one));
+    let different = fitting
+        .next()
+        .is_some_and(|first| fitting.any(|other| other.digest != first.digest));
+    if different {
+        let digest = |one: &Descriptor| match names(one).pop() {
+            Some(name) => format!("{name} ({})", one.digest),
+            None => one.digest.clone(),
+        };
+        let have = candidates
+            .iter()
+            .filter(|one| !is_other(one))
+            .map(digest)
+            .collect();
+        return Err(several(blobs, tag, have));
+    }
+    for_this_host(blobs, candidates, 0)
+}
+
+fn several(blobs: &Blobs, tag: Option<&str>, have: Vec<String>) -> SourceError {
+    SourceError::Several {
+        archive: blobs.name().to_owned(),
+        wanted: tag.map(|tag| format!(" called {tag:?}")).unwrap_or_default(),
+        have,
     }
 }
 
 fn no_tag(blobs: &Blobs, tag: Option<&str>, have: Vec<String>) -> SourceError {
     SourceError::NoTag {
         archive: blobs.name().to_owned(),
-        wanted: tag.map_or_else(
-            || "that is the only one (add :TAG)".to_owned(),
-            |tag| format!("called {tag:?}"),
-        ),
+        wanted: tag.map(|tag| format!(" called {tag:?}")).unwrap_or_default(),
         have,
     }
 }

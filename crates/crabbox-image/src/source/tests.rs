@@ -112,6 +112,8 @@ impl Place {
     fn unpack(&self, source: &str) -> Result<PathBuf, SourceError> {
         let root = self.path("root");
         std::fs::remove_dir_all(&root).ok();
+        // What an earlier compressed archive left, where a build has a directory of its own.
+        std::fs::remove_file(self.path("archive.tar")).ok();
         let tree = Tree::create(&root)?;
         Source::named(source, self.dir.path())?.unpack(&tree, self.dir.path())?;
         Ok(root)
@@ -373,7 +375,115 @@ fn layers_hide_what_they_say_and_only_what_lower_ones_had() {
         packed("gzip", &std::fs::read(place.path("img.tar")).unwrap()),
     )
     .unwrap();
-    assert_eq!(listing(&place.unpack("oci-archive:img.tgz").unwrap()), expected);
+    for source in ["oci-archive:img.tgz", "img.tgz", "img.tar"] {
+        assert_eq!(listing(&place.unpack(source).unwrap()), expected, "{source}");
+    }
+}
+
+/// Adds the parts of an image of `layers` to the layout at `dir`; returns its entry for the index, without a name.
+fn add_image(dir: &Path, layers: &[Vec<u8>]) -> serde_json::Value {
+    layout(dir, "amd64", layers);
+    let text = std::fs::read(dir.join("index.json")).unwrap();
+    let mut made: serde_json::Value = serde_json::from_slice(&text).unwrap();
+    let mut entry = made["manifests"][0].take();
+    entry.as_object_mut().unwrap().remove("annotations");
+    entry
+}
+
+#[test]
+fn an_image_that_lost_its_name_to_a_newer_one_is_not_taken_for_it() {
+    let place = Place::new();
+    let dir = place.path("img");
+    let old = add_image(&dir, &[layer(&[("old", "1")])]);
+    let new = add_image(&dir, &[layer(&[("new", "1")])]);
+    let named = |entry: &serde_json::Value, name: &str| {
+        let mut entry = entry.clone();
+        entry["annotations"] = json!({ "org.opencontainers.image.ref.name": name });
+        entry
+    };
+    let index = |entries: &[serde_json::Value]| {
+        let text = json!({ "manifests": entries }).to_string();
+        std::fs::write(dir.join("index.json"), text).unwrap();
+    };
+    let latest = named(&new, "latest");
+    for entries in [[old.clone(), latest.clone()], [latest.clone(), old.clone()]] {
+        index(&entries);
+        for source in ["img", "oci:img", "oci:img:latest"] {
+            assert_eq!(listing(&place.unpack(source).unwrap()), ["new f"], "{source}");
+        }
+    }
+    // The same image twice is one image.
+    index(&[latest.clone(), latest.clone()]);
+    place.unpack("img").unwrap();
+    index(&[named(&new, "x"), latest.clone()]);
+    place.unpack("img").unwrap();
+    for (entries, source) in [
+        ([old.clone(), new.clone()], "img"),
+        ([named(&old, "one"), latest.clone()], "img"),
+        ([named(&old, "latest"), latest.clone()], "oci:img:latest"),
+        (
+            [named(&old, "a:latest"), named(&new, "b:latest")],
+            "oci:img:latest",
+        ),
+    ] {
+        index(&entries);
+        let error = place.unpack(source).unwrap_err();
+        assert!(
+            matches!(error, SourceError::Several { .. }),
+            "{source}: {error:?}"
+        );
+        for entry in entries {
+            let digest = entry["digest"].as_str().unwrap().to_owned();
+            assert!(error.to_string().contains(&digest), "{error}");
+        }
+    }
+    // A whole name comes before the end of another one.
+    index(&[named(&old, "repo:latest"), latest]);
+    assert_eq!(listing(&place.unpack("oci:img:latest").unwrap()), ["new f"]);
+    assert_eq!(listing(&place.unpack("oci:img:repo:latest").unwrap()), ["old f"]);
+}
+
+#[test]
+fn a_directory_that_replaces_a_link_takes_nothing_from_where_the_link_led() {
+    let place = Place::new();
+    let lower = layer(&[
+        ("srv/data/", "dir"),
+        ("srv/data/kept", "1"),
+        ("srv/data/also", "1"),
+        ("d", "-> srv/data"),
+    ]);
+    for upper in [
+        layer(&[("d/", "dir"), ("d/.wh..wh..opq", ""), ("d/new", "2")]),
+        layer(&[("d/.wh..wh..opq", ""), ("d/", "dir"), ("d/new", "2")]),
+        layer(&[("d/", "dir"), ("d/.wh.kept", ""), ("d/new", "2")]),
+    ] {
+        std::fs::remove_dir_all(place.path("img")).ok();
+        layout(&place.path("img"), "amd64", &[lower.clone(), upper]);
+        let root = place.unpack("img").unwrap();
+        assert_eq!(
+            listing(&root),
+            [
+                "d d",
+                "d/new f",
+                "srv d",
+                "srv/data d",
+                "srv/data/also f",
+                "srv/data/kept f"
+            ]
+        );
+    }
+}
+
+#[test]
+fn a_layer_of_the_right_digest_may_lack_its_end_mark_and_no_other_archive() {
+    let place = Place::new();
+    let whole = layer(&[("a", "1")]);
+    let bare = &whole[..whole.len() - 1024];
+    layout(&place.path("img"), "amd64", &[bare.to_vec()]);
+    assert_eq!(listing(&place.unpack("img").unwrap()), ["a f"]);
+    std::fs::write(place.path("a.tar"), bare).unwrap();
+    let error = place.unpack("a.tar").unwrap_err();
+    assert!(matches!(error, SourceError::Read { .. }), "{error:?}");
 }
 
 #[test]
@@ -488,6 +598,7 @@ fn what_docker_saves_is_taken_and_its_layers_are_checked() {
         &ids,
     );
     for source in [
+        "saved.tar",
         "docker-archive:saved.tar",
         "docker-archive:saved.tar:img:one",
         "docker-archive:saved.tar:one",
@@ -503,6 +614,18 @@ fn what_docker_saves_is_taken_and_its_layers_are_checked() {
         place.unpack("docker-archive:saved.tar").unwrap_err(),
         SourceError::Digest { .. }
     ));
+}
+
+#[test]
+fn a_root_tree_with_a_file_of_that_name_is_a_root_tree() {
+    let place = Place::new();
+    for entries in [
+        [("manifest.json", "[]"), ("etc/", "dir")],
+        [("./usr/", "dir"), ("./manifest.json", "[]")],
+    ] {
+        let root = place.tar(&entries).unwrap();
+        assert!(root.join("manifest.json").is_file());
+    }
 }
 
 #[test]

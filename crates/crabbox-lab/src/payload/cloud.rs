@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result};
 use crabbox_host::clone;
 use crabbox_host::command::Cmd;
 use crabbox_host::files;
-use crabbox_image::build::{OwnInit, STAMP_UNIX, TreeRecipe, build_tree};
+use crabbox_image::build::{KernelOf, OwnInit, STAMP_UNIX, TreeRecipe, build_tree};
 use crabbox_image::import::{ImportRecipe, import_ready};
 use crabbox_image::source::Source;
 use crabbox_image::store::Store;
@@ -91,7 +91,7 @@ pub(super) fn ensure(store: &Store, guest: &Path, cache: &Cache) -> Result<()> {
         name: SYSTEMD.to_owned(),
         source: Source::named(&format!("oci:{}", layout.display()), workspace::root())?,
         init: OwnInit::Systemd,
-        kernel_of: Some(store.get("default")?),
+        kernel_of: KernelOf::Otherwise(store.get("default")?),
         guest_binary: guest.to_owned(),
         agent: None,
         stamp_unix: STAMP_UNIX,

@@ -90,7 +90,7 @@ pub(crate) struct ImageBuildArgs {
     /// docker-archive:FILE[:TAG]
     #[arg(long, value_name = "SOURCE", conflicts_with_all = ["suite", "package", "script"])]
     pub(crate) from: Option<String>,
-    /// For a tree without a kernel: use the one of this image [default: the one that leases use]
+    /// Use the kernel of this image [default: the tree's own, or that of the image that leases use]
     #[arg(long, value_name = "IMAGE", requires = "from")]
     pub(crate) kernel_of: Option<String>,
     /// Whose process 1 runs in the guest once it is set up

@@ -1,7 +1,7 @@
 //! Sets up a bare temporary home from a bundle, twice, and removes the set-up.
 
 use super::*;
-use crabbox_image::bundle;
+use crabbox_image::bundle::{self, BundleError};
 use crabbox_image::manifest::{self, Init, Manifest};
 use crabbox_image::store::Store;
 use crabbox_store::places::Places;
@@ -301,5 +301,8 @@ fn a_bundle_with_another_digest_than_asked_for_is_not_read() {
         sha256: Some("0".repeat(64)),
     };
     let error = images::import_bundle(&world.places, &from, "default", false, &|_: &str| {}).unwrap_err();
-    assert!(matches!(error, ImagesError::WrongDigest { .. }), "{error:?}");
+    assert!(
+        matches!(error, ImagesError::Bundle(BundleError::WrongDigest { .. })),
+        "{error:?}"
+    );
 }

@@ -34,7 +34,12 @@ impl Place {
         for program in programs::of(Check::Tree) {
             place.write(below_root(program.places[0]), b"#!/bin/sh\n");
         }
+        place.set_mode("usr/bin/sudo", 0o4755);
         place.write("usr/sbin/sshd", &elf(62));
+        place.write(
+            "etc/ssh/sshd_config",
+            b"# As most distributions have it.\nInclude /etc/ssh/sshd_config.d/*.conf\nUsePAM yes\n",
+        );
         place.write(
             "etc/passwd",
             b"root:x:0:0::/root:/bin/sh\nnode:x:1000:1000::/home/node:/bin/sh\n",
@@ -53,6 +58,25 @@ impl Place {
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
         std::fs::write(&path, content).unwrap();
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    }
+
+    fn set_mode(&self, path: &str, mode: u32) {
+        std::fs::set_permissions(self.tree().join(path), std::fs::Permissions::from_mode(mode)).unwrap();
+    }
+
+    /// A kernel in the tree, with modules.
+    fn own_kernel(&self) {
+        let modules = "usr/lib/modules/6.1.0-own";
+        for name in initrd::MODULES {
+            let module = crate::modinfo::sample("");
+            self.write(&format!("{modules}/kernel/{name}.ko"), &module);
+        }
+        self.write(&format!("{modules}/modules.builtin"), b"");
+        let mut kernel = elf(62);
+        kernel.resize(4096, 0);
+        kernel[16] = 2;
+        kernel[24] = 1;
+        self.write("boot/vmlinuz-6.1.0-own", &kernel);
     }
 
     /// An image of the store with a kernel of its own.
@@ -84,7 +108,18 @@ impl Place {
     }
 
     fn build_with(&self, source: &str, init: OwnInit, progress: &dyn Progress) -> Result<Image, BuildError> {
-        let kernel_of = self.store.get("kernel").ok();
+        let kernel = self.store.get("kernel");
+        let kernel_of = kernel.map_or(KernelOf::Nobody, KernelOf::Otherwise);
+        self.build_of(source, init, kernel_of, progress)
+    }
+
+    fn build_of(
+        &self,
+        source: &str,
+        init: OwnInit,
+        kernel_of: KernelOf,
+        progress: &dyn Progress,
+    ) -> Result<Image, BuildError> {
         let recipe = TreeRecipe {
             name: "mine".to_owned(),
             source: Source::named(source, self.dir.path()).unwrap(),
@@ -216,6 +251,211 @@ fn all_that_a_lease_needs_and_the_tree_lacks_is_named_at_once() {
 }
 
 #[test]
+fn a_program_counts_wherever_a_login_finds_it_and_only_if_it_can_be_run() {
+    let place = Place::new();
+    place.kernel();
+    for (name, to) in [("git", "usr/local/bin"), ("jq", "bin"), ("tar", "usr/local/bin")] {
+        std::fs::create_dir_all(place.tree().join(to)).unwrap();
+        let from = place.tree().join("usr/bin").join(name);
+        std::fs::rename(from, place.tree().join(to).join(name)).unwrap();
+    }
+    std::fs::remove_file(place.tree().join("bin/bash")).unwrap();
+    place.write("usr/bin/bash", b"#!/bin/sh\n");
+    place.build("tree", OwnInit::None).unwrap();
+    place.store.remove("mine").unwrap();
+    std::fs::remove_file(place.tree().join("usr/bin/bash")).unwrap();
+    // A login does not search there.
+    place.write("usr/local/bin/bash", b"#!/bin/sh\n");
+    place.set_mode("usr/local/bin/git", 0o644);
+    let error = place.refused(OwnInit::None).to_string();
+    assert!(error.contains("has no bash, no git:"), "{error}");
+    assert!(
+        error.ends_with(
+            "looked for /bin/bash, /usr/bin/bash, /usr/bin/git, /bin/git, /usr/local/bin/git (which is not executable)"
+        ),
+        "{error}"
+    );
+}
+
+#[test]
+fn sudo_that_makes_nobody_root_is_refused_with_the_likely_cause() {
+    let place = Place::new();
+    place.kernel();
+    place.set_mode("usr/bin/sudo", 0o755);
+    let error = place.refused(OwnInit::None).to_string();
+    assert!(
+        error.contains("/usr/bin/sudo with owner 0 and mode 0755"),
+        "{error}"
+    );
+    std::os::unix::fs::chown(place.tree().join("usr/bin/sudo"), Some(1000), None).unwrap();
+    place.set_mode("usr/bin/sudo", 0o4755);
+    let error = place.refused(OwnInit::None).to_string();
+    assert!(error.contains("owner 1000 and mode 4755"), "{error}");
+    assert!(error.contains("unpacked as an ordinary user"), "{error}");
+}
+
+#[test]
+fn a_chosen_kernel_comes_before_the_trees_own() {
+    let place = Place::new();
+    place.own_kernel();
+    let release = |kernel_of| {
+        let image = place.build_of("tree", OwnInit::None, kernel_of, &|_: &str| {});
+        image.unwrap().manifest.kernel_release
+    };
+    assert_eq!(release(KernelOf::Nobody), "6.1.0-own");
+    let other = place.kernel();
+    assert_eq!(release(KernelOf::Otherwise(other.clone())), "6.1.0-own");
+    assert_eq!(release(KernelOf::Chosen(other)), "6.1.0-test");
+}
+
+/// The times in an image's record of a file, each in seconds.
+fn modified(image: &Image, path: &str) -> String {
+    let done = Cmd::new("debugfs")
+        .args(["-R", &format!("stat {path}")])
+        .arg(image.base())
+        .run()
+        .unwrap();
+    let text = done.stdout_text();
+    let line = text.lines().find(|line| line.trim_start().starts_with("mtime:"));
+    let time = line.unwrap().split_ascii_whitespace().nth(1).unwrap();
+    time.split(':')
+        .next()
+        .unwrap()
+        .trim_start_matches("0x")
+        .to_owned()
+}
+
+#[test]
+fn files_and_directories_of_a_tree_keep_their_times_and_ours_have_the_stamps() {
+    let place = Place::new();
+    place.kernel();
+    place.write("srv/old/source.py", b"");
+    place.write("srv/new/source.py", b"");
+    place.write("srv/young/source.py", b"");
+    let set = |path: &str, seconds: i64| {
+        let path = place.tree().join(path);
+        Cmd::new("touch")
+            .args(["-d", &format!("@{seconds}")])
+            .arg(path)
+            .run()
+            .unwrap();
+    };
+    let times = [("old", -86_400), ("new", 1_780_000_000), ("young", 2_000_000_000)];
+    for (dir, time) in times {
+        set(&format!("srv/{dir}/source.py"), time);
+        set(&format!("srv/{dir}"), time);
+    }
+    set("etc", 1_790_000_000);
+    Cmd::new("tar")
+        .arg("-cf")
+        .arg(place.dir.path().join("a.tar"))
+        .arg("-C")
+        .args([&place.tree(), Path::new(".")])
+        .run()
+        .unwrap();
+    for source in ["tree", "a.tar"] {
+        let image = place.build(source, OwnInit::None).unwrap();
+        let is = |path: &str, seconds: i32| {
+            assert_eq!(
+                modified(&image, path),
+                format!("{seconds:08x}"),
+                "{source} {path}"
+            );
+        };
+        for (dir, time) in times {
+            let time = i32::try_from(time).unwrap();
+            is(&format!("/srv/{dir}/source.py"), time);
+            is(&format!("/srv/{dir}"), time);
+        }
+        // Files were written there and removed.
+        is("/etc", 1_790_000_000);
+        let stamp = STAMP_UNIX.cast_signed();
+        for ours in [
+            "/",
+            "/etc/hosts",
+            "/var/lib/crabbox",
+            "/usr/local/bin/crabbox-ready",
+        ] {
+            is(ours, stamp);
+        }
+    }
+}
+
+#[test]
+fn lists_of_users_that_are_missing_are_made_and_those_that_are_no_text_are_refused() {
+    let place = Place::new();
+    place.kernel();
+    std::fs::remove_file(place.tree().join("etc/passwd")).unwrap();
+    let image = place.build("tree", OwnInit::None).unwrap();
+    assert_eq!(image.manifest.guest.uid, 1000);
+    for (path, line) in [
+        ("/etc/passwd", "root:x:0:0:"),
+        ("/etc/group", "root:x:0:"),
+        ("/etc/shadow", "root:*:"),
+    ] {
+        assert!(content(&image, path).starts_with(line), "{path}");
+    }
+    for path in ["etc/passwd", "etc/group", "etc/shadow"] {
+        let place = Place::new();
+        place.kernel();
+        place.write(path, b"root:x:0:0::/root:/bin/sh\nm\xfcller:x:0:0::/:/bin/sh\n");
+        let error = place.refused(OwnInit::None).to_string();
+        assert!(
+            error.contains(&format!("line 2 of {path} is not UTF-8")),
+            "{error}"
+        );
+    }
+}
+
+#[test]
+fn the_user_gets_the_id_that_the_guest_will_choose() {
+    let place = Place::new();
+    place.kernel();
+    place.write("etc/group", b"root:x:0:\nnode:x:1000:\nstaff:x:1001:\n");
+    let image = place.build("tree", OwnInit::None).unwrap();
+    assert_eq!(image.manifest.guest.uid, 1002, "1001 is a group");
+}
+
+#[test]
+fn with_an_init_of_its_own_a_tree_must_include_the_settings_of_a_lease() {
+    let place = Place::new();
+    place.kernel();
+    place.write("sbin/init", &elf(62));
+    for good in [
+        "include /etc/ssh/sshd_config.d/*.conf\nAuthorizedKeysFile /etc/keys\n",
+        "#AuthorizedKeysFile x\nPort 2222\n\tInclude \"/etc/ssh/sshd_config.d/*.conf\"\n",
+    ] {
+        place.write("etc/ssh/sshd_config", good.as_bytes());
+        place.build("tree", OwnInit::Systemd).unwrap();
+    }
+    for (bad, line) in [
+        ("Port 22\n", ""),
+        ("# Include /etc/ssh/sshd_config.d/*.conf\n", ""),
+        (
+            "AuthorizedKeysFile /etc/keys\nInclude /etc/ssh/sshd_config.d/*.conf\n",
+            "authorizedkeysfile /etc/keys",
+        ),
+        (
+            "Match user x\nInclude /etc/ssh/sshd_config.d/*.conf\n",
+            "match user x",
+        ),
+    ] {
+        place.write("etc/ssh/sshd_config", bad.as_bytes());
+        place.build("tree", OwnInit::None).unwrap();
+        place.store.remove("mine").unwrap();
+        let error = place.refused(OwnInit::Systemd).to_string();
+        assert!(error.contains("etc/ssh/sshd_config does not include"), "{error}");
+        assert!(error.contains(line), "{error}");
+    }
+    std::fs::remove_file(place.tree().join("etc/ssh/sshd_config")).unwrap();
+    place.write(
+        "usr/etc/ssh/sshd_config",
+        b"Include /etc/ssh/sshd_config.d/*.conf\n",
+    );
+    place.build("tree", OwnInit::Systemd).unwrap();
+}
+
+#[test]
 fn another_processor_and_a_missing_kernel_are_named() {
     let place = Place::new();
     let error = place.refused(OwnInit::None);
@@ -261,17 +501,20 @@ fn nothing_of_this_host_is_emptied_or_written_through_a_link_of_the_tree() {
 }
 
 /// Every path that a build writes, removes or reads.
-const TOUCHED: [&str; 26] = [
+const TOUCHED: [&str; 29] = [
     "boot",
     "etc",
     "etc/fstab",
+    "etc/group",
     "etc/hosts",
     "etc/machine-id",
     "etc/motd",
     "etc/os-release",
     "etc/passwd",
     "etc/resolv.conf",
+    "etc/shadow",
     "etc/ssh/ssh_host_rsa_key",
+    "etc/ssh/sshd_config",
     "etc/ssh/sshd_config.d/99-crabbox.conf",
     "etc/sudoers.d/crabbox",
     "lib",
@@ -341,14 +584,24 @@ fn a_cache_that_leads_elsewhere_is_refused_by_name() {
 }
 
 #[test]
-fn a_user_who_cannot_own_anything_is_given_a_free_id() {
-    for id in ["0", "4294967295", "4294967296", "-1"] {
+fn a_user_who_cannot_own_anything_or_log_in_is_refused() {
+    for fields in [
+        "x:0:0::/",
+        "x:4294967295:0::/",
+        "x:4294967296:0::/",
+        "x:-1:0::/",
+        "x:1000:0::home",
+        "x:7",
+    ] {
         let place = Place::new();
         place.kernel();
-        let line = format!("crabbox:x:{id}:0::/:/bin/sh\n");
+        let line = format!("crabbox:{fields}:/bin/sh\n");
         place.write("etc/passwd", line.as_bytes());
-        let image = place.build("tree", OwnInit::None).unwrap();
-        assert_eq!(image.manifest.guest.uid, 1000, "{id}");
+        let error = place.refused(OwnInit::None).to_string();
+        assert!(
+            error.contains("the user crabbox of a lease cannot be used"),
+            "{error}"
+        );
     }
 }
 

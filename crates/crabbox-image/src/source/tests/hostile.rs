@@ -291,3 +291,49 @@ fn a_whiteout_of_dots_hides_nothing_above_it() {
     let root = place.unpack("oci").unwrap();
     assert!(root.join("keep").exists() && root.join("dir/keep").exists());
 }
+
+#[test]
+fn a_path_of_too_many_directories_is_refused_by_name_and_leaves_nothing_that_cannot_be_removed() {
+    let place = Place::new();
+    let path = |depth: usize| format!("{}f", "d/".repeat(depth));
+    let archive = |depth: usize| ended(&[pax(&[("path", &path(depth))]), entry("x", b'0', b"")]);
+    for depth in [DEPTH_LIMIT + 1, 2000] {
+        let error = place.archive(&archive(depth)).unwrap_err();
+        assert!(matches!(error, SourceError::Deep { .. }), "{error:?}");
+        let said = error.to_string();
+        assert!(
+            said.contains("a.tar: its entry \"d/d/") && said.len() < 500,
+            "{said}"
+        );
+    }
+    let root = place.archive(&archive(DEPTH_LIMIT)).unwrap();
+    assert!(root.join(path(DEPTH_LIMIT)).is_file());
+    std::fs::create_dir_all(place.path("t").join(path(DEPTH_LIMIT + 1))).unwrap();
+    let error = place.unpack("t").unwrap_err();
+    assert!(matches!(error, SourceError::Deep { .. }), "{error:?}");
+}
+
+#[test]
+fn a_sparse_part_of_an_image_is_called_that() {
+    let place = Place::new();
+    let mut padded = layer(&[("a", "1")]);
+    padded.resize(1 << 20, 0);
+    let digests = layout(&place.path("img"), oci::ARCHITECTURE, &[padded.clone()]);
+    // tar packs a file as sparse if it has holes.
+    let blob = place.path("img/blobs/sha256").join(&digests[0]);
+    let file = File::create(&blob).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&file, &padded[..2048], 0).unwrap();
+    file.set_len(1 << 20).unwrap();
+    Cmd::new("tar")
+        .args(["-S", "-C"])
+        .args([
+            &place.path("img"),
+            Path::new("-cf"),
+            &place.path("img.tar"),
+            Path::new("."),
+        ])
+        .run()
+        .unwrap();
+    let error = place.unpack("oci-archive:img.tar").unwrap_err();
+    assert!(matches!(error, SourceError::Sparse { .. }), "{error:?}");
+}

@@ -213,6 +213,13 @@ pub(in crate::commands) fn run(ctx: &Ctx<'_>, command: &ImageCommand) -> Result<
     }
 }
 
+/// The image that leases are to use; empty for the default one. A repository cannot choose it, so a fault in one of its files does
+/// not matter.
+fn configured(ctx: &Ctx<'_>) -> Result<String, CommandError> {
+    let settings = ctx.settings_on_leases(&[])?.settings;
+    Ok(settings.firecracker.image.value.as_str().to_owned())
+}
+
 fn build(ctx: &Ctx<'_>, args: &ImageBuildArgs) -> Result<Exit, CommandError> {
     let cwd = ctx.env.cwd()?;
     let wanted = Build {
@@ -226,6 +233,7 @@ fn build(ctx: &Ctx<'_>, args: &ImageBuildArgs) -> Result<Exit, CommandError> {
             InitChoice::Systemd => OwnInit::Systemd,
         },
         kernel_of: args.kernel_of.clone(),
+        configured: configured(ctx)?,
         guest_binary: args.guest_binary.as_ref().map(|path| cwd.join(path)),
     };
     let stages = Stages::new(ctx.printer, args.json);
@@ -280,7 +288,7 @@ fn export(ctx: &Ctx<'_>, args: &ImageExportArgs) -> Result<Exit, CommandError> {
 }
 
 fn list(ctx: &Ctx<'_>, args: &ImageListArgs) -> Result<Exit, CommandError> {
-    let (listed, broken) = images::list(&ctx.env.places()?)?;
+    let (listed, broken) = images::list(&ctx.env.places()?, &configured(ctx)?)?;
     if args.json {
         ctx.printer.json(&ListView {
             images: listed.iter().map(ImageView::listed).collect(),
@@ -303,7 +311,7 @@ fn list(ctx: &Ctx<'_>, args: &ImageListArgs) -> Result<Exit, CommandError> {
 }
 
 fn inspect(ctx: &Ctx<'_>, args: &ImageNameArgs) -> Result<Exit, CommandError> {
-    let listed = images::get(&ctx.env.places()?, &args.image)?;
+    let listed = images::get(&ctx.env.places()?, &configured(ctx)?, &args.image)?;
     let manifest = &listed.image.manifest;
     if args.json {
         let image = ImageView::listed(&listed);
@@ -403,7 +411,7 @@ fn gc(ctx: &Ctx<'_>, args: &ImageGcArgs) -> Result<Exit, CommandError> {
             .map(|limit| i64::try_from(limit.to_std().as_secs()).unwrap_or(i64::MAX)),
         max_bytes: args.max_mib.map(|limit| limit.saturating_mul(1 << 20)),
     };
-    let decided = images::gc(&ctx.env.places()?, policy, args.dry_run)?;
+    let decided = images::gc(&ctx.env.places()?, &configured(ctx)?, policy, args.dry_run)?;
     // Count templates of the images just removed as unneeded, too.
     let going = decided.iter().filter(|one| one.reason.goes());
     let going: Vec<&str> = going.map(|one| one.image.manifest.digest.as_str()).collect();

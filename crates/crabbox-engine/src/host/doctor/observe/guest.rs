@@ -195,7 +195,7 @@ mod tests {
     fn the_contract_is_read_from_an_image_that_nobody_mounted() {
         let dir = tempfile::tempdir().unwrap();
         let (tree, image) = (dir.path().join("tree"), dir.path().join("image"));
-        let installed = |name: &str| ["sshd", "git", "rsync"].contains(&name);
+        let installed = |name: &str| ["sshd", "bash", "git", "rsync"].contains(&name);
         for program in programs::of(Check::Doctor).filter(|program| installed(program.name)) {
             let place = program.places.last().unwrap();
             let file = tree.join(place.trim_start_matches('/'));
