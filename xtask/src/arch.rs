@@ -90,7 +90,7 @@ const CIRCLES: &[(&str, &[&str], &str)] = &[
     ),
     (
         "crabbox-cni",
-        &["attachment", "cache", "plugin", "upkeep"],
+        &["attachment", "cache", "plugin"],
         "the attachment has its verbs on it, and plugin and cache take an attachment",
     ),
     (
