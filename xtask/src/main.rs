@@ -74,7 +74,7 @@ enum Task {
     Cache(cache::Arguments),
     /// Hold this program against what is recorded of the Go program, case by case
     Compat,
-    /// Check the edges between our crates against the picture in ARCHITECTURE.md
+    /// Check the edges between our crates against the picture in ARCHITECTURE.md, and their clippy.toml
     Arch,
     /// Write the generated parts of the documents anew, from the code and the program itself
     Docs(docs::Arguments),
