@@ -145,7 +145,7 @@ enum Bench {
         #[arg(long, value_name = "PATH")]
         against: Option<PathBuf>,
     },
-    /// A lease that comes of a template, and one out of a pool, beside one that boots
+    /// A lease restored from a template, and one out of a pool, beside one that boots
     Warm {
         /// Which lab, should this host have no working KVM
         #[arg(long, default_value = "main")]
