@@ -163,7 +163,7 @@ fn a_lease_is_given_back_when_its_request_is_cancelled_or_killed_or_nobody_reads
         .exits(0);
     assert!(
         deaf.stderr
-            .contains("lease cbx_0123456789ab was given back: nobody read the answer"),
+            .contains("lease cbx_0123456789ab was released: the answer was not read"),
         "{deaf:?}"
     );
     assert_eq!(deaf.stdout.trim(), "5", "{deaf:?}");

@@ -442,10 +442,9 @@ fn root_leases_without_a_jailer_only_when_none_was_said() {
     let before = host.residue();
     let refused = host.crabbox(&format!("warmup {PRETEND} --slug bare")).exits(2);
     assert!(
-        refused
-            .stderr
-            .contains("no jailer lies beside /srv/fake/firecracker, so Firecracker would run as root")
-            && refused.stderr.contains("--firecracker-jailer none"),
+        refused.stderr.contains(
+            "there is no jailer in the directory of /srv/fake/firecracker, so Firecracker would run as root"
+        ) && refused.stderr.contains("--firecracker-jailer none"),
         "{refused:?}"
     );
     assert_nothing_left(&before, &host.residue());

@@ -200,7 +200,8 @@ fn who_knows_of_a_job(fleet: &Fleet) {
     };
     let jobless = fleet.as_gateway(1, "alice", &ask("right").replace("JOB", "4000000"));
     assert!(
-        jobless.contains("job 4000000 takes no request") && jobless.contains("nobody waits"),
+        jobless.contains("job 4000000 does not accept a lease request")
+            && jobless.contains("no job is listening"),
         "{jobless}"
     );
     let plain = fleet.as_gateway(
@@ -213,7 +214,7 @@ fn who_knows_of_a_job(fleet: &Fleet) {
             .unwrap_or_default(),
     );
     assert!(
-        plain.contains("a lease without a job is not for this host"),
+        plain.contains("a lease without a job is not supported here"),
         "{plain}"
     );
     // A job without a valid request ends by itself. The first valid request gets it, and a second one comes too late.
@@ -236,7 +237,7 @@ fn who_knows_of_a_job(fleet: &Fleet) {
     ));
     let (first, second) = fleet.twice_as_gateway(1, "alice", &ask("right").replace("JOB", &job));
     assert!(first.contains(r#""reply":"ready""#), "{first}");
-    assert!(second.contains("it has had its one request"), "{second}");
+    assert!(second.contains("it has already accepted a request"), "{second}");
 }
 
 #[test]
@@ -276,7 +277,7 @@ fn a_host_that_refuses_is_left_out_and_a_job_makes_one_lease_for_who_knows_of_it
     assert!(
         never
             .stderr
-            .contains("no host of this fleet can have such a lease"),
+            .contains("no host of this fleet can run such a lease"),
         "{never:?}"
     );
     who_knows_of_a_job(&fleet);
@@ -295,7 +296,7 @@ fn an_epilog_ends_what_still_runs(fleet: &Fleet) {
          crabbox __epilog $number && crabbox __epilog $number";
     let ended = fleet.node(number).sh(ended).exits(0);
     assert!(
-        ended.stderr.contains("still ran and was ended") && ended.stderr.contains("was taken back"),
+        ended.stderr.contains("still ran and was ended") && ended.stderr.contains("was removed"),
         "{ended:?}"
     );
     assert_eq!(ended.stderr.matches("job ").count(), 2, "{ended:?}");

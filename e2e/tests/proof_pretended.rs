@@ -57,7 +57,7 @@ fn a_proof_of_a_pretended_host_says_so_and_a_forged_one_is_refused() {
         .sh("sed 's/\"kind\": \"pretended\"/\"kind\": \"hardware\"/' crabbox-proof.md > forged.md; crabbox proof --check forged.md")
         .exits(2);
     assert!(
-        forged.stdout.is_empty() && forged.stderr.contains("rung says hardware (certain, rung 2)"),
+        forged.stdout.is_empty() && forged.stderr.contains("rung: hardware (certain, rung 2)"),
         "{forged:?}"
     );
 }

@@ -121,7 +121,12 @@ fn a_lease_whose_becoming_hers_was_not_heard_keeps_its_key() {
     let before = settled(&host);
     // The supervisor knows that it is claimed, but the client does not get the answer.
     let unheard = at(&host, "claim:done", "warmup --slug mine", CONNECTION).exits(5);
-    assert!(unheard.stdout.contains("was not heard any more"), "{unheard:?}");
+    assert!(
+        unheard
+            .stdout
+            .contains("was lost before the host confirmed the claim"),
+        "{unheard:?}"
+    );
     assert!(kept(&host).contains("id_ed25519"), "{}", kept(&host));
     // It lives, and accepts that key.
     let lease = unheard.lease();

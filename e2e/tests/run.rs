@@ -49,7 +49,9 @@ fn assert_told_as_down(run: &Done) {
     );
     assert!(
         run.stderr.contains("\nconsole tail last ")
-            && run.stderr.contains("\n  crabbox: the VMM was killed by signal 9\n"),
+            && run
+                .stderr
+                .contains("\n  crabbox: the VMM was killed by signal 9\n"),
         "{}",
         run.stderr
     );

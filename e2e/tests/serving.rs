@@ -279,7 +279,9 @@ fn what_would_be_set_up_where_nobody_is_served_from_is_refused() {
                 .sh(&format!("export {variable}; {SETUP} --serve {words}"))
                 .exits(2);
             assert!(
-                refused.stderr.contains(&format!("this would use {where_to}\n"))
+                refused
+                    .stderr
+                    .contains(&format!("but this command would use {where_to}\n"))
                     && refused
                         .stderr
                         .contains("run it with HOME=/srv and without XDG_CONFIG_HOME"),

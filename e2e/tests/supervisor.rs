@@ -55,7 +55,7 @@ fn a_supervisor_logs_every_stage_of_its_lease_and_only_root_reads_it() {
         let line = line.unwrap_or_else(|| panic!("no stage {stage}:\n{log}"));
         assert!(line.contains(" INFO lease{id=cbx_"), "{line}");
     }
-    assert!(log.contains("claimed; the supervisor watches"), "{log}");
+    assert!(log.contains("claimed; watching"), "{log}");
     let mode = host
         .sh(&format!("stat -c %a {LEASES}/cbx_*/supervisor.log"))
         .exits(0);
@@ -76,7 +76,7 @@ fn what_goes_wrong_after_the_hand_over_is_in_the_log() {
     );
     until(&host, "! pgrep -f '[_]_supervise' >/dev/null");
     let log = host.crabbox("logs --supervisor broken").exits(0).stdout;
-    assert!(log.contains("the watch is over end=Expired"), "{log}");
+    assert!(log.contains("watch ended end=Expired"), "{log}");
     let errors: Vec<_> = log.lines().filter(|line| line.contains("ERROR")).collect();
     assert!(
         errors
@@ -102,7 +102,7 @@ fn a_supervisor_that_cannot_read_its_record_removes_nothing_and_says_so() {
         .exits(0)
         .stdout;
     assert!(
-        log.contains("ERROR") && log.contains("the lease is left as it is: its record cannot be read: "),
+        log.contains("ERROR") && log.contains("the lease was not changed: its record cannot be read: "),
         "{log}"
     );
     // With its record again it is given back.

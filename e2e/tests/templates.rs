@@ -120,21 +120,21 @@ fn a_template_that_is_not_what_it_was_costs_a_boot_and_a_warning() {
     for (damage, said) in [
         (
             "printf x | dd of=memory conv=notrunc status=none",
-            "its memory is not what it was (written to)",
+            "its memory has changed (written to)",
         ),
         (
             "truncate -s 5 vmstate",
-            "its vmstate is not what it was (another length)",
+            "its vmstate has changed (another length)",
         ),
-        ("chmod 644 layer", "its layer is not what it was (another mode)"),
+        ("chmod 644 layer", "its layer has changed (another mode)"),
         (
             "cp -p memory m && mv m memory",
-            "its memory is not what it was (another file)",
+            "its memory has changed (another file)",
         ),
         ("rm manifest.json", "its manifest cannot be read"),
         (
             "t=$(stat -c %y vmstate); printf x | dd of=vmstate conv=notrunc status=none; touch -d \"$t\" vmstate; echo no > checked",
-            "its vmstate is not what it was (other bytes)",
+            "its vmstate has changed (other bytes)",
         ),
     ] {
         drop(host.crabbox(&format!("image warm {OURS}")).exits(0));
@@ -170,9 +170,9 @@ fn a_machine_that_does_not_come_of_its_template_is_booted_and_the_template_set_a
     );
     let before = host.settled();
     for said in [
-        "where \"hello\" was expected",
-        "where \"hello\" was expected",
-        "it was set aside after 2 machines did not come of it",
+        "expected \"hello\"",
+        "expected \"hello\"",
+        "it was set aside after 2 machines failed to start from it",
     ] {
         let (source, told) = leased(&host);
         assert_eq!((source, told.matches("warning: ").count()), ("cold", 1), "{told}");
@@ -213,15 +213,15 @@ fn nothing_is_published_that_was_not_seen_to_work() {
     for (text, said) in [
         (
             r#"{"sshd": true, "ready": true, "alike": true}"#,
-            "two machines that came of the template have the same random numbers",
+            "two machines restored from the template have the same random numbers",
         ),
         (
             r#"{"sshd": true, "ready": true, "exit_on": "PUT /snapshot/create"}"#,
-            "the machine that was to be frozen failed",
+            "the machine of the template failed",
         ),
         (
             r#"{"sshd": true, "ready": true, "exit_on": "PUT /snapshot/load"}"#,
-            "a machine that was to come of the template failed",
+            "a machine of the template failed",
         ),
     ] {
         host.script(text);
@@ -236,7 +236,7 @@ fn nothing_is_published_that_was_not_seen_to_work() {
         .crabbox(&format!("image warm {}", crabbox_e2e::PRETEND))
         .exits(2);
     assert!(
-        foreign.stderr.contains("only an image of crabbox's own"),
+        foreign.stderr.contains("only crabbox's own images"),
         "{foreign:?}"
     );
     let off = host
@@ -266,7 +266,7 @@ fn setup_makes_a_template_says_so_in_one_line_and_takes_it_away_again() {
     assert!(
         failed
             .stderr
-            .contains("warning: no template was made, so leases boot: two machines that came of the template have the same"),
+            .contains("warning: no template was made, so leases boot: two machines restored from the template have the same"),
         "{failed:?}"
     );
     host.script(r#"{"sshd": true, "ready": true}"#);

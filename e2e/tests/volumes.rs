@@ -138,16 +138,14 @@ fn a_lease_that_cannot_have_volumes_says_so() {
     let foreign = crabbox_e2e::PRETEND;
     let refused = host.crabbox(&format!("warmup {foreign} {REQUIRED}")).exits(2);
     assert!(
-        refused
-            .stderr
-            .contains("only an image of crabbox's own has volumes"),
+        refused.stderr.contains("only crabbox's own images have volumes"),
         "{refused:?}"
     );
     let without = host.crabbox(&format!("warmup {foreign} --slug foreign")).exits(0);
     assert!(
         without
             .stderr
-            .contains("is without cache volume \"deps\": only an image of crabbox's own"),
+            .contains("is without cache volume \"deps\": only crabbox's own images"),
         "{without:?}"
     );
     drop(host.crabbox("stop foreign").exits(0));

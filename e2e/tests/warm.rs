@@ -169,7 +169,7 @@ fn restored_machines_share_nothing_and_do_what_booted_ones_do() {
     let cold = host.warmup(&repo, "cold", "--timing-json");
     assert!(
         cold.stderr
-            .contains("\"leaseSource\":\"cold\",\"coldReason\":\"its memory is not what it was"),
+            .contains("\"leaseSource\":\"cold\",\"coldReason\":\"its memory has changed"),
         "{cold:?}"
     );
     drop(host.crabbox("stop cold").exits(0));

@@ -74,7 +74,7 @@ enum Task {
     Cache(cache::Arguments),
     /// Hold this program against what is recorded of the Go program, case by case
     Compat,
-    /// Check the edges between our crates against the picture in ARCHITECTURE.md
+    /// Check the edges between our crates against the picture in ARCHITECTURE.md, and their clippy.toml
     Arch,
     /// Write the generated parts of the documents anew, from the code and the program itself
     Docs(docs::Arguments),
@@ -145,7 +145,7 @@ enum Bench {
         #[arg(long, value_name = "PATH")]
         against: Option<PathBuf>,
     },
-    /// A lease that comes of a template, and one out of a pool, beside one that boots
+    /// A lease restored from a template, and one out of a pool, beside one that boots
     Warm {
         /// Which lab, should this host have no working KVM
         #[arg(long, default_value = "main")]

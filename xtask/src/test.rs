@@ -228,7 +228,7 @@ impl Run {
             "warnings",
         ];
         self.cargo("clippy", &lint)?;
-        self.here("walls", || crate::arch::main().map(drop))?;
+        self.here("arch", || crate::arch::main().map(drop))?;
         self.here("licences", || crate::licences::main().map(drop))
     }
 

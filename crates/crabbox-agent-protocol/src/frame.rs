@@ -92,7 +92,7 @@ impl std::fmt::Display for FrameError {
         match self {
             Self::Read(error) => error.fmt(out),
             Self::Cut => out.write_str("the stream ended within a message"),
-            Self::TooLong(length) => write!(out, "a message of {length} bytes is none"),
+            Self::TooLong(length) => write!(out, "invalid message length: {length} bytes"),
             Self::Malformed(error) => error.fmt(out),
             Self::Foreign(text) => write!(out, "something that is no message: {text:?}"),
             Self::Mixed => out.write_str("a message with something else in it"),

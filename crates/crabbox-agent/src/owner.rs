@@ -97,7 +97,7 @@ impl Files {
 pub(crate) fn own(talk: &mut Talk, key: &str, token: &str) -> Result<Owner, Failure> {
     let word = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_hexdigit());
     if !word(key) || !word(token) {
-        return Err(Failure::Refused("the name of a lock is none".to_owned()));
+        return Err(Failure::Refused("the name of a lock is invalid".to_owned()));
     }
     let home = std::env::var_os("HOME").filter(|home| !home.is_empty());
     let home = home.ok_or_else(|| {

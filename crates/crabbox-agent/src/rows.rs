@@ -207,7 +207,7 @@ impl Coming {
 fn strange(record: &[u8]) -> Failure {
     let text = String::from_utf8_lossy(&record[..record.len().min(RECORD)]);
     Failure::Refused(format!(
-        "the manifest has a record that is none, or not in its place: {}",
+        "the manifest has an invalid or misplaced record: {}",
         text.escape_debug()
     ))
 }

@@ -256,5 +256,5 @@ fn is_writable(out: &File) -> bool {
 pub(crate) fn out_of_order(request: &Request) -> Failure {
     let mut text = format!("{request:?}");
     text.truncate(text.floor_char_boundary(100));
-    Failure::Refused(format!("the client spoke out of order: {text}"))
+    Failure::Refused(format!("the client sent a message out of order: {text}"))
 }

@@ -1,4 +1,4 @@
-//! One container's attachment to one network: ADD along the chain, DEL back along it, CHECK in between.
+//! One container's attachment to one network: ADD along the chain, DEL back along it.
 //!
 //! An [`Attachment`] is saved by its owner before [`add`], and [`del`] works from it alone. A chain that fails half
 //! way is undone; a DEL must never stop at the first plugin that fails.
@@ -16,7 +16,6 @@ use crate::conf::{ConfList, Version};
 use crate::plugin::{Call, Place, PluginError, Verb};
 use crate::reservation;
 use crate::result::CniResult;
-use crate::upkeep::Outcome;
 
 /// Everything that the plugins need to know, now and at teardown.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -101,7 +100,7 @@ impl Attachment {
             conf: &self.conf,
             plugin,
             extra,
-            attachment: Some(self),
+            attachment: self,
             netns,
         }
     }
@@ -157,28 +156,6 @@ pub struct DelError {
     pub container: String,
     /// The plugins that failed, in the order that they ran.
     pub failures: Vec<PluginError>,
-}
-
-/// Why an attachment is not as ADD left it.
-#[derive(Debug, thiserror::Error)]
-pub enum CheckError {
-    /// A plugin reports it.
-    #[error("the attachment of {container} to the CNI network {network} is not in order")]
-    Plugin {
-        /// The network.
-        network: String,
-        /// The container.
-        container: String,
-        /// The plugin that reported it.
-        #[source]
-        source: Box<PluginError>,
-    },
-    /// CHECK needs the cached result of ADD.
-    #[error("there is no cached result of the CNI network in {}", file.display())]
-    NoResult {
-        /// Where it should be.
-        file: PathBuf,
-    },
 }
 
 fn listed(failures: &[PluginError]) -> String {
@@ -272,27 +249,4 @@ fn backwards(attachment: &Attachment, count: usize, previous: Option<&Value>) ->
                 .err()
         })
         .collect()
-}
-
-/// Asks every plugin whether the attachment is still as ADD left it.
-pub fn check(attachment: &Attachment) -> Result<Outcome, CheckError> {
-    if attachment.conf.version < Version::V0_4_0 {
-        return Ok(Outcome::TooOld);
-    }
-    if attachment.conf.disable_check {
-        return Ok(Outcome::Disabled);
-    }
-    let previous = cache::load(attachment).ok_or_else(|| CheckError::NoResult {
-        file: cache::file(attachment),
-    })?;
-    for plugin in &attachment.conf.plugins {
-        let call = attachment.call(Verb::Check, plugin, Some(&previous), &attachment.netns);
-        call.run(attachment.place())
-            .map_err(|source| CheckError::Plugin {
-                network: attachment.conf.name.clone(),
-                container: attachment.container_id.clone(),
-                source: Box::new(source),
-            })?;
-    }
-    Ok(Outcome::Done)
 }

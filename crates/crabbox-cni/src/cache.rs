@@ -1,6 +1,6 @@
 //! The result cache: one file per attachment, with libcni's path and format, so that other runtimes find it.
 //!
-//! DEL and CHECK pass the cached result to plugins as `prevResult`; DEL also runs without it. It must never decide
+//! DEL passes the cached result to plugins as `prevResult`, and also runs without it. It must never decide
 //! what is deleted.
 
 use std::io;

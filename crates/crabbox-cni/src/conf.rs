@@ -69,10 +69,8 @@ pub struct ConfList {
     pub name: String,
     /// The version of the specification that its plugins are called with.
     pub version: Version,
-    /// Its author asks not to run CHECK.
+    /// Its author asks not to run CHECK, which other runtimes that find our cached result could do.
     pub disable_check: bool,
-    /// Its author asks not to run GC.
-    pub disable_gc: bool,
     /// The configuration of each plugin, in the order of ADD, as the file has it.
     pub plugins: Vec<Map<String, Value>>,
     /// The file that it was read from.
@@ -80,23 +78,19 @@ pub struct ConfList {
 }
 
 impl ConfList {
-    /// The plugins of this network, its address management included, that are in none of `bin_dirs`.
-    pub fn missing_plugins(&self, bin_dirs: &[PathBuf]) -> Vec<String> {
-        let ipam =
-            |plugin: &Map<String, Value>| plugin.get("ipam").and_then(|ipam| ipam.get("type")).cloned();
-        let types = self
-            .plugins
-            .iter()
-            .flat_map(|plugin| [plugin.get("type").cloned(), ipam(plugin)]);
-        let mut missing: Vec<String> = types
-            .flatten()
-            .filter(|kind| is_plugin_type(Some(kind)))
-            .filter_map(|kind| kind.as_str().map(str::to_owned))
-            .filter(|kind| !bin_dirs.iter().any(|dir| dir.join(kind).is_file()))
-            .collect();
-        missing.sort_unstable();
-        missing.dedup();
-        missing
+    /// The types of this network's plugins, those for address management included, each once.
+    pub fn plugin_types(&self) -> Vec<&str> {
+        let mut types = Vec::new();
+        for plugin in &self.plugins {
+            let ipam = plugin.get("ipam").and_then(|ipam| ipam.get("type"));
+            let both = [plugin.get("type"), ipam].into_iter().flatten();
+            for name in both.filter_map(Value::as_str).filter(|name| !name.is_empty()) {
+                if !types.contains(&name) {
+                    types.push(name);
+                }
+            }
+        }
+        types
     }
 }
 
@@ -257,10 +251,7 @@ pub(crate) fn parse(file: &Path, bytes: &[u8]) -> Option<ConfList> {
 
 fn conf_list(name: String, file: PathBuf, document: Map<String, Value>) -> Result<ConfList, LoadError> {
     let version = version_of(&name, &file, &document)?;
-    let (disable_check, disable_gc) = (
-        is_true(document.get("disableCheck")),
-        is_true(document.get("disableGC")),
-    );
+    let disable_check = is_true(document.get("disableCheck"));
     let plugins = match document.get("plugins") {
         Some(Value::Array(plugins)) => plugins
             .iter()
@@ -287,7 +278,6 @@ fn conf_list(name: String, file: PathBuf, document: Map<String, Value>) -> Resul
         name,
         version,
         disable_check,
-        disable_gc,
         plugins,
         file,
     })
@@ -423,14 +413,13 @@ mod tests {
     }
 
     #[test]
-    fn missing_programs_are_named_once_with_those_for_addresses() {
+    fn plugin_types_are_listed_once_with_those_for_addresses() {
         let text = r#"{"cniVersion":"1.0.0","name":"net","plugins":[{"type":"ptp","ipam":{"type":"host-local"}},
-            {"type":"there"},{"type":"ptp"}]}"#;
-        let dir = directory(&[("00.conflist", text), ("there", "")]);
-        let bins = [PathBuf::from("/nowhere"), dir.path().to_owned()];
+            {"type":"firewall","ipam":{}},{"type":"ptp","ipam":{"type":""}}]}"#;
+        let dir = directory(&[("00.conflist", text)]);
         assert_eq!(
-            load(dir.path(), "net").unwrap().missing_plugins(&bins),
-            ["host-local", "ptp"]
+            load(dir.path(), "net").unwrap().plugin_types(),
+            ["ptp", "host-local", "firewall"]
         );
     }
 

@@ -1,5 +1,5 @@
 //! The runtime side of the CNI specification, versions 0.3.0 to 1.1.0: finds a network configuration by name, runs
-//! its chain of plugins, and reads their results.
+//! its chain of plugins for ADD and DEL, and reads their results. CHECK, STATUS and GC are not implemented.
 //!
 //! [`load`] reads a configuration once; everything after works from the [`Attachment`], which is meant to be saved
 //! before [`add`], so that [`del`] works even if the configuration is gone by then. This crate must keep no state of
@@ -12,11 +12,9 @@ mod conf;
 mod plugin;
 mod reservation;
 mod result;
-mod upkeep;
 
-pub use attachment::{AddError, Attachment, CheckError, DelError, add, check, del};
+pub use attachment::{AddError, Attachment, DelError, add, del};
 pub use cache::cached;
 pub use conf::{ConfList, Found, LoadError, Unreadable, Version, load};
 pub use plugin::{PluginError, Verb};
 pub use result::{CniResult, Dns, Interface, IpConfig, Route};
-pub use upkeep::{Outcome, ValidAttachment, gc, status};

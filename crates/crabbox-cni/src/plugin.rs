@@ -26,12 +26,6 @@ pub enum Verb {
     Add,
     /// Detach.
     Del,
-    /// Check that the attachment is still as ADD left it.
-    Check,
-    /// Report whether ADD could work.
-    Status,
-    /// Remove everything that belongs to no valid attachment.
-    Gc,
 }
 
 impl fmt::Display for Verb {
@@ -39,9 +33,6 @@ impl fmt::Display for Verb {
         f.write_str(match self {
             Self::Add => "ADD",
             Self::Del => "DEL",
-            Self::Check => "CHECK",
-            Self::Status => "STATUS",
-            Self::Gc => "GC",
         })
     }
 }
@@ -99,7 +90,7 @@ pub enum PluginError {
         stderr: String,
     },
     /// The plugin reported success, but its output is not a result.
-    #[error("the CNI plugin {plugin} answered {verb} with something that is no result: {stdout:?}{}", said("; it printed: ", .stderr, ""))]
+    #[error("the CNI plugin {plugin} returned an invalid result for {verb}: {stdout:?}{}", said("; it printed: ", .stderr, ""))]
     Result {
         /// The plugin.
         plugin: String,
@@ -157,8 +148,7 @@ pub(crate) struct Call<'a> {
     pub(crate) plugin: &'a Map<String, Value>,
     /// Keys to add to the plugin's configuration, such as `prevResult`.
     pub(crate) extra: Vec<(&'static str, Value)>,
-    /// `None` for STATUS and GC, which concern no container.
-    pub(crate) attachment: Option<&'a Attachment>,
+    pub(crate) attachment: &'a Attachment,
     /// Empty if the namespace is gone, which DEL allows.
     pub(crate) netns: &'a Path,
 }
@@ -195,19 +185,16 @@ impl Call<'_> {
                 dirs: place.bin_dirs.to_vec(),
             })?;
         let path = std::env::join_paths(place.bin_dirs).unwrap_or_default();
-        let mut command = Cmd::new(program)
+        let command = Cmd::new(program)
             .env("CNI_COMMAND", verb.to_string())
             .env("CNI_PATH", path)
+            .env("CNI_CONTAINERID", &self.attachment.container_id)
+            .env("CNI_NETNS", self.netns)
+            .env("CNI_IFNAME", &self.attachment.ifname)
+            .env("CNI_ARGS", self.attachment.args_text())
             .stdin(Value::Object(self.input()).to_string())
             .limit(place.limit)
             .own_group();
-        if let Some(attachment) = self.attachment {
-            command = command
-                .env("CNI_CONTAINERID", &attachment.container_id)
-                .env("CNI_NETNS", self.netns)
-                .env("CNI_IFNAME", &attachment.ifname)
-                .env("CNI_ARGS", attachment.args_text());
-        }
         let output = command.capture().map_err(|source| PluginError::Run {
             plugin: plugin.clone(),
             verb,
@@ -274,8 +261,8 @@ impl Call<'_> {
         input.insert("name".to_owned(), json!(self.conf.name));
         input.insert("cniVersion".to_owned(), json!(self.conf.version));
         let wanted = self.plugin.get("capabilities").and_then(Value::as_object);
-        let given = self.attachment.map(|attachment| &attachment.capability_args);
-        if let (Some(wanted), Some(given)) = (wanted, given) {
+        if let Some(wanted) = wanted {
+            let given = &self.attachment.capability_args;
             let runtime: Map<String, Value> = given
                 .iter()
                 .filter(|(key, _)| wanted.get(*key).and_then(Value::as_bool).unwrap_or(false))

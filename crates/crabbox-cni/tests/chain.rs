@@ -6,10 +6,7 @@ use std::error::Error as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use crabbox_cni::{
-    AddError, Attachment, CheckError, Outcome, PluginError, ValidAttachment, Verb, add, check, del, gc, load,
-    status,
-};
+use crabbox_cni::{AddError, Attachment, PluginError, add, del, load};
 use crabbox_host::command::Cmd;
 use crabbox_host::netns;
 use serde_json::{Value, json};
@@ -249,12 +246,9 @@ fn an_answer_that_is_no_result_is_undone() {
     for (answer, start) in [
         (
             "nonsense",
-            "the CNI plugin one answered ADD with something that is no result: \"nonsense\"",
+            "the CNI plugin one returned an invalid result for ADD: \"nonsense\"",
         ),
-        (
-            "",
-            "the CNI plugin one answered ADD with something that is no result: \"\"",
-        ),
+        ("", "the CNI plugin one returned an invalid result for ADD: \"\""),
         (
             r#"{"cniVersion":"0.4.0"}"#,
             "the CNI plugin one answered ADD in version \"0.4.0\"; it was asked in 1.0.0",
@@ -371,52 +365,6 @@ fn capabilities_become_runtime_configuration() {
 }
 
 #[test]
-fn check_hands_on_the_cached_result_where_it_exists() {
-    let fixture = Fixture::new();
-    fixture.good("one");
-    fixture.plugin(
-        "two",
-        &format!(
-            "test $CNI_COMMAND = ADD && echo '{RESULT}' && exit; test ! -e {}",
-            fixture.path("bad").display()
-        ),
-    );
-    let attachment = fixture.chain(&["one", "two"]);
-    assert!(matches!(
-        check(&attachment).unwrap_err(),
-        CheckError::NoResult { .. }
-    ));
-    add(&attachment).unwrap();
-    fixture.calls();
-    assert_eq!(check(&attachment).unwrap(), Outcome::Done);
-    assert_eq!(fixture.calls(), ["one CHECK", "two CHECK"]);
-    assert_eq!(
-        fixture.input("two", "CHECK")["prevResult"]["ips"][0]["address"],
-        "10.1.2.3/24"
-    );
-    std::fs::write(fixture.path("bad"), "").unwrap();
-    let CheckError::Plugin { source, .. } = check(&attachment).unwrap_err() else {
-        panic!("it has a result")
-    };
-    assert!(
-        matches!(
-            *source,
-            PluginError::Failed {
-                verb: Verb::Check,
-                ..
-            }
-        ),
-        "{source}"
-    );
-
-    let mut other = attachment.clone();
-    other.conf.disable_check = true;
-    assert_eq!(check(&other).unwrap(), Outcome::Disabled);
-    other.conf.version = crabbox_cni::Version::V0_3_1;
-    assert_eq!(check(&other).unwrap(), Outcome::TooOld);
-}
-
-#[test]
 fn versions_before_0_4_0_get_no_previous_result_on_del() {
     let fixture = Fixture::new();
     fixture.plugin(
@@ -430,36 +378,4 @@ fn versions_before_0_4_0_get_no_previous_result_on_del() {
     add(&attachment).unwrap();
     del(&attachment).unwrap();
     assert_eq!(fixture.input("one", "DEL").get("prevResult"), None);
-}
-
-#[test]
-fn status_and_gc_exist_since_1_1_0() {
-    let fixture = Fixture::new();
-    fixture.good("one");
-    fixture.plugin(
-        "two",
-        "test $CNI_COMMAND = STATUS && echo '{\"code\":50,\"msg\":\"not now\"}' && exit 1; true",
-    );
-    let attachment = fixture.attachment(&json!({
-        "cniVersions": ["1.0.0", "1.1.0"], "name": "net", "plugins": [{ "type": "one" }, { "type": "two" }],
-    }));
-    let (bins, limit) = ([fixture.path("bin")], Duration::from_secs(10));
-    let error = status(&attachment.conf, &bins, limit).unwrap_err();
-    assert!(matches!(error, PluginError::Reported { code: 50, .. }), "{error}");
-    let valid = [ValidAttachment {
-        container_id: "cbx-2".to_owned(),
-        ifname: "veth0".to_owned(),
-    }];
-    assert_eq!(gc(&attachment.conf, &bins, limit, &valid).unwrap(), Outcome::Done);
-    assert_eq!(fixture.calls(), ["one STATUS", "two STATUS", "one GC", "two GC"]);
-    let expected = json!([{ "containerID": "cbx-2", "ifname": "veth0" }]);
-    assert_eq!(fixture.input("two", "GC")["cni.dev/valid-attachments"], expected);
-
-    let mut conf = attachment.conf;
-    conf.disable_gc = true;
-    assert_eq!(gc(&conf, &bins, limit, &valid).unwrap(), Outcome::Disabled);
-    conf.version = crabbox_cni::Version::V1_0_0;
-    assert_eq!(gc(&conf, &bins, limit, &valid).unwrap(), Outcome::TooOld);
-    assert_eq!(status(&conf, &bins, limit).unwrap(), Outcome::TooOld);
-    assert!(fixture.calls().is_empty());
 }

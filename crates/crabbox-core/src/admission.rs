@@ -156,7 +156,7 @@ impl Asker {
         match self {
             Self::Here => "stop a lease that `crabbox list` shows, or run `crabbox cleanup`",
             Self::Afar => {
-                "stop a lease of yours that `crabbox list` shows, or wait for somebody else's to end"
+                "stop one of your leases (`crabbox list` shows them), or wait for another owner's to end"
             }
         }
     }
@@ -166,7 +166,7 @@ impl Refusal {
     /// Hints for `asker`.
     pub fn hints_for(&self, asker: Asker) -> Vec<String> {
         let stop = match asker {
-            Asker::Afar if self.is_of_the_owner() => "stop a lease of yours that `crabbox list` shows",
+            Asker::Afar if self.is_of_the_owner() => "stop one of your leases (`crabbox list` shows them)",
             asker => asker.can_stop(),
         };
         let less = |fits: u64| format!("ask for less: --firecracker-memory-mib {fits}");
@@ -180,10 +180,10 @@ impl Refusal {
                 "raise firecracker.maxLeases in your own configuration".to_owned()
             }
             (Self::Leases { .. }, Asker::Afar) => {
-                "whoever runs that host sets firecracker.maxLeases there".to_owned()
+                "the administrator of that host sets firecracker.maxLeases there".to_owned()
             }
             (Self::OwnersLeases { .. }, _) => {
-                "whoever runs that host sets firecracker.maxLeasesPerOwner".to_owned()
+                "the administrator of that host sets firecracker.maxLeasesPerOwner".to_owned()
             }
             (Self::OwnersMemory { had_mib, max_mib, .. }, _) => {
                 match max_mib.saturating_sub(had_mib + VMM_OVERHEAD_MIB) {
@@ -211,7 +211,9 @@ impl Refusal {
             (Self::Disk { .. }, Asker::Here) => {
                 "free some space: `crabbox image gc` removes images that no lease uses".to_owned()
             }
-            (Self::Disk { .. }, Asker::Afar) => "whoever runs that host can free some space there".to_owned(),
+            (Self::Disk { .. }, Asker::Afar) => {
+                "the administrator of that host can free some space there".to_owned()
+            }
         };
         vec![stop.to_owned(), other]
     }
@@ -349,7 +351,7 @@ mod tests {
                 assert!(!told.contains(here), "{told}");
             }
             assert!(
-                told.contains("whoever runs that host") && told.contains("a lease of yours"),
+                told.contains("the administrator of that host") && told.contains("one of your leases"),
                 "{told}"
             );
         }

@@ -190,6 +190,31 @@ pub fn is_owner_name(name: &str) -> bool {
     name.len() <= 32 && edge(name.chars().next()) && edge(name.chars().next_back()) && sanitise(name) == name
 }
 
+/// An invalid owner name.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "invalid owner name {name:?}: use up to 32 letters, digits, '-', '_' and '.', with a letter or digit at both ends"
+)]
+pub struct OwnerNameError {
+    /// The name, or its beginning if it is too long.
+    name: String,
+}
+
+/// How much of an invalid name its error repeats, in characters: the text could be a private key that was given by mistake.
+const QUOTED: usize = 32;
+
+/// Fails unless `name` is a valid owner name ([`is_owner_name`]).
+pub fn check_owner_name(name: &str) -> Result<(), OwnerNameError> {
+    if is_owner_name(name) {
+        return Ok(());
+    }
+    let name = match name.char_indices().nth(QUOTED) {
+        Some((end, _)) => format!("{}...", &name[..end]),
+        None => name.to_owned(),
+    };
+    Err(OwnerNameError { name })
+}
+
 /// Sets the owner; the name must satisfy [`is_owner_name`].
 pub fn set_owner(labels: &mut Labels, name: &str) {
     labels.insert(OWNER.to_owned(), sanitise(name));
@@ -424,7 +449,12 @@ mod tests {
         let long = "x".repeat(33);
         for bad in ["", "-a", "a.", "a b", "a/b", "ä", "a\n", long.as_str()] {
             assert!(!is_owner_name(bad), "{bad:?}");
+            assert!(check_owner_name(bad).is_err(), "{bad:?}");
         }
+        assert_eq!(check_owner_name("alice"), Ok(()));
+        let error = check_owner_name(&long).unwrap_err().to_string();
+        let shown = format!("invalid owner name \"{}...\": use", "x".repeat(32));
+        assert!(error.starts_with(&shown), "{error}");
     }
 
     #[test]

@@ -16,6 +16,7 @@ pub mod process;
 pub mod proof;
 pub mod receipt;
 pub mod record;
+pub mod shell;
 pub mod size;
 pub mod state;
 pub mod strict_json;

@@ -28,7 +28,7 @@ pub enum ReceiptError {
     #[error("malformed receipt: {0}")]
     Json(#[from] StrictJsonError),
     /// It is another JSON value.
-    #[error("malformed receipt: it is no JSON object")]
+    #[error("malformed receipt: not a JSON object")]
     NoObject,
     /// A field is missing.
     #[error("malformed receipt: missing {0}")]

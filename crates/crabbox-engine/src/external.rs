@@ -143,7 +143,7 @@ impl Adapter<'_> {
         if self.conversation.deliver(&answer) {
             Ok(())
         } else {
-            self.give_back(lease, desired, "nobody read the answer")
+            self.give_back(lease, desired, "the answer was not read")
         }
     }
 

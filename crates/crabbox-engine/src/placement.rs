@@ -88,7 +88,7 @@ pub enum PlacementError {
     #[error("the scheduler does not answer")]
     Away(#[source] CommandError),
     /// It can never run such a job.
-    #[error("no host of this fleet can have such a lease: {why}")]
+    #[error("no host of this fleet can run such a lease: {why}")]
     Never {
         /// The scheduler's reason.
         why: String,
@@ -100,7 +100,7 @@ pub enum PlacementError {
         why: String,
     },
     /// Its answer makes no sense.
-    #[error("{program} answered {said:?}, which makes no sense here")]
+    #[error("unexpected output of {program}: {said:?}")]
     Nonsense {
         /// The scheduler's program.
         program: &'static str,
@@ -117,11 +117,11 @@ impl Fault for PlacementError {
     fn hints(&self) -> Vec<String> {
         vec![match self {
             Self::Away(_) => {
-                "leases that are there go on, and are used and stopped as usual; whoever runs the fleet can see to slurmctld on its controller"
+                "existing leases are not affected, and can be used and stopped as usual; ask the administrator of the fleet about slurmctld on its controller"
             }
-            Self::Never { .. } => "ask for less memory, disk, processors or time (ttl), or have whoever runs the fleet look at `sinfo`",
-            Self::Refused { .. } => "whoever runs the fleet knows its limits",
-            Self::Nonsense { .. } => "Slurm 22.05 and later are known to be understood",
+            Self::Never { .. } => "request less memory, disk, processors or time (ttl), or ask the administrator of the fleet to look at `sinfo`",
+            Self::Refused { .. } => "ask the administrator of the fleet for its limits",
+            Self::Nonsense { .. } => "this program understands Slurm 22.05 and later",
         }
         .to_owned()]
     }

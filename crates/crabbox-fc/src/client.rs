@@ -4,16 +4,13 @@
 //! stream is unknown, so the client refuses to continue: it must never take the response to one request for that of
 //! another.
 
-use std::fmt;
 use std::io::{ErrorKind, Read, Write};
-use std::time::{Duration, Instant};
 
 use serde::de::DeserializeOwned;
 
 use crate::request::{Endpoint, Request};
 use crate::response::{self, ReadFailure};
 use crate::types::{FaultMessage, InstanceInfo, MachineConfig, VersionInfo};
-use crate::version::{NeedsNewer, Version};
 
 pub use crate::response::Response;
 
@@ -24,7 +21,7 @@ const FAULT_TEXT_LIMIT: usize = 400;
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     /// The connection failed.
-    #[error("cannot speak to Firecracker ({endpoint})")]
+    #[error("cannot communicate with Firecracker ({endpoint})")]
     Io {
         /// The request.
         endpoint: Endpoint,
@@ -45,7 +42,7 @@ pub enum ClientError {
         endpoint: Endpoint,
     },
     /// The bytes are not a response of Firecracker's API.
-    #[error("the answer to {endpoint} makes no sense: {problem}")]
+    #[error("invalid answer to {endpoint}: {problem}")]
     MalformedResponse {
         /// The request.
         endpoint: Endpoint,
@@ -53,7 +50,7 @@ pub enum ClientError {
         problem: &'static str,
     },
     /// The response is JSON, but not of the endpoint's form.
-    #[error("the answer to {endpoint} does not have the form that it should have")]
+    #[error("the answer to {endpoint} does not have the expected form")]
     UnexpectedBody {
         /// The request.
         endpoint: Endpoint,
@@ -85,42 +82,14 @@ pub enum ClientError {
         /// The request that was not sent.
         endpoint: Endpoint,
     },
-    /// The request needs a newer Firecracker; nothing was sent.
-    #[error(transparent)]
-    NeedsNewer(#[from] NeedsNewer),
 }
-
-/// One request and its outcome, for a log.
-#[derive(Debug, Clone, Copy)]
-pub struct Exchange<'a> {
-    /// The request.
-    pub endpoint: &'a Endpoint,
-    /// The status of the response, `None` if there was none.
-    pub status: Option<u16>,
-    /// From the first byte sent to the last byte read.
-    pub took: Duration,
-}
-
-/// Called for every exchange.
-type Observer = Box<dyn FnMut(Exchange<'_>) + Send>;
 
 /// A connection to one Firecracker.
+#[derive(Debug)]
 pub struct Client<S> {
     stream: S,
     unread: Vec<u8>,
     usable: bool,
-    version: Option<Version>,
-    observer: Option<Observer>,
-}
-
-impl<S: fmt::Debug> fmt::Debug for Client<S> {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut form = out.debug_struct("Client");
-        form.field("stream", &self.stream)
-            .field("usable", &self.usable)
-            .field("version", &self.version);
-        form.finish_non_exhaustive()
-    }
 }
 
 impl<S> Client<S> {
@@ -130,23 +99,7 @@ impl<S> Client<S> {
             stream,
             unread: Vec::new(),
             usable: true,
-            version: None,
-            observer: None,
         }
-    }
-
-    /// Makes the client refuse requests that this version does not support, before they are sent.
-    #[must_use]
-    pub fn for_version(mut self, version: Version) -> Self {
-        self.version = Some(version);
-        self
-    }
-
-    /// Reports every exchange to `observer`.
-    #[must_use]
-    pub fn with_observer(mut self, observer: impl FnMut(Exchange<'_>) + Send + 'static) -> Self {
-        self.observer = Some(Box::new(observer));
-        self
     }
 
     /// The stream, for its deadline.
@@ -159,28 +112,13 @@ impl<S: Read + Write> Client<S> {
     /// Sends `request` and reads its response. A refusal is an error, after which the client can still be used.
     pub fn send(&mut self, request: &Request) -> Result<Response, ClientError> {
         let endpoint = &request.endpoint;
-        if let Some(version) = self.version {
-            request
-                .needs
-                .iter()
-                .try_for_each(|feature| version.require(*feature))?;
-        }
         if !self.usable {
             return Err(ClientError::Unusable {
                 endpoint: endpoint.clone(),
             });
         }
-        let started = Instant::now();
         let outcome = self.exchange(request);
         self.usable = outcome.is_ok();
-        if let Some(observer) = &mut self.observer {
-            let status = outcome.as_ref().ok().map(|response| response.status);
-            observer(Exchange {
-                endpoint,
-                status,
-                took: started.elapsed(),
-            });
-        }
         let response = outcome.map_err(|failure| describe(failure, endpoint.clone()))?;
         if (200..300).contains(&response.status) {
             return Ok(response);

@@ -116,8 +116,7 @@ impl DirectLaunch {
     }
 }
 
-/// Launches Firecracker in a jail: the jailer makes it, drops its privileges and becomes Firecracker (with the same
-/// pid, unless `new_pid_ns` is set).
+/// Launches Firecracker in a jail: the jailer makes it, drops its privileges and becomes Firecracker, with the same pid.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct JailLaunch {
     /// The jailer.
@@ -134,8 +133,6 @@ pub struct JailLaunch {
     pub cgroup: Cgroup,
     /// Limits of the process, as in `no-file=1024` or `fsize=4096`.
     pub resource_limits: Vec<(ResourceLimit, u64)>,
-    /// A process id namespace of its own. The jailer then ends at once, and `firecracker.pid` in the jail holds the pid.
-    pub new_pid_ns: bool,
     /// Everything else.
     pub options: VmmOptions,
 }
@@ -190,8 +187,7 @@ impl JailLaunch {
         for (limit, value) in &self.resource_limits {
             argv.option("--resource-limit", format!("{}={value}", limit.name()));
         }
-        argv.switch("--new-pid-ns", self.new_pid_ns);
-        argv.switch("--", true);
+        argv.0.push("--".into());
         // The jailer itself passes `--id` to Firecracker, which refuses a second one.
         self.options.add_to(&mut argv);
         argv.0
@@ -331,7 +327,6 @@ mod tests {
                 ],
             },
             resource_limits: vec![(ResourceLimit::NoFile, 1024), (ResourceLimit::FileSize, 4096)],
-            new_pid_ns: true,
             options: VmmOptions::new("api.sock"),
         };
         let argv = launch.argv();
@@ -342,7 +337,7 @@ mod tests {
         let expected = "/opt/jailer --id a-1 --exec-file /opt/firecracker-v1.12.1 --uid 1000 --gid 1001 \
             --chroot-base-dir /jails --netns /leases/netns --cgroup-version 2 --parent-cgroup crabbox \
             --cgroup cpu.max=200000 100000 --cgroup pids.max=64 --resource-limit no-file=1024 \
-            --resource-limit fsize=4096 --new-pid-ns -- --api-sock api.sock";
+            --resource-limit fsize=4096 -- --api-sock api.sock";
         assert_eq!(words(argv), expected);
     }
 

@@ -1,4 +1,4 @@
-//! Firecracker as a protocol: its API's requests and responses, the features of each version, and how it and its
+//! Firecracker as a protocol: its API's requests and responses, versions, and how it and its
 //! jailer are called.
 //!
 //! Everything here is data, or a conversation over a stream that the caller opened. This crate never opens a socket
@@ -15,6 +15,6 @@ pub mod version;
 
 pub use client::{Client, ClientError};
 pub use launch::{DirectLaunch, JailLaunch, JailLayout, VmId};
-pub use plan::{BootPlan, BootTimings, boot};
+pub use plan::{BootPlan, boot};
 pub use request::{Method, Request};
-pub use version::{Feature, Version};
+pub use version::Version;

@@ -5,10 +5,9 @@
 //! repaired.
 
 use std::io::{Read, Write};
-use std::time::{Duration, Instant};
 
 use crate::client::{Client, ClientError};
-use crate::request::{Endpoint, Request};
+use crate::request::Request;
 use crate::types::{
     Action, Balloon, BootSource, Drive, Entropy, Logger, MachineConfig, Metrics, NetworkInterface, Vsock,
 };
@@ -69,32 +68,10 @@ impl BootPlan {
     }
 }
 
-/// How long the requests of a boot took. The guest runs from the end of the last one.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct BootTimings {
-    /// Every request, in order.
-    pub requests: Vec<(Endpoint, Duration)>,
-}
-
-impl BootTimings {
-    /// All requests together.
-    pub fn total(&self) -> Duration {
-        self.requests.iter().map(|(_, took)| *took).sum()
-    }
-
-    /// The last request, which starts the machine.
-    pub fn start(&self) -> Duration {
-        self.requests.last().map(|(_, took)| *took).unwrap_or_default()
-    }
-}
-
 /// Configures and starts the machine; stops at the first request that fails.
-pub fn boot<S: Read + Write>(client: &mut Client<S>, plan: &BootPlan) -> Result<BootTimings, ClientError> {
-    let mut requests = Vec::new();
+pub fn boot<S: Read + Write>(client: &mut Client<S>, plan: &BootPlan) -> Result<(), ClientError> {
     for request in plan.requests() {
-        let started = Instant::now();
         client.send(&request)?;
-        requests.push((request.endpoint, started.elapsed()));
     }
-    Ok(BootTimings { requests })
+    Ok(())
 }

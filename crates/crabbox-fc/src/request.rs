@@ -1,7 +1,7 @@
 //! One request to Firecracker: method, path and body, ready to be sent.
 //!
 //! Each endpoint has its constructor here, so that a path and the body that belongs to it are written in one place
-//! only. A request must never contain anything that older versions do not support without saying so in `needs`.
+//! only. Leases send nothing that Firecracker 1.12 does not support; newer fields of the bodies say so.
 
 use std::fmt;
 
@@ -11,7 +11,6 @@ use crate::types::{
     Action, Balloon, BootSource, Drive, DrivePatch, Entropy, Logger, MachineConfig, Metrics,
     NetworkInterface, Serial, SnapshotCreate, SnapshotLoad, VmState, Vsock,
 };
-use crate::version::Feature;
 
 /// The API's HTTP methods.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -57,8 +56,6 @@ pub struct Request {
     pub endpoint: Endpoint,
     /// Its JSON text; `None` for GET.
     pub body: Option<Vec<u8>>,
-    /// The features that the Firecracker at the other end must support.
-    pub needs: Vec<Feature>,
 }
 
 /// The bodies of two endpoints that take a single value.
@@ -79,11 +76,7 @@ impl Request {
             method: Method::Get,
             path: path.to_owned(),
         };
-        Self {
-            endpoint,
-            body: None,
-            needs: Vec::new(),
-        }
+        Self { endpoint, body: None }
     }
 
     fn with_body(method: Method, path: impl Into<String>, body: &impl Serialize) -> Self {
@@ -94,13 +87,7 @@ impl Request {
                 path: path.into(),
             },
             body: Some(body),
-            needs: Vec::new(),
         }
-    }
-
-    fn needing(mut self, needs: impl IntoIterator<Item = Feature>) -> Self {
-        self.needs.extend(needs);
-        self
     }
 
     /// Sizes the machine.
@@ -157,9 +144,9 @@ impl Request {
         Self::with_body(Method::Put, "/balloon", balloon)
     }
 
-    /// Sends the console to a file.
+    /// Sends the console to a file, since 1.14.
     pub fn serial(serial: &Serial) -> Self {
-        Self::with_body(Method::Put, "/serial", serial).needing([Feature::Serial])
+        Self::with_body(Method::Put, "/serial", serial)
     }
 
     /// Boots the machine, or performs another action.
@@ -179,7 +166,7 @@ impl Request {
 
     /// Restores a machine.
     pub fn snapshot_load(snapshot: &SnapshotLoad) -> Self {
-        Self::with_body(Method::Put, "/snapshot/load", snapshot).needing(snapshot.needs())
+        Self::with_body(Method::Put, "/snapshot/load", snapshot)
     }
 
     /// The bytes that go over the wire.

@@ -103,7 +103,7 @@ fn parse_head(bytes: &[u8]) -> Result<Option<Head>, ReadFailure> {
     let status = parsed.code.unwrap_or_default();
     if status < 200 {
         return Err(ReadFailure::Malformed(
-            "it has an interim status, which nobody asked for",
+            "it has an interim status, which was not requested",
         ));
     }
     let body = body_length(status, parsed.headers)?;

@@ -1,7 +1,4 @@
-//! The features of each version of Firecracker.
-//!
-//! A request that needs a newer Firecracker is refused here, before anything is sent, with both versions in the
-//! message. A feature must never be listed for a version unless Firecracker's changelog says so.
+//! Versions of Firecracker and its jailer, as the programs print them.
 
 use std::fmt;
 use std::str::FromStr;
@@ -29,20 +26,6 @@ impl Version {
     /// Version `major.minor.patch`.
     pub const fn new(major: u16, minor: u16, patch: u16) -> Self {
         Self { major, minor, patch }
-    }
-
-    /// Whether this version supports `feature`.
-    pub fn knows(self, feature: Feature) -> bool {
-        self >= feature.since()
-    }
-
-    /// Fails if this version does not support `feature`.
-    pub fn require(self, feature: Feature) -> Result<(), NeedsNewer> {
-        if self.knows(feature) {
-            Ok(())
-        } else {
-            Err(NeedsNewer { feature, found: self })
-        }
     }
 }
 
@@ -83,89 +66,6 @@ fn parse_numbers(word: &str) -> Option<Version> {
     plain.then_some(Version::new(number(major)?, number(minor)?, number(patch)?))
 }
 
-/// A feature that not every Firecracker has.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Feature {
-    /// `network_overrides` when a snapshot is loaded: another tap for the same guest interface.
-    NetworkOverrides,
-    /// `track_dirty_pages` when a snapshot is loaded; older versions call it `enable_diff_snapshots`.
-    TrackDirtyPagesOnLoad,
-    /// The command line switch `--enable-pci`.
-    Pci,
-    /// The endpoint `/serial`: writes the console to a file.
-    Serial,
-    /// Persistent memory devices, the endpoint `/pmem`.
-    Pmem,
-    /// Adding memory to a running guest.
-    MemoryHotplug,
-    /// VMClock reports to the guest that it was restored.
-    VmClock,
-    /// `vsock_override` when a snapshot is loaded: another path for the vsock socket.
-    VsockOverride,
-    /// `clock_realtime` when a snapshot is loaded: the guest's clock is set forward.
-    ClockRealtime,
-    /// Adding devices to a running guest.
-    DeviceHotplug,
-    /// `huge_pages` when a snapshot is loaded.
-    HugePagesOnLoad,
-}
-
-impl Feature {
-    /// Every feature, oldest first.
-    pub const ALL: [Self; 11] = [
-        Self::NetworkOverrides,
-        Self::TrackDirtyPagesOnLoad,
-        Self::Pci,
-        Self::Serial,
-        Self::Pmem,
-        Self::MemoryHotplug,
-        Self::VmClock,
-        Self::VsockOverride,
-        Self::ClockRealtime,
-        Self::DeviceHotplug,
-        Self::HugePagesOnLoad,
-    ];
-
-    /// The first version that has it, according to Firecracker's changelog.
-    pub const fn since(self) -> Version {
-        match self {
-            Self::NetworkOverrides => Version::new(1, 12, 0),
-            Self::TrackDirtyPagesOnLoad | Self::Pci => Version::new(1, 13, 0),
-            Self::Serial | Self::Pmem | Self::MemoryHotplug => Version::new(1, 14, 0),
-            Self::VmClock => Version::new(1, 15, 0),
-            Self::VsockOverride | Self::ClockRealtime | Self::DeviceHotplug => Version::new(1, 16, 0),
-            Self::HugePagesOnLoad => Version::new(1, 17, 0),
-        }
-    }
-
-    /// Its name in a message.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::NetworkOverrides => "network overrides on snapshot load",
-            Self::TrackDirtyPagesOnLoad => "tracking of dirty pages on snapshot load",
-            Self::Pci => "PCI transport",
-            Self::Serial => "serial output to a file",
-            Self::Pmem => "persistent memory devices",
-            Self::MemoryHotplug => "memory hotplug",
-            Self::VmClock => "VMClock notification",
-            Self::VsockOverride => "a vsock override on snapshot load",
-            Self::ClockRealtime => "clock correction on snapshot load",
-            Self::DeviceHotplug => "device hotplug",
-            Self::HugePagesOnLoad => "huge pages on snapshot load",
-        }
-    }
-}
-
-/// The installed Firecracker is too old for a requested feature.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("{} needs Firecracker >= {}.{}, found {found}", feature.name(), feature.since().major, feature.since().minor)]
-pub struct NeedsNewer {
-    /// The requested feature.
-    pub feature: Feature,
-    /// The version that is installed.
-    pub found: Version,
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -203,27 +103,6 @@ mod tests {
     #[test]
     fn versions_compare_by_number_and_not_by_letter() {
         assert!(Version::new(1, 9, 1) < Version::new(1, 12, 0));
-        assert!(Version::new(1, 12, 1).knows(Feature::NetworkOverrides));
-        assert!(!Version::new(1, 11, 9).knows(Feature::NetworkOverrides));
-    }
-
-    #[test]
-    fn a_refusal_names_feature_need_and_find() {
-        let refused = Version::new(1, 12, 1)
-            .require(Feature::VsockOverride)
-            .unwrap_err();
-        assert_eq!(
-            refused.to_string(),
-            "a vsock override on snapshot load needs Firecracker >= 1.16, found 1.12.1"
-        );
-    }
-
-    #[test]
-    fn the_table_is_in_order() {
-        assert!(
-            Feature::ALL
-                .windows(2)
-                .all(|pair| pair[0].since() <= pair[1].since())
-        );
+        assert!(Version::new(1, 11, 9) < Version::new(1, 12, 0));
     }
 }

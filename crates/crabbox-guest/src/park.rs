@@ -83,7 +83,7 @@ pub(crate) fn until_woken(console: &mut Console, mut template: Seed) -> Result<(
     if handover::wanted()?.is_some() {
         return Err(Failure::Content {
             path: image::INIT.into(),
-            why: "an image with an init of its own cannot be frozen before it knows who it is",
+            why: "an image with its own init cannot become a template",
         });
     }
     console.begin("warm-up");

@@ -185,7 +185,7 @@ impl Beneath {
         let facts = |dir: &Self| {
             rustix::fs::statx(dir, c"", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID)
                 .map(|facts| (facts.stx_dev_major, facts.stx_dev_minor, facts.stx_mnt_id))
-                .map_err(|errno| BeneathError::io("look at", dir.path(), errno))
+                .map_err(|errno| BeneathError::io("inspect", dir.path(), errno))
         };
         Ok(facts(self)? != facts(&inner)?)
     }
@@ -320,7 +320,7 @@ impl AsFd for Beneath {
 
 /// Refuses anything but a regular file.
 pub(crate) fn regular(file: &File, path: &Path) -> Result<(), BeneathError> {
-    let facts = rustix::fs::fstat(file).map_err(|errno| BeneathError::io("look at", path, errno))?;
+    let facts = rustix::fs::fstat(file).map_err(|errno| BeneathError::io("inspect", path, errno))?;
     match FileType::from_raw_mode(facts.st_mode) {
         FileType::RegularFile => Ok(()),
         kind => Err(BeneathError::InTheWay {

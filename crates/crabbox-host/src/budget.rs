@@ -183,7 +183,7 @@ impl Budget {
 #[derive(Debug, thiserror::Error)]
 pub enum FillError {
     /// The source could not be read.
-    #[error("cannot read what comes")]
+    #[error("cannot read the incoming data")]
     Read(#[source] io::Error),
     /// The local file could not be written.
     #[error("cannot write")]

@@ -81,7 +81,7 @@ pub fn clone_file(from: &Path, to: &Path) -> Result<CloneMethod, CloneError> {
     let source = open(from).map_err(|error| FileError::io("open", from, error))?;
     let facts = source
         .metadata()
-        .map_err(|error| FileError::io("look at", from, error))?;
+        .map_err(|error| FileError::io("inspect", from, error))?;
     if !facts.is_file() {
         return Err(CloneError::NotAFile {
             path: from.to_owned(),
@@ -206,7 +206,7 @@ pub fn grow_file(path: &Path, bytes: u64) -> Result<(), CloneError> {
         .map_err(|error| FileError::io("open", path, error))?;
     let have_bytes = file
         .metadata()
-        .map_err(|error| FileError::io("look at", path, error))?
+        .map_err(|error| FileError::io("inspect", path, error))?
         .len();
     if bytes < have_bytes {
         return Err(CloneError::Shrink {

@@ -78,21 +78,21 @@ impl Confinement {
     /// A confinement for a child that may read the file at `path`. Root's child must be able to read the file with the
     /// permissions of others; otherwise it is an error.
     pub fn to_read(path: &Path) -> Result<Self, FileError> {
-        let fail = |source| FileError::io("look at", path, source);
+        let fail = |source| FileError::io("inspect", path, source);
         let file = path.canonicalize().map_err(fail)?;
         let facts = file.metadata().map_err(fail)?;
         let root = rustix::process::geteuid().is_root();
         if root && std::os::unix::fs::MetadataExt::mode(&facts) & 0o004 == 0 {
-            let why = "it is read as nobody, and its mode lets only its owner read it";
+            let why = "it is read as user nobody, but only its owner may read it";
             let source = io::Error::new(io::ErrorKind::PermissionDenied, why);
-            return Err(FileError::io("look into", path, source));
+            return Err(FileError::io("inspect", path, source));
         }
         Self::new(file, None, Right::Read)
     }
 
     /// A confinement for a child that may change the file at `path`, which belongs to us, and make it at most `bytes` long.
     pub fn to_change(path: &Path, bytes: u64) -> Result<Self, FileError> {
-        let fail = |source| FileError::io("look at", path, source);
+        let fail = |source| FileError::io("inspect", path, source);
         Self::new(path.canonicalize().map_err(fail)?, None, Right::Change(bytes))
     }
 
@@ -100,7 +100,7 @@ impl Confinement {
     pub fn to_fill(path: &Path, bytes: u64, tree: &Path) -> Result<Self, FileError> {
         let whole = |path: &Path| {
             path.canonicalize()
-                .map_err(|source| FileError::io("look at", path, source))
+                .map_err(|source| FileError::io("inspect", path, source))
         };
         Self::new(whole(path)?, Some(whole(tree)?), Right::Change(bytes))
     }
@@ -482,6 +482,6 @@ mod tests {
         let mode = std::fs::Permissions::from_mode(0o640);
         std::fs::set_permissions(file.path(), mode).unwrap();
         let error = Confinement::to_read(file.path()).unwrap_err();
-        assert!(error.to_string().contains("cannot look into"), "{error}");
+        assert!(error.to_string().contains("cannot inspect"), "{error}");
     }
 }

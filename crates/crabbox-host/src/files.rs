@@ -124,7 +124,7 @@ pub fn create_private_dir(path: &Path) -> Result<(), FileError> {
         .create(path)
         .map_err(|source| FileError::io("create directory", path, source))?;
     let found =
-        std::fs::symlink_metadata(path).map_err(|source| FileError::io("look at directory", path, source))?;
+        std::fs::symlink_metadata(path).map_err(|source| FileError::io("inspect directory", path, source))?;
     if !found.is_dir() {
         return Err(FileError::NotADirectory {
             path: path.to_owned(),

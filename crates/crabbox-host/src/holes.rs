@@ -72,7 +72,7 @@ impl Holes {
         let file = File::from(file);
         let facts = file
             .metadata()
-            .map_err(|source| FileError::io("look at", path, source))?;
+            .map_err(|source| FileError::io("inspect", path, source))?;
         if !facts.is_file() || facts.nlink() != 1 || facts.uid() != owner {
             return Err(HoleError::NotPrivate {
                 path: path.to_owned(),
@@ -94,7 +94,7 @@ impl Holes {
     /// Bytes that the disk occupies now.
     pub fn allocated(&self) -> Result<u64, HoleError> {
         let facts = self.file.metadata();
-        let facts = facts.map_err(|source| FileError::io("look at", &self.path, source))?;
+        let facts = facts.map_err(|source| FileError::io("inspect", &self.path, source))?;
         Ok(facts.blocks() * 512)
     }
 

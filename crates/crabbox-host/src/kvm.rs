@@ -27,14 +27,14 @@ pub enum KvmError {
         source: io::Error,
     },
     /// It does not know the request, so it is not KVM.
-    #[error("it does not answer as KVM does")]
+    #[error("it is not a KVM device")]
     Refused {
         /// The system's error.
         #[source]
         source: io::Error,
     },
     /// It has another API version.
-    #[error("KVM speaks API version {found}, and {API_VERSION} is the only one known")]
+    #[error("KVM has API version {found}, but only {API_VERSION} is supported")]
     Version {
         /// Its version.
         found: i32,

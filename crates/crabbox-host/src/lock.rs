@@ -114,7 +114,7 @@ impl FileLock {
         };
         match file.try_lock() {
             Err(TryLockError::WouldBlock) => Ok(true),
-            Err(TryLockError::Error(source)) => Err(failed("look at", path, source)),
+            Err(TryLockError::Error(source)) => Err(failed("inspect", path, source)),
             Ok(()) => {
                 let looked = file.unlock();
                 looked
@@ -191,11 +191,11 @@ fn open(path: &Path) -> Result<File, LockError> {
 fn still_named(file: &File, path: &Path) -> Result<bool, LockError> {
     let held = file
         .metadata()
-        .map_err(|source| failed("look at", path, source))?;
+        .map_err(|source| failed("inspect", path, source))?;
     match std::fs::symlink_metadata(path) {
         Ok(named) => Ok(held.nlink() > 0 && (named.dev(), named.ino()) == (held.dev(), held.ino())),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
-        Err(source) => Err(failed("look at", path, source)),
+        Err(source) => Err(failed("inspect", path, source)),
     }
 }
 

@@ -151,7 +151,7 @@ fn below_trusted_parents(path: &Path) -> Result<PathBuf, PrivateDirError> {
     };
     // Resolve links first: only the real directories can be replaced by others.
     let parent = std::fs::canonicalize(parent).map_err(|source| PrivateDirError::Io {
-        attempt: "look at directory",
+        attempt: "inspect directory",
         path: parent.to_owned(),
         source,
     })?;
@@ -180,7 +180,7 @@ fn below_trusted_parents(path: &Path) -> Result<PathBuf, PrivateDirError> {
 /// The directory itself, without following a link.
 fn look(path: &Path) -> Result<Metadata, PrivateDirError> {
     std::fs::symlink_metadata(path).map_err(|source| PrivateDirError::Io {
-        attempt: "look at directory",
+        attempt: "inspect directory",
         path: path.to_owned(),
         source,
     })

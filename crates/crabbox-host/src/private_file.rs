@@ -34,7 +34,7 @@ pub enum PrivateFileError {
         path: PathBuf,
     },
     /// Others may read or write it.
-    #[error("{} is open to others (mode {mode:04o}); chmod 600 it, if nobody else had it", path.display())]
+    #[error("{} is accessible to other users (mode {mode:04o}); run `chmod 600` on it, or replace it if they may have read it", path.display())]
     Open {
         /// The file.
         path: PathBuf,

@@ -58,7 +58,7 @@ pub enum ProcessError {
         source: std::io::Error,
     },
     /// `/proc/<pid>/stat` was read but does not have the format described in proc(5).
-    #[error("cannot make sense of {}", path.display())]
+    #[error("cannot parse {}", path.display())]
     Malformed {
         /// The file.
         path: PathBuf,

@@ -42,7 +42,7 @@ pub enum TapError {
         name: String,
     },
     /// The new device cannot be inspected.
-    #[error("cannot look at the tap device {name}")]
+    #[error("cannot inspect the tap device {name}")]
     Look {
         /// The device.
         name: String,

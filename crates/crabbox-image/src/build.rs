@@ -372,7 +372,7 @@ fn check_store(name: &str, guest_binary: &Path, store: &Store) -> Result<(), Bui
         return Err(BuildError::NeedsRoot);
     }
     files::open_regular(guest_binary)
-        .map_err(|source| FileError::io("look at the guest's first process", guest_binary, source))?;
+        .map_err(|source| FileError::io("inspect the guest's first process", guest_binary, source))?;
     let free_bytes = files::free_bytes(store.root())?;
     if free_bytes < SPACE_NEEDED {
         let dir = store.root().to_owned();

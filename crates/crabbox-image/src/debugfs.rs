@@ -28,7 +28,7 @@ pub enum DebugfsError {
     #[error(transparent)]
     File(#[from] FileError),
     /// debugfs failed, or took too long.
-    #[error("cannot look into the file system {}", image.display())]
+    #[error("cannot read the file system {}", image.display())]
     Run {
         /// The image.
         image: PathBuf,

@@ -173,7 +173,7 @@ pub fn clone_rootfs(image: &Path, disk: &Path, size_mib: u64) -> Result<DiskRepo
     let facts = inspect::superblock(image)?;
     let length = files::open_regular(image)
         .and_then(|file| file.metadata())
-        .map_err(|source| FileError::io("look at", image, source))?
+        .map_err(|source| FileError::io("inspect", image, source))?
         .len();
     let have = length.max(facts.bytes());
     let want = if size_mib == 0 {

@@ -153,7 +153,7 @@ impl FileFacts {
     pub fn of(path: &Path) -> Result<Self, FileError> {
         let facts = files::open_regular(path)
             .and_then(|file| file.metadata())
-            .map_err(|source| FileError::io("look at", path, source))?;
+            .map_err(|source| FileError::io("inspect", path, source))?;
         Ok(Self {
             sha256: digest::sha256_file(path)?,
             bytes: facts.len(),

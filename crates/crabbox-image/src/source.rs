@@ -84,7 +84,7 @@ pub enum SourceError {
     },
     /// An entry would be a device.
     #[error(
-        "refusing {archive}: its entry {entry:?} is a device node; only those below dev/ are left out, which every guest makes anew"
+        "refusing {archive}: its entry {entry:?} is a device node; only those below dev/ are left out, which every guest creates itself"
     )]
     Device {
         /// The archive, or a layer of one.
@@ -272,7 +272,7 @@ impl Source {
         if let Some(dir) = directory(&path)? {
             let layout = dir.file(Path::new(oci::LAYOUT));
             let layout =
-                layout.map_err(|source| FileError::io("look at", &path.join(oci::LAYOUT), source))?;
+                layout.map_err(|source| FileError::io("inspect", &path.join(oci::LAYOUT), source))?;
             return Ok(if layout.is_some() {
                 Self::Oci { path, tag: None }
             } else {

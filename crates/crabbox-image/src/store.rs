@@ -130,7 +130,7 @@ pub enum StoreError {
         found: u32,
     },
     /// The digest in a record differs from its directory's name.
-    #[error("the image in {} is not what its name says: its record has the digest {found}", dir.display())]
+    #[error("the image in {} does not match its name: its record has the digest {found}", dir.display())]
     Misplaced {
         /// The image's directory.
         dir: PathBuf,

@@ -13,6 +13,7 @@ use std::thread::ScopedJoinHandle;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use crabbox_core::shell::single_quoted;
 use crabbox_host::command::{Captured, Cmd};
 use crabbox_host::lock::FileLock;
 use serde::{Deserialize, Serialize};
@@ -354,7 +355,7 @@ impl Site {
 
     /// A local command that runs a shell script there.
     fn cmd(&self, script: &str) -> Cmd {
-        let quoted = format!("sh -c {}", quoted(script));
+        let quoted = format!("sh -c {}", single_quoted(script));
         let (program, args) = self
             .argv
             .split_first()
@@ -382,7 +383,7 @@ impl Site {
             "exec setpriv --pdeathsig TERM timeout --kill-after {} {} sh -c {}",
             GRACE.as_secs(),
             limit.as_secs(),
-            quoted(&format!("{script}\nexit $?"))
+            single_quoted(&format!("{script}\nexit $?"))
         );
         let cmd = self.cmd(&format!("cd && {{ {within}; }} 2>&1")).dies_with_us();
         let mut command = cmd.to_std();
@@ -423,11 +424,6 @@ impl Site {
     }
 }
 
-/// Quotes `script` as one shell word.
-fn quoted(script: &str) -> String {
-    format!("'{}'", script.replace('\'', r"'\''"))
-}
-
 /// Records these as the hosts of the end-to-end tests.
 fn are_current(names: &[&str]) -> Result<()> {
     fs::write(workspace::lab_dir().join(CURRENT), names.join("\n"))
@@ -457,7 +453,7 @@ mod tests {
             "trap \"touch {}; exit 1\" TERM; echo ready; exec >/dev/null 2>&1; for i in $(seq 300); do sleep 0.1; done",
             told.display()
         );
-        let script = format!("sh -c {}; echo ended", quoted(&command));
+        let script = format!("sh -c {}; echo ended", single_quoted(&command));
         let listener = move || here().listen(&script, |_| std::panic::resume_unwind(Box::new("interrupted")));
         assert!(std::thread::spawn(listener).join().is_err());
         let seen = clock::poll_until(Duration::from_secs(20), || told.exists().then_some(()));

@@ -122,7 +122,7 @@ struct Version {
 #[derive(Debug, thiserror::Error)]
 pub enum LineError {
     /// It could not be read, or not in time.
-    #[error("nothing came, or not in time")]
+    #[error("nothing arrived in time")]
     Read(#[from] io::Error),
     /// It is truncated, or too long.
     #[error("the line is cut off or longer than {LINE_LIMIT} bytes")]
@@ -131,7 +131,7 @@ pub enum LineError {
     #[error("the line is malformed")]
     Malformed(#[from] serde_json::Error),
     /// It is of another version.
-    #[error("version {found} is not known; this program speaks version {VERSION}")]
+    #[error("unknown version {found}; this program speaks version {VERSION}")]
     Version {
         /// The version that it names.
         found: u32,

@@ -78,7 +78,7 @@ pub enum RequestError {
     #[error("the lease request is malformed")]
     Malformed(#[source] serde_json::Error),
     /// It is of another version of the protocol.
-    #[error("the lease request is of protocol version {found}, and this program speaks version {VERSION}")]
+    #[error("the lease request has protocol version {found}, but this program speaks version {VERSION}")]
     Version {
         /// The version that it names.
         found: u32,
@@ -99,7 +99,7 @@ impl Fault for RequestError {
     fn hints(&self) -> Vec<String> {
         match self {
             Self::Version { .. } | Self::Unversioned => {
-                vec!["both ends must be of one release; was crabbox updated a moment ago?".to_owned()]
+                vec!["both ends must be of the same release; was crabbox just updated?".to_owned()]
             }
             _ => Vec::new(),
         }

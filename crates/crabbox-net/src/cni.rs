@@ -59,7 +59,7 @@ pub enum AttachCniError {
         undo: Option<Box<DetachCniError>>,
     },
     /// The chain ran, but the host could not be closed to the guest.
-    #[error("cannot close the host to a lease of the CNI network {network}{}", undone(.undo.as_deref()))]
+    #[error("cannot block access from a lease of the CNI network {network} to the host{}", undone(.undo.as_deref()))]
     Close {
         /// The network.
         network: String,
@@ -70,7 +70,7 @@ pub enum AttachCniError {
         source: NftError,
     },
     /// The chain ran, but the interface could not be inspected.
-    #[error("cannot look at the interface {ifname} that the CNI network {network} made{}", undone(.undo.as_deref()))]
+    #[error("cannot inspect the interface {ifname} that the CNI network {network} made{}", undone(.undo.as_deref()))]
     Look {
         /// The network.
         network: String,
@@ -355,7 +355,6 @@ mod tests {
             name: "net".to_owned(),
             version: crabbox_cni::Version::V1_0_0,
             disable_check: false,
-            disable_gc: false,
             plugins: Vec::new(),
             file: "/n.conflist".into(),
         };

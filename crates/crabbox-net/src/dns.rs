@@ -44,7 +44,7 @@ const LONGEST: usize = 65_535;
 #[derive(Debug, thiserror::Error)]
 pub enum DnsError {
     /// The namespace cannot be entered.
-    #[error("cannot serve names in {}", netns.display())]
+    #[error("cannot start the DNS forwarder in {}", netns.display())]
     Namespace {
         /// The file of the namespace.
         netns: PathBuf,
@@ -53,7 +53,7 @@ pub enum DnsError {
         source: NetnsError,
     },
     /// The address cannot be bound.
-    #[error("cannot listen for names on {address} in {}", netns.display())]
+    #[error("cannot listen for DNS queries on {address} in {}", netns.display())]
     Listen {
         /// The file of the namespace.
         netns: PathBuf,
@@ -64,7 +64,7 @@ pub enum DnsError {
         source: io::Error,
     },
     /// Waiting for queries failed.
-    #[error("cannot wait for names to be asked for")]
+    #[error("cannot wait for DNS queries")]
     Wait {
         /// The system's error.
         #[source]

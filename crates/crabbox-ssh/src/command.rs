@@ -122,7 +122,7 @@ pub enum UserCommandError {
         bytes: usize,
     },
     /// The kernel does not accept so many variables.
-    #[error("the variables for the command are too long together ({bytes} bytes); hand them on in a file")]
+    #[error("the variables for the command are too long together ({bytes} bytes); pass them in a file")]
     Many {
         /// How long they are.
         bytes: usize,

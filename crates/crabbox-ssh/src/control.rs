@@ -53,7 +53,7 @@ impl Fault for ControlError {
                 | PrivateDirError::ForeignOwner { path, .. }
                 | PrivateDirError::Relative { path }
                 | PrivateDirError::Io { path, .. } => format!(
-                    "remove {} if nobody needs it, or set XDG_RUNTIME_DIR to a directory of yours with mode 0700",
+                    "remove {} if it is not in use, or set XDG_RUNTIME_DIR to your own directory with mode 0700",
                     path.display()
                 ),
             }],

@@ -146,7 +146,9 @@ pub enum ExecError {
         source: MuxError,
     },
     /// The server gives no session, even on a private connection; the remote side has seen nothing of the command.
-    #[error("{destination} lets us in and gives no session ({reason}): raise MaxSessions in its sshd_config")]
+    #[error(
+        "{destination} accepts the login but refuses a session ({reason}): raise MaxSessions in its sshd_config"
+    )]
     NoSession {
         /// `user@host`.
         destination: String,

@@ -62,7 +62,7 @@ pub enum FarError {
     #[error(transparent)]
     Exec(ExecError),
     /// The conversation had broken off before this request.
-    #[error("the conversation with the lease has broken off")]
+    #[error("the connection to the agent in the lease was lost")]
     Over,
     /// There is no agent for the lease's architecture.
     #[error(
@@ -74,7 +74,7 @@ pub enum FarError {
         machine: String,
     },
     /// The agent could not be uploaded.
-    #[error("cannot put crabbox's agent into ~/.cache/crabbox of the lease: {said}")]
+    #[error("cannot install crabbox's agent in ~/.cache/crabbox of the lease: {said}")]
     Unplaced {
         /// What the lease said.
         said: String,
@@ -105,7 +105,7 @@ pub enum FarError {
         said: String,
     },
     /// Another program writes into the conversation.
-    #[error("something else than crabbox's agent prints into the conversation with the lease: {printed:?}")]
+    #[error("another program in the lease wrote to the agent's output: {printed:?}")]
     Mixed {
         /// The beginning of its output, if known.
         printed: String,
@@ -140,8 +140,8 @@ impl FarError {
     pub fn hint(&self) -> Option<&'static str> {
         match self {
             Self::Unplaced { .. } => Some(
-                "a small program has to be there, which is put once into ~/.cache/crabbox: the user of the lease needs a home directory with \
-                 room for 2 MiB, from which programs may run",
+                "a small agent of crabbox's is installed in ~/.cache/crabbox: the user of the lease needs a home directory with 2 MiB free, \
+                 on a file system that is not mounted noexec",
             ),
             Self::Broke { end, greeted, said } => end.hint(*greeted, said),
             Self::Mixed { .. } => Some(
@@ -181,8 +181,8 @@ impl End {
         match self {
             // 128 and the number of a signal.
             Self::Killed | Self::Exited(129..=192) => Some(
-                "a signal ended it: the kernel does that when memory runs out (dmesg there tells); take a lease with more of it \
-                 (--firecracker-memory-mib), or lift what limits the user there (ulimit -a, the control group)",
+                "it was killed by a signal, probably because memory ran out (see dmesg there); use a lease with more memory \
+                 (--firecracker-memory-mib), or raise the limits of the user there (ulimit -a, the control group)",
             ),
             Self::Exited(2 | 126 | 127)
                 if !greeted
@@ -194,7 +194,7 @@ impl End {
                     ]) =>
             {
                 Some(
-                    "the kernel and the programs of the lease are for different machines (a 32-bit system on a 64-bit kernel?): take a host or an image that is of one kind throughout",
+                    "the kernel and the programs of the lease are for different machines (a 32-bit system on a 64-bit kernel?): use a host or an image with one architecture",
                 )
             }
             Self::Exited(126 | 127) if !greeted => Some(

@@ -37,7 +37,7 @@ pub struct Forward {
 #[derive(Debug, thiserror::Error)]
 pub enum PortsError {
     /// The lease has no shared connection.
-    #[error("lease {id} has no shared SSH connection beside which forwards could be")]
+    #[error("lease {id} has no shared SSH connection to add forwards to")]
     Private {
         /// The lease.
         id: String,
@@ -79,13 +79,13 @@ pub enum PortsError {
         source: ForwardError,
     },
     /// The connection would not end.
-    #[error("cannot end the forwards")]
+    #[error("cannot stop the forwards")]
     End(#[source] ExitError),
     /// The list cannot be locked.
     #[error("cannot lock the list of forwards")]
     Lock(#[source] LockError),
     /// The list could not be written.
-    #[error("cannot keep the list of forwards")]
+    #[error("cannot store the list of forwards")]
     Write(#[source] FileError),
     /// The list exists but cannot be read.
     #[error("cannot read the list of forwards {}", path.display())]

@@ -33,7 +33,7 @@ pub enum KeyTrouble {
     },
     /// It has a passphrase, which cannot be asked for.
     #[error(
-        "{} is locked by a passphrase and no ssh-agent holds it; `ssh-add` it first, or give a key without one",
+        "{} is encrypted with a passphrase and not loaded in an ssh-agent; `ssh-add` it first, or give a key without one",
         path.display()
     )]
     Passphrase {

@@ -45,7 +45,7 @@ pub enum KeyError {
         source: ssh_key::Error,
     },
     /// A file holds no usable key.
-    #[error("{} holds no usable SSH key", path.display())]
+    #[error("{} contains no usable SSH key", path.display())]
     Parse {
         /// The file.
         path: PathBuf,

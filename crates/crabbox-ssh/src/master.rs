@@ -106,7 +106,7 @@ pub enum ConnectError {
         source: LockError,
     },
     /// The file for ssh's messages could not be created.
-    #[error("cannot make a file for the messages of ssh")]
+    #[error("cannot create a file for the messages of ssh")]
     Messages {
         /// What the system said.
         #[source]
@@ -184,7 +184,7 @@ pub enum ExitError {
         source: LockError,
     },
     /// Something listens on the socket but does not answer like a master.
-    #[error("cannot ask the shared SSH connection to end")]
+    #[error("cannot request the end of the shared SSH connection")]
     Ask {
         /// What went wrong.
         #[source]
@@ -200,7 +200,7 @@ pub enum ExitError {
         source: ProcessError,
     },
     /// A record names a socket that is not one of ours.
-    #[error("the shared SSH connection of the lease is left alone")]
+    #[error("the shared SSH connection of the lease was not closed")]
     Recorded {
         /// Why.
         #[source]

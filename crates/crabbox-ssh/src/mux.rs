@@ -80,7 +80,7 @@ pub enum MuxError {
         reason: String,
     },
     /// The reply does not follow the protocol.
-    #[error("the shared SSH connection answered {kind:#x}, which makes no sense when asked to {asked}")]
+    #[error("the shared SSH connection sent the unexpected reply {kind:#x} when asked to {asked}")]
     Protocol {
         /// What it was asked for.
         asked: &'static str,

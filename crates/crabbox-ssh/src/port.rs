@@ -51,7 +51,7 @@ pub enum PortFailure {
         source: io::Error,
     },
     /// Something accepts connections and does not greet as an SSH server does.
-    #[error("{address} accepts connections and sends no SSH greeting")]
+    #[error("{address} accepts connections but sends no SSH greeting")]
     NoBanner {
         /// Where.
         address: SocketAddr,

@@ -5,19 +5,7 @@
 
 use std::fmt::Write as _;
 
-/// `word` between single quotes, whatever it holds: `it's` becomes `'it'\''s'`.
-pub fn single(word: &str) -> String {
-    let mut quoted = String::with_capacity(word.len() + 2);
-    quoted.push('\'');
-    for (index, part) in word.split('\'').enumerate() {
-        if index > 0 {
-            quoted.push_str(r"'\''");
-        }
-        quoted.push_str(part);
-    }
-    quoted.push('\'');
-    quoted
-}
+pub use crabbox_core::shell::single_quoted as single;
 
 /// All of `words`, each one single-quoted, joined by spaces.
 pub fn join<S: AsRef<str>>(words: impl IntoIterator<Item = S>) -> String {

@@ -74,9 +74,7 @@ pub enum TargetError {
         host: String,
     },
     /// OpenSSH would read the key's path as another one.
-    #[error(
-        "ssh key {key:?} holds \"${{\", where OpenSSH puts the value of a variable, and nothing keeps it from that"
-    )]
+    #[error("ssh key path {key:?} contains \"${{\", which OpenSSH would expand and which cannot be escaped")]
     Key {
         /// The refused path.
         key: PathBuf,
@@ -402,17 +400,24 @@ mod tests {
     #[test]
     fn a_host_or_user_cannot_become_an_option() {
         for bad in ["-oProxyCommand=x", "", "a b", "a\nb"] {
-            assert!(Target::new("u", bad, 22, Path::new("/k")).is_err(), "{bad:?}");
-            assert!(Target::new(bad, "h", 22, Path::new("/k")).is_err(), "{bad:?}");
+            let host = Target::new("u", bad, 22, Path::new("/k"));
+            assert!(matches!(host, Err(TargetError::Host { .. })), "{bad:?}: {host:?}");
+            let user = Target::new(bad, "h", 22, Path::new("/k"));
+            assert!(matches!(user, Err(TargetError::User { .. })), "{bad:?}: {user:?}");
         }
-        assert!(Target::new("u", "evil@h", 22, Path::new("/k")).is_err());
+        let host = Target::new("u", "evil@h", 22, Path::new("/k"));
+        assert!(matches!(host, Err(TargetError::Host { .. })), "{host:?}");
     }
 
     #[test]
     fn a_key_whose_path_openssh_would_change_is_refused() {
         let mut target = target();
         for odd in ["/h/${HOME}/id", "/h/${x"] {
-            assert!(target.offer(Some(Path::new(odd))).is_err(), "{odd}");
+            let refused = target.offer(Some(Path::new(odd)));
+            assert!(
+                matches!(refused, Err(TargetError::Key { .. })),
+                "{odd}: {refused:?}"
+            );
         }
         target.offer(Some(Path::new("/h/$HOME/100%/{a}"))).unwrap();
         assert_eq!(target.key.as_deref(), Some(Path::new("/h/$HOME/100%/{a}")));

@@ -396,7 +396,7 @@ fn a_key_that_ssh_cannot_use_is_named_with_its_reason() {
     std::fs::set_permissions(&garbage, std::fs::Permissions::from_mode(0o600)).unwrap();
     for (key, reason) in [
         (open, "Permissions 0644 for '"),
-        (locked, "is locked by a passphrase"),
+        (locked, "is encrypted with a passphrase"),
         (public, "is the public half"),
         (garbage, "Load key "),
     ] {

@@ -86,7 +86,7 @@ pub enum ClaimError {
     #[error(transparent)]
     Write(#[from] FileError),
     /// The kernel gave no random bytes.
-    #[error("cannot draw a claim revision")]
+    #[error("cannot generate a claim revision")]
     Random(#[source] std::io::Error),
 }
 

@@ -61,7 +61,7 @@ pub enum RecordError {
         source: serde_json::Error,
     },
     /// A newer version of a program wrote it.
-    #[error("{} is of schemaVersion {found}, and this program knows {SCHEMA_VERSION}: another version of crabbox made the lease", path.display())]
+    #[error("{} has schemaVersion {found}, but this program knows {SCHEMA_VERSION}: another version of crabbox made the lease", path.display())]
     TooNew {
         /// The file.
         path: PathBuf,

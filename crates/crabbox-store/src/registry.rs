@@ -61,7 +61,7 @@ impl RegistryError {
     pub fn hints(&self) -> Vec<String> {
         match self {
             Self::Directory(_) => vec![
-                "see who made that directory; when nobody needs it, remove it, or set CRABBOX_REGISTRY_DIR to a directory of yours".to_owned(),
+                "find out who made that directory; remove it if it is not in use, or set CRABBOX_REGISTRY_DIR to your own directory".to_owned(),
             ],
             Self::Files(error) if error.is_out_of_space() => vec!["free some space on its file system".to_owned()],
             Self::Form { .. } => vec!["set XDG_STATE_HOME to a path that is UTF-8".to_owned()],

@@ -74,7 +74,7 @@ pub enum TemplateError {
     #[error(transparent)]
     Process(#[from] ProcessError),
     /// The kernel returned no random bytes.
-    #[error("cannot draw random bytes for a template")]
+    #[error("cannot generate random bytes for a template")]
     Random(#[source] std::io::Error),
     /// The secret is not valid.
     #[error("{} does not hold the secret of this host; remove it, and all templates become invalid", path.display())]
@@ -83,7 +83,7 @@ pub enum TemplateError {
         path: PathBuf,
     },
     /// The maker was interrupted.
-    #[error("interrupted while the template was sealed")]
+    #[error("interrupted while sealing the template")]
     Stopped,
     /// Its manifest cannot be written.
     #[error("cannot describe the template")]
@@ -94,7 +94,7 @@ pub enum TemplateError {
 #[derive(Debug, thiserror::Error)]
 pub enum Unusable {
     /// Restores from it have failed.
-    #[error("it was set aside after {failures} machines did not come of it")]
+    #[error("it was set aside after {failures} machines failed to start from it")]
     SetAside {
         /// How often.
         failures: u64,
@@ -106,7 +106,7 @@ pub enum Unusable {
         why: String,
     },
     /// A part has changed.
-    #[error("its {name} is not what it was ({what})")]
+    #[error("its {name} has changed ({what})")]
     Changed {
         /// The part.
         name: String,

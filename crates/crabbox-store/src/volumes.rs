@@ -103,7 +103,7 @@ pub enum VolumesError {
     #[error(transparent)]
     Lock(#[from] LockError),
     /// The waiting command gave up.
-    #[error("the command that asked for it gave up")]
+    #[error("the command that requested it gave up")]
     Cancelled,
     /// The record is damaged, or was written by a newer version.
     #[error("the record {} cannot be read: {why}", path.display())]
@@ -139,7 +139,7 @@ impl Fault for VolumesError {
             Self::Record { path, .. } => {
                 let name = path.parent().and_then(Path::file_name).unwrap_or_default();
                 vec![format!(
-                    "mend the record, or have `crabbox cache volumes --remove {} --force` remove the volume with all that is in it",
+                    "repair the record, or remove the volume and all data in it: `crabbox cache volumes --remove {} --force`",
                     name.to_string_lossy()
                 )]
             }
@@ -337,7 +337,7 @@ impl Locked {
         let path = self.join(IMAGE);
         let length = file
             .metadata()
-            .map_err(|error| FileError::io("look at", &path, error))?
+            .map_err(|error| FileError::io("inspect", &path, error))?
             .len();
         let bytes = size_mib.saturating_mul(1 << 20);
         if length < bytes {
@@ -363,7 +363,7 @@ impl Locked {
             .map_err(|error| FileError::io("open", &path, error))?;
         let facts = file
             .metadata()
-            .map_err(|error| FileError::io("look at", &path, error))?;
+            .map_err(|error| FileError::io("inspect", &path, error))?;
         if facts.is_file() {
             Ok(file)
         } else {

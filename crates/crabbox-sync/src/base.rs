@@ -31,13 +31,13 @@ pub(crate) struct Base {
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum BaseError {
     /// It cannot be the name of a branch or tag.
-    #[error("{name:?} is no name of a branch, tag or commit")]
+    #[error("{name:?} is not a valid name of a branch, tag or commit")]
     Name { name: String },
     /// Nothing has this name.
-    #[error("{name:?} is no branch, tag or commit of this repository; fetch it, or name another one")]
+    #[error("{name:?} is not a branch, tag or commit of this repository; fetch it, or name another one")]
     Unknown { name: String },
     /// git failed.
-    #[error("cannot look for {name:?}")]
+    #[error("cannot resolve {name:?}")]
     Git {
         name: String,
         #[source]

@@ -339,3 +339,29 @@ impl Eye<'_> {
 pub(crate) fn nanoseconds(seconds: impl Into<i128>, rest: impl Into<i128>) -> i128 {
     seconds.into() * 1_000_000_000 + rest.into()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn a_file_just_touched_is_not_trusted() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("a");
+        std::fs::write(&file, "1").unwrap();
+        let identity_in = |scan: &Scan| scan.eye().look(b"a", false).unwrap().unwrap().identity;
+        // Touched once the walk has begun, so that it is fresh however slowly this test runs.
+        let scan = Scan::start(dir.path()).unwrap();
+        std::fs::write(&file, "2").unwrap();
+        assert_eq!(identity_in(&scan), None);
+        let settled = crabbox_host::clock::poll_until(Duration::from_secs(30), || {
+            identity_in(&Scan::start(dir.path()).unwrap())
+        });
+        assert_ne!(
+            settled, None,
+            "a file that stays as it is must be trusted in the end"
+        );
+    }
+}

@@ -212,7 +212,7 @@ pub enum ManifestError {
         source: std::io::Error,
     },
     /// A path could not be examined.
-    #[error("cannot look at {path}")]
+    #[error("cannot inspect {path}")]
     Look {
         /// The path.
         path: String,

@@ -257,7 +257,7 @@ fn hold(root: &Path, path: &[u8], (state, identity): (u8, Option<u64>), entry: O
     let stands = root.join(OsStr::from_bytes(path)).symlink_metadata().ok();
     match (state, as_sent, entry) {
         (b'L', ..) => Held::Skipped("a link or special file"),
-        (b'U', ..) => Held::Skipped("cannot be looked at in the lease"),
+        (b'U', ..) => Held::Skipped("cannot be read in the lease"),
         (b'M', Some(entry), _) => Held::Act(Act::Replace(entry.clone())),
         (b'D', Some(entry), _) => Held::Act(Act::Remove(entry.clone())),
         // A directory in its place also means that the file is gone.

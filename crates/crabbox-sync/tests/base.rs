@@ -169,19 +169,19 @@ fn what_is_no_base_is_a_warning_and_the_rest_is_seeded() {
     let world = World::new();
     world.local(&[BRANCHES, "echo x > f; git stash -q; git tag tree HEAD^{tree}"].concat());
     for (base, want) in [
-        ("nowhere", "is no branch, tag or commit of this repository"),
-        ("stash", "is no branch, tag or commit of this repository"),
-        ("refs/stash", "is no branch, tag or commit of this repository"),
-        ("tree", "is no branch, tag or commit of this repository"),
+        ("nowhere", "is not a branch, tag or commit of this repository"),
+        ("stash", "is not a branch, tag or commit of this repository"),
+        ("refs/stash", "is not a branch, tag or commit of this repository"),
+        ("tree", "is not a branch, tag or commit of this repository"),
         (
             "0123456789012345678901234567890123456789",
-            "is no branch, tag or commit of this repository",
+            "is not a branch, tag or commit of this repository",
         ),
-        ("HEAD~1", "is no name of a branch, tag or commit"),
-        ("stash@{0}", "is no name of a branch, tag or commit"),
-        ("-x", "is no name of a branch, tag or commit"),
-        ("main..work", "is no name of a branch, tag or commit"),
-        ("ma*", "is no name of a branch, tag or commit"),
+        ("HEAD~1", "is not a valid name of a branch, tag or commit"),
+        ("stash@{0}", "is not a valid name of a branch, tag or commit"),
+        ("-x", "is not a valid name of a branch, tag or commit"),
+        ("main..work", "is not a valid name of a branch, tag or commit"),
+        ("ma*", "is not a valid name of a branch, tag or commit"),
     ] {
         let warned = based(&world, base);
         assert_eq!(warned.len(), 1, "{base}: {warned:?}");

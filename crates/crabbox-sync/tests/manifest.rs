@@ -233,16 +233,3 @@ fn the_fingerprint_moves_with_every_change_and_only_then() {
         assert_ne!(before, print(), "{change}");
     }
 }
-
-#[test]
-fn a_file_just_touched_is_not_trusted() {
-    let world = World::new();
-    world.local("echo 1 > a");
-    let fresh = build(&world, &Scope::default()).unwrap();
-    assert_eq!(fresh.entries[0].identity, None);
-    settle();
-    assert_ne!(
-        build(&world, &Scope::default()).unwrap().entries[0].identity,
-        None
-    );
-}

@@ -249,7 +249,6 @@ fn a_jailed_one_lies_where_the_layout_says_and_joins_the_namespace() {
         netns: Some(netns),
         cgroup: Cgroup::default(),
         resource_limits: Vec::new(),
-        new_pid_ns: false,
         options: VmmOptions::new("api.sock"),
     };
     let child = spawn(&launch.argv(), dir.path());

@@ -38,7 +38,7 @@ pub enum RemoteError {
     #[error("cannot run the command in the lease")]
     Exec(#[from] ExecError),
     /// Talking to the lease failed.
-    #[error("cannot speak to the lease")]
+    #[error("cannot communicate with the lease")]
     Far(#[source] FarError),
     /// The lease could not start it.
     #[error("the command was not started in the lease: {why}")]
@@ -91,8 +91,8 @@ pub enum RemoteError {
         /// The file.
         path: PathBuf,
     },
-    /// The user interrupted while the lease was asked for something.
-    #[error("interrupted while the lease was asked")]
+    /// The user interrupted while waiting for the lease for something.
+    #[error("interrupted while waiting for the lease")]
     Cancelled,
 }
 

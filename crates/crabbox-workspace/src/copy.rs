@@ -74,7 +74,7 @@ pub enum CopyError {
     },
     /// A home directory of a named user (`~user`).
     #[error(
-        "{path:?} begins with the home directory of a user, which is not looked for; write the whole path, or ./ before a name with a tilde"
+        "{path:?} begins with the home directory of a user, which crabbox does not resolve; write the absolute path, or ./ before a name with a tilde"
     )]
     Home {
         /// The path as it was given.
@@ -114,7 +114,7 @@ pub enum CopyError {
     #[error(transparent)]
     Exec(ExecError),
     /// Talking to the lease failed.
-    #[error("cannot speak to the lease")]
+    #[error("cannot communicate with the lease")]
     Far(#[source] FarError),
     /// The staging directory could not be removed.
     #[error("{} could not be removed: {why}{}", path.display(), outcome(error.as_deref()))]
@@ -162,9 +162,9 @@ impl Fault for CopyError {
     fn hints(&self) -> Vec<String> {
         match self {
             Self::Refused { what, .. } if what == LINK => {
-                vec!["-L copies what links lead to".to_owned()]
+                vec!["-L copies the targets of links".to_owned()]
             }
-            Self::Leftover { .. } => vec!["it is this program's own; remove it".to_owned()],
+            Self::Leftover { .. } => vec!["it is a temporary file of crabbox; remove it".to_owned()],
             _ => far_hints(self),
         }
     }

@@ -29,19 +29,19 @@ pub enum OwnerError {
     #[error("timed out after 2m0s waiting for reusable workspace owner")]
     Timeout,
     /// The lock was refused.
-    #[error("cannot own the workspace in the lease: {said}")]
+    #[error("cannot lock the workspace in the lease: {said}")]
     Refused {
         /// What the lease said.
         said: String,
     },
     /// Talking to the lease failed.
-    #[error("cannot own the workspace in the lease")]
+    #[error("cannot lock the workspace in the lease")]
     Far(#[source] FarError),
     /// The connection could not be opened.
-    #[error("cannot own the workspace in the lease")]
+    #[error("cannot lock the workspace in the lease")]
     Exec(#[from] ExecError),
     /// This machine could not provide random numbers.
-    #[error("cannot name the owner of a workspace")]
+    #[error("cannot create a workspace lock token")]
     Local(#[from] io::Error),
     /// The user interrupted.
     #[error("interrupted while waiting for reusable workspace owner")]
@@ -77,7 +77,7 @@ impl Fault for OwnerError {
         match self {
             Self::Refused { .. } => vec![
                 "the lock of a workspace is in ~/.crabbox/workspace-owners there: the user of the lease needs a home directory with \
-                 room, and must own what is in that one"
+                 free space, and must own the files in that directory"
                     .to_owned(),
             ],
             _ => far_hints(self),

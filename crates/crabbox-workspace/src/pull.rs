@@ -40,10 +40,10 @@ pub enum PullError {
     #[error(transparent)]
     Manifest(#[from] ManifestError),
     /// The lease could not be asked.
-    #[error("cannot ask the lease what has changed")]
+    #[error("cannot get the list of changes from the lease")]
     Far(#[source] FarError),
     /// It sent a path that cannot be below the tree.
-    #[error("the lease has {name:?}, which is no path below the tree; nothing was changed here")]
+    #[error("the lease has {name:?}, which is not a path below the tree; nothing was changed here")]
     Name {
         /// The path.
         name: String,

@@ -1,4 +1,4 @@
-//! Lease a throw-away Firecracker microVM, sync the working tree, run, give it back.
+//! Lease a throw-away Firecracker microVM, sync the working tree, run a command, release it.
 //!
 //! The binary only handles arguments and wording: it parses arguments, gathers settings, calls the engine and prints the outcome. It must never
 //! decide what happens to a lease.

@@ -31,7 +31,7 @@ fn a_wish_that_makes_no_sense_is_answered_by_name_and_costs_nothing() {
     for (wish, answer) in [
         (
             r#"{"version":99,"acquire":{"nobody":"knows"}}"#,
-            "protocol version 99, and this program speaks version 1",
+            "protocol version 99, but this program speaks version 1",
         ),
         ("take it", "the lease request is malformed"),
     ] {
@@ -144,7 +144,7 @@ fn one_that_is_taken_meanwhile_is_not_stopped() {
     host.until("test -s /tmp/stop.rc");
     let stopped = host.sh("cat /tmp/stop; exit $(cat /tmp/stop.rc)").exits(2);
     assert!(
-        stopped.stdout.contains("was taken from its pool meanwhile"),
+        stopped.stdout.contains("has been taken from its pool"),
         "{stopped:?}"
     );
     let ran = host.crabbox("run --id one --no-sync -- echo alive").exits(0);
@@ -194,7 +194,10 @@ fn a_drain_that_leaves_one_behind_says_which() {
     ));
     assert_eq!(drained.code, Some(5), "{drained:?}");
     assert!(
-        drained.stderr.contains(&format!("somebody is at {lease}")) && drained.stderr.contains("pool drain"),
+        drained
+            .stderr
+            .contains(&format!("{lease} is in use by another process"))
+            && drained.stderr.contains("pool drain"),
         "{drained:?}"
     );
     drop(host.crabbox("pool drain").exits(0));

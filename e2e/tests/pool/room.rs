@@ -121,7 +121,9 @@ fn one_that_is_being_made_gives_way() {
         host.until("test -s /tmp/fill.rc");
         let filled = host.sh("cat /tmp/fill; exit $(cat /tmp/fill.rc)").exits(5);
         assert!(
-            filled.stdout.contains("the lease made room for somebody's"),
+            filled
+                .stdout
+                .contains("the lease was ended to make room for a requested one"),
             "{limit}: {filled:?}, {lease:?}"
         );
         assert_eq!(members(&host), [""; 0], "{limit}");

@@ -5,7 +5,7 @@
 #![expect(
     clippy::print_stderr,
     clippy::disallowed_methods,
-    reason = "it is compiled before anything of the house is, and by itself"
+    reason = "it is compiled before any other crate of the workspace, and by itself"
 )]
 
 use std::env;

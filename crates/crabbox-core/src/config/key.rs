@@ -255,28 +255,28 @@ registry! {
     /// Directory on the machine under which working trees are placed.
     WorkRoot = row("workRoot", Text, "/work/crabbox").env(&["CRABBOX_WORK_ROOT"])
         .trust(DestinationOfHost);
-    /// Longest life of a lease.
+    /// Maximum lifetime of a lease.
     Ttl = row("ttl", Duration, "90m").alias(&["lease.ttl"]).env(&["CRABBOX_TTL"]).flag("ttl", Create);
-    /// Longest time a lease may stand idle.
+    /// Maximum idle time of a lease.
     IdleTimeout = row("idleTimeout", Duration, "30m").alias(&["lease.idleTimeout"])
         .env(&["CRABBOX_IDLE_TIMEOUT"]).flag("idle-timeout", Create);
-    /// Ports that a new lease is said to offer: a label for whoever reads it, at most ten; nothing is opened.
+    /// Ports to record in the label `crabbox_exposed_ports` of a new lease, at most ten; nothing is opened.
     Expose = row("lease.expose", Ports, "").flag("expose", Create).merge(Merge::AppendUnique);
     /// Patterns of files that are not synced.
     SyncExclude = row("sync.exclude", List, "").alias(&["sync.excludes"]).merge(Merge::Append);
     /// Patterns of files that are synced although git ignores them.
     SyncInclude = row("sync.include", List, "").alias(&["sync.includes"]).merge(Merge::AppendUnique);
-    /// Whether files that are gone here are removed there.
+    /// Whether files deleted locally are deleted in the lease.
     SyncDelete = row("sync.delete", Bool, "true").env(&["CRABBOX_SYNC_DELETE"]);
     /// Whether files are compared by content instead of size and time.
     SyncChecksum = row("sync.checksum", Bool, "false").env(&["CRABBOX_SYNC_CHECKSUM"]).flag("checksum", Run);
-    /// Whether the remote tree may start from a git clone.
+    /// Whether the tree in the lease gets a git repository, made from the local one.
     SyncGitSeed = row("sync.gitSeed", Bool, "true").env(&["CRABBOX_SYNC_GIT_SEED"]);
     /// Whether an unchanged tree is recognised and not synced again.
     SyncFingerprint = row("sync.fingerprint", Bool, "true").env(&["CRABBOX_SYNC_FINGERPRINT"]);
-    /// Branch, tag or commit that the lease's repository has beside HEAD, with the history up to where they meet.
+    /// Branch, tag or commit to include in the lease's repository, with the history up to its merge base with HEAD.
     SyncBaseRef = row("sync.baseRef", Text, "").env(&["CRABBOX_SYNC_BASE_REF"]);
-    /// Longest time a sync may take.
+    /// Maximum time of a sync.
     SyncTimeout = row("sync.timeout", Duration, "15m").env(&["CRABBOX_SYNC_TIMEOUT"]);
     /// Number of files above which a sync warns.
     SyncWarnFiles = row("sync.warnFiles", Integer, "50000").env(&["CRABBOX_SYNC_WARN_FILES"]).merge(Merge::WhenPositive);
@@ -288,7 +288,7 @@ registry! {
     SyncFailBytes = row("sync.failBytes", Integer, "21474836480").env(&["CRABBOX_SYNC_FAIL_BYTES"]).merge(Merge::WhenPositive);
     /// Whether a sync above the limits that fail it only warns.
     SyncAllowLarge = row("sync.allowLarge", Bool, "false").env(&["CRABBOX_SYNC_ALLOW_LARGE"]).flag("force-sync-large", Run);
-    /// Names of variables that are handed to the remote command.
+    /// Names of variables that are forwarded to the remote command.
     EnvAllow = row("env.allow", List, "CI,NODE_OPTIONS").env(&["CRABBOX_ENV_ALLOW"]);
     /// Tools whose versions are probed before a run.
     PreflightTools = row("run.preflightTools", List, "").env(&["CRABBOX_PREFLIGHT_TOOLS"]).flag("preflight-tools", Run);
@@ -299,13 +299,13 @@ registry! {
     /// Whether failures in the reports fail a run whose command succeeded.
     ResultsFailOnFailures = row("results.failOnFailures", Bool, "false")
         .env(&["CRABBOX_RESULTS_FAIL_ON_FAILURES"]).flag("fail-on-test-failures", Run);
-    /// Whether `cache` looks after pnpm's store in a lease.
+    /// Whether `cache` manages pnpm's store in a lease.
     CachePnpm = row("cache.pnpm", Bool, "true").env(&["CRABBOX_CACHE_PNPM"]);
-    /// Whether it looks after npm's cache.
+    /// Whether `cache` manages npm's cache.
     CacheNpm = row("cache.npm", Bool, "true").env(&["CRABBOX_CACHE_NPM"]);
-    /// Whether it looks after Docker's images and layers.
+    /// Whether `cache` manages Docker's images and layers.
     CacheDocker = row("cache.docker", Bool, "true").env(&["CRABBOX_CACHE_DOCKER"]);
-    /// Whether it looks after shared git objects.
+    /// Whether `cache` manages shared git objects.
     CacheGit = row("cache.git", Bool, "true").env(&["CRABBOX_CACHE_GIT"]);
     /// How large the caches of a lease should get, in GiB; it is shown, and nothing is removed for it.
     CacheMaxGb = row("cache.maxGB", Integer, "80").env(&["CRABBOX_CACHE_MAX_GB"]).merge(Merge::WhenPositive);
@@ -335,7 +335,7 @@ registry! {
     /// The Firecracker program.
     FirecrackerBinary = row("firecracker.binary", Program, "firecracker")
         .env(&["CRABBOX_FIRECRACKER_BINARY"]).flag("firecracker-binary", ProviderOptions).host_only();
-    /// The jailer program; empty: the one beside the Firecracker program, which root must have; none: no jail.
+    /// The jailer program. Empty: `jailer` in the directory of the Firecracker program (required for root); none: no jail.
     FirecrackerJailer = row("firecracker.jailer", Program, "")
         .env(&["CRABBOX_FIRECRACKER_JAILER"]).flag("firecracker-jailer", ProviderOptions).host_only();
     /// The guest kernel, an uncompressed ELF file.
@@ -347,13 +347,13 @@ registry! {
     /// The image of `crabbox image list` that leases run, by name or digest; empty: the one called default, else the newest.
     FirecrackerImage = row("firecracker.image", Text, "")
         .env(&["CRABBOX_FIRECRACKER_IMAGE"]).flag("firecracker-image", ProviderOptions).host_only();
-    /// Whether a new lease comes of a template of `crabbox image warm` where one fits it: auto, or off.
+    /// Whether a new lease is restored from a matching template of `crabbox image warm`: auto, or off.
     FirecrackerWarm = row("firecracker.warm", Text, "auto")
         .env(&["CRABBOX_FIRECRACKER_WARM"]).flag("firecracker-warm", ProviderOptions).host_only();
     /// How many unused leases are kept ready for a warmup or run with the same settings; 0 is none.
     FirecrackerPool = row("firecracker.pool", Integer, "0")
         .env(&["CRABBOX_FIRECRACKER_POOL"]).flag("firecracker-pool", ProviderOptions).host_only();
-    /// How long one of them waits to be used before it ends.
+    /// How long such a lease waits to be used before it ends.
     FirecrackerPoolMaxAge = row("firecracker.poolMaxAge", Duration, "30m")
         .env(&["CRABBOX_FIRECRACKER_POOL_MAX_AGE"]).flag("firecracker-pool-max-age", ProviderOptions).host_only();
     /// User of the guest; becomes the SSH user.
@@ -383,16 +383,16 @@ registry! {
     /// Directory of the CNI plugins.
     FirecrackerCniBinDir = row("firecracker.cniBinDir", Path, "/opt/cni/bin")
         .env(&["CRABBOX_FIRECRACKER_CNI_BIN_DIR"]).flag("firecracker-cni-bin-dir", ProviderOptions).host_only();
-    /// Longest time a microVM may take to answer over SSH.
+    /// Maximum time until a new microVM answers over SSH.
     FirecrackerLaunchTimeout = row("firecracker.launchTimeout", Duration, "2m")
         .env(&["CRABBOX_FIRECRACKER_LAUNCH_TIMEOUT"]).flag("firecracker-launch-timeout", ProviderOptions);
-    /// Most leases at a time; 0 is no limit.
+    /// Maximum number of concurrent leases; 0 is no limit.
     FirecrackerMaxLeases = row("firecracker.maxLeases", Integer, "0")
         .env(&["CRABBOX_FIRECRACKER_MAX_LEASES"]).host_only();
-    /// Most leases at a time of one owner who comes over SSH; 0 is no limit.
+    /// Maximum number of concurrent leases of one remote owner; 0 is no limit.
     FirecrackerMaxLeasesPerOwner = row("firecracker.maxLeasesPerOwner", Integer, "0")
         .env(&["CRABBOX_FIRECRACKER_MAX_LEASES_PER_OWNER"]).host_only();
-    /// Most memory in MiB that the leases of one such owner may take together, that of their VMMs included; 0 is no limit.
+    /// Maximum total memory in MiB of a remote owner's leases, with the overhead of their VMMs; 0 is no limit.
     FirecrackerMaxMemoryPerOwner = row("firecracker.maxMemoryMiBPerOwner", Integer, "0")
         .env(&["CRABBOX_FIRECRACKER_MAX_MEMORY_MIB_PER_OWNER"]).host_only();
     /// Memory in MiB that leases leave to the host.
@@ -404,7 +404,7 @@ registry! {
     /// First uid of those that jailed Firecrackers run under, one a lease (gid: the same number); above all ranges of Debian and systemd.
     FirecrackerFirstUid = row("firecracker.firstUid", Integer, "1900000000")
         .env(&["CRABBOX_FIRECRACKER_FIRST_UID"]).host_only();
-    /// How many such uids there are.
+    /// Number of such uids.
     FirecrackerUidCount = row("firecracker.uidCount", Integer, "4096")
         .env(&["CRABBOX_FIRECRACKER_UID_COUNT"]).host_only();
     /// Whether the files of a lease are removed when it is released.

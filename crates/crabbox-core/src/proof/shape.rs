@@ -6,7 +6,7 @@ use super::redact::Redactor;
 
 /// A text that does not have the form of its field.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("it is no {0}")]
+#[error("not a valid {0}")]
 pub struct ShapeError(&'static str);
 
 macro_rules! shape {

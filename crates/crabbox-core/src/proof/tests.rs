@@ -144,24 +144,24 @@ fn a_forged_file_is_refused_with_what_and_where() {
     };
     for (from, to, told) in [
         ("rung 5\n", "rung 4\n", "line 1 is "),
-        ("exit code 7 (", "exit code 0 (", "and its document makes"),
+        ("exit code 7 (", "exit code 0 (", "expected"),
         ("\"cpus\": 4", "\"cpus\": 8", "line "),
         (
             "\"kind\": \"hardware\"",
             "\"kind\": \"emulated\"",
-            "rung says emulated (likely, rung 5)",
+            "rung: emulated (likely, rung 5)",
         ),
         (
             "\"hypervisor\": \"none\"",
             "\"hypervisor\": \"tcg\"",
-            "rung says hardware",
+            "rung: hardware",
         ),
         (
             "\"passed\": true",
             "\"passed\": false",
-            "passed says false, and what was seen says true",
+            "passed: false, but the observations imply true",
         ),
-        ("\"exit\": 7", "\"exit\": 1", "assertions says exitCode true"),
+        ("\"exit\": 7", "\"exit\": 1", "assertions: exitCode true"),
         (
             "\"schemaVersion\": 1",
             "\"schemaVersion\": 2",
@@ -196,7 +196,7 @@ fn a_forged_file_is_refused_with_what_and_where() {
     let end = file.find("    {\n      \"name\": \"dirtyTree\"").unwrap();
     let fewer = format!("{}{}", &file[..start], &file[end..]);
     let error = parse(fewer.as_bytes(), &sum).unwrap_err().to_string();
-    assert!(error.contains("assertions says dirtyTree true"), "{error}");
+    assert!(error.contains("assertions: dirtyTree true"), "{error}");
     assert!(parse(b"\xff", &sum).unwrap_err().to_string().contains("byte 0"));
     assert!(parse(b"", &sum).is_err());
 }

@@ -43,7 +43,7 @@ pub enum ProofError {
         source: StrictJsonError,
     },
     /// The document has another version.
-    #[error("its schemaVersion is {0}, and this program knows {SCHEMA_VERSION}")]
+    #[error("its schemaVersion is {0}, but this program knows {SCHEMA_VERSION}")]
     SchemaVersion(u64),
     /// The document is not that of a proof.
     #[error("line {line}: {what}")]
@@ -54,7 +54,7 @@ pub enum ProofError {
         what: String,
     },
     /// A conclusion in the document does not follow from its observations.
-    #[error("{field} says {said}, and what was seen says {follows}")]
+    #[error("{field}: {said}, but the observations imply {follows}")]
     Claim {
         /// The conclusion.
         field: &'static str,
@@ -64,7 +64,7 @@ pub enum ProofError {
         follows: String,
     },
     /// The text differs from the one generated from its document.
-    #[error("line {line} is {found:?}, and its document makes {wanted:?} of it")]
+    #[error("line {line} is {found:?}, expected {wanted:?}")]
     Text {
         /// The line, counted from 1.
         line: usize,

@@ -29,7 +29,7 @@ pub enum AdapterError {
         leases: Vec<String>,
     },
     /// A host that may have the lease cannot be asked.
-    #[error("{host} cannot be asked for leases: {why}")]
+    #[error("cannot ask {host} for its leases: {why}")]
     Away {
         /// The host.
         host: String,
@@ -43,7 +43,7 @@ pub enum AdapterError {
         id: String,
     },
     /// The lease is not the expected one.
-    #[error("lease {id} is another one than expected: expected {field}={expected}, found {field}={found}")]
+    #[error("lease {id} is not the expected one: expected {field}={expected}, found {field}={found}")]
     Other {
         /// The lease.
         id: String,
@@ -75,13 +75,13 @@ pub enum AdapterError {
         id: String,
     },
     /// The program that made the lease is too old to note its external names.
-    #[error("lease {id} was made by an earlier crabbox, which cannot note whose it is; it was given back")]
+    #[error("lease {id} was made by an earlier crabbox, which cannot record its owner; it was released")]
     Unnoted {
         /// Its id here.
         id: String,
     },
     /// The requester went away, so the lease was given back.
-    #[error("lease {id} was given back: {why}")]
+    #[error("lease {id} was released: {why}")]
     GivenBack {
         /// The lease.
         id: String,
@@ -133,17 +133,15 @@ impl Fault for AdapterError {
         match self {
             Self::Entry(error) => error.hints(),
             Self::Lease(error) => error.hints(),
-            Self::Ended { .. } => vec!["give it back with the program that leased it".to_owned()],
+            Self::Ended { .. } => vec!["release it with the program that leased it".to_owned()],
             Self::Unreadable { id } => {
-                vec![format!(
-                    "`crabbox stop {id}` takes the lease back from its journal"
-                )]
+                vec![format!("`crabbox stop {id}` removes the lease by its journal")]
             }
             Self::Unnoted { .. } => {
-                vec!["`crabbox pool drain` ends the leases that an earlier crabbox made ahead".to_owned()]
+                vec!["`crabbox pool drain` ends the pool members of an earlier crabbox".to_owned()]
             }
             Self::Problems { .. } => {
-                vec!["`crabbox doctor --provider firecracker` says how each is fixed".to_owned()]
+                vec!["`crabbox doctor --provider firecracker` says how to fix each of them".to_owned()]
             }
             _ => Vec::new(),
         }

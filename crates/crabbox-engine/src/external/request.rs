@@ -145,7 +145,7 @@ pub enum RequestError {
         found: String,
     },
     /// A field has the wrong type.
-    #[error("the request is not as version {VERSION} of the protocol has it: {why}")]
+    #[error("the request does not match version {VERSION} of the protocol: {why}")]
     Shape {
         /// The parser's message, shortened because it quotes the input.
         why: String,
@@ -187,9 +187,9 @@ impl Fault for RequestError {
     fn hints(&self) -> Vec<String> {
         let hint = match self {
             Self::Empty => {
-                "`crabbox adapter external` is started by a program that speaks the protocol; docs/external.md says how"
+                "`crabbox adapter external` is to be started by a program that speaks the protocol (docs/external.md)"
             }
-            Self::Version { .. } => "use versions of both programs that go together",
+            Self::Version { .. } => "use compatible versions of both programs",
             _ => return Vec::new(),
         };
         vec![hint.to_owned()]

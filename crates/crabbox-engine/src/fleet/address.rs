@@ -81,7 +81,7 @@ impl Fault for HostError {
             Self::Form { .. } | Self::Target(_) => {
                 "for example --firecracker-host crabbox@kvm1, or unset it to lease on this machine".to_owned()
             }
-            Self::Behind { .. } => "leave out what is behind the slash".to_owned(),
+            Self::Behind { .. } => "omit the slash and what follows it".to_owned(),
             Self::Elsewhere { host, .. } => {
                 format!("run it on {host}, or for this machine with --firecracker-host ''")
             }

@@ -58,7 +58,7 @@ pub enum FleetError {
         source: ExecError,
     },
     /// The login works, but something other than our program answers.
-    #[error("no crabbox serves on {host}{}: {}", with_code(*.code), or_nothing(.said))]
+    #[error("cannot start `crabbox __serve` on {host}{}: {}", with_code(*.code), or_nothing(.said))]
     NoServe {
         /// The host.
         host: KvmHost,
@@ -69,7 +69,7 @@ pub enum FleetError {
     },
     /// Its program is too old or too new for ours.
     #[error(
-        "on {host} crabbox {program} speaks protocol {} to {}, and this crabbox {} speaks {} to {}",
+        "protocol mismatch: crabbox {program} on {host} supports versions {} to {}, this crabbox {} supports {} to {}",
         theirs.0, theirs.1, env!("CARGO_PKG_VERSION"), SPOKEN.least, SPOKEN.most
     )]
     Version {
@@ -81,7 +81,7 @@ pub enum FleetError {
         theirs: (u32, u32),
     },
     /// The conversation broke off.
-    #[error("the conversation with {host} broke off{}", because(.said))]
+    #[error("lost the connection to {host}{}", because(.said))]
     Broken {
         /// The host.
         host: KvmHost,
@@ -92,7 +92,7 @@ pub enum FleetError {
         source: Option<LineError>,
     },
     /// The reply is malformed, or does not fit the question.
-    #[error("{host} answered what makes no sense here")]
+    #[error("unexpected reply from {host}")]
     Nonsense {
         /// The host.
         host: KvmHost,
@@ -101,7 +101,7 @@ pub enum FleetError {
         source: Option<serde_json::Error>,
     },
     /// The reply describes something that no lease can have.
-    #[error("{host} told of what cannot be")]
+    #[error("{host} sent an invalid value")]
     Odd {
         /// The host.
         host: KvmHost,
@@ -113,7 +113,7 @@ pub enum FleetError {
     #[error("{}", .0.message)]
     Refused(Failure, #[source] Option<Cause>),
     /// The user interrupted.
-    #[error("interrupted while {host} was at work")]
+    #[error("interrupted while waiting for {host}")]
     Interrupted {
         /// The host.
         host: KvmHost,
@@ -172,22 +172,25 @@ impl Fault for FleetError {
                     },
                 ..
             } => format!(
-                "if the host was set up anew, take its old key out of {}; otherwise somebody may be in between",
+                "if the host was reinstalled, remove its old key from {}; otherwise this may be a man-in-the-middle attack",
                 known_hosts.display()
             ),
             Self::Away { host, .. } => {
-                format!("try `{}` by hand; leases there go on without us", host.by_hand())
+                format!(
+                    "run `{}` by hand to see why; leases on that host are not affected",
+                    host.by_hand()
+                )
             }
             Self::NoServe { code: Some(127), .. } => "install crabbox on that host".to_owned(),
             // Exit code 2 is our program over there, reporting an error in its own configuration.
             Self::NoServe { code: Some(2), .. } => {
-                "whoever runs that host can see to what it said".to_owned()
+                "ask the administrator of that host about its message".to_owned()
             }
             Self::NoServe { .. } => format!(
                 "its authorized_keys must let this key run {SERVE} of crabbox there; docs/remote.md says how"
             ),
             Self::Version { .. } => {
-                "update the older of the two; each serves its own version and the one before".to_owned()
+                "update the older one; each version supports itself and the previous one".to_owned()
             }
             _ => return Vec::new(),
         };

@@ -19,7 +19,7 @@ use crabbox_core::config::key::{KEYS, Name};
 use crabbox_core::config::{FlagValue, Settings, firecracker};
 use crabbox_core::fault::{Fault, Kind};
 use crabbox_core::id::normalise;
-use crabbox_core::labels;
+use crabbox_core::labels::{self, OwnerNameError};
 use crabbox_core::state::LeaseState;
 use crabbox_host::signals::Interrupts;
 use crabbox_machine::context::Engine;
@@ -59,31 +59,28 @@ const NAME: usize = 80;
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
     /// The owner's name is not valid.
-    #[error("an owner is named by up to 32 letters, digits and any of -_. between them, found {name:?}")]
-    Owner {
-        /// The name.
-        name: String,
-    },
+    #[error(transparent)]
+    Owner(#[from] OwnerNameError),
     /// No line could be read from the client.
-    #[error("the client broke off")]
+    #[error("the client disconnected")]
     Line(#[from] LineError),
     /// The request is not served.
     #[error(transparent)]
     Ask(#[from] AskError),
     /// A message arrived when it has no meaning.
-    #[error("\"claimed\" has no meaning here: no lease waits to be claimed")]
+    #[error("unexpected \"claimed\": no lease is waiting to be claimed")]
     OutOfOrder,
     /// The client's public key is not valid.
     #[error("the lease's public key cannot be used")]
     Key(#[from] KeyError),
     /// The client may not set this configuration key.
-    #[error("{key} is not a client's to say on this host; those that are: {}", SAYABLE.join(", "))]
+    #[error("a client cannot set {key} on this host; it can set {}", SAYABLE.join(", "))]
     NotSayable {
         /// The key of the configuration.
         key: String,
     },
     /// The client may not put a lease into this state.
-    #[error("a lease is not put into the state {state:?} from afar; it is \"ready\" or \"running\"")]
+    #[error("a client cannot set the state of a lease to {state:?}; allowed are \"ready\" and \"running\"")]
     State {
         /// The state.
         state: String,
@@ -92,13 +89,13 @@ pub enum ServeError {
     #[error(transparent)]
     Lease(#[from] LeaseError),
     /// A lease record here cannot be read, and it may be the requested lease.
-    #[error("some leases here cannot be read, and it may be one of them: {name:?}")]
+    #[error("cannot tell whether lease {name:?} exists: some lease records on this host are unreadable")]
     Unreadable {
         /// What was asked for.
         name: String,
     },
     /// The lease's guest accepts no connection.
-    #[error("lease {id} cannot be connected to")]
+    #[error("cannot connect to lease {id}")]
     Connect {
         /// The lease.
         id: String,
@@ -107,10 +104,10 @@ pub enum ServeError {
         source: std::io::Error,
     },
     /// The gateway did not say first on whose behalf this host of a fleet is to serve.
-    #[error("this host serves the gateway of its fleet, which says first for whom")]
+    #[error("this host serves only the gateway of its fleet, which must name the owner first")]
     NotForAnybody,
     /// The request is for another kind of host: a gateway instead of a host, or the reverse.
-    #[error("{what} is not for this host: it is {role}")]
+    #[error("{what} is not supported here: this host is {role}")]
     NotHere {
         /// What was asked for.
         what: &'static str,
@@ -118,7 +115,7 @@ pub enum ServeError {
         role: &'static str,
     },
     /// The client does not support queues.
-    #[error("this host is the gateway of a fleet, and this crabbox cannot have leases there")]
+    #[error("this host is the gateway of a fleet, and the client's crabbox does not support fleets")]
     NoQueue,
     /// The gateway's configuration cannot be used.
     #[error(transparent)]
@@ -138,7 +135,7 @@ pub enum ServeError {
     #[error(transparent)]
     Fleet(#[from] FleetError),
     /// Not all hosts of the fleet could be asked.
-    #[error("not all hosts of the fleet could be asked for leases")]
+    #[error("some hosts of the fleet did not report their leases")]
     Unlisted,
     /// Every host that was tried refused.
     #[error("no host of the fleet could make the lease: {}", .refusals.join("; "))]
@@ -147,7 +144,7 @@ pub enum ServeError {
         refusals: Vec<String>,
     },
     /// A reply cannot be serialized.
-    #[error("a reply cannot be put into words")]
+    #[error("cannot encode a reply")]
     Words(#[source] serde_json::Error),
     /// Our own standard streams cannot be used.
     #[error("cannot use the standard streams")]
@@ -193,18 +190,23 @@ impl Fault for ServeError {
 
     fn hints(&self) -> Vec<String> {
         match self {
-            Self::NoQueue => vec!["update crabbox on your machine: its gateway's is newer".to_owned()],
-            Self::JobOver { .. } => vec!["try again; whoever runs the fleet may have ended it".to_owned()],
+            Self::NoQueue => vec!["update crabbox on your machine: the gateway's is newer".to_owned()],
+            Self::JobOver { .. } => {
+                vec!["try again; the administrator of the fleet may have ended it".to_owned()]
+            }
             Self::NoHost { .. } => {
-                vec!["try again later, or ask for less; the scheduler thought that there was room".to_owned()]
+                vec!["try again later, or request less; the scheduler expected room".to_owned()]
             }
             Self::NotHere { role: GATEWAY, .. } => vec![
-                "leases of a fleet are found by the claim of the machine that made them: run it there"
+                "leases of a fleet are found by the claim on the machine that made them: run it there"
                     .to_owned(),
             ],
             // A remote owner can do nothing with the hints for that host.
             Self::Fleet(_) => {
-                vec!["whoever runs the fleet can see to that host; leases there go on".to_owned()]
+                vec![
+                    "ask the administrator of the fleet about that host; its leases are not affected"
+                        .to_owned(),
+                ]
             }
             _ => self.fault().map_or_else(Vec::new, Fault::hints),
         }
@@ -280,11 +282,7 @@ impl Serve<'_> {
     }
 
     fn converse(&self, mut lines: Lines<File>, output: &File) -> Result<(), ServeError> {
-        if !labels::is_owner_name(&self.owner) {
-            return Err(ServeError::Owner {
-                name: self.owner.clone(),
-            });
-        }
+        labels::check_owner_name(&self.owner)?;
         let out = Out(output);
         let greeting = Greeting {
             program: env!("CARGO_PKG_VERSION").to_owned(),

@@ -324,7 +324,7 @@ struct Unjudged {
 
 /// A value that no lease can have.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("a lease whose {field} is {found:?}")]
+#[error("invalid {field} of a lease: {found:?}")]
 pub struct Odd {
     field: &'static str,
     found: String,
@@ -527,7 +527,7 @@ impl Fault for AskError {
         match self {
             Self::Version { .. } | Self::Unknown { .. } => {
                 vec![
-                    "update crabbox on the host: it serves clients of its own version and the one before"
+                    "update crabbox on the host: it supports clients of its own version and the previous one"
                         .to_owned(),
                 ]
             }

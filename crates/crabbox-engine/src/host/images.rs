@@ -56,7 +56,7 @@ pub enum ImagesError {
         url: String,
     },
     /// The chosen kernel belongs to an image that is not ours.
-    #[error("image {image} has an init of its own: its kernel need not boot another tree")]
+    #[error("image {image} has its own init: its kernel may not boot another tree")]
     ForeignKernel {
         /// The image, as it was named.
         image: String,
@@ -100,12 +100,12 @@ impl Fault for ImagesError {
         let hint = match self {
             Self::NoDownloads { .. } => "download it yourself and name the file",
             Self::InUse { pooled: true, .. } => {
-                "end those that wait with `crabbox pool drain` and stop the others, or add --force: running leases keep their disks"
+                "end the pool members with `crabbox pool drain` and stop the others, or add --force: running leases keep their disks"
             }
             Self::InUse { .. } => "stop them first, or add --force: running leases keep their disks",
             #[cfg(feature = "download")]
             Self::Download(crabbox_host::download::DownloadError::Interrupted { .. }) => {
-                "run the same command again: it goes on where this stopped"
+                "run the same command again: it continues where this stopped"
             }
             _ => return Vec::new(),
         };

@@ -40,19 +40,19 @@ pub enum PoolError {
     #[error("firecracker.pool is 0: no leases are kept ready")]
     None,
     /// The images or programs of the leases could not be examined.
-    #[error("cannot look at what the leases are made of")]
+    #[error("cannot inspect the image and programs of the pool")]
     Facts(#[source] std::io::Error),
     /// Its lock cannot be taken.
     #[error(transparent)]
     Lock(#[from] LockError),
     /// Another command is filling it.
-    #[error("another command fills the pool")]
+    #[error("another command is filling the pool")]
     Busy,
     /// The images or programs of its leases have changed meanwhile.
-    #[error("the image or the programs of the pool changed meanwhile; nothing was made or ended")]
+    #[error("the image or the programs of the pool have changed; nothing was created or ended")]
     Stale,
     /// The user interrupted.
-    #[error("interrupted; what was made or ended until then stays so")]
+    #[error("interrupted; leases that were created or ended before remain so")]
     Interrupted,
     /// The records cannot be listed.
     #[error(transparent)]
@@ -61,7 +61,7 @@ pub enum PoolError {
     #[error(transparent)]
     Release(#[from] ReleaseError),
     /// Some leases may remain in the pool, because another process is working on them.
-    #[error("somebody is at {}, which may wait in the pool still", .leases.join(", "))]
+    #[error("{} is in use by another process and may remain in the pool", .leases.join(", "))]
     Stay {
         /// The leases.
         leases: Vec<String>,
@@ -94,11 +94,13 @@ impl Fault for PoolError {
             Self::Unowned(error) => error.hints(),
             Self::Release(error) => error.hints(),
             Self::None => {
-                vec!["set firecracker.pool in your own configuration, or say --firecracker-pool 2".to_owned()]
+                vec!["set firecracker.pool in your own configuration, or add --firecracker-pool 2".to_owned()]
             }
-            Self::Busy => vec!["try again when it is done".to_owned()],
-            Self::Stay { .. } => vec!["`crabbox pool drain` again, when it is done".to_owned()],
-            Self::Stale => vec!["fill it again".to_owned()],
+            Self::Busy => vec!["try again when it has finished".to_owned()],
+            Self::Stay { .. } => {
+                vec!["run `crabbox pool drain` again when that process has finished".to_owned()]
+            }
+            Self::Stale => vec!["run `crabbox pool fill` again".to_owned()],
             _ => Vec::new(),
         }
     }

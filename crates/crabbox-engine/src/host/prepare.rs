@@ -40,7 +40,7 @@ pub enum PrepareError {
         path: PathBuf,
     },
     /// Root would run the VMM without a jail, which nobody has allowed.
-    #[error("no jailer lies beside {}, so Firecracker would run as root", firecracker.display())]
+    #[error("there is no jailer in the directory of {}, so Firecracker would run as root", firecracker.display())]
     NoJailer {
         /// The program that would run; absolute, with links resolved.
         firecracker: PathBuf,
@@ -111,7 +111,7 @@ pub enum PrepareError {
     #[error(transparent)]
     Control(#[from] ControlError),
     /// No random bytes are available.
-    #[error("cannot draw a lease id")]
+    #[error("cannot generate a lease id")]
     Random(#[source] std::io::Error),
 }
 
@@ -137,10 +137,10 @@ impl Fault for PrepareError {
                 ..
             } => "set firecracker.jailer to the jailer, or to none to run without a jail",
             Self::NoJailer { ours: true, .. } => {
-                "run `crabbox setup firecracker` (it brings the jailer), or accept a VMM that runs as root with --firecracker-jailer none"
+                "run `crabbox setup firecracker` (it installs the jailer), or accept a VMM that runs as root with --firecracker-jailer none"
             }
             Self::NoJailer { ours: false, .. } => {
-                "put the jailer of the same release beside it or name it with firecracker.jailer, or accept a VMM that runs as root with --firecracker-jailer none"
+                "put the jailer of the same release into that directory, or name it with firecracker.jailer, or accept a VMM that runs as root with --firecracker-jailer none"
             }
             Self::Program { .. } => {
                 "run `crabbox setup firecracker` (or this command with --yes), or set firecracker.binary"
@@ -150,7 +150,7 @@ impl Fault for PrepareError {
             }
             Self::Both { .. } => "unset one of them",
             Self::Image { .. } => {
-                "`crabbox image list` shows what there is; unset firecracker.image for the usual one"
+                "`crabbox image list` shows the images; unset firecracker.image for the default one"
             }
             Self::Kernel { .. } => "it must be an uncompressed x86_64 ELF kernel (vmlinux), not a bzImage",
             Self::NoImage(_) => {

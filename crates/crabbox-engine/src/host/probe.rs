@@ -74,7 +74,7 @@ impl Verdict {
 impl std::fmt::Display for Verdict {
     fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Works { millis } => write!(out, "KVM works: a guest spoke after {millis} ms"),
+            Self::Works { millis } => write!(out, "KVM works: a guest responded after {millis} ms"),
             Self::Broken { reason, .. } => write!(out, "KVM does not work: {reason}"),
             Self::Absent { reason } => write!(out, "there is no KVM: {reason}"),
         }
@@ -138,7 +138,7 @@ pub enum ProbeError {
     #[error(transparent)]
     Lock(#[from] LockError),
     /// The machine's description could not be serialized.
-    #[error("cannot write the probe's machine down")]
+    #[error("cannot encode the machine of the probe")]
     Config(#[from] serde_json::Error),
 }
 
@@ -392,7 +392,7 @@ fn judge(outcome: &Outcome, took: Duration, limit: Duration, console: &str) -> V
             signal: Some(signal), ..
         } => format!("Firecracker was killed by signal {signal}"),
         Outcome::Ended { code, .. } => format!(
-            "Firecracker ended with exit code {} after {:.1} s, before the guest spoke",
+            "Firecracker ended with exit code {} after {:.1} s, before the guest responded",
             code.unwrap_or_default(),
             took.as_secs_f32()
         ),

@@ -72,16 +72,16 @@ pub enum MakeError {
     #[error("cannot make the working tree that the proof syncs")]
     Fixture(#[from] fixture::FixtureError),
     /// This host's objects cannot be listed, so leftovers could not be detected afterwards.
-    #[error("cannot look at what is on this host, so nobody could tell afterwards what is left")]
+    #[error("cannot inspect this host, so leftovers could not be detected")]
     Residue(#[from] residue::ResidueError),
     /// This program's version is malformed.
-    #[error("this program's version is no version: {0}")]
+    #[error("this program has an invalid version: {0}")]
     Version(&'static str),
     /// The clock shows an impossible time.
-    #[error("this host's clock does not tell a time that can be written down")]
+    #[error("the time of this host's clock cannot be written")]
     Clock,
     /// No random bytes are available.
-    #[error("cannot draw a name for the lease")]
+    #[error("cannot generate a name for the lease")]
     Random(#[source] std::io::Error),
 }
 
@@ -429,7 +429,7 @@ pub enum CheckError {
         source: std::io::Error,
     },
     /// It is malformed or contradicts itself.
-    #[error("{} is no proof that can be believed: {source}", path.display())]
+    #[error("{} is not a valid proof: {source}", path.display())]
     Proof {
         /// The file.
         path: PathBuf,
@@ -447,10 +447,7 @@ impl Fault for CheckError {
     fn hints(&self) -> Vec<String> {
         match self {
             Self::Proof { .. } => {
-                vec![
-                    "ask whoever made it for the file itself, byte for byte, as `crabbox proof` wrote it"
-                        .to_owned(),
-                ]
+                vec!["ask its author for the unchanged file, exactly as `crabbox proof` wrote it".to_owned()]
             }
             Self::Read { .. } => Vec::new(),
         }

@@ -151,7 +151,7 @@ pub enum SetupError {
     #[error(transparent)]
     Record(#[from] RecordError),
     /// Some leases still need it.
-    #[error("cannot take the set-up away: {} still here", leases.join(", "))]
+    #[error("cannot remove the set-up: {} still here", leases.join(", "))]
     InUse {
         /// The leases.
         leases: Vec<String>,

@@ -28,7 +28,7 @@ pub enum UnownedError {
         source: ClientError,
     },
     /// No random bytes are available.
-    #[error("cannot draw random bytes for a new machine")]
+    #[error("cannot generate random bytes for a new machine")]
     Random(#[source] std::io::Error),
 }
 

@@ -94,7 +94,7 @@ impl Fault for RemoveError {
 
     fn hints(&self) -> Vec<String> {
         match self {
-            Self::NotFound { .. } => vec!["`crabbox cache volumes` shows what there is".to_owned()],
+            Self::NotFound { .. } => vec!["`crabbox cache volumes` shows the volumes".to_owned()],
             Self::Ambiguous { keys, .. } => vec![format!("name one by its key: {}", keys.join(", "))],
             Self::Store(error) => error.hints(),
             Self::Stays {

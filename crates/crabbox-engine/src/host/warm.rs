@@ -60,10 +60,10 @@ pub enum WarmError {
     #[error("firecracker.warm is off")]
     Off,
     /// The configured image is not one of ours.
-    #[error("only an image of crabbox's own can be frozen before it is anybody's")]
+    #[error("only crabbox's own images can have a template")]
     Foreign,
     /// The program's version cannot be determined.
-    #[error("cannot ask {} for its version", program.display())]
+    #[error("cannot determine the version of {}", program.display())]
     Ask {
         /// The program.
         program: PathBuf,
@@ -75,28 +75,30 @@ pub enum WarmError {
     #[error(transparent)]
     NoVersion(#[from] NoVersion),
     /// Machines restored by this version do not work.
-    #[error("a machine restored by Firecracker {found} cannot speak to its host")]
+    #[error("a machine restored by Firecracker {found} cannot communicate with its host")]
     Deaf {
         /// The version.
         found: Version,
     },
     /// A test machine did not report its identity.
-    #[error("a machine that came of the template did not say who it is")]
+    #[error("a machine restored from the template did not report its identity")]
     Nobody,
     /// Two test machines share something that must be unique.
-    #[error("two machines that came of the template have the same {what}; it was thrown away")]
+    #[error("two machines restored from the template have the same {what}; the template was discarded")]
     Alike {
         /// What they share.
         what: &'static str,
     },
     /// The clock of a test machine is wrong.
-    #[error("the clock of a machine that came of the template is {off_ms} ms off; it was thrown away")]
+    #[error(
+        "the clock of a machine restored from the template is off by {off_ms} ms; the template was discarded"
+    )]
     Clock {
         /// The error in milliseconds.
         off_ms: i64,
     },
     /// The user interrupted.
-    #[error("interrupted while a template was made")]
+    #[error("interrupted while making a template")]
     Interrupted,
 }
 
@@ -130,7 +132,7 @@ impl Fault for WarmError {
             Self::Template(TemplateError::File(error)) if error.is_out_of_space() => {
                 "a template needs the guest's whole memory as free space while it is made, in the state directory"
             }
-            Self::Off => "set firecracker.warm to auto, or say --firecracker-warm auto",
+            Self::Off => "set firecracker.warm to auto, or add --firecracker-warm auto",
             Self::Foreign => {
                 "leave firecracker.kernel and firecracker.rootfs unset, and name an image of `crabbox image build` without --init systemd"
             }
@@ -334,7 +336,7 @@ impl Making<'_> {
         let frozen = client::start(self.engine, &request)
             .and_then(|making| making.wait_frozen(self.interrupts, &mut |_| ()));
         let left = frozen.map_err(|source| UnownedError::Machine {
-            what: "the machine that was to be frozen failed".to_owned(),
+            what: "the machine of the template failed".to_owned(),
             source,
         })?;
         self.leftovers.borrow_mut().extend(left);
@@ -387,7 +389,7 @@ impl Making<'_> {
             token: token.to_owned(),
         };
         let failed = |source| UnownedError::Machine {
-            what: "a machine that was to come of the template failed".to_owned(),
+            what: "a machine of the template failed".to_owned(),
             source,
         };
         let mut making = client::start(self.engine, &request).map_err(failed)?;
@@ -451,6 +453,6 @@ mod tests {
             assert!(error.to_string().contains(what), "{error}");
         }
         let error = differ(&[identity("a", 0), identity("b", -1001)]).unwrap_err();
-        assert!(error.to_string().contains("-1001 ms off"), "{error}");
+        assert!(error.to_string().contains("off by -1001 ms"), "{error}");
     }
 }

@@ -55,7 +55,7 @@ fn longest() -> u64 {
 #[derive(Debug, thiserror::Error)]
 pub enum GatewayError {
     /// Others can change the configuration.
-    #[error("what makes this host a gateway cannot be trusted")]
+    #[error("cannot trust the gateway configuration of this host")]
     Dir(#[from] PrivateDirError),
     /// The file cannot be read.
     #[error("cannot read {}", path.display())]
@@ -115,7 +115,7 @@ impl Fault for GatewayError {
     fn hints(&self) -> Vec<String> {
         match self {
             Self::NoNode { name } => vec![format!(
-                "whoever runs the fleet adds {name} to {FILE} on the gateway, as docs/fleet.md says"
+                "the administrator of the fleet adds {name} to {FILE} on the gateway, as docs/fleet.md says"
             )],
             Self::Dir(_) => vec![format!(
                 "make the directory {DIR} the serving account's own, with mode 0700"

@@ -56,7 +56,7 @@ fn waiting_for(reason: &str, need: Need, nodes: Option<&[Node]>) -> String {
             nodes.map_or("waiting for room", scarce).to_owned()
         }
         "BeginTime" | "JobHeldAdmin" | "JobHeldUser" | "JobHoldMaxRequeue" => {
-            "held by whoever runs the fleet".to_owned()
+            "held by the administrator of the fleet".to_owned()
         }
         "PartitionDown" | "PartitionInactive" => "waiting for the fleet, which is closed".to_owned(),
         "ReqNodeNotAvail" | "NodeDown" => "waiting for hosts that are down or being drained".to_owned(),
@@ -203,7 +203,7 @@ mod tests {
                 "AssocGrpBillingLimit",
                 "waiting for your own limit of AssocGrpBillingLimit",
             ),
-            ("JobHeldAdmin", "held by whoever runs the fleet"),
+            ("JobHeldAdmin", "held by the administrator of the fleet"),
             ("PartitionDown", "waiting for the fleet, which is closed"),
             (
                 "ReqNodeNotAvail, UnavailableNodes:h3",

@@ -55,7 +55,7 @@ impl Fault for HeartbeatError {
         match self {
             Self::Lease(error) => error.hints(),
             Self::NotClaimed { id, .. } => vec![format!("`crabbox ssh {id}` claims it for this repository")],
-            Self::Terminal { id, .. } => vec![format!("`crabbox stop {id}` takes it back")],
+            Self::Terminal { id, .. } => vec![format!("`crabbox stop {id}` removes it")],
             Self::Claim(_) => Vec::new(),
         }
     }

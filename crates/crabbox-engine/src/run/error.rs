@@ -165,7 +165,7 @@ impl Fault for ResultError {
                     .to_owned(),
             ],
             Self::Unreadable { .. } => vec![
-                "who the command runs as in the lease is not who may read it: give it to that user there (chown, chmod)"
+                "the user that the command runs as in the lease may not read it: change its owner or mode there (chown, chmod)"
                     .to_owned(),
             ],
             _ => Vec::new(),
@@ -227,7 +227,7 @@ pub enum RunFailure {
     Lost,
     /// Another command gave the lease back while this one ran, which closed the connection.
     #[error(
-        "lease {id} was given back by another command while this one ran in it; it may or may not have ended"
+        "lease {id} was released by another command while this one ran in it; it may or may not have ended"
     )]
     GivenBack {
         /// The lease.
@@ -246,7 +246,7 @@ pub enum RunFailure {
         stopped: bool,
     },
     /// No run id could be drawn.
-    #[error("cannot draw a run id")]
+    #[error("cannot generate a run id")]
     Random(#[source] std::io::Error),
     /// A capture file cannot be created.
     #[error("cannot write {}", path.display())]

@@ -48,7 +48,7 @@ impl Fault for TemplateError {
         match self {
             Self::PresetVar => Vec::new(),
             Self::PresetVarName { .. } => {
-                vec!["names have letters, digits and _.-, and begin with a letter or _".to_owned()]
+                vec!["names consist of letters, digits and _.-, and begin with a letter or _".to_owned()]
             }
             Self::Unresolved { missing, .. } => {
                 let names = missing.iter().map(|name| name.trim_matches(['{', '}']));

@@ -1,11 +1,8 @@
 //! Bodies that save and restore a machine.
 //!
-//! Fields that are newer than version 1.12 say so; [`crate::Request`] lists the features that it needs, and the
-//! client checks them.
+//! Fields that are newer than version 1.12 say so; a Firecracker that does not know one refuses the request.
 
 use serde::{Deserialize, Serialize};
-
-use crate::version::{Feature, Version};
 
 /// `PUT /snapshot/create`, on a paused machine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,7 +31,7 @@ pub struct SnapshotLoad {
     pub snapshot_path: String,
     /// Where the memory comes from.
     pub mem_backend: MemoryBackend,
-    /// Before 1.13: whether written pages are recorded. See [`SnapshotLoad::with_dirty_page_tracking`].
+    /// Before 1.13: whether written pages are recorded.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub enable_diff_snapshots: Option<bool>,
     /// Since 1.13: whether written pages are recorded.
@@ -51,33 +48,6 @@ pub struct SnapshotLoad {
     /// Whether the guest's clock is set forward, since 1.16.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clock_realtime: Option<bool>,
-}
-
-impl SnapshotLoad {
-    /// Requests tracking of written pages, with the field that `version` has for it.
-    #[must_use]
-    pub fn with_dirty_page_tracking(mut self, version: Version) -> Self {
-        if version.knows(Feature::TrackDirtyPagesOnLoad) {
-            self.track_dirty_pages = Some(true);
-        } else {
-            self.enable_diff_snapshots = Some(true);
-        }
-        self
-    }
-
-    /// The features that a Firecracker needs to accept this body.
-    pub(crate) fn needs(&self) -> Vec<Feature> {
-        let asked = [
-            (!self.network_overrides.is_empty(), Feature::NetworkOverrides),
-            (self.track_dirty_pages.is_some(), Feature::TrackDirtyPagesOnLoad),
-            (self.vsock_override.is_some(), Feature::VsockOverride),
-            (self.clock_realtime.is_some(), Feature::ClockRealtime),
-        ];
-        asked
-            .into_iter()
-            .filter_map(|(asked, feature)| asked.then_some(feature))
-            .collect()
-    }
 }
 
 /// Where a restored guest's memory comes from.

@@ -128,7 +128,7 @@ pub(super) fn number(field: &[u8]) -> Result<u64, ArchiveError> {
 }
 
 fn signed(field: &[u8]) -> Result<i64, ArchiveError> {
-    let impossible = || garbled("a number that is none");
+    let impossible = || garbled("an invalid number");
     let first = *field.first().ok_or_else(impossible)?;
     if first & 0x80 != 0 {
         // Two's complement; the highest bit only marks this format.

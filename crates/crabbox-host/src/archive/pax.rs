@@ -12,7 +12,7 @@ pub(super) struct Records(Vec<(Vec<u8>, Vec<u8>)>);
 impl Records {
     /// Adds the records of a header's content.
     pub(super) fn merge(&mut self, mut bytes: &[u8]) -> Result<(), ArchiveError> {
-        let broken = || garbled("a PAX record that is none");
+        let broken = || garbled("an invalid PAX record");
         while !bytes.is_empty() {
             let space = bytes.iter().position(|byte| *byte == b' ').ok_or_else(broken)?;
             let length = std::str::from_utf8(&bytes[..space]).map_err(|_| broken())?;
@@ -55,7 +55,7 @@ impl Records {
         };
         let whole = value.split(|byte| *byte == b'.').next().unwrap_or_default();
         let whole = std::str::from_utf8(whole).ok().and_then(|text| text.parse().ok());
-        whole.map(Some).ok_or_else(|| garbled("a time that is none"))
+        whole.map(Some).ok_or_else(|| garbled("an invalid time"))
     }
 
     pub(super) fn xattrs(&self) -> Vec<(Vec<u8>, Vec<u8>)> {
@@ -90,7 +90,7 @@ impl Records {
             for (key, value) in &self.0 {
                 if keys.contains(&key.as_slice()) {
                     if key != keys[numbers.len() % 2] {
-                        return Err(garbled("a map of a sparse file that is none"));
+                        return Err(garbled("an invalid map of a sparse file"));
                     }
                     numbers.push(decimal(value)?);
                 }
@@ -98,7 +98,7 @@ impl Records {
             numbers
         };
         if numbers.len() % 2 != 0 {
-            return Err(garbled("a map of a sparse file that is none"));
+            return Err(garbled("an invalid map of a sparse file"));
         }
         let pieces = numbers.chunks(2).map(|pair| Segment {
             offset: pair[0],
@@ -119,5 +119,5 @@ impl Records {
 
 pub(super) fn decimal(text: &[u8]) -> Result<u64, ArchiveError> {
     let text = std::str::from_utf8(text).ok().and_then(|text| text.parse().ok());
-    text.ok_or_else(|| garbled("a number that is none"))
+    text.ok_or_else(|| garbled("an invalid number"))
 }

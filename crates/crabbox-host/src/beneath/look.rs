@@ -54,11 +54,11 @@ impl Beneath {
         match openat2(&self.handle, below.as_path(), flags, Mode::empty(), NO_LINKS) {
             Ok(handle) => Ok(Some(handle)),
             Err(Errno::NOENT) => Ok(None),
-            Err(errno) => Err(BeneathError::walk("look at", &self.full(below), errno)),
+            Err(errno) => Err(BeneathError::walk("inspect", &self.full(below), errno)),
         }
     }
 
     fn facts(&self, found: &OwnedFd, below: &EntryPath) -> Result<Stat, BeneathError> {
-        fstat(found).map_err(|errno| BeneathError::io("look at", &self.full(below), errno))
+        fstat(found).map_err(|errno| BeneathError::io("inspect", &self.full(below), errno))
     }
 }

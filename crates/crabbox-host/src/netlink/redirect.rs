@@ -21,7 +21,7 @@ impl Netlink {
     /// Redirects every frame that arrives at `from` to `to`. `from` must be a link of the caller.
     pub fn redirect_arrivals(&mut self, from: &str, to: &str) -> Result<(), NetlinkError> {
         let (source, target) = (self.existing(from)?.index, self.existing(to)?.index);
-        let action = || format!("hand on to the link {to} what arrives at {from}");
+        let action = || format!("redirect to the link {to} what arrives at {from}");
         let mut message = TcMessage::with_index(source.cast_signed());
         message.header.handle = queue();
         message.header.parent = TcHandle::INGRESS;

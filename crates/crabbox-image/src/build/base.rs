@@ -100,7 +100,7 @@ pub(super) fn make(tree: &Tree, image: &Path, stamp: u32, times: Times) -> Resul
 fn measure(tree: &Tree, dir: &Path, need: &mut Need) -> Result<(), FileError> {
     need.inodes += 1;
     need.blocks += 1;
-    let unread = |path: &Path, source| FileError::io("look at", &tree.shown(path), source);
+    let unread = |path: &Path, source| FileError::io("inspect", &tree.shown(path), source);
     for name in tree.names(dir).map_err(|source| unread(dir, source))? {
         let path = dir.join(name);
         let facts = tree.look(&path).map_err(|source| unread(&path, source))?;

@@ -139,7 +139,7 @@ impl Settling<'_> {
         let work_root = guest.work_root.trim_start_matches('/');
         for path in WRITTEN.into_iter().chain(EMPTIED_DIRS).chain([work_root]) {
             let real = self.tree.is_real_directory(Path::new(path));
-            if !real.map_err(|source| self.failed("look at", path, source))? {
+            if !real.map_err(|source| self.failed("inspect", path, source))? {
                 let path = path.to_owned();
                 return Err(BuildError::Link { path });
             }

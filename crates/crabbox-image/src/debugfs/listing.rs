@@ -56,7 +56,7 @@ pub enum ListingError {
         name: String,
     },
     /// Too many entries.
-    #[error("has more entries than are looked at")]
+    #[error("has too many entries")]
     TooMany,
     /// A directory that contains itself.
     #[error("is the same as one above or beside it")]

@@ -110,7 +110,7 @@ fn resize(copy: &Path, size_mib: u64, cancelled: &dyn Fn() -> bool) -> Result<()
 fn length(path: &Path) -> Result<u64, DiskError> {
     let facts = files::open_regular(path)
         .and_then(|file| file.metadata())
-        .map_err(|source| FileError::io("look at", path, source))?;
+        .map_err(|source| FileError::io("inspect", path, source))?;
     Ok(facts.len())
 }
 

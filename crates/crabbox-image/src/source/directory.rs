@@ -127,7 +127,7 @@ impl Copying<'_> {
     fn look(&self, path: &Path) -> Result<Stat, SourceError> {
         let place = || self.from.shown(path);
         let looked = self.from.look(path);
-        Ok(looked.map_err(|source| crabbox_host::files::FileError::io("look at", &place(), source))?)
+        Ok(looked.map_err(|source| crabbox_host::files::FileError::io("inspect", &place(), source))?)
     }
 
     fn put(&self, path: &Path, kind: Kind<'_>, facts: &Facts) -> Result<(), SourceError> {

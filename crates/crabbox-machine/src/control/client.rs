@@ -16,25 +16,25 @@ pub enum AskError {
     #[error("no supervisor listens on {}", .0.display())]
     Absent(std::path::PathBuf),
     /// No process of a job waits there: it has not started yet, or has ended.
-    #[error("nobody waits on {}", .0.display())]
+    #[error("no job is listening on {}", .0.display())]
     NoJob(std::path::PathBuf),
     /// The process of the job has already accepted a request.
-    #[error("it has had its one request")]
+    #[error("it has already accepted a request")]
     JobTaken,
     /// The socket cannot be reached, or belongs to another user.
     #[error("cannot reach the lease's supervisor")]
     Socket(#[source] SocketError),
     /// It was reached, and the request could not be sent.
-    #[error("cannot ask the lease's supervisor")]
+    #[error("cannot send a request to the lease's supervisor")]
     Send(#[source] std::io::Error),
     /// The supervisor refuses to give its lease away.
-    #[error("the lease is not to be had: {why}")]
+    #[error("the lease is not available: {why}")]
     Refused {
         /// Why.
         why: String,
     },
     /// The answer is not a valid reply.
-    #[error("the lease's supervisor gave no proper reply")]
+    #[error("invalid reply from the lease's supervisor")]
     Reply(#[source] LineError),
 }
 
@@ -46,7 +46,7 @@ impl Fault for AskError {
     fn hints(&self) -> Vec<String> {
         match self {
             Self::Absent(_) => vec![
-                "a supervisor that was killed is replaced by the next command; one of an earlier release cannot be asked".to_owned(),
+                "a supervisor that was killed is replaced by the next command; one of an earlier release does not answer".to_owned(),
             ],
             _ => Vec::new(),
         }

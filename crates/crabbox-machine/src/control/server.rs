@@ -39,7 +39,7 @@ pub(crate) enum ControlError {
     #[error(transparent)]
     Socket(#[from] SocketError),
     /// The socket cannot be renamed to its final path.
-    #[error("cannot put the control socket in its place")]
+    #[error("cannot create the control socket")]
     Place(#[source] io::Error),
     /// The thread cannot be started.
     #[error("cannot serve the control socket")]
@@ -158,7 +158,7 @@ impl Control {
     /// supervisor left. A failure does not affect the lease.
     pub(crate) fn listen(&mut self, dir: &LeaseDir) {
         if let Err(error) = self.serve(dir) {
-            tracing::warn!("nobody can ask this supervisor: {}", fault::chain(&error));
+            tracing::warn!("cannot serve the control socket: {}", fault::chain(&error));
         }
     }
 
@@ -286,8 +286,8 @@ fn accept(listener: &UnixListener, stopped: BorrowedFd<'_>, ears: &Ears) {
 fn converse(stream: UnixStream, stop: &dyn Fn() -> bool, ears: &Ears) {
     match unix::is_own_peer(&stream) {
         Ok(true) => {}
-        Ok(false) => return tracing::warn!("a process of another user is not listened to"),
-        Err(error) => return tracing::warn!("whose process asks cannot be seen: {error}"),
+        Ok(false) => return tracing::warn!("rejected a control connection of another user"),
+        Err(error) => return tracing::warn!("cannot determine the peer of a control connection: {error}"),
     }
     // An accepted socket should not inherit the listener's non-blocking mode, but on some kernels it did.
     stream.set_nonblocking(false).ok();
@@ -296,14 +296,14 @@ fn converse(stream: UnixStream, stop: &dyn Fn() -> bool, ears: &Ears) {
     let (reply, ends) = match super::read::<Verb>(&mut stream) {
         Ok(Verb::Claim { pool }) => return give_away(stream, &pool, ears),
         Ok(verb) => {
-            tracing::debug!(?verb, "asked");
+            tracing::debug!(?verb, "control request");
             let reply = reply(&verb, &ears.shared);
             let ends = reply == Reply::Done && matches!(verb, Verb::End | Verb::GiveWay);
             (reply, ends)
         }
         Err(error) => {
             let why = fault::chain(&error);
-            tracing::debug!("a request is refused: {why}");
+            tracing::debug!("refused a control request: {why}");
             (Reply::Refused { why }, false)
         }
     };
@@ -312,7 +312,7 @@ fn converse(stream: UnixStream, stop: &dyn Fn() -> bool, ears: &Ears) {
         stream.write_all(&line).ok();
     }
     if ends {
-        tracing::info!("asked to end");
+        tracing::info!("end requested");
         (&ears.wish).write_all(b"e").ok();
     }
 }
@@ -329,12 +329,12 @@ fn give_away(stream: DeadlineStream<'_>, pool: &str, ears: &Ears) {
     };
     let Ok(seated) = stream.try_clone() else { return };
     if ears.shared.take_seat(pool, seated).is_err() {
-        let why = "it is not on offer, or of another pool".to_owned();
+        let why = "it is not available in this pool".to_owned();
         // The line is short enough for the socket's buffer, so a client that does not read it cannot block us.
         answer(&mut stream, Reply::Refused { why }).ok();
         return;
     }
-    tracing::info!("taken");
+    tracing::info!("taken from the pool");
     // If the client left without reading the reply, the deciding thread sees that its connection has ended.
     answer(&mut stream, Reply::Yours).ok();
     (&ears.bell).write_all(b"t").ok();
@@ -372,13 +372,13 @@ fn reply(verb: &Verb, shared: &Shared) -> Reply {
                 Reply::Done
             } else {
                 Reply::Refused {
-                    why: "it is somebody's, or is being given to somebody".to_owned(),
+                    why: "it is in use or being handed over".to_owned(),
                 }
             }
         }
         // `converse` handles this request itself, because it needs the connection.
         Verb::Claim { .. } => Reply::Refused {
-            why: "it is not on offer".to_owned(),
+            why: "it is not available".to_owned(),
         },
     }
 }

@@ -139,7 +139,7 @@ fn what_is_no_request_is_refused_by_name_and_changes_nothing() {
     for (bytes, why) in [
         (
             &b"{\"version\":2,\"verb\":\"end\",\"new\":1}\n"[..],
-            "version 2 is not known",
+            "unknown version 2",
         ),
         (
             b"{\"version\":1,\"verb\":\"snapshot\"}\n",

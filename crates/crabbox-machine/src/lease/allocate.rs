@@ -126,20 +126,20 @@ impl AllocateError {
             (Self::NoUid { .. }, Asker::Here) => vec![stop(), "raise firecracker.uidCount".to_owned()],
             (Self::NoUid { .. }, Asker::Afar) => vec![
                 stop(),
-                "whoever runs that host can raise firecracker.uidCount there".to_owned(),
+                "the administrator of that host can raise firecracker.uidCount there".to_owned(),
             ],
             (Self::Subnet(_), Asker::Here) => {
                 vec!["stop a lease, or use CNI (--firecracker-network cni)".to_owned()]
             }
             (Self::Subnet(_), Asker::Afar) => vec![
                 stop(),
-                "whoever runs that host can have its leases in a CNI network (firecracker.network)"
+                "the administrator of that host can put its leases into a CNI network (firecracker.network)"
                     .to_owned(),
             ],
             (Self::Files(error), Asker::Afar) if error.is_out_of_space() => {
                 vec![
                     stop(),
-                    "whoever runs that host can free some space there".to_owned(),
+                    "the administrator of that host can free some space there".to_owned(),
                 ]
             }
             (error, _) => error.hints_of_either(),
@@ -148,7 +148,7 @@ impl AllocateError {
 
     fn hints_of_either(&self) -> Vec<String> {
         match self {
-            Self::Tag { .. } => vec!["try again: ids are drawn at random".to_owned()],
+            Self::Tag { .. } => vec!["try again: ids are random".to_owned()],
             Self::Registry(error) | Self::Holders(HoldersError::Registry(error)) => error.hints(),
             Self::Files(error) if error.is_out_of_space() => {
                 vec!["free some space, or stop a lease that `crabbox list` shows".to_owned()]
@@ -276,7 +276,7 @@ fn hold(
         NetworkMode::Cni => None,
     };
     let owner = holders::owner(places)
-        .ok_or_else(|| FileError::io("look at directory", &places.state, std::io::ErrorKind::NotFound))?;
+        .ok_or_else(|| FileError::io("inspect directory", &places.state, std::io::ErrorKind::NotFound))?;
     registry.put(&Holding {
         lease: id.clone(),
         owner,

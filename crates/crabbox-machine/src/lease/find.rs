@@ -140,26 +140,24 @@ impl Fault for ResolveError {
     fn hints(&self) -> Vec<String> {
         match self {
             Self::Name(NameError::NotFound { .. }) => {
-                vec!["it has ended, or belongs to another user or state directory; `crabbox list --provider firecracker --all` shows those that are here".to_owned()]
+                vec!["it has ended, or belongs to another user or state directory; `crabbox list --provider firecracker --all` shows those of this host".to_owned()]
             }
             Self::Unreadable {
                 source: RecordError::TooNew { .. },
                 ..
             } => {
-                vec!["use the crabbox that made the lease, or a newer one (`crabbox version` says which this is); it lives on meanwhile".to_owned()]
+                vec!["use the crabbox that made the lease, or a newer one (`crabbox version` shows this one's version); the lease keeps running".to_owned()]
             }
             Self::Unreadable {
                 untold: Some(dir), ..
             } => {
                 let dir = dir.display();
                 vec![format!(
-                    "restore {dir}/metadata.json: there is no journal either that says what has to be taken back"
+                    "restore {dir}/metadata.json: without it and a journal, crabbox does not know what to remove"
                 )]
             }
             Self::Unreadable { id, .. } => {
-                vec![format!(
-                    "`crabbox stop {id}` takes the lease back from its journal"
-                )]
+                vec![format!("`crabbox stop {id}` removes the lease by its journal")]
             }
             Self::Connection(connection::ConnectionError::Control(error)) => error.hints(),
             _ => Vec::new(),

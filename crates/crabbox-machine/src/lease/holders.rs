@@ -48,7 +48,7 @@ pub enum HoldersError {
     #[error(transparent)]
     Process(#[from] ProcessError),
     /// Mounts cannot be listed.
-    #[error("cannot look for the namespaces of leases")]
+    #[error("cannot search for the namespaces of leases")]
     Mounts(#[source] std::io::Error),
 }
 

@@ -23,19 +23,19 @@ pub struct OwnedLease {
 #[derive(Debug, thiserror::Error)]
 pub enum OwnershipError {
     /// Its name is not a lease id.
-    #[error("{} is not named like a lease, so it is left alone", path.display())]
+    #[error("{} is not a lease directory; it was not changed", path.display())]
     NotALease {
         /// The path.
         path: PathBuf,
     },
     /// It is a symbolic link or a file.
-    #[error("{} is not a directory, so it is left alone", path.display())]
+    #[error("{} is not a directory; it was not changed", path.display())]
     NotADirectory {
         /// The path.
         path: PathBuf,
     },
     /// It belongs to another user.
-    #[error("{} belongs to uid {owner}, so it is left alone", path.display())]
+    #[error("{} belongs to uid {owner}; it was not changed", path.display())]
     Foreign {
         /// The path.
         path: PathBuf,
@@ -43,7 +43,7 @@ pub enum OwnershipError {
         owner: u32,
     },
     /// It cannot be inspected.
-    #[error("cannot look at {}", path.display())]
+    #[error("cannot inspect {}", path.display())]
     Look {
         /// The path.
         path: PathBuf,

@@ -405,7 +405,7 @@ impl Making<'_> {
                 if let Err(error) = volume::give_back(places, &dir, &id) {
                     // The step stays in the journal, and the volume is given back with the lease.
                     tracing::warn!(
-                        "volume {:?} is not given back yet: {}",
+                        "volume {:?} is not released yet: {}",
                         wanted.name,
                         fault::chain(&error)
                     );
@@ -537,7 +537,7 @@ impl Making<'_> {
         if outer.guest_tap.is_none() {
             self.names = Some(network::serve_names(&netns)?);
         }
-        tracing::info!(address = %outer.address, "attached");
+        tracing::info!(address = %outer.address, "network attached");
         self.record(|stored| stored.record.guest_ip = outer.address.to_string())?;
         Ok(outer)
     }
@@ -640,12 +640,12 @@ impl Making<'_> {
         let armed = self.request.failpoint.as_str();
         let pending = self.made.journal.begin(step)?;
         failpoint::hit(armed, Who::Supervisor, name, Phase::Begun);
-        tracing::debug!("begun");
+        tracing::debug!("step started");
         let (value, process) = make()?;
         failpoint::hit(armed, Who::Supervisor, name, Phase::Made);
         self.made.journal.done(pending, process)?;
         failpoint::hit(armed, Who::Supervisor, name, Phase::Done);
-        tracing::debug!("done");
+        tracing::debug!("step finished");
         Ok(value)
     }
 
@@ -663,7 +663,7 @@ impl Making<'_> {
 
     fn spent(&mut self, name: &str, time: Duration, whose: Whose) {
         let micros = u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
-        tracing::info!(name, micros, ?whose, "spent");
+        tracing::info!(name, micros, ?whose, "stage finished");
         (self.events)(Event::Stage(Stage {
             name: name.to_owned(),
             micros,

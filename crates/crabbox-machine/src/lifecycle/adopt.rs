@@ -56,7 +56,7 @@ fn watch(engine: &Engine, id: &str) -> Result<(), CommandError> {
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::null());
-    tracing::debug!(lease = id, "its supervisor is gone; it gets a new one");
+    tracing::debug!(lease = id, "the supervisor is gone; starting a new one");
     // The new supervisor outlives us, and init reaps it.
     cmd.spawn(process::new_session(&mut command)).map(drop)
 }

@@ -45,7 +45,7 @@ pub enum ClientError {
     #[error("cannot start the lease's supervisor")]
     Start(#[source] CommandError),
     /// Communication with the supervisor failed.
-    #[error("cannot speak to the lease's supervisor")]
+    #[error("cannot communicate with the lease's supervisor")]
     Speak(#[source] std::io::Error),
     /// The supervisor of a pool member refused to give it away.
     #[error("cannot take lease {id} from its pool")]
@@ -57,13 +57,13 @@ pub enum ClientError {
         source: AskError,
     },
     /// The supervisor of a pool member closed the connection but keeps running.
-    #[error("the supervisor of lease {id} hung up and keeps it")]
+    #[error("the supervisor of lease {id} closed the connection and keeps the lease")]
     Kept {
         /// The lease.
         id: String,
     },
     /// No job waits for this request.
-    #[error("job {job} takes no request for a lease")]
+    #[error("job {job} does not accept a lease request")]
     Job {
         /// The job.
         job: u32,
@@ -89,7 +89,7 @@ pub enum ClientError {
     #[error(transparent)]
     Ownership(#[from] OwnershipError),
     /// The user interrupted.
-    #[error("interrupted while lease {id} was being made; it was taken back")]
+    #[error("interrupted while lease {id} was being made; it was released")]
     Interrupted {
         /// The lease.
         id: String,
@@ -154,7 +154,7 @@ impl Fault for ClientError {
                 let mut hints = failure.hints.clone();
                 if !failure.leftovers.is_empty() {
                     hints.push(format!(
-                        "some of it is left over ({}); `crabbox cleanup` tries again",
+                        "some of it was not removed ({}); `crabbox cleanup` tries again",
                         failure.leftovers.join("; ")
                     ));
                 }
@@ -242,7 +242,7 @@ pub fn knock<'e>(
             },
         }
     })?;
-    tracing::debug!(lease = %id, job = knock.job, "its job makes the lease");
+    tracing::debug!(lease = %id, job = knock.job, "the job makes the lease");
     Acquisition::asked_for(engine, id, stream, request)
 }
 
@@ -429,7 +429,7 @@ impl Acquisition<'_> {
 
     /// Does the work of a supervisor that died.
     fn take_back(&mut self) -> ClientError {
-        tracing::warn!(lease = %self.id, "its supervisor died; what it made is taken back here");
+        tracing::warn!(lease = %self.id, "the supervisor died; removing what it made");
         if let Some(child) = &mut self.child {
             child.kill().ok();
         }

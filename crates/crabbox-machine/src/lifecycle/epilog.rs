@@ -53,7 +53,7 @@ pub enum EpilogError {
     #[error(transparent)]
     Records(#[from] RecordError),
     /// Its lease is still there, or a part of it.
-    #[error("lease {lease} of job {job} is not taken back")]
+    #[error("lease {lease} of job {job} was not removed")]
     Lease {
         /// The job.
         job: u32,

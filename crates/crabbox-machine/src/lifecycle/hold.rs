@@ -74,7 +74,7 @@ pub enum Outcome {
 #[derive(Debug, thiserror::Error)]
 pub enum HoldError {
     /// No request came in time.
-    #[error("no request for lease {lease} came to job {job} within {} s", waited.as_secs())]
+    #[error("job {job} received no request for lease {lease} within {} s", waited.as_secs())]
     NoRequest {
         /// The job.
         job: u32,
@@ -137,7 +137,7 @@ fn hold(places: &Places, held: &Held, log: &SupervisorLog) -> Result<Outcome, Ho
 
 /// A request whose client proved that it knows this job, but which describes another lease.
 #[derive(Debug, thiserror::Error)]
-#[error("the request is not one for the lease of this job")]
+#[error("the request is not for the lease of this job")]
 struct Unbound;
 
 impl Fault for Unbound {

@@ -141,7 +141,7 @@ pub enum OrphanError {
     Nat(#[from] NatError),
     /// Links and rules cannot be listed without `CAP_NET_ADMIN`. A user without it cannot have made any either.
     #[error(
-        "links and rules are looked for by whoever may change networks (CAP_NET_ADMIN), and made by nobody else"
+        "searching for links and rules needs the right to change networks (CAP_NET_ADMIN), as making them does"
     )]
     NoRight,
     /// Processes could not be listed or ended.
@@ -183,7 +183,7 @@ impl OrphanError {
             Self::Registry(error) | Self::Holders(HoldersError::Registry(error)) => error.hints(),
             // It is not proven whose processes these are, so they are not ended here.
             Self::Cgroup { path, .. } => vec![format!(
-                "`cat {}/*/cgroup.procs` names the processes in it; end them if they are nobody's, and run `crabbox cleanup --provider firecracker` again",
+                "`cat {}/*/cgroup.procs` names the processes in it; end them if they are not in use, and run `crabbox cleanup --provider firecracker` again",
                 path.display()
             )],
             _ => Vec::new(),

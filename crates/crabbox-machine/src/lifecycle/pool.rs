@@ -160,7 +160,7 @@ pub(crate) fn make_room(
         match end(places, member, actor) {
             Ok(false) if !give_way(member, gone) => {}
             Ok(_) => {
-                tracing::info!(member = lease, "ended, since there was no room for this lease");
+                tracing::info!(member = lease, "ended to make room for this lease");
                 return true;
             }
             Err(error) => tracing::warn!(member = lease, "cannot make room: {}", fault::chain(&error)),

@@ -18,20 +18,20 @@ use crate::request::AcquireRequest;
 #[derive(Debug, thiserror::Error)]
 enum RefillError {
     /// The process could not be started.
-    #[error("cannot start it")]
+    #[error("cannot start the pool filler")]
     Start(#[from] CommandError),
     /// The request could not be sent to it.
-    #[error("cannot tell it what to make")]
+    #[error("cannot send the pool filler its request")]
     Tell(#[from] std::io::Error),
     /// The request could not be serialised.
-    #[error("cannot put what it is to make into words")]
+    #[error("cannot encode the pool filler's request")]
     Words(#[from] serde_json::Error),
 }
 
 /// Starts a refill of the pool of `request`, if there is one, with leases of the same kind.
 pub(super) fn start(request: &AcquireRequest) {
     if let Err(error) = try_start(request) {
-        tracing::warn!("nobody fills the pool up: {}", fault::chain(&error));
+        tracing::warn!("cannot refill the pool: {}", fault::chain(&error));
     }
 }
 
@@ -48,7 +48,7 @@ fn try_start(request: &AcquireRequest) -> Result<(), RefillError> {
         .stdout(Stdio::null())
         .stderr(Stdio::null());
     let mut child = cmd.spawn(process::new_session(&mut command))?;
-    tracing::info!(pid = child.id(), pool = pool.key, "the pool is filled up");
+    tracing::info!(pid = child.id(), pool = pool.key, "refilling the pool");
     let told = child
         .stdin
         .take()
@@ -58,9 +58,9 @@ fn try_start(request: &AcquireRequest) -> Result<(), RefillError> {
     reaper
         .spawn(move || {
             match child.wait() {
-                Ok(status) if status.success() => tracing::debug!("the pool's maker is done"),
+                Ok(status) if status.success() => tracing::debug!("pool filler finished"),
                 // `crabbox pool fill` does the same in the foreground and shows why it fails.
-                ended => tracing::warn!(?ended, "the pool's maker failed"),
+                ended => tracing::warn!(?ended, "pool filler failed"),
             }
         })
         .ok();

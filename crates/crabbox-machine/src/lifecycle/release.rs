@@ -64,7 +64,7 @@ pub enum ReleaseError {
     #[error(transparent)]
     Orphan(#[from] OrphanError),
     /// Neither a record nor a journal says what has to be undone.
-    #[error("lease {id} is left whole: its record cannot be read, and may name a machine that runs{}", running(.machines))]
+    #[error("lease {id} was not changed: its record is unreadable and may refer to a running machine{}", running(.machines))]
     Unknown {
         /// The lease.
         id: String,
@@ -83,13 +83,13 @@ pub enum ReleaseError {
     #[error(transparent)]
     Journal(#[from] JournalFileError),
     /// It was a pool member when it was named, and has been claimed since.
-    #[error("lease {id} was taken from its pool meanwhile and is somebody's now; nothing was stopped")]
+    #[error("lease {id} has been taken from its pool and is in use; nothing was stopped")]
     Taken {
         /// The lease.
         id: String,
     },
     /// Part of it is left.
-    #[error("lease {id} could not be taken back completely: {}", .leftovers.join("; "))]
+    #[error("lease {id} could not be removed completely: {}", .leftovers.join("; "))]
     Leftovers {
         /// The lease.
         id: String,
@@ -127,11 +127,11 @@ impl Fault for ReleaseError {
             }
             Self::Orphan(error) => error.hints(),
             Self::Journal(error) if error.is_too_new() => {
-                vec!["use the crabbox that made the lease, or a newer one (`crabbox version` says which this is); nothing was stopped".to_owned()]
+                vec!["use the crabbox that made the lease, or a newer one (`crabbox version` shows this one's version); nothing was stopped".to_owned()]
             }
             Self::Taken { id } => vec![format!("`crabbox stop {id}` stops it, if it is yours")],
             Self::Leftovers { .. } => {
-                vec!["fix the cause and run `crabbox cleanup --provider firecracker`: it goes on where this stopped".to_owned()]
+                vec!["fix the cause and run `crabbox cleanup --provider firecracker`: it continues where this stopped".to_owned()]
             }
             _ => Vec::new(),
         }

@@ -136,7 +136,7 @@ impl<'a> Waiting<'a> {
     /// Waits until it is taken or ends.
     pub(super) fn stand_by(&self) -> Fate {
         let too_old = Instant::now() + self.pool.max_age;
-        tracing::info!(pool = self.pool.key, "it waits in the pool");
+        tracing::info!(pool = self.pool.key, "waiting in the pool");
         loop {
             self.life.control.offer(&self.pool.key);
             if let Some(end) = self.wait(too_old) {
@@ -183,7 +183,10 @@ impl<'a> Waiting<'a> {
         let request = match protocol::read_request(&mut input) {
             Ok(request) => request,
             Err(error) => {
-                tracing::info!("who took it did not say what for: {}", fault::chain(&error));
+                tracing::info!(
+                    "invalid request of the client that claimed the lease: {}",
+                    fault::chain(&error)
+                );
                 // Without a reply the client would take us for dead and tear the lease down.
                 if let Ok(stream) = input.into_inner().into_inner() {
                     tell(&stream, &failed(&error));
@@ -200,7 +203,7 @@ impl<'a> Waiting<'a> {
         let mut taken = match self.take(&request) {
             Ok(taken) => taken,
             Err(error) => {
-                tracing::info!("it is not given away: {}", fault::chain(&error));
+                tracing::info!("cannot hand over the lease: {}", fault::chain(&error));
                 tell(&output, &failed(&error));
                 return Handing::Spared;
             }
@@ -208,7 +211,7 @@ impl<'a> Waiting<'a> {
         hit(Phase::Made);
         let given = taken.give(self, &request, &output, &mut input, &hit);
         if let Err(error) = given {
-            tracing::error!("it is given up: {}", fault::chain(&error));
+            tracing::error!("handover failed: {}", fault::chain(&error));
             return Handing::Spoilt(Box::new(Spoilt {
                 lock: taken.lease.into_lock(),
                 word: LastWord {

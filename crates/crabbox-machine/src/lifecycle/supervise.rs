@@ -69,7 +69,7 @@ const LOCK_LIMIT: Duration = Duration::from_mins(2);
 #[derive(Debug, thiserror::Error)]
 pub enum SuperviseError {
     /// A pipe, to the command line or within this process, is not available.
-    #[error("cannot get a pipe")]
+    #[error("cannot create a pipe")]
     Pipes(#[source] std::io::Error),
     /// The request is refused.
     #[error(transparent)]
@@ -199,7 +199,7 @@ pub(super) fn make_requested(
             control.enter(Phase::Ending);
             finish(threads, None);
             let report = teardown::teardown(&places, lease, Extent::Everything, actor);
-            tracing::info!("a template was frozen; its machine is taken back");
+            tracing::info!("snapshot taken; removing its machine");
             tell(Event::Frozen {
                 leftovers: report.leftovers(),
             });
@@ -243,7 +243,7 @@ fn roll_back(
     threads: Threads,
     (request, error): (&AcquireRequest, &AcquireError),
 ) -> Failure {
-    tracing::error!("the lease is rolled back: {}", fault::chain(error));
+    tracing::error!("rolling the lease back: {}", fault::chain(error));
     let console = finish_console(threads, lease.dir());
     let actor = Actor {
         who: Who::Supervisor,
@@ -260,7 +260,7 @@ fn roll_back(
 impl Life<'_> {
     /// Watches the claimed lease, which was requested with `request`, to its end.
     fn watch(&self, threads: Threads, request: &AcquireRequest) -> Result<(), SuperviseError> {
-        tracing::info!("claimed; the supervisor watches");
+        tracing::info!("claimed; watching");
         self.control.enter(Phase::Watching);
         refill::start(request);
         let end = observe(self.places, self.dir, self.vmm, self.interrupts, self.control);
@@ -406,7 +406,7 @@ fn adopt(places: &Places, id: &LeaseId, failpoint: &str, log: &SupervisorLog) ->
         return Ok(());
     }
     let Some(vmm) = journal.state().process("vmm").cloned() else {
-        tracing::error!("the lease is claimed and its journal names no VMM: nothing can be watched");
+        tracing::error!("the lease is claimed but its journal names no VMM: nothing to watch");
         return Ok(());
     };
     let pending = journal.begin(crabbox_core::journal::Step::Supervisor {})?;
@@ -438,7 +438,7 @@ fn adopt(places: &Places, id: &LeaseId, failpoint: &str, log: &SupervisorLog) ->
 
 fn taken_up<T, E: std::error::Error + 'static>(what: &str, outcome: Result<T, E>) -> Option<T> {
     outcome
-        .inspect_err(|error| tracing::warn!("{what} cannot be taken up again: {}", fault::chain(error)))
+        .inspect_err(|error| tracing::warn!("cannot resume {what}: {}", fault::chain(error)))
         .ok()
 }
 
@@ -450,7 +450,7 @@ fn conclude(
     threads: Threads,
     actor: Actor<'_>,
 ) -> Result<Vec<String>, SuperviseError> {
-    tracing::info!(?end, "the watch is over");
+    tracing::info!(?end, "watch ended");
     end_threads(threads, &LeaseDir::at(places.lease(id)));
     if end == End::LeaseGone {
         return Ok(Vec::new());
@@ -469,7 +469,7 @@ fn conclude(
         // What the lease may leave behind is not known, and so nothing of it is removed.
         Err(error) => {
             let why = format!("its record cannot be read: {}", fault::chain(&error));
-            tracing::error!("the lease is left as it is: {why}");
+            tracing::error!("the lease was not changed: {why}");
             lease.release();
             return Ok(vec![why]);
         }

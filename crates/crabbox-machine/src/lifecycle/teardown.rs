@@ -85,7 +85,7 @@ pub enum UndoError {
     #[error(transparent)]
     Volume(#[from] VolumeError),
     /// A volume is not given back, because its machine may still run.
-    #[error("its machine could not be ended")]
+    #[error("cannot end its machine")]
     MachineLeft,
     /// The lease's entry in the host's registry could not be removed.
     #[error(transparent)]
@@ -199,7 +199,7 @@ pub fn teardown(places: &Places, lease: OwnedLease, extent: Extent, actor: Actor
         });
         match outcome {
             Ok(()) => {
-                tracing::debug!("undone");
+                tracing::debug!("step undone");
                 report.undone.push(name);
             }
             Err(error) => report.left_over(name, error),
@@ -342,7 +342,7 @@ impl Walk<'_> {
                 .and_then(|dir| self.end_vmm(live.process.as_ref(), dir, vmid))
                 .inspect_err(|_| self.machine_left.set(true)),
             Step::Volume { dir, .. } if self.machine_left.get() => {
-                tracing::warn!(dir, "a volume stays with its machine");
+                tracing::warn!(dir, "a volume stays attached to its machine");
                 Err(UndoError::MachineLeft)
             }
             Step::Volume { dir, link, .. } => self.give_back(Path::new(dir), link),

@@ -172,7 +172,7 @@ fn a_version_that_is_not_known_is_refused_by_name_whatever_else_stands_there() {
         let error = read(other.as_bytes()).unwrap_err();
         assert_eq!(
             error.to_string(),
-            format!("the lease request is of protocol version {found}, and this program speaks version 1")
+            format!("the lease request has protocol version {found}, but this program speaks version 1")
         );
         assert_eq!(error.kind(), Kind::Usage);
         assert_eq!(error.hints().len(), 1);

@@ -82,7 +82,7 @@ pub enum DiskError {
     #[error(transparent)]
     Socket(#[from] SocketError),
     /// A file could not be given to the VMM's uid.
-    #[error("cannot give {} to uid {uid}", path.display())]
+    #[error("cannot change the owner of {} to uid {uid}", path.display())]
     Owner {
         /// The file.
         path: PathBuf,
@@ -102,16 +102,16 @@ pub enum DiskError {
         source: std::io::Error,
     },
     /// Only a machine of our own image can be snapshotted.
-    #[error("a machine of an image that is not crabbox's own can neither be frozen nor restored")]
+    #[error("only crabbox's own images can have a template")]
     Foreign,
     /// The VMM's output is not what was requested.
-    #[error("{} is not a file that the VMM wrote for us alone", path.display())]
+    #[error("{} is not a private file of the VMM", path.display())]
     NotFrozen {
         /// The file.
         path: PathBuf,
     },
     /// The kernel returned no random bytes for the guest's seed.
-    #[error("cannot draw entropy for the guest")]
+    #[error("cannot generate entropy for the guest")]
     Entropy(#[source] std::io::Error),
 }
 

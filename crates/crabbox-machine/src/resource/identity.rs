@@ -59,16 +59,16 @@ pub enum IdentityError {
     #[error("the machine ended before it was ready")]
     Ended,
     /// The deadline passed.
-    #[error("it did not say {missing:?} in time")]
+    #[error("it did not send {missing:?} in time")]
     TimedOut {
         /// The word that was expected.
         missing: &'static str,
     },
     /// The command that asked for the lease is gone or was interrupted.
-    #[error("the command that asked for it gave up")]
+    #[error("the command that requested it gave up")]
     Cancelled,
     /// It sent something else.
-    #[error("it said {said:?} where {wanted:?} was expected")]
+    #[error("it sent {said:?}, expected {wanted:?}")]
     Unexpected {
         /// The line that it sent.
         said: String,
@@ -76,16 +76,16 @@ pub enum IdentityError {
         wanted: &'static str,
     },
     /// It reported why it cannot continue.
-    #[error("it refused to go on: {why}")]
+    #[error("it refused to continue: {why}")]
     Refused {
         /// Its message.
         why: String,
     },
     /// The connection failed.
-    #[error("cannot speak with the guest")]
+    #[error("cannot communicate with the guest")]
     Speak(#[source] std::io::Error),
     /// The kernel returned no random bytes.
-    #[error("cannot draw random bytes for the guest")]
+    #[error("cannot generate random bytes for the guest")]
     Random(#[source] std::io::Error),
 }
 
@@ -479,6 +479,6 @@ mod tests {
         let listener = UnixListener::bind(dir.path().join("identity")).unwrap();
         let stop = || Some(IdentityError::TimedOut { missing: "" });
         let error = park_with(&listener, TOKEN, &stop).unwrap_err();
-        assert_eq!(error.to_string(), "it did not say \"park\" in time");
+        assert_eq!(error.to_string(), "it did not send \"park\" in time");
     }
 }

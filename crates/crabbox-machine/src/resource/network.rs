@@ -89,7 +89,7 @@ pub enum NetworkError {
     #[error(transparent)]
     Names(#[from] dns::DnsError),
     /// The stop signal for the DNS forwarder cannot be made.
-    #[error("cannot make a pipe")]
+    #[error("cannot create a pipe")]
     Pipe(#[source] std::io::Error),
     /// Another crabbox holds the host network lock, or the lock cannot be taken.
     #[error(transparent)]
@@ -119,7 +119,7 @@ impl Fault for NetworkError {
                     .to_owned(),
             ],
             Self::Cni(_) => vec![
-                "`crabbox doctor --provider firecracker` checks the plugins; --firecracker-network nat does without them"
+                "`crabbox doctor --provider firecracker` checks the plugins; --firecracker-network nat does not need them"
                     .to_owned(),
             ],
             Self::Namespace(_) | Self::Nat(_) | Self::Map(_) => {

@@ -45,7 +45,7 @@ pub enum ReadyError {
         missing: &'static str,
     },
     /// The command that asked for the lease is gone or was interrupted.
-    #[error("the command that asked for it gave up")]
+    #[error("the command that requested it gave up")]
     Cancelled,
     /// The listener failed.
     #[error("cannot listen for the guest")]
@@ -58,7 +58,7 @@ impl ReadyError {
         match self {
             Self::Ended => vec!["the guest's console above says why; `crabbox doctor` checks kernel and image".to_owned()],
             Self::TimedOut { .. } => vec![
-                "the guest's console above shows how far it came; a slow host needs a larger firecracker.launchTimeout"
+                "the guest's console above shows how far it got; a slow host needs a larger firecracker.launchTimeout"
                     .to_owned(),
             ],
             Self::Cancelled | Self::Listen(_) => Vec::new(),

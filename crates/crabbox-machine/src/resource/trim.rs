@@ -75,7 +75,7 @@ impl From<HoleError> for Over {
             HoleError::Outside { .. } => "that is no part of the disk".to_owned(),
             HoleError::Unsupported => "the host's file system cannot free parts of a file".to_owned(),
             HoleError::File(_) | HoleError::NotPrivate { .. } => {
-                "the host cannot look at the disk".to_owned()
+                "the host cannot examine the disk".to_owned()
             }
         })
     }

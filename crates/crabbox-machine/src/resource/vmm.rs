@@ -67,7 +67,7 @@ pub enum VmmError {
     #[error(transparent)]
     Process(#[from] ProcessError),
     /// The console pipe could not be passed on.
-    #[error("cannot hand the console to the VMM")]
+    #[error("cannot pass the console to the VMM")]
     Console(#[source] std::io::Error),
     /// It ended before it answered.
     #[error("{} ended before its API answered", program.display())]
@@ -85,7 +85,7 @@ pub enum VmmError {
     #[error(transparent)]
     Socket(#[from] SocketError),
     /// Its disk could not be measured.
-    #[error("cannot look at {}", path.display())]
+    #[error("cannot inspect {}", path.display())]
     Disk {
         /// The disk.
         path: PathBuf,
@@ -97,19 +97,19 @@ pub enum VmmError {
     #[error(transparent)]
     Api(#[from] ClientError),
     /// It has another file open than the intended one.
-    #[error("it did not open {} as it was placed", path.display())]
+    #[error("it did not open {} where it was placed", path.display())]
     OtherFile {
         /// The file.
         path: PathBuf,
     },
     /// The lease's launch timeout passed before it had started the guest.
-    #[error("it had not started the guest when the launch timeout was over")]
+    #[error("it had not started the guest when the launch timeout expired")]
     TimedOut,
     /// Writing the memory of a snapshot took too long.
     #[error("it had not written the guest's memory to the state directory after {FREEZE_LIMIT:?}")]
     FreezeTimedOut,
     /// The command that asked for the lease is gone or was interrupted.
-    #[error("the command that asked for it gave up")]
+    #[error("the command that requested it gave up")]
     Cancelled,
 }
 
@@ -230,7 +230,6 @@ pub fn plan(
                     values: limits(request),
                 },
                 resource_limits: file_limits(request, home)?,
-                new_pid_ns: false,
                 options,
             };
             (
@@ -424,7 +423,7 @@ pub fn start(plan: &Plan, pipe: &File) -> Result<Running, VmmError> {
 pub(crate) fn start_guest(plan: &Plan, vmm: &Running, patience: Patience<'_>) -> Result<(), VmmError> {
     match &plan.told {
         Told::Boot(boot) => ask(plan, vmm, patience, REQUEST_LIMIT, |client| {
-            boot_plan::boot(client, boot).map(drop)
+            boot_plan::boot(client, boot)
         }),
         Told::Load(load, files) => {
             ask(plan, vmm, patience, REQUEST_LIMIT, |client| {

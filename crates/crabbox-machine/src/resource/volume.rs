@@ -290,7 +290,7 @@ pub(crate) fn give_back(places: &Places, dir: &Path, lease: &LeaseId) -> Result<
             // counts as holder.
             tracing::warn!(
                 dir = %dir.display(),
-                "a volume is given back without its record: {}",
+                "a volume is released without its record: {}",
                 fault::chain(&error)
             );
             return Ok(());

@@ -86,21 +86,21 @@ pub enum PassageError {
         source: NetnsError,
     },
     /// A link or an address could not be configured.
-    #[error("cannot set up the links of a packet's way")]
+    #[error("cannot set up the links of the forwarding test")]
     Link {
         /// The underlying error.
         #[from]
         source: NetlinkError,
     },
     /// The tap device could not be made.
-    #[error("cannot set up the far side of a packet's way")]
+    #[error("cannot set up the far side of the forwarding test")]
     Tap {
         /// The underlying error.
         #[from]
         source: TapError,
     },
     /// Forwarding or the table could not be configured.
-    #[error("cannot set up the rules of a packet's way")]
+    #[error("cannot set up the rules of the forwarding test")]
     Rules {
         /// The underlying error.
         #[from]

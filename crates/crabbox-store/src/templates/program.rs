@@ -23,7 +23,7 @@ const SETTLED: i64 = 2;
 
 /// The SHA-256 of `program`, cached in `dir` if that exists and is writable.
 pub(super) fn digest(dir: &Path, program: &Path) -> Result<String, FileError> {
-    let fail = |source| FileError::io("look at", program, source);
+    let fail = |source| FileError::io("inspect", program, source);
     let known = known(&dir.join(KNOWN));
     let before = std::fs::metadata(program).map_err(fail)?;
     let identity = identity(&before);

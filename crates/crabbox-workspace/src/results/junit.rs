@@ -19,7 +19,7 @@ pub enum JunitError {
     #[error("it is not well-formed XML: {0}")]
     Xml(#[from] quick_xml::Error),
     /// It claims an encoding that it does not have.
-    #[error("it begins as UTF-16 and is none")]
+    #[error("it begins as UTF-16 but is not valid UTF-16")]
     Encoding,
     /// It uses an entity, which could hide a failed element.
     #[error("it uses the entity &{name};, which is not expanded")]

@@ -220,7 +220,7 @@ impl Required {
         let absent = |why: &str| Ok(Judgement::Absent(why.to_owned()));
         match answer.status {
             RemoteStatus::Exited(0) if answer.stdout.len() > FILE_BYTES => {
-                absent("it is larger than 5 MiB, and so not looked at")
+                absent("it is larger than 5 MiB, and was not read")
             }
             RemoteStatus::Exited(0) => Ok(Judgement::Held(self.violations(answer.stdout))),
             RemoteStatus::Exited(NO_FILE) => absent("there is no such file"),
@@ -286,7 +286,7 @@ impl Found {
             return;
         }
         self.lines.push(if self.lines.len() == VIOLATIONS {
-            "(root): there are more violations than are told".to_owned()
+            "(root): there are more violations, which are not shown".to_owned()
         } else {
             let at = if instance.is_empty() { "(root)" } else { instance };
             format!("{at}: does not satisfy JSON Schema constraint {keyword}")

@@ -11,7 +11,7 @@ use super::lease::duration;
 /// `setup`.
 #[derive(Debug, Subcommand)]
 pub(crate) enum SetupCommand {
-    /// Bring everything that Firecracker leases need to this host, or take it away again
+    /// Install everything that Firecracker leases need on this host, or remove it
     Firecracker(Box<SetupArgs>),
 }
 
@@ -21,16 +21,16 @@ pub(crate) struct SetupArgs {
     /// Only report what would be done
     #[arg(long)]
     pub(crate) dry_run: bool,
-    /// Take away what setup made, and nothing else
+    /// Remove only what setup installed
     #[arg(long)]
     pub(crate) remove: bool,
-    /// Do it without asking
+    /// Do not ask for confirmation
     #[arg(long)]
     pub(crate) yes: bool,
-    /// Let owners lease here from their own machines over SSH; with --remove, take only that away
+    /// Let remote owners lease here over SSH; with --remove, remove only that
     #[arg(long)]
     pub(crate) serve: bool,
-    /// An owner with a public key, or with the file of one; may be repeated
+    /// A remote owner with a public key or the file of one; may be repeated
     #[arg(
         long,
         value_name = "NAME=KEY|FILE",
@@ -38,7 +38,7 @@ pub(crate) struct SetupArgs {
         conflicts_with = "remove"
     )]
     pub(crate) owner: Vec<String>,
-    /// An owner who may not come any more; may be repeated
+    /// A remote owner to remove; may be repeated
     #[arg(long, value_name = "NAME", requires = "serve", conflicts_with = "remove")]
     pub(crate) remove_owner: Vec<String>,
     /// Start from this bundle instead of building the image here
@@ -60,9 +60,9 @@ pub(crate) struct SetupArgs {
 pub(crate) enum ImageCommand {
     /// Build an image from Debian packages, a directory, a tar archive or an OCI image
     Build(ImageBuildArgs),
-    /// Take a ready kernel and ext4 root file system, or a bundle, as an image
+    /// Import a kernel and an ext4 root file system, or a bundle, as an image
     Import(ImageImportArgs),
-    /// Write an image into one file, from which other hosts are set up
+    /// Write an image to a bundle, a file from which other hosts are set up
     Export(ImageExportArgs),
     /// List the images
     #[command(alias = "ls")]
@@ -74,9 +74,9 @@ pub(crate) enum ImageCommand {
     /// Remove an image
     #[command(alias = "remove")]
     Rm(ImageRemoveArgs),
-    /// Freeze a machine of the image that leases run, so that new ones need not boot
+    /// Snapshot a booted guest as a template, from which new leases are restored instead of booting
     Warm(Box<ImageWarmArgs>),
-    /// Remove images that nothing needs, and what killed builds left
+    /// Remove images that nothing needs, and leftovers of killed builds
     Gc(ImageGcArgs),
 }
 
@@ -86,26 +86,26 @@ pub(crate) struct ImageBuildArgs {
     /// Name for the image; leases use the one called default
     #[arg(long, value_name = "NAME", default_value = "default")]
     pub(crate) name: String,
-    /// Take this tree instead of Debian packages: a directory, a tar archive, oci:DIR[:TAG], oci-archive:FILE[:TAG] or
+    /// Use this tree instead of Debian packages: a directory, a tar archive, oci:DIR[:TAG], oci-archive:FILE[:TAG] or
     /// docker-archive:FILE[:TAG]
     #[arg(long, value_name = "SOURCE", conflicts_with_all = ["suite", "package", "script"])]
     pub(crate) from: Option<String>,
     /// Use the kernel of this image [default: the tree's own, or that of the image that leases use]
     #[arg(long, value_name = "IMAGE", requires = "from")]
     pub(crate) kernel_of: Option<String>,
-    /// Whose process 1 runs in the guest once it is set up
+    /// Which process 1 runs in the guest once it is set up
     #[arg(long, value_enum, value_name = "INIT", default_value_t = InitChoice::None)]
     pub(crate) init: InitChoice,
     /// Debian suite
     #[arg(long, value_name = "SUITE")]
     pub(crate) suite: Option<String>,
-    /// Install this package too; can be given again
+    /// Install this package too; may be repeated
     #[arg(long, value_name = "PACKAGE")]
     pub(crate) package: Vec<String>,
-    /// Run this script in the image as root when all packages are in
+    /// Run this script in the image as root once all packages are installed
     #[arg(long, value_name = "PATH")]
     pub(crate) script: Option<PathBuf>,
-    /// Use this static crabbox-guest instead of the one inside this program
+    /// Use this static crabbox-guest instead of the embedded one
     #[arg(long, value_name = "PATH")]
     pub(crate) guest_binary: Option<PathBuf>,
     /// Print one JSON document; events go to standard error
@@ -156,7 +156,7 @@ pub(crate) struct ImageExportArgs {
     /// Name or digest of the image
     #[arg(value_name = "IMAGE")]
     pub(crate) image: Option<String>,
-    /// The new file; compressed when its name ends in .gz
+    /// The new file; compressed if its name ends in .gz
     #[arg(value_name = "FILE")]
     pub(crate) file: Option<PathBuf>,
 }
@@ -183,7 +183,7 @@ pub(crate) struct ImageNameArgs {
 /// `image rm`.
 #[derive(Debug, Args)]
 pub(crate) struct ImageRemoveArgs {
-    /// Remove it although leases run from it; they keep their disks
+    /// Remove it even if leases run from it; they keep their disks
     #[arg(long)]
     pub(crate) force: bool,
     /// Print JSON

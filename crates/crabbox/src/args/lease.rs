@@ -34,25 +34,25 @@ pub(crate) struct WarmupArgs {
     /// Name for the new lease
     #[arg(long, value_name = "NAME")]
     pub(crate) slug: Option<String>,
-    /// Keep the lease until it is stopped or runs out
+    /// Keep the lease until it is stopped or expires
     #[arg(long, default_value_t = true)]
     pub(crate) keep: bool,
     /// Take over a lease that another repository claimed
     #[arg(long)]
     pub(crate) reclaim: bool,
-    /// Set this host up first when it never was
+    /// Set up this host first if necessary, without asking
     #[arg(long)]
     pub(crate) yes: bool,
-    /// Print the lease as JSON, as status does, in place of lines
+    /// Print the lease as JSON, as `status --json` does, instead of lines
     #[arg(long)]
     pub(crate) json: bool,
     /// Print timings as one line of JSON on standard error
     #[arg(long)]
     pub(crate) timing_json: bool,
-    /// Tell everything on standard error as JSON lines
+    /// Write all events to standard error as JSON lines
     #[arg(long)]
     pub(crate) json_events: bool,
-    /// Tell everything that a script is told, on a terminal too
+    /// Print all progress lines, even on a terminal
     #[arg(long)]
     pub(crate) verbose: bool,
     /// Flags that set configuration keys.
@@ -70,7 +70,7 @@ pub(crate) struct SshArgs {
     /// Take over a lease that another repository claimed
     #[arg(long)]
     pub(crate) reclaim: bool,
-    /// Print secrets in full; a lease of this program has none on its command line
+    /// Print secrets in full; the command line of a lease of this program has none
     #[arg(long, hide = true)]
     pub(crate) show_secret: bool,
     /// Flags that set configuration keys.
@@ -105,7 +105,7 @@ pub(crate) struct StatusArgs {
     /// How long to wait
     #[arg(long, value_name = "DURATION", default_value = "5m", value_parser = duration)]
     pub(crate) wait_timeout: GoDuration,
-    /// Go on showing it until Ctrl-C, or until the lease is gone
+    /// Refresh until Ctrl-C, or until the lease is gone
     #[arg(long, conflicts_with = "wait")]
     pub(crate) watch: bool,
     /// Print JSON
@@ -122,13 +122,13 @@ pub(crate) struct ListArgs {
     /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,
-    /// Also list machines that no claim of this user names, those that wait in a pool among them
+    /// Also list machines without a claim of this user, pool members among them
     #[arg(long)]
     pub(crate) all: bool,
-    /// Look at the machines themselves, not only at the records
+    /// Check the machines themselves, not only the records
     #[arg(long)]
     pub(crate) refresh: bool,
-    /// Go on showing them until Ctrl-C
+    /// Refresh until Ctrl-C
     #[arg(long)]
     pub(crate) watch: bool,
     /// Flags that set configuration keys.
@@ -222,22 +222,22 @@ pub(crate) struct LogsArgs {
     /// The lease.
     #[command(flatten)]
     pub(crate) lease: LeaseName,
-    /// Show the guest's serial console; this is what is shown without a choice
+    /// Show the guest's serial console (the default)
     #[arg(long)]
     pub(crate) console: bool,
-    /// Show what the VMM wrote instead
+    /// Show the VMM's log instead
     #[arg(long)]
     pub(crate) vmm: bool,
-    /// Show what the lease's supervisor did instead
+    /// Show the log of the lease's supervisor instead
     #[arg(long)]
     pub(crate) supervisor: bool,
-    /// With --supervisor: what the running supervisor logs from now on, as CRABBOX_LOG
+    /// With --supervisor: set the log filter of the running supervisor, in the syntax of CRABBOX_LOG
     #[arg(long, value_name = "FILTER")]
     pub(crate) level: Option<String>,
-    /// How many lines from the end, 0 for all
+    /// Number of lines from the end; 0 for all
     #[arg(long, value_name = "LINES", default_value_t = 0)]
     pub(crate) tail: usize,
-    /// Go on showing what is written until the lease ends
+    /// Follow the log until the lease ends
     #[arg(long)]
     pub(crate) follow: bool,
     /// Print the log as one JSON document
@@ -257,10 +257,10 @@ pub(crate) struct CpArgs {
     /// Lease id or slug
     #[arg(long, value_name = "LEASE")]
     pub(crate) id: Option<String>,
-    /// Copy what symbolic links lead to
+    /// Copy the targets of symbolic links
     #[arg(long = "L")]
     pub(crate) follow_links: bool,
-    /// Where from and where to
+    /// Source and destination
     #[arg(value_name = "PATH")]
     pub(crate) operands: Vec<String>,
     /// Flags that set configuration keys.
@@ -275,10 +275,10 @@ pub(crate) struct TunnelArgs {
     /// Lease id or slug
     #[arg(long, value_name = "LEASE")]
     pub(crate) id: Option<String>,
-    /// Claim the lease for this repository, and take it over where another one claimed it
+    /// Claim the lease for this repository, even if another one claimed it
     #[arg(long)]
     pub(crate) reclaim: bool,
-    /// Port on this machine; a free one without it
+    /// Local port [default: a free one]
     #[arg(long, value_name = "PORT")]
     pub(crate) local_port: Option<u16>,
     /// Port in the lease

@@ -11,9 +11,9 @@ use super::keys::{ConfigShowSet, DoctorSet, KeyFlags, LeaseSet};
 pub(crate) enum ConfigCommand {
     /// Print the path of your configuration file
     Path,
-    /// Print the configuration that all layers resolve to
+    /// Print the effective configuration
     Show(ConfigShowArgs),
-    /// Print where the value of a key comes from
+    /// Print the source of a key's value
     Explain(ConfigExplainArgs),
 }
 
@@ -93,9 +93,9 @@ pub(crate) struct ProvidersFilterArgs {
 pub(crate) enum ProvidersCommand {
     /// Show what a provider can do and which flags it has
     Describe(ProvidersDescribeArgs),
-    /// Show what the filters of `providers` take
+    /// Show the values that the filters of `providers` accept
     Filters(ProvidersFiltersArgs),
-    /// Rank the providers for a use
+    /// Rank the providers for a use case
     Recommend(Box<ProvidersRecommendArgs>),
 }
 
@@ -126,7 +126,7 @@ pub(crate) struct ProvidersRecommendArgs {
     /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,
-    /// How many to name at most
+    /// Maximum number of providers to show
     #[arg(
         long,
         value_name = "NUMBER",
@@ -134,10 +134,10 @@ pub(crate) struct ProvidersRecommendArgs {
         allow_negative_numbers = true
     )]
     pub(crate) limit: i64,
-    /// The use, when it is not given as an argument
+    /// The use case, if not given as an argument
     #[arg(long, value_name = "USE-CASE")]
     pub(crate) use_case: Option<String>,
-    /// The use; without one, those that are known are listed
+    /// The use case; without one, the known ones are listed
     #[arg(value_name = "USE-CASE")]
     pub(crate) words: Vec<String>,
     /// Which of them.
@@ -154,19 +154,19 @@ pub(crate) struct DoctorArgs {
     /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,
-    /// Look at every provider, not at the one that is chosen
+    /// Check every provider, not only the selected one
     #[arg(long, conflicts_with = "id")]
     pub(crate) all: bool,
-    /// With --all: only these providers, with commas between them
+    /// With --all, only these providers, separated by commas
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     pub(crate) providers: Vec<String>,
-    /// Look at the Slurm configuration of the fleet that this host belongs to, and at nothing else
+    /// Check only the Slurm configuration of the fleet that this host belongs to
     #[arg(long, conflicts_with_all = ["id", "all", "probe", "prepare_check", "doctor_probe_ssh"])]
     pub(crate) fleet: bool,
-    /// Also find everything that a lease is made of, and make nothing
+    /// Also resolve everything that a lease would use, without creating one
     #[arg(long)]
     pub(crate) prepare_check: bool,
-    /// Also boot a tiny guest for a moment, the only proof that KVM works
+    /// Also boot a tiny guest briefly, the only proof that KVM works
     #[arg(long)]
     pub(crate) probe: bool,
     /// Also log in to the static host
@@ -198,7 +198,7 @@ pub(crate) struct ClaimsListArgs {
 /// `sync-plan`.
 #[derive(Debug, Args)]
 pub(crate) struct SyncPlanArgs {
-    /// How many files and directories to name
+    /// Number of files and directories to list
     #[arg(long, value_name = "NUMBER", default_value_t = 20)]
     pub(crate) limit: usize,
     /// Print JSON

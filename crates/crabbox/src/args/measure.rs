@@ -11,14 +11,14 @@ use super::lease::LeaseName;
 /// `cache`.
 #[derive(Debug, Subcommand)]
 pub(crate) enum CacheCommand {
-    /// Show what the caches of a lease take
+    /// Show the size of each cache of a lease
     #[command(alias = "list")]
     Stats(CacheStatsArgs),
-    /// Run a command in a lease that fills its caches
+    /// Run a command in a lease to fill its caches
     Warm(CacheWarmArgs),
     /// Empty the caches of a lease
     Purge(CachePurgeArgs),
-    /// Show the drives that outlive their leases, or remove one
+    /// List cache volumes, or remove one
     Volumes(CacheVolumesArgs),
 }
 
@@ -66,7 +66,7 @@ pub(crate) struct CachePurgeArgs {
     /// Which caches: pnpm, npm, docker, git or all
     #[arg(long, value_name = "KIND", default_value = "all")]
     pub(crate) kind: String,
-    /// Confirm it
+    /// Required: confirms the deletion
     #[arg(long)]
     pub(crate) force: bool,
     /// Take over a lease that another repository claimed
@@ -83,10 +83,10 @@ pub(crate) struct CacheVolumesArgs {
     /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,
-    /// Remove this volume, named by its name or key, with all that is in it
+    /// Remove the volume with this name or key, and all data in it
     #[arg(long, value_name = "NAME", conflicts_with = "json")]
     pub(crate) remove: Option<String>,
-    /// Confirm it
+    /// Required: confirms the deletion
     #[arg(long)]
     pub(crate) force: bool,
 }
@@ -94,21 +94,21 @@ pub(crate) struct CacheVolumesArgs {
 /// `bench`.
 #[derive(Debug, Subcommand)]
 pub(crate) enum BenchCommand {
-    /// Run a command several times and record what each run took
+    /// Run a command several times and record the time of each run
     Run(BenchRunArgs),
-    /// Record the timings of a run that was made elsewhere
+    /// Record the timings of a run from elsewhere
     Record(BenchRecordArgs),
-    /// Show what was recorded
+    /// Show the recorded timings
     Report(BenchReportArgs),
 }
 
 /// What a record says of the state that a run began in.
 #[derive(Debug, Clone, Copy, Args)]
 pub(crate) struct ColdArgs {
-    /// Mark what is recorded as of a cold run
+    /// Mark the records as cold runs
     #[arg(long)]
     pub(crate) cold: bool,
-    /// Mark what is recorded as of a warm one
+    /// Mark the records as warm runs
     #[arg(long)]
     pub(crate) warm: bool,
 }
@@ -122,13 +122,13 @@ pub(crate) struct BenchRunArgs {
     /// The file of records: default or a path
     #[arg(long, value_name = "PATH", default_value = "default")]
     pub(crate) store: String,
-    /// Providers, with commas between them
+    /// Providers, separated by commas
     #[arg(long, value_name = "LIST")]
     pub(crate) providers: Vec<String>,
     /// One provider
     #[arg(long, value_name = "NAME")]
     pub(crate) provider: Vec<String>,
-    /// How often on each provider
+    /// Number of runs on each provider
     #[arg(long, value_name = "NUMBER", default_value_t = 1)]
     pub(crate) repeats: i64,
     /// Cold or warm.
@@ -149,16 +149,16 @@ pub(crate) struct BenchRecordArgs {
     /// The line that `run --timing-json` printed: a file, or - for standard input
     #[arg(long, value_name = "PATH", default_value = "-")]
     pub(crate) timing_json: PathBuf,
-    /// Where it is from, for the report
+    /// Source of the record, for the report
     #[arg(long, value_name = "TEXT", default_value = "bench-record")]
     pub(crate) source: String,
-    /// The command as a text, in place of its words
+    /// The command as one text, instead of arguments
     #[arg(long, value_name = "TEXT", default_value = "")]
     pub(crate) command: String,
     /// Cold or warm.
     #[command(flatten)]
     pub(crate) cold: ColdArgs,
-    /// Which repeat it was, counted from 1
+    /// Number of the repetition, counted from 1
     #[arg(long, value_name = "NUMBER", default_value_t = 0)]
     pub(crate) repeat_index: i64,
     /// The command and its arguments
@@ -172,7 +172,7 @@ pub(crate) struct BenchReportArgs {
     /// The file of records: default or a path
     #[arg(long, value_name = "PATH", default_value = "default")]
     pub(crate) store: String,
-    /// Only these providers, with commas between them
+    /// Only these providers, separated by commas
     #[arg(long, value_name = "LIST")]
     pub(crate) providers: Vec<String>,
     /// Only this provider
@@ -181,10 +181,10 @@ pub(crate) struct BenchReportArgs {
     /// Only this command, by its fingerprint
     #[arg(long, value_name = "SHA256", default_value = "")]
     pub(crate) command_fingerprint: String,
-    /// Only what was recorded in this time until now: 7d, 24h
+    /// Only records of this time until now, such as 7d or 24h
     #[arg(long, value_name = "DURATION", default_value = "")]
     pub(crate) since: String,
-    /// How many runs that succeeded are enough
+    /// Minimum number of successful runs
     #[arg(long, value_name = "NUMBER", default_value_t = 2)]
     pub(crate) min_samples: i64,
     /// Print JSON

@@ -52,18 +52,18 @@ use crabbox_core::config::FlagValue;
 use crate::goflags::{Problem, Stop, UsageError, normalise};
 use crate::ui::Verbosity;
 
-/// Lease a throw-away Linux machine, sync the working tree into it, run a command there, give it back.
+/// Lease a throw-away Linux machine, sync the working tree into it, run a command there, release it.
 #[derive(Debug, Parser)]
 #[command(
     name = "crabbox",
     disable_help_subcommand = true,
     disable_version_flag = true,
     args_override_self = true,
-    after_help = "After the name of any command, -v tells on standard error what is done and how long it takes, -vv every detail."
+    after_help = "After the name of any command, -v shows on standard error what is done and how long it takes, -vv every detail."
 )]
 #[command(subcommand_required = true)]
 pub(crate) struct Cli {
-    /// Tell on standard error what is done. Hidden: it is said once, in the program's own help, and not on every command's page.
+    /// Show on standard error what is done. Hidden: it is said once, in the program's own help, and not on every command's page.
     /// Its id is its own: a command whose `--verbose` had the same would not have it.
     #[arg(id = "v", long = "v", global = true, hide = true)]
     verbose: bool,
@@ -93,16 +93,16 @@ pub(crate) enum Command {
     Warmup(WarmupArgs),
     /// Sync the working tree to a machine and run a command there
     Run(Box<RunArgs>),
-    /// Run a command again each time that the working tree has changed
+    /// Run a command again each time the working tree changes
     Watch(WatchArgs),
     /// Run commands that the configuration names
     #[command(subcommand)]
     Job(JobCommand),
     /// Write the files that make a repository ready
     Init(InitArgs),
-    /// Bring back what has changed in a lease
+    /// Copy changes from a lease back to the working tree
     Pull(PullArgs),
-    /// Lease a machine ahead of its use and look whether it is fit
+    /// Lease a machine in advance and check that it works
     Prewarm(PrewarmArgs),
     /// Print the ssh command line of a lease
     Ssh(SshArgs),
@@ -112,33 +112,33 @@ pub(crate) enum Command {
     Status(StatusArgs),
     /// List leases
     List(ListArgs),
-    /// Keep leases ready ahead of their use
+    /// Keep leases ready for use
     #[command(subcommand)]
     Pool(PoolCommand),
-    /// Give a lease back
+    /// Release a lease
     #[command(alias = "release")]
     Stop(StopArgs),
     /// Show everything about a lease
     Inspect(InspectArgs),
-    /// Remove leases that ended and whatever they left behind
+    /// Remove leases that ended and everything that they left behind
     Cleanup(CleanupArgs),
-    /// Remove leases that ended and whatever they left behind
+    /// Remove leases that ended and everything that they left behind
     #[command(subcommand, hide = true)]
     Machine(MachineCommand),
-    /// Keep a lease from running into its idle timeout
+    /// Reset the idle timeout of a lease
     Heartbeat(HeartbeatArgs),
     /// Show the console, VMM log or supervisor log of a lease
     Logs(LogsArgs),
     /// Copy files into or out of a lease
     Cp(CpArgs),
-    /// Reach a port of a lease on a port of this machine
+    /// Forward a local port to a port of a lease
     Tunnel(TunnelArgs),
-    /// Name forwards of ports of a lease that stay until it ends
+    /// Manage named port forwards that last until the lease ends
     Ports(PortsArgs),
-    /// Look after the caches of a lease
+    /// Manage the caches of a lease
     #[command(subcommand)]
     Cache(CacheCommand),
-    /// Measure runs, and compare what was measured
+    /// Measure runs and compare the results
     #[command(subcommand)]
     Bench(BenchCommand),
     /// Pause a lease; no provider of this program can
@@ -147,14 +147,14 @@ pub(crate) enum Command {
     /// Resume a lease; no provider of this program can
     #[command(hide = true)]
     Resume(PauseArgs),
-    /// Show what a sync of the working tree would bring
+    /// Show what a sync of the working tree would send
     SyncPlan(SyncPlanArgs),
     /// Check whether this host can lease machines
     Doctor(DoctorArgs),
     /// Prepare this host for leases, or undo it
     #[command(subcommand)]
     Setup(SetupCommand),
-    /// Make and look after guest images
+    /// Build and manage guest images
     #[command(subcommand)]
     Image(ImageCommand),
     /// Show local claims on leases
@@ -170,7 +170,7 @@ pub(crate) enum Command {
     Adapter(AdapterCommand),
     /// Verify a signed receipt of a run
     Verify(VerifyArgs),
-    /// Go the whole way of a lease once, and write down what was seen for others to check
+    /// Run the complete lifecycle of a lease once, and write a report that others can verify
     Proof(Box<ProofArgs>),
     /// Print a completion script for a shell
     Completions(CompletionsArgs),
@@ -208,7 +208,7 @@ pub(crate) enum Command {
 /// `machine cleanup`, another name of `cleanup`.
 #[derive(Debug, Subcommand)]
 pub(crate) enum MachineCommand {
-    /// Remove leases that ended and whatever they left behind
+    /// Remove leases that ended and everything that they left behind
     Cleanup(CleanupArgs),
 }
 

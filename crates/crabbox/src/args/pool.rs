@@ -8,11 +8,11 @@ use super::lease::ListArgs;
 /// `pool`.
 #[derive(Debug, Subcommand)]
 pub(crate) enum PoolCommand {
-    /// Make leases until as many wait as firecracker.pool says
+    /// Create leases until the pool has firecracker.pool members
     Fill(Box<PoolFillArgs>),
-    /// End every lease that waits
+    /// End all pool members
     Drain(Box<PoolDrainArgs>),
-    /// List leases, those that wait among them
+    /// List leases, pool members among them
     List(Box<ListArgs>),
 }
 

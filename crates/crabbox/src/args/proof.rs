@@ -10,13 +10,13 @@ use super::keys::{KeyFlags, LeaseSet};
 #[derive(Debug, Args)]
 #[command(override_usage = "crabbox proof [--output PATH] [flags]\n       crabbox proof --check FILE")]
 pub(crate) struct ProofArgs {
-    /// Check the proof in this file, and lease nothing
+    /// Verify the proof in this file, without leasing anything
     #[arg(long, value_name = "FILE", conflicts_with_all = ["output", "yes"])]
     pub(crate) check: Option<PathBuf>,
-    /// Where to write it: a file that is not there yet, or a directory
+    /// Where to write it: a new file, or a directory
     #[arg(long, value_name = "PATH", default_value = "crabbox-proof.md")]
     pub(crate) output: PathBuf,
-    /// Set this host up first when it never was
+    /// Set up this host first if necessary, without asking
     #[arg(long)]
     pub(crate) yes: bool,
     /// Flags that set configuration keys.

@@ -23,13 +23,13 @@ pub(crate) struct RunArgs {
     /// Keep the new lease when the run fails
     #[arg(long)]
     pub(crate) keep_on_failure: bool,
-    /// When to give the lease back, whether it is new or not
+    /// When to release the lease, whether it is new or not
     #[arg(long, value_name = "WHEN", value_enum)]
     pub(crate) stop_after: Option<StopAfter>,
     /// Take over a lease that another repository claimed
     #[arg(long)]
     pub(crate) reclaim: bool,
-    /// Set this host up first when it never was
+    /// Set up this host first if necessary, without asking
     #[arg(long)]
     pub(crate) yes: bool,
     /// What is synced, and how.
@@ -49,16 +49,16 @@ pub(crate) struct RunArgs {
 /// The part of `run` that concerns the working tree.
 #[derive(Debug, Args)]
 pub(crate) struct RunSyncArgs {
-    /// Leave the remote tree as it is
+    /// Do not sync
     #[arg(long)]
     pub(crate) no_sync: bool,
-    /// Sync and run nothing
+    /// Sync only; do not run a command
     #[arg(long)]
     pub(crate) sync_only: bool,
-    /// Empty the remote tree first
+    /// Delete the remote tree before syncing
     #[arg(long, alias = "fresh-sync")]
     pub(crate) full_resync: bool,
-    /// Show how long each step of the sync took
+    /// Show the time of each step of the sync
     #[arg(long)]
     pub(crate) debug: bool,
     /// Skip hydration; this program never hydrates
@@ -69,28 +69,28 @@ pub(crate) struct RunSyncArgs {
 /// The part of `run` that concerns the command.
 #[derive(Debug, Args)]
 pub(crate) struct RunCommandArgs {
-    /// Join the words with blanks and hand them to a shell
+    /// Join the arguments with spaces and run them in a shell
     #[arg(long)]
     pub(crate) shell: bool,
-    /// Upload this file and run it with the words as its arguments
+    /// Upload this file and run it with the arguments
     #[arg(long, value_name = "PATH")]
     pub(crate) script: Option<PathBuf>,
     /// Read a script from standard input and run it
     #[arg(long)]
     pub(crate) script_stdin: bool,
-    /// Run the command that the configuration has under this name
+    /// Run the command of this preset
     #[arg(long, value_name = "NAME")]
     pub(crate) preset: Option<String>,
-    /// What {{NAME}} stands for in the preset and in variables of the configuration
+    /// Value of {{NAME}} in the preset and in variables of the configuration
     #[arg(long, value_name = "NAME=VALUE")]
     pub(crate) preset_var: Vec<String>,
-    /// What {{scenario}} stands for there
+    /// Value of {{scenario}} there
     #[arg(long, value_name = "TEXT")]
     pub(crate) scenario: Option<String>,
-    /// Hand this variable to the command too
+    /// Also forward this environment variable
     #[arg(long, value_name = "NAME")]
     pub(crate) allow_env: Vec<String>,
-    /// Hand on the allowed variables of this file in `.env` syntax
+    /// Forward the allowed variables of this file in `.env` syntax
     #[arg(long, value_name = "FILE")]
     pub(crate) env_from_profile: Vec<PathBuf>,
     /// Leave a program of this name in .crabbox/env that runs its arguments with those variables
@@ -122,7 +122,7 @@ pub(crate) struct RunResultArgs {
     /// Copy a remote file here after success
     #[arg(long, value_name = "REMOTE=LOCAL")]
     pub(crate) download: Vec<String>,
-    /// Bring back the files that match
+    /// Copy files that match from the lease
     #[arg(long, value_name = "PATTERN")]
     pub(crate) artifact_glob: Vec<String>,
     /// Fail unless a file matches
@@ -134,7 +134,7 @@ pub(crate) struct RunResultArgs {
     /// Write a proof of the run in Markdown to this file after success
     #[arg(long, value_name = "PATH")]
     pub(crate) emit_proof: Option<PathBuf>,
-    /// Write it by the template that the configuration has under this name
+    /// Write the proof from this template of the configuration
     #[arg(long, value_name = "NAME")]
     pub(crate) proof_template: Option<String>,
     /// Write a signed receipt of the run to this file
@@ -146,10 +146,10 @@ pub(crate) struct RunResultArgs {
     /// Print timings as one line of JSON on standard error
     #[arg(long)]
     pub(crate) timing_json: bool,
-    /// Tell everything on standard error as JSON lines
+    /// Write all events to standard error as JSON lines
     #[arg(long)]
     pub(crate) json_events: bool,
-    /// Tell everything that a script is told, on a terminal too
+    /// Print all progress lines, even on a terminal
     #[arg(long)]
     pub(crate) verbose: bool,
     /// Append timings to a file, or to the default one

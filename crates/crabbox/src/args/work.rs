@@ -25,34 +25,34 @@ pub(crate) struct WatchArgs {
     /// Take over a lease that another repository claimed
     #[arg(long)]
     pub(crate) reclaim: bool,
-    /// Set this host up first when it never was
+    /// Set up this host first if necessary, without asking
     #[arg(long)]
     pub(crate) yes: bool,
-    /// How long the tree must be left alone before the command runs again
+    /// How long the tree must stay unchanged before the command runs again
     #[arg(long, value_name = "DURATION", default_value = "250ms", value_parser = duration)]
     pub(crate) debounce: GoDuration,
-    /// End after this time without a change; the idle timeout of the lease unless given
+    /// End after this time without a change [default: the idle timeout of the lease]
     #[arg(long, value_name = "DURATION", value_parser = duration)]
     pub(crate) idle_exit: Option<GoDuration>,
-    /// Join the words with blanks and hand them to a shell
+    /// Join the arguments with spaces and run them in a shell
     #[arg(long)]
     pub(crate) shell: bool,
     /// Run the command of this preset
     #[arg(long, value_name = "NAME")]
     pub(crate) preset: Option<String>,
-    /// What {{NAME}} stands for in the preset and in variables of the configuration
+    /// Value of {{NAME}} in the preset and in variables of the configuration
     #[arg(long, value_name = "NAME=VALUE")]
     pub(crate) preset_var: Vec<String>,
-    /// What {{scenario}} stands for there
+    /// Value of {{scenario}} there
     #[arg(long, value_name = "TEXT")]
     pub(crate) scenario: Option<String>,
-    /// Hand this variable to the command too
+    /// Also forward this environment variable
     #[arg(long, value_name = "NAME")]
     pub(crate) allow_env: Vec<String>,
-    /// Tell everything on standard error as JSON lines
+    /// Write all events to standard error as JSON lines
     #[arg(long)]
     pub(crate) json_events: bool,
-    /// Tell everything that a script is told, on a terminal too
+    /// Print all progress lines, even on a terminal
     #[arg(long)]
     pub(crate) verbose: bool,
     /// The command and its arguments
@@ -72,7 +72,7 @@ pub(crate) struct PrewarmArgs {
     /// Take over a lease that another repository claimed
     #[arg(long)]
     pub(crate) reclaim: bool,
-    /// Set this host up first when it never was
+    /// Set up this host first if necessary, without asking
     #[arg(long)]
     pub(crate) yes: bool,
     /// Print timings of the lease as one line of JSON on standard error
@@ -81,16 +81,16 @@ pub(crate) struct PrewarmArgs {
     /// Accepted: nothing is hydrated here
     #[arg(long, hide = true)]
     pub(crate) no_hydrate: bool,
-    /// Run this in a shell of the new lease; when it fails the lease is given back
+    /// Run this in a shell of the new lease; if it fails, the lease is released
     #[arg(long, value_name = "COMMAND")]
     pub(crate) probe_command: Option<String>,
-    /// Tell everything on standard error as JSON lines
+    /// Write all events to standard error as JSON lines
     #[arg(long)]
     pub(crate) json_events: bool,
-    /// Tell everything that a script is told, on a terminal too
+    /// Print all progress lines, even on a terminal
     #[arg(long)]
     pub(crate) verbose: bool,
-    /// Only print the commands that do the same
+    /// Only print equivalent commands
     #[arg(long)]
     pub(crate) dry_run: bool,
     /// Flags that set configuration keys.
@@ -122,22 +122,22 @@ pub(crate) struct JobRunArgs {
     /// Use this lease instead of a new one: its id or slug
     #[arg(long, value_name = "LEASE")]
     pub(crate) id: Option<String>,
-    /// When the lease is given back: auto, always, success, failure or never; the job's own word unless given
+    /// When to release the lease: auto, always, success, failure or never [default: as the job says]
     #[arg(long, value_name = "WHEN")]
     pub(crate) stop: Option<JobStop>,
-    /// What {{NAME}} stands for in variables of the configuration
+    /// Value of {{NAME}} in variables of the configuration
     #[arg(long, value_name = "NAME=VALUE")]
     pub(crate) preset_var: Vec<String>,
-    /// Run the job without the Actions workflow that it asks for
+    /// Run the job without its Actions workflow
     #[arg(long)]
     pub(crate) no_hydrate: bool,
-    /// Tell everything on standard error as JSON lines
+    /// Write all events to standard error as JSON lines
     #[arg(long)]
     pub(crate) json_events: bool,
-    /// Tell everything that a script is told, on a terminal too
+    /// Print all progress lines, even on a terminal
     #[arg(long)]
     pub(crate) verbose: bool,
-    /// Only print the command that does the same
+    /// Only print the equivalent command
     #[arg(long)]
     pub(crate) dry_run: bool,
     /// The job
@@ -176,19 +176,19 @@ impl JobStop {
 /// `init`.
 #[derive(Debug, Args)]
 pub(crate) struct InitArgs {
-    /// Write over files that are there
+    /// Overwrite existing files
     #[arg(long)]
     pub(crate) force: bool,
-    /// Look at the repository for what it is tested with, and make that a job
+    /// Detect how the repository is tested, and make that a job
     #[arg(long)]
     pub(crate) detect: bool,
-    /// Where the workflow goes
+    /// Path of the workflow
     #[arg(long, value_name = "PATH", default_value = ".github/workflows/crabbox.yml")]
     pub(crate) workflow: PathBuf,
-    /// Where the skill for coding agents goes
+    /// Path of the skill for coding agents
     #[arg(long, value_name = "PATH", default_value = ".agents/skills/crabbox/SKILL.md")]
     pub(crate) skill: Vec<PathBuf>,
-    /// Where the configuration goes
+    /// Path of the configuration
     #[arg(long, value_name = "PATH", default_value = ".crabbox.yaml")]
     pub(crate) config: PathBuf,
 }
@@ -203,7 +203,7 @@ pub(crate) struct PullArgs {
     /// Only show what has changed in the lease
     #[arg(long)]
     pub(crate) dry_run: bool,
-    /// Bring what can be brought although other files changed on both sides
+    /// Pull the other files even if some changed on both sides
     #[arg(long)]
     pub(crate) skip_conflicts: bool,
     /// Only these files, or files below these directories, relative to the root of the repository (`.`), or absolute

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crabbox_core::fault::{Fault, Kind};
 use crabbox_core::id::{LeaseId, LeaseIdError};
-use crabbox_core::labels;
+use crabbox_core::labels::{self, OwnerNameError};
 use crabbox_engine::fleet::address::is_name;
 use crabbox_engine::placement::slurm::Slurm;
 use crabbox_engine::placement::strays;
@@ -29,13 +29,10 @@ enum Started {
     #[error(transparent)]
     Lease(#[from] LeaseIdError),
     /// The owner's name is invalid.
-    #[error("{name:?} is no owner's name")]
-    Owner {
-        /// The name.
-        name: String,
-    },
+    #[error(transparent)]
+    Owner(#[from] OwnerNameError),
     /// We do not run inside a Slurm job.
-    #[error("{NODE} names no host: this runs as the process of a job of Slurm")]
+    #[error("{NODE} names no host: this command runs only as the process of a Slurm job")]
     NoJob,
 }
 
@@ -51,10 +48,7 @@ pub(super) fn hold(ctx: &Ctx<'_>, args: &HoldArgs) -> Result<Exit, CommandError>
         .text(NODE)
         .filter(|name| is_name(name))
         .ok_or(Started::NoJob)?;
-    if !labels::is_owner_name(&args.owner) {
-        let name = args.owner.clone();
-        return Err(Started::Owner { name }.into());
-    }
+    labels::check_owner_name(&args.owner).map_err(Started::from)?;
     let held = Held {
         knock: Knock {
             job: args.number,
@@ -76,7 +70,7 @@ pub(super) fn epilog(ctx: &Ctx<'_>, args: &EpilogArgs) -> Result<Exit, CommandEr
     let taken = epilog::take_back(&engine::looking(ctx)?, args.number)?;
     for id in &taken.leases {
         ctx.printer
-            .detail(format_args!("job {}: lease {id} was taken back", args.number));
+            .detail(format_args!("job {}: lease {id} was removed", args.number));
     }
     for pid in &taken.processes {
         ctx.printer.detail(format_args!(
@@ -96,7 +90,7 @@ pub(super) fn health(ctx: &Ctx<'_>, args: &HealthArgs) -> Result<Exit, CommandEr
     let grace = Duration::from_secs(args.grace);
     strays::take_back(&engine::looking(ctx)?, &slurm, grace, &mut |id| {
         ctx.printer
-            .detail(format_args!("lease {id} was taken back: its job is over"));
+            .detail(format_args!("lease {id} was removed: its job is over"));
     })?;
     Ok(Exit::SUCCESS)
 }

@@ -234,7 +234,7 @@ fn a_place_where_programs_may_not_run_is_told_with_what_helps() {
     assert!(done.err.contains("noexec"), "{}", done.err);
     let mut lines = done.err.lines();
     let hint = lines.find(|line| line.starts_with("hint: ")).unwrap_or_default();
-    assert!(hint.contains("from which programs may run"), "{}", done.err);
+    assert!(hint.contains("not mounted noexec"), "{}", done.err);
 }
 
 #[test]

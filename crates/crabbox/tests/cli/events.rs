@@ -196,7 +196,7 @@ fn commands_made_of_others_tell_the_events_of_all_of_them() {
     assert!(
         warned
             .iter()
-            .any(|warning| warning.starts_with("sync.baseRef: \"nowhere\" is no branch, tag or commit")),
+            .any(|warning| warning.starts_with("sync.baseRef: \"nowhere\" is not a branch, tag or commit")),
         "{warned:?}"
     );
     assert!(stages(&told).contains(&"!command".to_owned()), "{}", watch.err);

@@ -23,7 +23,7 @@ fn what_cannot_become_a_proof_is_refused_before_anything_is_leased() {
         elsewhere.code == 2
             && elsewhere
                 .err
-                .contains("a proof is one of this machine, and firecracker.host is set"),
+                .contains("proof runs on this machine only, but firecracker.host is set"),
         "{}",
         elsewhere.err
     );
@@ -43,7 +43,7 @@ fn what_cannot_become_a_proof_is_refused_before_anything_is_leased() {
         piped.code == 2
             && piped
                 .err
-                .contains("CRABBOX_CONFIG names a pipe, which can be read once"),
+                .contains("CRABBOX_CONFIG names a pipe, which can be read only once"),
         "{}",
         piped.err
     );

@@ -371,8 +371,7 @@ fn a_lease_of_a_later_version_is_left_whole_and_says_what_can_take_it_back() {
     let list = place.run(&["list", "--provider", "firecracker"]);
     assert!(list.code == 0 && list.out.contains(ID), "{}", list.err);
     assert!(
-        list.err
-            .contains("is of schemaVersion 2, and this program knows 1"),
+        list.err.contains("has schemaVersion 2, but this program knows 1"),
         "{}",
         list.err
     );

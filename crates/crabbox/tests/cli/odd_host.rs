@@ -127,7 +127,7 @@ fn a_lease_that_somebody_else_gives_back_under_a_command_is_named() {
     let said = fs::read_to_string(&errors).unwrap();
     assert_eq!(code, Some(255), "{said}");
     assert!(
-        said.contains(&format!("lease {ID} was given back by another command")),
+        said.contains(&format!("lease {ID} was released by another command")),
         "{said}"
     );
     assert!(!claimed(&place, ID));
@@ -150,7 +150,7 @@ fn a_wait_for_the_tree_whose_connection_breaks_is_not_told_as_busy() {
     let code = second.wait().unwrap().code();
     assert_eq!(code, Some(7), "{}", words());
     assert!(
-        words().contains("cannot own the workspace in the lease: the connection was lost"),
+        words().contains("cannot lock the workspace in the lease: the connection was lost"),
         "{}",
         words()
     );
@@ -294,7 +294,7 @@ fn a_variable_that_is_no_text_is_not_handed_on_and_that_is_told() {
         "{said}"
     );
     assert!(
-        said.contains("warning: LATIN is not handed on: its value is no valid UTF-8"),
+        said.contains("warning: LATIN is not forwarded: its value is not valid UTF-8"),
         "{said}"
     );
     let long = place.env("LONG", "a".repeat(128 * 1024 - 20).as_str());

@@ -336,7 +336,7 @@ Shared run flags:
   --allow-env
     type: string; value shape: string-list; default: []; repeatable: true
     deprecated: false; replacement: -; routing: false; creation-only: false
-    Hand this variable to the command too
+    Also forward this environment variable
 ";
     assert!(text.starts_with(want), "{text}");
     assert!(text.ends_with("\n\nssh flags:\n  (none)\n"), "{text}");

@@ -227,7 +227,7 @@ fn local_work_is_never_written_over() {
         "conflict: gone: removed in the lease, changed here",
         "conflict: d/exe: changed in the lease, removed here",
         "conflict: d/new: new in the lease, below what is no directory here",
-        "6 file(s) changed on both sides; nothing was brought",
+        "6 file(s) changed on both sides; nothing was pulled",
     ] {
         assert!(
             refused.err.lines().any(|said| said == line),
@@ -272,10 +272,10 @@ fn what_the_lease_cannot_read_stays_as_it_is_here_and_the_rest_comes() {
         pulled.err
     );
     for told in [
-        "skipped: shut/f: cannot be looked at in the lease",
+        "skipped: shut/f: cannot be read in the lease",
         "pulled 1 file(s)",
         "not brought: closed: Permission denied",
-        "1 file(s) could not be read in the lease; they are as they were here",
+        "1 file(s) could not be read in the lease; the local copies are unchanged",
     ] {
         assert!(
             pulled.err.lines().any(|line| line == told),

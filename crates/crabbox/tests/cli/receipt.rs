@@ -207,7 +207,7 @@ fn a_key_that_others_could_have_had_signs_nothing() {
         assert!(answer.err.contains(why), "{}", answer.err);
     };
     fs::set_permissions(&key, fs::Permissions::from_mode(0o640)).unwrap();
-    refused(with_key, "is open to others (mode 0640)");
+    refused(with_key, "is accessible to other users (mode 0640)");
     fs::remove_file(&key).unwrap();
     symlink(&own, &key).unwrap();
     refused(with_key, "is a symbolic link");
@@ -218,7 +218,10 @@ fn a_key_that_others_could_have_had_signs_nothing() {
     fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).unwrap();
     refused(with_key, "is not PEM encoded");
     fs::set_permissions(&own, fs::Permissions::from_mode(0o604)).unwrap();
-    refused(&["--attest", "k.json"], "is open to others (mode 0604)");
+    refused(
+        &["--attest", "k.json"],
+        "is accessible to other users (mode 0604)",
+    );
     fs::set_permissions(&own, fs::Permissions::from_mode(0o600)).unwrap();
 
     // A receipt overwrites neither the key nor another result of the run, and follows no symlink out of the repository.

@@ -164,7 +164,7 @@ fn a_lease_of_the_go_program_whose_identity_is_nobody_s_is_ended_by_its_socket()
 #[test]
 fn a_file_behind_a_link_that_leads_nowhere_is_not_taken_for_none() {
     for (name, code, told) in [
-        ("metadata.json", 2, "is left whole: its record cannot be read"),
+        ("metadata.json", 2, "was not changed: its record is unreadable"),
         ("journal.jsonl", 7, "cannot read journal "),
     ] {
         let place = place();

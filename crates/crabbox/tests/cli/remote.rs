@@ -173,7 +173,7 @@ fn a_directory_goes_there_and_back_and_is_merged() {
     // Symlinks are not copied from a lease unless followed.
     let refused = lease.down("copy", "back");
     assert_eq!((refused.code, refused.out.as_str()), (7, ""));
-    let why = "link\", which is a symbolic link; nothing was copied\nhint: -L copies what links lead to\n";
+    let why = "link\", which is a symbolic link; nothing was copied\nhint: -L copies the targets of links\n";
     assert!(
         refused.err.starts_with("the lease sent \"./") && refused.err.ends_with(why),
         "{}",

@@ -331,7 +331,7 @@ fn a_home_that_cannot_hold_the_lock_is_reported_in_its_own_words() {
     let reason = run
         .err
         .lines()
-        .find(|line| line.contains("cannot own the workspace"));
+        .find(|line| line.contains("cannot lock the workspace"));
     assert!(
         reason.is_some_and(|line| line.contains(".crabbox/workspace-owners: Not a directory")),
         "{}",
@@ -352,8 +352,8 @@ fn a_home_that_cannot_take_the_agent_is_reported_in_its_own_words_and_keeps_noth
     let run = place.run(&["run", "--", "true"]);
     assert_eq!(run.code, 7, "{}{}", run.out, run.err);
     for says in [
-        "cannot put crabbox's agent into ~/.cache/crabbox of the lease",
-        "hint: a small program has to be there",
+        "cannot install crabbox's agent in ~/.cache/crabbox of the lease",
+        "hint: a small agent of crabbox's is installed",
     ] {
         assert!(run.err.contains(says), "{says}: {}", run.err);
     }
@@ -622,7 +622,7 @@ fn a_profile_and_its_presets_reach_the_command_and_secrets_only_when_the_user_sa
         "{}",
         run.err
     );
-    let warning = "warning: MY_TOKEN is not handed on: only the repository asks for it";
+    let warning = "warning: MY_TOKEN is not forwarded: only the repository asks for it";
     assert!(
         run.err.contains(warning) && !run.err.contains("s3cr3t"),
         "{}",

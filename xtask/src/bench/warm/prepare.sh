@@ -8,7 +8,7 @@ said=$(crabbox warmup $1 --slug bench-idle --timing-json 2>&1)
 trap 'crabbox stop bench-idle >&2' EXIT
 case "$said" in
     *'"leaseSource":"restored"'*) ;;
-    *) echo "the machine did not come of the template: $said" >&2; exit 1 ;;
+    *) echo "the machine was not restored from the template: $said" >&2; exit 1 ;;
 esac
 pid=$(pgrep -f -- '--id [c]rabbox-bench-idle')
 sleep 10

@@ -116,7 +116,7 @@ fn what_cannot_be_acted_on_is_told_with_its_place() {
         ),
         (
             r#"{"protocolVersion":1,"operation":"list","keep":"yes"}"#,
-            "the request is not as version 1 of the protocol has it: invalid type: string \"yes\", expected a boolean",
+            "the request does not match version 1 of the protocol: invalid type: string \"yes\", expected a boolean",
         ),
         (
             r#"{"protocolVersion":1,"operation":"acquire"}"#,

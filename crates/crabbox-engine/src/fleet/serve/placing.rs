@@ -281,7 +281,7 @@ impl Serve<'_> {
             if asked.map_err(ServeError::Streams)? != Ready::Neither {
                 return Err(ServeError::JobOver {
                     job,
-                    how: "the gateway was told to end it, or its client has gone".to_owned(),
+                    how: "the gateway was told to end it, or its client has disconnected".to_owned(),
                 });
             }
             pause = queue::pause(began.elapsed());

@@ -122,9 +122,9 @@ fn what_is_not_served_is_refused_by_name_and_the_conversation_goes_on() {
     for (line, word) in lines[1..].iter().zip([
         "freeze",
         "protocol version 9",
-        "no lease waits",
-        "firecracker.binary is not a client's to say",
-        "firecracker.image is not a client's to say",
+        "no lease is waiting",
+        "a client cannot set firecracker.binary",
+        "a client cannot set firecracker.image",
         "public key cannot be used",
         "malformed",
     ]) {
@@ -145,10 +145,10 @@ fn a_line_without_an_end_and_an_owner_without_a_name_end_the_conversation() {
         matches!(ended, Err(ServeError::Line(LineError::Cut { .. }))),
         "{ended:?}"
     );
-    assert!(lines[1].contains("broke off"), "{lines:?}");
+    assert!(lines[1].contains("disconnected"), "{lines:?}");
     let (lines, ended) = heard(&engine, "al ice", b"");
     assert!(
-        matches!(ended, Err(ServeError::Owner { .. })) && lines.is_empty(),
+        matches!(ended, Err(ServeError::Owner(_))) && lines.is_empty(),
         "{lines:?}"
     );
 }
@@ -174,7 +174,7 @@ fn a_use_puts_a_lease_into_no_state_but_ready_and_running() {
     ] {
         let line = touch(state);
         assert!(
-            line.contains(r#""reply":"failed","kind":"usage""#) && line.contains("not put into the state"),
+            line.contains(r#""reply":"failed","kind":"usage""#) && line.contains("cannot set the state"),
             "{line}"
         );
     }
@@ -197,7 +197,7 @@ fn nothing_is_not_found_while_a_record_cannot_be_read() {
     let refusal = |name: &str| {
         let (lines, _) = heard(&engine, "alice", ask("release", name).as_bytes());
         assert!(
-            lines[1].contains(r#""kind":"unavailable""#) && lines[1].contains("cannot be read"),
+            lines[1].contains(r#""kind":"unavailable""#) && lines[1].contains("are unreadable"),
             "{lines:?}"
         );
         lines[1].replace(name, "NAME")

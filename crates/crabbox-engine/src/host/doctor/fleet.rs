@@ -249,7 +249,7 @@ fn once(conf: &Conf) -> Check {
         "0" => well("requeue", "0"),
         found => weak(
             "requeue",
-            format!("JobRequeue={found}: a job that somebody else submits may come back"),
+            format!("JobRequeue={found}: a job that another user submits may be requeued"),
             "set JobRequeue=0; leases say so themselves",
         ),
     }
@@ -307,7 +307,7 @@ fn return_to_service(conf: &Conf) -> Check {
         "2" => well("return", "2"),
         "1" => weak(
             "return",
-            "ReturnToService=1: a host that was rebooted stays down until somebody says otherwise",
+            "ReturnToService=1: a rebooted host stays down until an administrator resumes it",
             "set ReturnToService=2, once docs/examples/slurm/crabbox-fleet.service runs before slurmd",
         ),
         found => wrong(
@@ -344,7 +344,7 @@ fn prolog(conf: &Conf) -> Check {
         Some(path) => weak(
             "prolog",
             format!("Prolog={path}: when it fails, its host is drained for all"),
-            "leave Prolog unset, and have the health check look at the host",
+            "leave Prolog unset, and let the health check examine the host",
         ),
     }
 }
@@ -435,7 +435,7 @@ fn health(conf: &Conf) -> Check {
         (Some(path), Some(1..)) => well("health", path),
         _ => weak(
             "health",
-            "no HealthCheckProgram runs: a host whose KVM or image went away goes on refusing leases",
+            "no HealthCheckProgram runs: a host that lost its KVM or image keeps refusing leases",
             "set HealthCheckProgram to docs/examples/slurm/crabbox-health and HealthCheckInterval=60",
         ),
     }

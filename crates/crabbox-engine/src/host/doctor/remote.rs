@@ -54,7 +54,7 @@ impl Fault for RemoteError {
             Self::Lacking { .. } => vec!["install git in the guest image".to_owned()],
             Self::NoAddress { lease } | Self::Silent { lease, .. } => {
                 vec![format!(
-                    "`crabbox status --id {lease}` tells its state, `crabbox logs --id {lease}` its console"
+                    "`crabbox status --id {lease}` shows its state, `crabbox logs --id {lease}` its console"
                 )]
             }
         }

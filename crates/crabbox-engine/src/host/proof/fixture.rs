@@ -19,7 +19,7 @@ const LIMIT: Duration = Duration::from_mins(1);
 #[derive(Debug, thiserror::Error)]
 pub enum FixtureError {
     /// Its directory could not be made.
-    #[error("cannot make a directory for it")]
+    #[error("cannot create a directory for it")]
     Dir(#[source] std::io::Error),
     /// A file could not be written.
     #[error(transparent)]
@@ -37,7 +37,7 @@ impl FixtureError {
     pub(super) fn hints(&self) -> Vec<String> {
         let hint = match self {
             Self::Dir(_) | Self::File(_) | Self::Lock(_) => "set TMPDIR to a directory that can be written",
-            Self::Git(_) => "a proof syncs a tree of git's, as `crabbox run` does: install git",
+            Self::Git(_) => "a proof syncs a git working tree, as `crabbox run` does: install git",
         };
         vec![hint.to_owned()]
     }

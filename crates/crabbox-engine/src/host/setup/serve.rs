@@ -463,7 +463,7 @@ fn check_exe(exe: &Path) -> Result<(), ServeSetupError> {
     let us = crabbox_host::process::euid();
     for part in exe.ancestors() {
         let found =
-            std::fs::symlink_metadata(part).map_err(|source| FileError::io("look at", part, source))?;
+            std::fs::symlink_metadata(part).map_err(|source| FileError::io("inspect", part, source))?;
         if let Some(why) = way::loose(found.uid(), found.mode(), us, found.is_dir()) {
             return refuse(part, why);
         }

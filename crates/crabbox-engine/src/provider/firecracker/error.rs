@@ -50,13 +50,13 @@ pub enum AcquireLeaseError {
     #[error(transparent)]
     Claim(#[from] TouchError),
     /// The remote client disconnected, or did not confirm that it claimed the lease.
-    #[error("lease {id} was given up before it was claimed; it was taken back")]
+    #[error("lease {id} was given up before it was claimed; it was removed")]
     GivenUp {
         /// The lease.
         id: String,
     },
     /// The user interrupted.
-    #[error("interrupted while lease {id} was being entered; it was taken back")]
+    #[error("interrupted while connecting to lease {id}; it was removed")]
     Interrupted {
         /// The lease.
         id: String,

@@ -43,9 +43,7 @@ pub enum RemoteError {
         host: KvmHost,
     },
     /// The host reports the lease as missing, but does not take us for its owner.
-    #[error(
-        "lease {id} on {host} belongs to {owner:?}, and the host takes us for {now:?}: it says nothing of it"
-    )]
+    #[error("lease {id} on {host} belongs to owner {owner:?}, but the host identifies our key as {now:?}")]
     AnotherOwner {
         /// The lease.
         id: String,
@@ -57,7 +55,7 @@ pub enum RemoteError {
         now: String,
     },
     /// The conversation broke off when the lease may already have been ours.
-    #[error("lease {id} on {host} was entered, and whether it became ours was not heard any more")]
+    #[error("lease {id} on {host}: the connection was lost before the host confirmed the claim")]
     Unheard {
         /// The lease.
         id: String,
@@ -137,17 +135,19 @@ impl fault::Fault for RemoteError {
     fn hints(&self) -> Vec<String> {
         match self {
             Self::KeyElsewhere { id, .. } => {
-                vec![format!("`crabbox stop {id}` gives it back from here, too")]
+                vec![format!("`crabbox stop {id}` releases it from here, too")]
             }
             Self::AnotherOwner { id, owner, .. } => vec![format!(
-                "its key and claim stay here; whoever runs that host may have renamed {owner:?}, or can stop {id} there"
+                "its key and claim are kept here; the administrator of that host may have renamed {owner:?}, or can stop {id} there"
             )],
             Self::Unheard { id, .. } => vec![
-                format!("its key and claim stay here: `crabbox status {id}` asks the host"),
-                format!("`crabbox stop {id}` gives it back, or removes what is here when it is gone there"),
+                format!("its key and claim are kept here: `crabbox status {id}` asks the host"),
+                format!(
+                    "`crabbox stop {id}` releases it, or removes its key and claim here if it is gone there"
+                ),
             ],
             Self::Lost { id, .. } => vec![format!(
-                "`crabbox stop {id}` removes what is here of it; its host takes the rest back when it is up again"
+                "`crabbox stop {id}` removes its key and claim here; its host removes the rest when it is up again"
             )],
             _ => self.fault().map_or_else(Vec::new, fault::Fault::hints),
         }

@@ -151,7 +151,7 @@ impl Fault for StaticError {
             }
             Self::NotClaimed { id, .. } => format!("`crabbox ssh {id}` claims it for this repository"),
             Self::OtherHost { id, .. } => {
-                format!("`crabbox stop {id}` gives it back; another static.id keeps both")
+                format!("`crabbox stop {id}` releases it; another static.id keeps both")
             }
             Self::Key { .. } => "set ssh.key or CRABBOX_SSH_KEY to your private key".to_owned(),
             Self::Login {
@@ -162,7 +162,7 @@ impl Fault for StaticError {
                 source: ConnectError::HostKeyMismatch { known_hosts, .. },
                 ..
             } => format!(
-                "if the host was set up anew, take its old key out of {}",
+                "if the host was reinstalled, remove its old key from {}; otherwise this may be a man-in-the-middle attack",
                 known_hosts.display()
             ),
             Self::Control(error) => return error.hints(),

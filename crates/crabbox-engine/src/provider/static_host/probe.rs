@@ -34,7 +34,7 @@ pub enum ProbeError {
         source: ExecError,
     },
     /// The login works, but the host ends the session.
-    #[error("{host} lets us in and ends the session")]
+    #[error("{host} accepts the login but ends the session at once")]
     CutOff {
         /// The host.
         host: String,

@@ -35,7 +35,7 @@ pub enum AcquireError {
     #[error("cannot prepare the lease's disk")]
     Disk(#[from] DiskError),
     /// A required volume is unavailable.
-    #[error("cannot have the required cache volume {name:?}")]
+    #[error("cannot attach the required cache volume {name:?}")]
     Volume {
         /// The volume's name.
         name: String,
@@ -53,11 +53,11 @@ pub enum AcquireError {
     #[error("the guest did not become ready")]
     Ready(#[from] ReadyError),
     /// The guest of a template did not take this lease's identity, or did not park.
-    #[error("the guest did not take its identity")]
+    #[error("the guest did not accept its identity")]
     Identity(#[from] IdentityError),
     /// The network of this host gives each guest its own tap and address, so a snapshot with one is useless with
     /// another.
-    #[error("a network whose chain makes the guest's tap cannot be frozen")]
+    #[error("a template needs a network whose CNI chain does not make the guest's tap")]
     TapGiven,
     /// The disk has no room for a snapshot of the machine.
     #[error(transparent)]
@@ -75,10 +75,10 @@ pub enum AcquireError {
     #[error(transparent)]
     Record(#[from] RecordError),
     /// The lease is a pool member that is being ended.
-    #[error("the lease is being taken back")]
+    #[error("the lease is being released")]
     Ending,
     /// The client asked for another lease than this pool member.
-    #[error("lease {id} waits here, and another one was asked for")]
+    #[error("this supervisor holds lease {id}, but another lease was requested")]
     OtherLease {
         /// The lease.
         id: String,
@@ -90,10 +90,10 @@ pub enum AcquireError {
     #[error(transparent)]
     Ownership(#[from] OwnershipError),
     /// It was being made for a pool, and gave way to another lease.
-    #[error("the lease made room for somebody's")]
+    #[error("the lease was ended to make room for a requested one")]
     GaveWay,
     /// The command line that asked for the lease is gone, or was interrupted.
-    #[error("the lease was given up by the command that asked for it")]
+    #[error("the command that requested the lease gave up")]
     Abandoned,
 }
 
@@ -132,10 +132,10 @@ impl Fault for AcquireError {
             Self::Vmm(error) => error.hints(),
             Self::Ready(error) => error.hints(),
             Self::NoRoom(_) => vec![
-                "free some space: `crabbox image gc` removes images that no lease uses and templates that are of no use any more".to_owned(),
+                "free some space: `crabbox image gc` removes images that no lease uses and templates that no longer fit".to_owned(),
             ],
             Self::GaveWay => vec![
-                "fill the pool when there is more room, or raise the limit that was met (firecracker.maxLeases, reserveMemoryMiB, reserveDiskMiB, uidCount)"
+                "fill the pool when there is more room, or raise the limit that was reached (firecracker.maxLeases, reserveMemoryMiB, reserveDiskMiB, uidCount)"
                     .to_owned(),
             ],
             _ => Vec::new(),

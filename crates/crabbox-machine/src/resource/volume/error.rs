@@ -30,7 +30,7 @@ pub enum VolumeError {
         pid: u32,
     },
     /// Only crabbox's own images mount volumes, and only when they boot.
-    #[error("only an image of crabbox's own has volumes")]
+    #[error("only crabbox's own images have volumes")]
     Foreign,
     /// There is no disk space for the size that it may grow to.
     #[error(transparent)]
@@ -42,7 +42,7 @@ pub enum VolumeError {
     #[error(transparent)]
     Disk(#[from] DiskError),
     /// It is damaged, and an earlier damaged image has not been removed by the user yet.
-    #[error("it is damaged ({why}), and {} is of one that was damaged before", path.display())]
+    #[error("it is damaged ({why}), and {} already holds a previously damaged one", path.display())]
     DamagedAgain {
         /// The image that was set aside before.
         path: PathBuf,
@@ -59,7 +59,7 @@ pub enum VolumeError {
     #[error(transparent)]
     Process(#[from] ProcessError),
     /// The journal names a directory that no volume can have: it is not touched.
-    #[error("the journal names {}, where no volume can be", path.display())]
+    #[error("the journal names {}, which is not a place of volumes", path.display())]
     Outside {
         /// The directory.
         path: PathBuf,
@@ -110,7 +110,7 @@ impl Fault for VolumeError {
                 without(),
             ],
             Self::DamagedAgain { path, .. } => vec![
-                format!("move {} away, and the damaged one is set aside in its place", path.display()),
+                format!("move {} away, so that the damaged one can be set aside in its place", path.display()),
                 "`crabbox cache volumes --remove NAME --force` removes both".to_owned(),
             ],
             Self::Disk(_) | Self::Process(_) | Self::Outside { .. } => Vec::new(),

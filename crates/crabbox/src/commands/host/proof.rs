@@ -33,10 +33,10 @@ const FILE: &str = "crabbox-proof.md";
 #[derive(Debug, thiserror::Error)]
 enum CommandFault {
     /// Only `firecracker` has machines of its own.
-    #[error("a proof is one of provider=firecracker, and provider={0} was chosen")]
+    #[error("proof requires provider=firecracker, found provider={0}")]
     Provider(&'static str),
     /// The lease would be on a different machine than the recorded facts.
-    #[error("a proof is one of this machine, and firecracker.host is set")]
+    #[error("proof runs on this machine only, but firecracker.host is set")]
     Elsewhere,
     /// The commands of a proof run in a tree of their own, from which a relative path would name another file, or one that is trusted more.
     #[error(
@@ -47,7 +47,9 @@ enum CommandFault {
     #[error("{CONFIG_VARIABLE} names {}, which does not exist", .0.display())]
     NoConfig(PathBuf),
     /// Every command of a proof loads the configuration itself.
-    #[error("{CONFIG_VARIABLE} names a pipe, which can be read once, and each command of a proof reads it")]
+    #[error(
+        "{CONFIG_VARIABLE} names a pipe, which can be read only once, but each command of a proof reads it"
+    )]
     Pipe,
     /// The document cannot be written there.
     #[error(transparent)]
@@ -82,12 +84,12 @@ impl Fault for CommandFault {
             }
             Self::Config => {
                 vec![format!(
-                    "put the file outside of the repository, and its whole path into {CONFIG_VARIABLE}"
+                    "put the file outside of the repository, and its absolute path into {CONFIG_VARIABLE}"
                 )]
             }
             Self::NoConfig(_) => vec![format!("unset {CONFIG_VARIABLE}, or name a file that exists")],
             Self::Pipe => vec![format!(
-                "put it into a file, and the file's whole path into {CONFIG_VARIABLE}"
+                "put it into a file, and the file's absolute path into {CONFIG_VARIABLE}"
             )],
             Self::Elsewhere => {
                 vec!["run it on that host, or unset firecracker.host to prove this machine".to_owned()]

@@ -31,7 +31,7 @@ const FROM_VARIABLE: &str = "CRABBOX_SETUP_FROM";
 #[derive(Debug, thiserror::Error)]
 enum Refused {
     /// There is no terminal to ask on.
-    #[error("nothing was done: there is no terminal to ask on")]
+    #[error("nothing was done: there is no terminal for the confirmation")]
     NoTerminal,
     /// The user said no.
     #[error("nothing was done")]
@@ -46,7 +46,7 @@ impl Fault for Refused {
     fn hints(&self) -> Vec<String> {
         match self {
             Self::NoTerminal => {
-                vec!["add --yes to go ahead, or --dry-run to see what would be done".to_owned()]
+                vec!["add --yes to proceed, or --dry-run to see what would be done".to_owned()]
             }
             Self::Declined => Vec::new(),
         }
@@ -316,7 +316,7 @@ fn remove(ctx: &Ctx<'_>, engine: &Engine, args: &SetupArgs) -> Result<Exit, Comm
         if planned.is_empty() {
             ctx.printer.line(match part {
                 Part::Everything => "nothing to do: setup made nothing on this host",
-                Part::Serving => "nothing to do: setup made nothing for owners from afar on this host",
+                Part::Serving => "nothing to do: setup made nothing for remote owners on this host",
             });
         }
         for line in &planned {
@@ -357,7 +357,7 @@ fn removal_words(removal: &Removal) -> String {
             path.display()
         ),
         Removal::KeysLeft { path, why } => format!(
-            "leave {}: {why}; take the lines with `{ACCOUNT}-owner-` out by hand",
+            "leave {}: {why}; remove the lines with `{ACCOUNT}-owner-` by hand",
             path.display()
         ),
         Removal::Changed { path } => format!("leave {}: it was changed since", path.display()),

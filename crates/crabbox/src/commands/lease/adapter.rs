@@ -35,7 +35,7 @@ const ERROR_LIMIT: usize = 8192;
 #[derive(Debug, thiserror::Error)]
 enum AdapterCommandError {
     /// The provider does not make machines.
-    #[error("provider={provider} makes no machines: the adapter leases those of a provider that does")]
+    #[error("provider={provider} makes no machines: the adapter needs a provider that does")]
     Provider {
         /// The provider.
         provider: &'static str,

@@ -25,7 +25,7 @@ enum OrderError {
     #[error(transparent)]
     Request(#[from] RequestError),
     /// Our input cannot be read.
-    #[error("cannot read what is to be made")]
+    #[error("cannot read the request for pool members")]
     Input(#[source] std::io::Error),
 }
 

@@ -76,7 +76,7 @@ pub(in crate::commands) fn run(ctx: &Ctx<'_>, args: &PrewarmArgs) -> Result<Exit
             if let Err(error) = released {
                 let error = CommandError::from(error).text();
                 ctx.printer
-                    .warnings(format_args!("the lease could not be given back: {error}"));
+                    .warnings(format_args!("the lease could not be released: {error}"));
             }
             return Err(error);
         }

@@ -34,7 +34,10 @@ impl Fault for Unsupported {
     fn hints(&self) -> Vec<String> {
         match self {
             Self::Ports { .. } => {
-                vec!["`crabbox ports --help` tells how a port of a lease comes to this machine".to_owned()]
+                vec![
+                    "`crabbox ports --help` shows how to forward a port of a lease to this machine"
+                        .to_owned(),
+                ]
             }
             Self::Pause { .. } => Vec::new(),
         }

@@ -23,19 +23,19 @@ enum Failure {
     #[error("usage: crabbox pull --id <lease-id-or-slug> [flags] [path...]")]
     Usage,
     /// Files have changed on both sides.
-    #[error("{count} file(s) changed on both sides; nothing was brought")]
+    #[error("{count} file(s) changed on both sides; nothing was pulled")]
     Conflicts {
         /// How many.
         count: usize,
     },
     /// Some files could not be read in the lease.
-    #[error("{count} file(s) could not be read in the lease; they are as they were here")]
+    #[error("{count} file(s) could not be read in the lease; the local copies are unchanged")]
     Unread {
         /// How many.
         count: usize,
     },
     /// No random name could be drawn for a directory.
-    #[error("cannot draw a name")]
+    #[error("cannot generate a name")]
     Random(#[source] std::io::Error),
     /// The drawn name is invalid.
     #[error("cannot name a directory")]
@@ -54,7 +54,7 @@ impl Fault for Failure {
     fn hints(&self) -> Vec<String> {
         match self {
             Self::Conflicts { .. } => vec![
-                "--skip-conflicts brings the others; `crabbox cp` fetches a single file under another name"
+                "--skip-conflicts pulls the others; `crabbox cp` fetches a single file under another name"
                     .to_owned(),
             ],
             _ => Vec::new(),

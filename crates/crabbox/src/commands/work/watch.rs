@@ -188,7 +188,7 @@ impl Watching<'_> {
     fn until_the_end(&self, watched: &mut Watched<'_>) -> Result<(), CommandError> {
         let printer = self.ctx.printer;
         if watched.is_blind {
-            printer.warn("this system has too few inotify watches for this tree, which is looked at every two seconds instead; raise fs.inotify.max_user_watches");
+            printer.warn("this system has too few inotify watches for this tree, which is examined every two seconds instead; raise fs.inotify.max_user_watches");
         }
         let again = invocation(self.args, &self.lease.id);
         let debounce = self.args.debounce.to_std();

@@ -122,7 +122,7 @@ fn foreign_contract(contract: &Seen<Contract>) -> Check {
         .collect();
     if !essential.is_empty() {
         let message = format!(
-            "the image lacks {}, so nobody could enter it: {facts}",
+            "the image lacks {}, so no login would be possible: {facts}",
             essential.join(", ")
         );
         return Check::firecracker(Status::Failed, "image", message).trouble(Class::EnvironmentBlocked, OURS);

@@ -8,7 +8,7 @@ use super::super::world::{Binary, World};
 
 /// The oldest Firecracker that leases were tested with.
 const OLDEST: Version = Version::new(1, 12, 0);
-/// The first Firecracker whose changes this program does not know ([`crabbox_fc::Feature`]).
+/// The first Firecracker whose changes this program does not know.
 const UNKNOWN: Version = Version::new(1, 18, 0);
 /// The controllers that limit a jailed VMM.
 const CONTROLLERS: [&str; 3] = ["cpu", "memory", "pids"];
@@ -54,7 +54,7 @@ fn version(check: &'static str, binary: &Binary, pinned: &str, oldest: Option<Ve
             Check::firecracker(
                 Status::Warning,
                 check,
-                format!("older than {oldest}, which nobody tried: {facts}"),
+                format!("older than {oldest}, which is untested: {facts}"),
             )
             .trouble(Class::Degraded, "crabbox setup firecracker")
         }
@@ -150,7 +150,7 @@ fn no_jail(jailer: &Jailer, world: &World) -> Check {
         ),
         (true, _) => check(
             Status::Failed,
-            "jail=missing: no jailer lies beside the Firecracker program, and nobody said that it may run as root",
+            "jail=missing: there is no jailer in the directory of the Firecracker program, and running it as root was not allowed",
         )
         .trouble(
             Class::EnvironmentBlocked,

@@ -41,7 +41,7 @@ fn judged(plan: &FirecrackerPlan, world: &World, mutation: &str) -> Check {
     };
     if *template == Frozen::Foreign {
         return skip(format!(
-            "warm=no reason=foreign_image mutation={mutation}: only an image of crabbox's own can be frozen"
+            "warm=no reason=foreign_image mutation={mutation}: only crabbox's own images can have a template"
         ));
     }
     if warm.gives_tap {
@@ -51,7 +51,7 @@ fn judged(plan: &FirecrackerPlan, world: &World, mutation: &str) -> Check {
     }
     if deaf(world) {
         let message = format!(
-            "warm=no reason=firecracker firecracker={DEAF}: a machine restored by this version cannot speak to its host"
+            "warm=no reason=firecracker firecracker={DEAF}: a machine restored by this version cannot communicate with its host"
         );
         return slow(
             message,

@@ -35,23 +35,8 @@ fn passage() -> Seen<Passage> {
 }
 
 fn chain_of(list: &crabbox_cni::ConfList, dirs: &[&Path]) -> Chain {
-    let mut names: Vec<String> = Vec::new();
-    for plugin in &list.plugins {
-        let ipam = plugin.get("ipam").and_then(|ipam| ipam.get("type"));
-        let types = [plugin.get("type"), ipam]
-            .into_iter()
-            .flatten()
-            .filter_map(serde_json::Value::as_str);
-        for name in types.filter(|name| !name.is_empty()) {
-            if !names.iter().any(|known| known == name) {
-                names.push(name.to_owned());
-            }
-        }
-    }
-    let plugins = names
-        .into_iter()
-        .map(|name| (name.clone(), program(&name, dirs)))
-        .collect();
+    let types = list.plugin_types().into_iter();
+    let plugins = types.map(|name| (name.to_owned(), program(name, dirs))).collect();
     Chain {
         file: list.file.clone(),
         plugins,

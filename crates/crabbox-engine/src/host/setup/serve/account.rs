@@ -11,7 +11,7 @@ use crabbox_host::command::{Cmd, CommandError};
 use super::{ACCOUNT, Ground, ServeSetupError, sessions};
 
 /// The account's comment field, by which setup recognises its own account.
-const NAME: &str = "leases for owners from afar (crabbox setup)";
+const NAME: &str = "leases for remote owners (crabbox setup)";
 
 /// The time limit for programs that change accounts, which wait for each other's locks.
 const LIMIT: Duration = Duration::from_mins(1);

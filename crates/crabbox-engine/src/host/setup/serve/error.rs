@@ -5,6 +5,7 @@
 use std::path::PathBuf;
 
 use crabbox_core::fault::{Fault, Kind};
+use crabbox_core::labels::OwnerNameError;
 use crabbox_host::command::CommandError;
 use crabbox_host::files::FileError;
 use crabbox_host::lock::LockError;
@@ -18,10 +19,10 @@ use super::ACCOUNT;
 #[derive(Debug, thiserror::Error)]
 pub enum ServeSetupError {
     /// Only root can create accounts.
-    #[error("owners from afar are set up, and taken away again, by root")]
+    #[error("only root can add or remove remote owners")]
     NotRoot,
     /// Set-up would use another place than the one that is served.
-    #[error("owners from afar are served what is root's own, with {what} in {}, and this would use {}", served.display(), found.display())]
+    #[error("remote owners are served with root's own {what} ({}), but this command would use {}", served.display(), found.display())]
     Elsewhere {
         /// Which data.
         what: &'static str,
@@ -33,7 +34,7 @@ pub enum ServeSetupError {
         home: PathBuf,
     },
     /// A program is missing.
-    #[error("{program} is not installed, which owners from afar need")]
+    #[error("{program} is not installed; remote owners need it")]
     Program {
         /// Its name.
         program: &'static str,
@@ -41,22 +42,19 @@ pub enum ServeSetupError {
         package: &'static str,
     },
     /// An owner argument has the wrong form.
-    #[error("--owner is NAME=KEY or NAME=FILE, found {text:?}")]
+    #[error("--owner expects NAME=KEY or NAME=FILE, found {text:?}")]
     OwnerForm {
         /// The part before the first `=`, or all of it.
         text: String,
     },
     /// The owner's name is not valid.
-    #[error("an owner is named by up to 32 letters, digits and any of -_. between them, found {name:?}")]
-    OwnerName {
-        /// The name.
-        name: String,
-    },
+    #[error(transparent)]
+    OwnerName(#[from] OwnerNameError),
     /// The argument contains a private key, which must stay with its owner.
-    #[error("--owner has a private key, which is to stay with its owner; here the public one is wanted")]
+    #[error("--owner has a private key; give the public key, and keep the private one secret")]
     PrivateText,
     /// The argument is more than one line, or has control characters.
-    #[error("--owner has more than one line, or characters that no key and no name of a file has")]
+    #[error("--owner has more than one line, or characters that are invalid in a key or file name")]
     SeveralLines,
     /// The key's file cannot be read.
     #[error("cannot read the key of {owner} from the file {file:?}")]
@@ -70,7 +68,7 @@ pub enum ServeSetupError {
         source: std::io::Error,
     },
     /// The file has a private key, which must stay with its owner.
-    #[error("the file {file:?} has a private key; {owner} is known by the public one")]
+    #[error("the file {file:?} has a private key; give the public key of {owner}")]
     PrivateKey {
         /// The owner.
         owner: String,
@@ -95,7 +93,7 @@ pub enum ServeSetupError {
         source: KeyError,
     },
     /// sshd does not accept keys of this type.
-    #[error("the key of {owner} is of the kind {kind}, which sshd does not take")]
+    #[error("the key of {owner} has the type {kind}, which sshd does not accept")]
     Kind {
         /// The owner.
         owner: String,
@@ -103,7 +101,7 @@ pub enum ServeSetupError {
         kind: String,
     },
     /// The key already belongs to another owner.
-    #[error("the key of {owner} is the key of {other} already: one key is one owner")]
+    #[error("the key of {owner} is already in use by {other}: each key belongs to one owner")]
     OtherOwner {
         /// The new owner.
         owner: String,
@@ -111,7 +109,7 @@ pub enum ServeSetupError {
         other: String,
     },
     /// A line that setup did not write has the key, or serves the owner.
-    #[error("line {line} of {}, which setup did not write, lets {owner} into the account {ACCOUNT} already, or whoever has its key", path.display())]
+    #[error("line {line} of {}, which setup did not write, already admits {owner}, or the holder of the same key, to the account {ACCOUNT}", path.display())]
     ForeignLine {
         /// The owner.
         owner: String,
@@ -121,7 +119,7 @@ pub enum ServeSetupError {
         line: usize,
     },
     /// A line that setup wrote was changed by hand and no longer matches the sudoers rule.
-    #[error("line {line} of {}, with a key of {owner}, was changed by hand and does not run what sudo would let it run", path.display())]
+    #[error("line {line} of {}, with a key of {owner}, was changed by hand and no longer runs the command that sudo allows", path.display())]
     ChangedLine {
         /// The owner.
         owner: String,
@@ -139,13 +137,13 @@ pub enum ServeSetupError {
         known: Vec<String>,
     },
     /// The existing account was not made by setup.
-    #[error("there is an account {ACCOUNT} already, with the home {}, which setup did not make", home.display())]
+    #[error("account {ACCOUNT} already exists (home {}) and was not created by setup", home.display())]
     ForeignAccount {
         /// Its home.
         home: PathBuf,
     },
     /// The account's shell does not run commands any more.
-    #[error("the shell {shell} of the account {ACCOUNT} runs no command")]
+    #[error("the shell {shell} of the account {ACCOUNT} runs no commands")]
     Shell {
         /// Its shell.
         shell: String,
@@ -167,7 +165,7 @@ pub enum ServeSetupError {
     },
     /// Another account has the same uid.
     #[error(
-        "the number {uid} of the account {ACCOUNT} is that of {other:?}, whose processes would be ended with it"
+        "the account {ACCOUNT} has the same uid {uid} as {other:?}, whose processes would be ended with it"
     )]
     SharedNumber {
         /// The uid.
@@ -176,10 +174,10 @@ pub enum ServeSetupError {
         other: String,
     },
     /// The server processes of owners could not be ended.
-    #[error("cannot end what serves owners from afar")]
+    #[error("cannot stop the sessions of remote owners")]
     Session(#[from] ProcessError),
     /// It is not safe for root to run our own program on behalf of others.
-    #[error("{} cannot be what others run as root: {why}", path.display())]
+    #[error("others must not run {} as root: {why}", path.display())]
     Exe {
         /// The program, or one of its parent directories.
         path: PathBuf,
@@ -187,7 +185,7 @@ pub enum ServeSetupError {
         why: &'static str,
     },
     /// A user other than root can redirect part of the path to the `authorized_keys` file.
-    #[error("{} cannot lead to the keys of owners: {why}", path.display())]
+    #[error("{} is not a safe path to the keys of owners: {why}", path.display())]
     Way {
         /// That part of the path.
         path: PathBuf,
@@ -204,13 +202,13 @@ pub enum ServeSetupError {
         source: std::io::Error,
     },
     /// The sudoers rule is not as setup wrote it.
-    #[error("{} is not as setup wrote it, and stays", path.display())]
+    #[error("{} is not as setup wrote it; it was not changed", path.display())]
     Changed {
         /// The file.
         path: PathBuf,
     },
     /// visudo rejects the new text.
-    #[error("visudo refuses what {} was to be; nothing was changed there", path.display())]
+    #[error("visudo rejected the new {}; the file is unchanged", path.display())]
     Refused {
         /// The file.
         path: PathBuf,
@@ -219,10 +217,10 @@ pub enum ServeSetupError {
         source: CommandError,
     },
     /// The host changed after the plan was shown.
-    #[error("something changed since this was planned; nothing more was done")]
+    #[error("the host changed after this was planned; nothing more was done")]
     Moved,
     /// Another setup is at work.
-    #[error("another setup is at work on this host")]
+    #[error("another setup is running on this host")]
     Busy,
     /// A program could not be run.
     #[error(transparent)]
@@ -261,7 +259,7 @@ impl Fault for ServeSetupError {
                 home.display()
             ),
             Self::Program { package, .. } => {
-                format!("`apt-get install {package}`, or what your system calls it")
+                format!("`apt-get install {package}`, or your system's equivalent")
             }
             Self::OwnerForm { .. } => {
                 "for example --owner alice=alice.pub, or --owner 'alice=ssh-ed25519 AAAA...'".to_owned()
@@ -277,40 +275,40 @@ impl Fault for ServeSetupError {
             Self::Kind { .. } => "make another one: `ssh-keygen -t ed25519`".to_owned(),
             Self::OtherOwner { other, .. } => {
                 format!(
-                    "give each owner a key of their own, or take the other out first: --remove-owner {other}"
+                    "give each owner a key of their own, or remove the other owner first: --remove-owner {other}"
                 )
             }
             Self::UnknownOwner { known, .. } if known.is_empty() => {
-                "nobody is set up here; add somebody with --owner NAME=KEY".to_owned()
+                "no owner is set up here; add one with --owner NAME=KEY".to_owned()
             }
-            Self::UnknownOwner { .. } => "see who is in the file of sudo, /etc/sudoers.d/crabbox".to_owned(),
+            Self::UnknownOwner { .. } => "see the owners in sudo's file /etc/sudoers.d/crabbox".to_owned(),
             Self::ChangedLine { .. } => {
-                "take that line out by hand, then try again; an owner who is to stay is named again with --owner".to_owned()
+                "remove that line by hand and retry; name an owner who is to stay again with --owner".to_owned()
             }
-            Self::ForeignLine { .. } => "take that line out by hand, then try again".to_owned(),
+            Self::ForeignLine { .. } => "remove that line by hand and retry".to_owned(),
             Self::ForeignAccount { .. } => format!(
                 "rename it or remove it (`usermod --login NEW {ACCOUNT}`, `userdel {ACCOUNT}`): owners need an account of that name in which nothing else runs"
             ),
             Self::Way { path, .. } => format!(
-                "make it root's alone: `chown root: {0}` and `chmod go-w {0}`; a link goes, with what it leads to in its place",
+                "make it writable by root only: `chown root: {0}` and `chmod go-w {0}`; replace a link by its target",
                 path.display()
             ),
             Self::Shell { .. } => format!("give it one that does: `usermod --shell /bin/sh {ACCOUNT}`"),
             Self::Exe { .. } => {
-                "install the program where only root writes, for example in /usr/local/bin, and run that one"
+                "install the program where only root can write, for example in /usr/local/bin, and run that one"
                     .to_owned()
             }
             Self::Changed { path } => format!("put {} aside, and try again", path.display()),
-            Self::Moved => "look at what it would do now, with --dry-run, and try again".to_owned(),
-            Self::Busy => "it may be making an image, for minutes: wait until it has ended, then try again".to_owned(),
+            Self::Moved => "see what it would do now with --dry-run, and try again".to_owned(),
+            Self::Busy => "it may be building an image, which takes minutes: wait until it has ended, then try again".to_owned(),
             Self::Session(_) => format!(
-                "see `ps -u {ACCOUNT}` and `pgrep -af '__serve --as'`, end what is there, then run the same command again"
+                "see `ps -u {ACCOUNT}` and `pgrep -af '__serve --as'`, end those processes, then run the same command again"
             ),
             Self::SharedNumber { .. } => {
-                format!("give the account a number of its own: `usermod --uid NUMBER {ACCOUNT}`")
+                format!("give the account a uid of its own: `usermod --uid UID {ACCOUNT}`")
             }
             Self::Account { .. } => format!(
-                "where a group {ACCOUNT} is left and nobody's, `groupdel {ACCOUNT}`; then run the same command again"
+                "if an unused group {ACCOUNT} is left, remove it with `groupdel {ACCOUNT}`; then run the same command again"
             ),
             Self::Unreadable { path, .. } => {
                 format!("make {} plain UTF-8 text below 1 MiB, or put it aside", path.display())

@@ -38,9 +38,7 @@ pub(super) fn read(texts: &[String]) -> Result<Vec<(String, String)>, ServeSetup
             .ok_or_else(|| ServeSetupError::OwnerForm {
                 text: short(text.split('=').next().unwrap_or_default()),
             })?;
-        if !labels::is_owner_name(owner) {
-            return Err(ServeSetupError::OwnerName { name: short(owner) });
-        }
+        labels::check_owner_name(owner)?;
         let word = given.split_whitespace().next().unwrap_or_default();
         if authorized::is_kind(word) && given.trim().contains(char::is_whitespace) {
             all.push((owner.to_owned(), key(owner, given)?));
@@ -166,7 +164,7 @@ mod tests {
                 "more than one line",
             ),
             (body.clone(), "NAME=KEY"),
-            (format!("{body}=x"), "an owner is named by"),
+            (format!("{body}=x"), "invalid owner name"),
             (format!("alice={body}"), "cannot read the key of alice"),
             (
                 format!("alice=/nonexistent/{body}/key.pub"),
@@ -174,8 +172,8 @@ mod tests {
             ),
             ("alice".to_owned(), "NAME=KEY"),
             ("alice=".to_owned(), "NAME=KEY"),
-            (format!("al ice={}", pair.public_openssh), "an owner is named by"),
-            (format!("-x={}", pair.public_openssh), "an owner is named by"),
+            (format!("al ice={}", pair.public_openssh), "invalid owner name"),
+            (format!("-x={}", pair.public_openssh), "invalid owner name"),
             (
                 "alice=/nonexistent/key.pub".to_owned(),
                 "cannot read the key of alice",

@@ -214,13 +214,13 @@ fn an_account_that_setup_did_not_make_is_refused_and_stays() {
     std::fs::create_dir_all(world.at("home/.ssh")).unwrap();
     world.with_account(&format!("crabbox:x:4294967294:4294967294:CI:{home}:/bin/bash"));
     let before = world.tree();
-    world.refusal(&[("alice", &key())], &[], "which setup did not make");
+    world.refusal(&[("alice", &key())], &[], "was not created by setup");
     assert_eq!(world.tree(), before);
     // An account that looks like ours but is not on record is not ours either.
     let world = self::world();
     world.set_up(&[("alice", &key())], &[]);
     std::fs::remove_file(world.engine.places.state.join("setup.json")).unwrap();
-    world.refusal(&[("bob", &key())], &[], "which setup did not make");
+    world.refusal(&[("bob", &key())], &[], "was not created by setup");
 }
 
 #[test]
@@ -269,12 +269,8 @@ fn a_key_is_one_owner_s_and_opens_nothing_else() {
     let world = world();
     let (one, two) = (key(), key());
     world.set_up(&[("alice", &one)], &[]);
-    world.refusal(&[("bob", &one)], &[], "is the key of alice already");
-    world.refusal(
-        &[("bob", &two), ("carol", &two)],
-        &[],
-        "is the key of bob already",
-    );
+    world.refusal(&[("bob", &one)], &[], "is already in use by alice");
+    world.refusal(&[("bob", &two), ("carol", &two)], &[], "is already in use by bob");
     world.refusal(
         &[],
         &["bob"],
@@ -291,11 +287,7 @@ fn a_key_is_one_owner_s_and_opens_nothing_else() {
         ),
     )
     .unwrap();
-    world.refusal(
-        &[("carol", &two)],
-        &[],
-        "lets carol into the account crabbox already",
-    );
+    world.refusal(&[("carol", &two)], &[], "already admits carol");
 }
 
 #[test]
@@ -360,7 +352,7 @@ fn an_account_of_ours_that_was_changed_is_written_into_no_more() {
             )
             .unwrap();
         },
-        "runs no command",
+        "runs no commands",
     );
 }
 

@@ -22,7 +22,7 @@ pub(super) fn check(keys: &Path) -> Result<(), ServeSetupError> {
         let found = match std::fs::symlink_metadata(part) {
             Ok(found) => found,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-            Err(source) => return Err(FileError::io("look at", part, source).into()),
+            Err(source) => return Err(FileError::io("inspect", part, source).into()),
         };
         let is_above = home.is_some_and(|home| home != part && home.starts_with(part));
         let why = wrong_kind(&found, part == keys).or_else(|| loose(found.uid(), found.mode(), us, is_above));
@@ -49,7 +49,7 @@ fn wrong_kind(found: &Metadata, is_keys: bool) -> Option<&'static str> {
 pub(super) fn loose(owner: u32, mode: u32, us: u32, may_be_shared: bool) -> Option<&'static str> {
     let is_shared = may_be_shared && mode & 0o1000 != 0;
     if owner != us && owner != 0 {
-        Some("it belongs to somebody else than root")
+        Some("it does not belong to root")
     } else if mode & 0o022 != 0 && !is_shared {
         Some("others than its owner may write there")
     } else {

@@ -112,7 +112,7 @@ impl Fault for UnknownValue {
     }
 
     fn hints(&self) -> Vec<String> {
-        vec!["`crabbox providers filters` lists what can be asked for".to_owned()]
+        vec!["`crabbox providers filters` lists the possible values".to_owned()]
     }
 }
 

@@ -132,7 +132,7 @@ pub(super) static ALL: &[UseCase] = &[
     ]),
     case("linux-vm", &["linux", "vm"], &[
         (Linux, 30, "runs Linux"),
-        (Lease, 35, "leases that are made, used and given back over SSH"),
+        (Lease, 35, "leases that are made, used and released over SSH"),
         (Sync, 25, "takes the working tree"),
         (Cleanup, 15, "takes back what leases leave behind"),
     ]),

@@ -60,10 +60,9 @@ impl Fault for StoreError {
 
     fn hints(&self) -> Vec<String> {
         match self {
-            Self::Decode { path, line, .. } => vec![format!(
-                "`sed -i {line}d` on {} takes the line out",
-                path.display()
-            )],
+            Self::Decode { path, line, .. } => {
+                vec![format!("`sed -i {line}d` on {} removes the line", path.display())]
+            }
             _ => Vec::new(),
         }
     }

@@ -157,7 +157,7 @@ impl RunEvents for RunWords<'_> {
         let printer = self.ctx.printer;
         match event {
             StartEvent::Withheld { name, origin } => printer.warn(format_args!(
-                "{name} is not handed on: only the repository asks for it ({origin}), and it looks like a secret; --allow-env {name} hands it on, \
+                "{name} is not forwarded: only the repository asks for it ({origin}), and it looks like a secret; --allow-env {name} forwards it, \
                  and so does env.allow in your own configuration"
             )),
             StartEvent::Unused { name } => printer.warn(format_args!(
@@ -173,7 +173,7 @@ impl RunEvents for RunWords<'_> {
                 printer.detail(harmless(&line.replacen(":  ", ": ", 1)));
             }
             StartEvent::NotText { name } => printer.warn(format_args!(
-                "{name} is not handed on: its value is no valid UTF-8; hand it on in a file"
+                "{name} is not forwarded: its value is not valid UTF-8; pass it in a file"
             )),
             StartEvent::Unmatchable { entry } => printer.warn(format_args!(
                 "{} matches no variable: --allow-env and env.allow take names, and prefixes followed by *",
