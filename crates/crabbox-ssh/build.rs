@@ -1,4 +1,4 @@
-//! Embeds the agents that are uploaded to leases (see `src/far/agent.rs`), with their digests.
+//! Embeds the agents that are uploaded to leases (see `src/agent_client/agent.rs`), with their digests.
 
 use std::fmt::Write as _;
 

@@ -12,13 +12,13 @@ use rustix::fs::{CWD, Mode, OFlags};
 use crate::bytes::is_absent;
 use crate::failure::{At as _, Failure};
 use crate::remove::remove_tree;
-use crate::talk::Talk;
+use crate::talk::Conversation;
 
 /// The unit of `st_blocks` in bytes, see inode(7).
 const BLOCK: u64 = 512;
 
 /// Sends the disk usage of a directory.
-pub(crate) fn size(talk: &mut Talk, dir: &Path) -> Result<(), Failure> {
+pub(crate) fn size(talk: &mut Conversation, dir: &Path) -> Result<(), Failure> {
     let (mut bytes, mut known) = (0, HashSet::new());
     // A link in place of the directory is measured as a link, since its target belongs to someone else.
     let mut todo: Vec<PathBuf> = vec![dir.to_owned()];
@@ -43,7 +43,7 @@ pub(crate) fn size(talk: &mut Talk, dir: &Path) -> Result<(), Failure> {
 }
 
 /// Removes everything in a directory.
-pub(crate) fn clear(talk: &mut Talk, dir: &Path) -> Result<(), Failure> {
+pub(crate) fn clear(talk: &mut Conversation, dir: &Path) -> Result<(), Failure> {
     match dir.symlink_metadata() {
         Ok(meta) if meta.is_dir() => {
             let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;

@@ -16,7 +16,7 @@ use crate::failure::Failure;
 use crate::receive::NEW;
 use crate::record::{Head, Known, Place, each};
 use crate::seen::{Dirs, Kind, Seen};
-use crate::talk::Talk;
+use crate::talk::Conversation;
 
 /// Directories that are never synced.
 const SKIPPED: [&[u8]; 2] = [b".git", b".crabbox"];
@@ -25,7 +25,7 @@ const SKIPPED: [&[u8]; 2] = [b".git", b".crabbox"];
 const LIST: usize = PIECE - 8192;
 
 /// Sends the list.
-pub(crate) fn send(talk: &mut Talk, lease_dir: &str, name: &str) -> Result<(), Failure> {
+pub(crate) fn send(talk: &mut Conversation, lease_dir: &str, name: &str) -> Result<(), Failure> {
     let place = Place::new(lease_dir, name);
     if let Some(head) = Head::load(&place)
         && std::env::set_current_dir(&place.workdir).is_ok()
@@ -55,7 +55,7 @@ pub(crate) fn send(talk: &mut Talk, lease_dir: &str, name: &str) -> Result<(), F
 
 /// The list being sent.
 struct List<'a> {
-    talk: &'a mut Talk,
+    talk: &'a mut Conversation,
     waiting: Vec<u8>,
     dirs: Dirs,
 }

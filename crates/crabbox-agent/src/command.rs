@@ -20,7 +20,7 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use crate::failure::{At as _, Failure, said};
 use crate::owner::Owner;
 use crate::process::{Ending, end_group};
-use crate::talk::{Heard, Talk};
+use crate::talk::{ClientMessage, Conversation};
 
 /// After this time, a running command is worth the extra `ps` process whose output identifies it for the Go program.
 const NAME_AFTER: Duration = Duration::from_secs(1);
@@ -31,9 +31,9 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// Whether the command has signalled (SIGUSR1) that its shell start-up files were read.
 #[derive(Debug)]
-pub(crate) struct Past(Arc<AtomicBool>);
+pub(crate) struct ProfileSignal(Arc<AtomicBool>);
 
-impl Past {
+impl ProfileSignal {
     /// Installs the signal handler.
     pub(crate) fn listen() -> Result<Self, Failure> {
         let past = Arc::new(AtomicBool::new(false));
@@ -45,10 +45,10 @@ impl Past {
 
 /// Runs a command until it ends.
 pub(crate) fn run(
-    talk: &mut Talk,
+    talk: &mut Conversation,
     command: &Command,
     owner: Option<&mut Owner>,
-    past: &Past,
+    past: &ProfileSignal,
 ) -> Result<(), Failure> {
     let mut owner = owner.filter(|_| command.noted);
     // Write the note with our own pid first: a command that cannot be noted must not start.
@@ -179,7 +179,7 @@ impl Running {
     }
 
     /// Forwards the command's output until it has ended and no process has its streams open any more, or until the client stops it.
-    fn follow(mut self, talk: &mut Talk, mut owner: Option<&Owner>) -> Result<Ended, Failure> {
+    fn follow(mut self, talk: &mut Conversation, mut owner: Option<&Owner>) -> Result<Ended, Failure> {
         let (mut is_over, mut chunk) = (false, vec![0; PIECE]);
         loop {
             if is_over && self.out.is_none() && self.err.is_none() && !talk.is_waiting() {
@@ -189,9 +189,9 @@ impl Running {
             let ready = self.wait(talk, is_over, left)?;
             if ready.client {
                 match talk.hear_any()? {
-                    Heard::Request(Request::Stop {}) => return self.stop(talk, &mut chunk),
+                    ClientMessage::Request(Request::Stop {}) => return self.stop(talk, &mut chunk),
                     // Ignore anything else: `Stop` is the only request for a running command.
-                    Heard::Request(_) | Heard::Piece => {}
+                    ClientMessage::Request(_) | ClientMessage::Piece => {}
                 }
             }
             self.hand_on(talk, &ready, &mut chunk)?;
@@ -204,7 +204,7 @@ impl Running {
         }
     }
 
-    fn hand_on(&mut self, talk: &mut Talk, ready: &Ready, chunk: &mut [u8]) -> Result<(), Failure> {
+    fn hand_on(&mut self, talk: &mut Conversation, ready: &Ready, chunk: &mut [u8]) -> Result<(), Failure> {
         if ready.listener {
             talk.push()?;
         }
@@ -218,7 +218,7 @@ impl Running {
     }
 
     /// Ends the command while still forwarding its output, since it may be unable to end while its pipes are full.
-    fn stop(mut self, talk: &mut Talk, chunk: &mut [u8]) -> Result<Ended, Failure> {
+    fn stop(mut self, talk: &mut Conversation, chunk: &mut [u8]) -> Result<Ended, Failure> {
         let mut ending = Ending::begin(self.group);
         let gone = loop {
             if let Some(gone) = ending.gone() {
@@ -235,7 +235,8 @@ impl Running {
         while self.out.is_some() || self.err.is_some() || talk.is_waiting() {
             let left = until.saturating_duration_since(Instant::now());
             let ready = self.wait(talk, true, Some(left))?;
-            let has_spoken = ready.client && !matches!(talk.hear_any()?, Heard::Request(Request::Ping {}));
+            let has_spoken =
+                ready.client && !matches!(talk.hear_any()?, ClientMessage::Request(Request::Ping {}));
             if left.is_zero() || has_spoken {
                 break;
             }
@@ -245,7 +246,12 @@ impl Running {
     }
 
     /// Waits for an event, for at most `limit`. While output for the client is pending, no more of the command's output is read.
-    fn wait(&self, talk: &mut Talk, is_over: bool, limit: Option<Duration>) -> Result<Ready, Failure> {
+    fn wait(
+        &self,
+        talk: &mut Conversation,
+        is_over: bool,
+        limit: Option<Duration>,
+    ) -> Result<Ready, Failure> {
         if talk.has_ahead() {
             return Ok(Ready {
                 client: true,
@@ -342,7 +348,7 @@ impl AsFd for End {
 
 /// Forwards what can be read now; false at the end of the stream.
 fn pass(
-    talk: &mut Talk,
+    talk: &mut Conversation,
     stream: Stream,
     from: Option<&mut impl Read>,
     chunk: &mut [u8],

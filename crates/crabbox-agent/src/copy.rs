@@ -22,7 +22,7 @@ use crate::failure::{At as _, Failure};
 use crate::receive::{Into, receive};
 use crate::remove::remove_tree;
 use crate::seen::Dirs;
-use crate::talk::{Heard, Talk};
+use crate::talk::{ClientMessage, Conversation};
 use place::Move;
 
 /// The list is sent in chunks of about this size, in bytes.
@@ -55,7 +55,7 @@ pub(crate) fn at_home(given: &str) -> Result<PathBuf, Failure> {
 }
 
 /// Sends the list of what is at a path and below it.
-pub(crate) fn tree(talk: &mut Talk, given: &str, follow: bool) -> Result<(), Failure> {
+pub(crate) fn tree(talk: &mut Conversation, given: &str, follow: bool) -> Result<(), Failure> {
     let top = at_home(given)?;
     let meta = match top.symlink_metadata() {
         Err(error) if is_absent(&error) => {
@@ -84,7 +84,7 @@ pub(crate) fn tree(talk: &mut Talk, given: &str, follow: bool) -> Result<(), Fai
 }
 
 struct Walk<'a> {
-    talk: &'a mut Talk,
+    talk: &'a mut Conversation,
     top: &'a Path,
     follow: bool,
     list: Vec<u8>,
@@ -158,7 +158,7 @@ impl Walk<'_> {
 }
 
 /// Receives a copy and moves it to a path.
-pub(crate) fn put(talk: &mut Talk, to: &str, name: &str, make: bool) -> Result<(), Failure> {
+pub(crate) fn put(talk: &mut Conversation, to: &str, name: &str, make: bool) -> Result<(), Failure> {
     let names = talk.list()?;
     let names: Vec<&[u8]> = listed(&names).collect();
     // Directories created on the way get the modes that a login shell would give them.
@@ -184,8 +184,8 @@ pub(crate) fn put(talk: &mut Talk, to: &str, name: &str, make: bool) -> Result<(
         name: &mut |number| Ok(names.get(number).map(|name| name.to_vec())),
     };
     let taken = match talk.hear()? {
-        Heard::Request(first) => receive(talk, into, first),
-        Heard::Piece => Err(Failure::Refused("the client sent a piece of nothing".to_owned())),
+        ClientMessage::Request(first) => receive(talk, into, first),
+        ClientMessage::Piece => Err(Failure::Refused("the client sent a piece of nothing".to_owned())),
     };
     // Messages name the destination, not the staging directory.
     taken.map_err(|failure| failure.elsewhere(&stage.path.join(COPY), &to))?;

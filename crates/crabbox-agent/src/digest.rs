@@ -14,13 +14,13 @@ use crate::bytes::{BUFFER, leaf, listed, parent, push};
 use crate::failure::{At as _, Failure};
 use crate::seed::hex;
 use crate::seen::Dirs;
-use crate::talk::Talk;
+use crate::talk::Conversation;
 
 /// Longer files are not hashed, because the client waits; no tree is expected to need more. In bytes.
 const LONGEST: u64 = 1 << 30;
 
 /// Sends the digests of the paths that the client names.
-pub(crate) fn digest(talk: &mut Talk, dir: &str) -> Result<(), Failure> {
+pub(crate) fn digest(talk: &mut Conversation, dir: &str) -> Result<(), Failure> {
     let names = talk.list()?;
     std::env::set_current_dir(dir).at(Path::new(dir))?;
     let (mut list, mut dirs) = (Vec::new(), Dirs::default());

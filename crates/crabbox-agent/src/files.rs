@@ -16,14 +16,14 @@ use crate::copy::at_home;
 use crate::failure::{At as _, Failure, said};
 use crate::list::within;
 use crate::seen::Dirs;
-use crate::talk::Talk;
+use crate::talk::Conversation;
 
 /// The most that is read of a file whose size is reported as zero, in bytes.
 const UNSIZED: u64 = 1 << 20;
 
 /// Which files the client accepts.
 #[derive(Debug)]
-pub(crate) struct Taste {
+pub(crate) struct FetchFilter {
     /// Whether to follow a link in the last component of a path.
     pub(crate) follow: bool,
     /// Whether to send only files below the directory, wherever links lead.
@@ -33,7 +33,7 @@ pub(crate) struct Taste {
 }
 
 /// Sends the files that the client names.
-pub(crate) fn fetch(talk: &mut Talk, dir: &str, taste: &Taste) -> Result<(), Failure> {
+pub(crate) fn fetch(talk: &mut Conversation, dir: &str, taste: &FetchFilter) -> Result<(), Failure> {
     let names = talk.list()?;
     let dir = at_home(dir)?;
     std::env::set_current_dir(&dir).at(&dir)?;
@@ -65,7 +65,7 @@ pub(crate) fn fetch(talk: &mut Talk, dir: &str, taste: &Taste) -> Result<(), Fai
 
 /// Sends a file whose size is reported as zero: files in `/proc` and some FUSE file systems have contents anyway.
 fn send_unsized(
-    talk: &mut Talk,
+    talk: &mut Conversation,
     number: u32,
     at: &Path,
     file: &mut File,
@@ -121,7 +121,13 @@ fn open_within(root: &Path, dirs: &mut Dirs, name: &[u8]) -> Result<File, Failur
     Ok(opened.at(at)?.into())
 }
 
-fn send(talk: &mut Talk, number: u32, at: &Path, mut file: File, limit: Option<u64>) -> Result<(), Failure> {
+fn send(
+    talk: &mut Conversation,
+    number: u32,
+    at: &Path,
+    mut file: File,
+    limit: Option<u64>,
+) -> Result<(), Failure> {
     let meta = file.metadata().at(at)?;
     if !meta.is_file() {
         return Err(irregular(at));

@@ -283,7 +283,7 @@ pub(crate) struct Work {
 
 /// Files that git would have to compare because they are not older than the index ("racily clean").
 #[derive(Debug, Default)]
-struct Late {
+struct RacilyClean {
     names: Names,
     /// When each was modified, unix seconds.
     modified: Vec<u32>,
@@ -375,7 +375,7 @@ impl Work {
         Ok(())
     }
 
-    fn write(&self, index: &Index, tree: &mut dyn Tree) -> Result<Late, Failure> {
+    fn write(&self, index: &Index, tree: &mut dyn Tree) -> Result<RacilyClean, Failure> {
         let file = Path::new(INDEX);
         let seconds = |meta: std::io::Result<std::fs::Metadata>| -> Result<u32, Failure> {
             Ok(u32::try_from(meta.at(file)?.mtime()).unwrap_or(u32::MAX))
@@ -441,7 +441,7 @@ impl Work {
         }
         modified.retain(|at| *at >= written);
         // The names are in order already: git sorts entries by bytes, as we do.
-        Ok(Late {
+        Ok(RacilyClean {
             names: Names::of(still)?,
             modified,
         })
@@ -475,7 +475,7 @@ fn times_if_known(dirs: &mut Dirs, name: &[u8], known: Option<Seen>, mode: u32) 
 
 /// Makes the index younger than those of these files that git finds changed when it compares them. A file modified in the second in which the index
 /// is written would look unchanged, so wait until that second has passed.
-fn outlive(late: &Late) -> Result<(), Failure> {
+fn outlive(late: &RacilyClean) -> Result<(), Failure> {
     if late.modified.is_empty() {
         return Ok(());
     }

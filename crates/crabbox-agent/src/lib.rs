@@ -38,9 +38,9 @@ use std::process::ExitCode;
 use crabbox_agent_protocol::{Glob, HELLO, Reply, Request};
 
 use failure::Failure;
-use files::Taste;
+use files::FetchFilter;
 use list::Choice;
-use talk::{Heard, Talk};
+use talk::{ClientMessage, Conversation};
 
 /// Serves the client at the other end of the standard streams.
 pub fn main() -> ExitCode {
@@ -54,7 +54,7 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn make_tree(talk: &mut Talk, dir: &str) -> Result<(), Failure> {
+fn make_tree(talk: &mut Conversation, dir: &str) -> Result<(), Failure> {
     sync::make_tree(Path::new(dir))?;
     talk.say(&Reply::Made {})
 }
@@ -67,8 +67,8 @@ fn has(program: &str) -> bool {
 
 /// Answers requests one after the other until the client goes.
 fn serve() -> Result<(), Failure> {
-    let mut talk = Talk::new()?;
-    let past = command::Past::listen()?;
+    let mut talk = Conversation::new()?;
+    let past = command::ProfileSignal::listen()?;
     talk.say(&Reply::Hello {
         word: HELLO,
         rsync: has("rsync"),
@@ -78,9 +78,9 @@ fn serve() -> Result<(), Failure> {
     let mut looked = None;
     let ended = loop {
         let request = match talk.hear() {
-            Ok(Heard::Request(request)) => request,
+            Ok(ClientMessage::Request(request)) => request,
             // The rest of a list whose request has failed.
-            Ok(Heard::Piece) => continue,
+            Ok(ClientMessage::Piece) => continue,
             Err(failure) => break Err(failure),
         };
         let done = match request {
@@ -123,7 +123,7 @@ fn serve() -> Result<(), Failure> {
                 within,
                 limit,
             } => {
-                let taste = Taste {
+                let taste = FetchFilter {
                     follow,
                     within,
                     limit,

@@ -15,7 +15,7 @@ use rustix::io::Errno;
 use crate::bytes::{leaf, parent, path, show};
 use crate::failure::{At as _, Failure, said};
 use crate::seen::{Dirs, Seen, Time, is_below};
-use crate::talk::Talk;
+use crate::talk::Conversation;
 
 /// The list is sent in chunks of about this size, in bytes.
 const LIST: usize = PIECE - 8192;
@@ -58,7 +58,7 @@ impl Choice {
 }
 
 /// Sends the list of matching files below `dir`.
-pub(crate) fn list(talk: &mut Talk, dir: &str, choice: &Choice) -> Result<(), Failure> {
+pub(crate) fn list(talk: &mut Conversation, dir: &str, choice: &Choice) -> Result<(), Failure> {
     std::env::set_current_dir(dir).at(Path::new(dir))?;
     let mut walk = Walk {
         root: std::env::current_dir().at(Path::new(dir))?,
@@ -91,7 +91,7 @@ fn identity(stat: &Stat) -> Identity {
 }
 
 struct Walk<'a> {
-    talk: &'a mut Talk,
+    talk: &'a mut Conversation,
     choice: &'a Choice,
     /// The canonical path of the directory.
     root: PathBuf,

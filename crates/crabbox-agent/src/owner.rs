@@ -23,7 +23,7 @@ use crate::bytes::discard;
 use crate::failure::{At as _, Failure};
 use crate::process::{Stat, end_group, lstart};
 use crate::seen::{Seen, Time};
-use crate::talk::{Heard, Talk};
+use crate::talk::{ClientMessage, Conversation};
 use older::Older;
 use silence::Silence;
 
@@ -94,7 +94,7 @@ impl Files {
 }
 
 /// Waits until this client owns the tree.
-pub(crate) fn own(talk: &mut Talk, key: &str, token: &str) -> Result<Owner, Failure> {
+pub(crate) fn own(talk: &mut Conversation, key: &str, token: &str) -> Result<Owner, Failure> {
     let word = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_hexdigit());
     if !word(key) || !word(token) {
         return Err(Failure::Refused("the name of a lock is invalid".to_owned()));
@@ -180,7 +180,7 @@ fn take(gate: &File, files: &Files) -> Result<bool, Failure> {
 
 /// A client that waits for the tree, and may go at any time.
 struct Waiting<'a> {
-    talk: &'a mut Talk,
+    talk: &'a mut Conversation,
     said: Option<Reply>,
     /// The `.wanted` file for the other client; `asked` is when it was last written.
     wanted: PathBuf,
@@ -233,7 +233,7 @@ impl Waiting<'_> {
             Ok(0) | Err(Errno::INTR) => Ok(()),
             // A waiting client sends only pings; anything else means that it no longer wants the tree.
             _ => match self.talk.hear_any() {
-                Ok(Heard::Request(Request::Ping {})) => Ok(()),
+                Ok(ClientMessage::Request(Request::Ping {})) => Ok(()),
                 heard => {
                     // If other clients wait too, they write the file again.
                     discard(&self.wanted).ok();

@@ -16,7 +16,7 @@ use crate::bytes::{discard, leaf, parent, path};
 use crate::carry::{Carry, times};
 use crate::failure::{At as _, Failure};
 use crate::seen::Dirs;
-use crate::talk::{Heard, Talk, out_of_order};
+use crate::talk::{ClientMessage, Conversation, out_of_order};
 
 /// Mode bits that a write clears, or that cannot be set when a file is created.
 const SPECIAL: u32 = 0o7000;
@@ -38,7 +38,7 @@ pub(crate) struct Into<'a> {
 }
 
 /// Receives everything until [`Request::Received`]; `first` was read already.
-pub(crate) fn receive(talk: &mut Talk, into: Into<'_>, first: Request) -> Result<(), Failure> {
+pub(crate) fn receive(talk: &mut Conversation, into: Into<'_>, first: Request) -> Result<(), Failure> {
     let mut taking = Taking {
         into,
         file: None,
@@ -57,13 +57,13 @@ pub(crate) fn receive(talk: &mut Talk, into: Into<'_>, first: Request) -> Result
     done
 }
 
-fn take_all(talk: &mut Talk, taking: &mut Taking<'_>, first: Request) -> Result<(), Failure> {
-    let mut heard = Heard::Request(first);
+fn take_all(talk: &mut Conversation, taking: &mut Taking<'_>, first: Request) -> Result<(), Failure> {
+    let mut heard = ClientMessage::Request(first);
     loop {
         match heard {
-            Heard::Piece => taking.piece(talk.piece())?,
-            Heard::Request(Request::Received {}) => return taking.end(),
-            Heard::Request(request) => taking.begin(request)?,
+            ClientMessage::Piece => taking.piece(talk.piece())?,
+            ClientMessage::Request(Request::Received {}) => return taking.end(),
+            ClientMessage::Request(request) => taking.begin(request)?,
         }
         heard = talk.hear()?;
     }

@@ -19,7 +19,7 @@ use crate::failure::{At as _, Failure};
 use crate::git::{Feed, INDEX, git, init, must_git};
 use crate::record::Place;
 use crate::seen::Seen;
-use crate::talk::Talk;
+use crate::talk::Conversation;
 pub(crate) use repository::forget_aside;
 use repository::{
     CONFIG, LONG_ID, is_own_directory, nature, own_the_tree, replace_unusable, set_ref, unlock,
@@ -181,7 +181,7 @@ pub(crate) struct Came {
 
 impl Came {
     /// Receives all of it from the client.
-    pub(crate) fn take(talk: &mut Talk, place: &Place) -> Result<Self, Failure> {
+    pub(crate) fn take(talk: &mut Conversation, place: &Place) -> Result<Self, Failure> {
         let (pack, staged) = (place.of("tmp/seed.pack"), place.of("tmp/seed.staged"));
         let first = keep(talk, &staged)?;
         let (marks, settings, attributes, roots) = (talk.list()?, talk.list()?, talk.list()?, talk.list()?);
@@ -326,7 +326,7 @@ impl Drop for Came {
 }
 
 /// Receives a list into a file. If writing fails (disk full), the rest of the list is still received; the first error is returned as the inner value.
-fn keep(talk: &mut Talk, path: &Path) -> Result<Option<Failure>, Failure> {
+fn keep(talk: &mut Conversation, path: &Path) -> Result<Option<Failure>, Failure> {
     let mut file = File::create(path).at(path);
     let mut failed = None;
     talk.pieces(|piece| {

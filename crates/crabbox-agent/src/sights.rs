@@ -15,7 +15,7 @@ const BLOCK: usize = 256;
 
 /// The file of entries.
 #[derive(Debug)]
-pub(crate) struct Sights {
+pub(crate) struct ScanResults {
     file: File,
     /// The path where the file was created, for messages.
     shown: PathBuf,
@@ -27,7 +27,7 @@ pub(crate) struct Sights {
     from: usize,
 }
 
-impl Sights {
+impl ScanResults {
     /// Creates an empty file at `path`, which determines the file system, and unlinks it.
     pub(crate) fn new(path: &Path) -> Result<Self, Failure> {
         discard(path)?;
@@ -115,7 +115,7 @@ mod tests {
     #[test]
     fn each_number_has_what_was_written_of_it_last_and_no_other_has_any() {
         let dir = tempfile::tempdir().unwrap();
-        let mut sights = Sights::new(&dir.path().join("sights")).unwrap();
+        let mut sights = ScanResults::new(&dir.path().join("sights")).unwrap();
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
         let time = Time {
             seconds: -5,
@@ -151,9 +151,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let at = dir.path().join("now");
         let why = format!("{}: Bad file descriptor", at.display());
-        let mut deaf = Sights::of(File::create(&at).unwrap(), at.clone());
+        let mut deaf = ScanResults::of(File::create(&at).unwrap(), at.clone());
         assert_eq!(deaf.get(0).unwrap_err().why(), why);
-        let mut mute = Sights::of(File::open(&at).unwrap(), at);
+        let mut mute = ScanResults::of(File::open(&at).unwrap(), at);
         mute.put(0, None).unwrap();
         assert_eq!(mute.get(0).unwrap_err().why(), why);
     }

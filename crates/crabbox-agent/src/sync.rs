@@ -28,8 +28,8 @@ use crate::remove::remove_tree;
 use crate::rows::{Coming, Rows, unread};
 use crate::seed::{self, Came, State, go_dir};
 use crate::seen::Dirs;
-use crate::sights::Sights;
-use crate::talk::{Heard, Talk, out_of_order};
+use crate::sights::ScanResults;
+use crate::talk::{ClientMessage, Conversation, out_of_order};
 use patch::Patch;
 use whole::Whole;
 
@@ -82,7 +82,7 @@ impl Looked {
 
 /// What there is to lay down when everything has come.
 #[derive(Debug)]
-struct Laid {
+struct PendingChanges {
     parts: u32,
     count: usize,
     unsettled: u64,
@@ -95,13 +95,17 @@ trait Way: Tree + Send {
     /// The places of those that are to be sent.
     fn stale(&self) -> &[u32];
     /// Looks at what is there, and writes down what was seen.
-    fn lay(&mut self) -> Result<Laid, Failure>;
+    fn lay(&mut self) -> Result<PendingChanges, Failure>;
     /// Tells the Go program what of the tree a sync brought.
     fn tell(&mut self) -> Result<(), Failure>;
 }
 
 /// One conversation.
-pub(crate) fn sync(talk: &mut Talk, request: &SyncRequest, looked: Option<Looked>) -> Result<(), Failure> {
+pub(crate) fn sync(
+    talk: &mut Conversation,
+    request: &SyncRequest,
+    looked: Option<Looked>,
+) -> Result<(), Failure> {
     let place = Place::new(&request.lease_dir, &request.name);
     let believed = !(request.reset || request.distrust);
     let looked = looked
@@ -137,7 +141,7 @@ const OTHERS: u32 = 0o077;
 const MANIFEST: &str = "tmp/manifest";
 
 /// Takes a manifest.
-fn manifest(talk: &mut Talk, place: &Place) -> Result<Rows, Failure> {
+fn manifest(talk: &mut Conversation, place: &Place) -> Result<Rows, Failure> {
     let path = place.of(MANIFEST);
     let mut options = File::options();
     let file = options
@@ -275,7 +279,7 @@ fn enter(place: &Place) -> Result<Lock, Failure> {
 
 /// Everything behind the lists: what is to be sent, the repository, the end.
 fn bring(
-    talk: &mut Talk,
+    talk: &mut Conversation,
     place: &Place,
     request: &SyncRequest,
     mut way: impl Way,
@@ -317,7 +321,7 @@ fn bring(
     let mut laid = None;
     loop {
         match talk.hear()? {
-            Heard::Request(Request::Pack {}) => {
+            ClientMessage::Request(Request::Pack {}) => {
                 let came = Came::take(talk, place);
                 let done = std::thread::scope(|scope| {
                     // Git needs the processor, and the look the disk.
@@ -332,14 +336,14 @@ fn bring(
                     Err(failure) => Reply::Unseeded { why: failure.why() },
                 })?;
             }
-            Heard::Request(Request::Finish {}) => {
+            ClientMessage::Request(Request::Finish {}) => {
                 let laid = match laid.take() {
                     Some(laid) => laid?,
                     None => way.lay()?,
                 };
                 return finish(talk, place, request, &mut way, &work, &laid);
             }
-            Heard::Request(
+            ClientMessage::Request(
                 first @ (Request::Directory { .. }
                 | Request::File { .. }
                 | Request::Link { .. }
@@ -355,8 +359,10 @@ fn bring(
                 receive(talk, into, first)?;
                 talk.say(&Reply::Received {})?;
             }
-            Heard::Request(other) => return Err(out_of_order(&other)),
-            Heard::Piece => return Err(Failure::Refused("the client sent a piece of nothing".to_owned())),
+            ClientMessage::Request(other) => return Err(out_of_order(&other)),
+            ClientMessage::Piece => {
+                return Err(Failure::Refused("the client sent a piece of nothing".to_owned()));
+            }
         }
     }
 }
@@ -378,12 +384,12 @@ fn apply(place: &Place, request: &SyncRequest, work: &mut Work, came: &Came) -> 
 }
 
 fn finish(
-    talk: &mut Talk,
+    talk: &mut Conversation,
     place: &Place,
     request: &SyncRequest,
     way: &mut impl Way,
     work: &Work,
-    laid: &Laid,
+    laid: &PendingChanges,
 ) -> Result<(), Failure> {
     let unseeded = work.finish(place, request.seed.as_ref(), way)?;
     // Only a sync that brought everything is one that the next can go on from.
@@ -410,8 +416,12 @@ fn finish(
 
 /// How every path looks now, by its number; those that are not what was to be sent are left out, and so sent again. A path that was left alone keeps
 /// what was seen of it: if it is not so any more, the next look finds that out.
-fn settle(place: &Place, rows: &mut Rows, mut kept: Option<&mut Sights>) -> Result<Sights, Failure> {
-    let mut now = Sights::new(&place.of("tmp/now"))?;
+fn settle(
+    place: &Place,
+    rows: &mut Rows,
+    mut kept: Option<&mut ScanResults>,
+) -> Result<ScanResults, Failure> {
+    let mut now = ScanResults::new(&place.of("tmp/now"))?;
     let (tick, mut dirs, mut racy) = (tick(), Dirs::default(), Vec::new());
     for number in 0..rows.len() {
         let was = match &mut kept {

@@ -22,9 +22,9 @@ const AHEAD: usize = 256 * 1024;
 /// A message from the client.
 #[derive(Debug)]
 #[expect(clippy::large_enum_variant, reason = "there is one at a time, on the stack")]
-pub(crate) enum Heard {
+pub(crate) enum ClientMessage {
     Request(Request),
-    /// A chunk of bytes; it is in [`Talk::piece`].
+    /// A chunk of bytes; it is in [`Conversation::piece`].
     Piece,
 }
 
@@ -80,7 +80,7 @@ fn hold() {
 
 /// Both ends of the conversation.
 #[derive(Debug)]
-pub(crate) struct Talk {
+pub(crate) struct Conversation {
     frames: Frames<BufReader<Counted>>,
     read: Arc<AtomicU64>,
     /// A duplicate of the input descriptor, to poll.
@@ -90,7 +90,7 @@ pub(crate) struct Talk {
     waiting: Vec<u8>,
 }
 
-impl Talk {
+impl Conversation {
     /// Talks over standard input and output.
     pub(crate) fn new() -> Result<Self, Failure> {
         let twice = |fd: BorrowedFd<'_>| {
@@ -129,23 +129,23 @@ impl Talk {
     }
 
     /// The next message that is not a ping.
-    pub(crate) fn hear(&mut self) -> Result<Heard, Failure> {
+    pub(crate) fn hear(&mut self) -> Result<ClientMessage, Failure> {
         loop {
             match self.hear_any()? {
-                Heard::Request(Request::Ping {}) => {}
+                ClientMessage::Request(Request::Ping {}) => {}
                 heard => return Ok(heard),
             }
         }
     }
 
     /// The next message, pings included.
-    pub(crate) fn hear_any(&mut self) -> Result<Heard, Failure> {
+    pub(crate) fn hear_any(&mut self) -> Result<ClientMessage, Failure> {
         match self.frames.frame() {
             Ok(Some(Frame::Message(tag, payload))) => Request::take(tag, payload)
-                .map(Heard::Request)
+                .map(ClientMessage::Request)
                 // No client of this agent sends such a message.
                 .map_err(|error| Failure::Refused(error.to_string())),
-            Ok(Some(Frame::Bytes(..))) => Ok(Heard::Piece),
+            Ok(Some(Frame::Bytes(..))) => Ok(ClientMessage::Piece),
             Ok(None) | Err(FrameError::Read(_) | FrameError::Cut) => Err(Failure::Gone),
             Err(error) => Err(Failure::Refused(error.to_string())),
         }
@@ -178,9 +178,9 @@ impl Talk {
     ) -> Result<(), Failure> {
         loop {
             match self.hear()? {
-                Heard::Piece => take(self.frames.payload())?,
-                Heard::Request(Request::End {}) => return Ok(()),
-                Heard::Request(other) => return Err(out_of_order(&other)),
+                ClientMessage::Piece => take(self.frames.payload())?,
+                ClientMessage::Request(Request::End {}) => return Ok(()),
+                ClientMessage::Request(other) => return Err(out_of_order(&other)),
             }
         }
     }

@@ -32,7 +32,7 @@ pub struct Quota {
 
 /// The resources of one owner.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Had {
+pub struct OwnerUsage {
     /// Number of leases, including those in the making.
     pub leases: u64,
     /// Memory limit of all of them in MiB, including that of the VMMs.
@@ -245,7 +245,7 @@ impl Fault for Refusal {
 }
 
 /// Admits one more lease of `owner`, who already uses `had`, or returns the reason against it.
-pub fn admit_owner(quota: &Quota, owner: &str, had: &Had, demand: &Demand) -> Result<(), Refusal> {
+pub fn admit_owner(quota: &Quota, owner: &str, had: &OwnerUsage, demand: &Demand) -> Result<(), Refusal> {
     let owner = || owner.to_owned();
     if quota.max_leases > 0 && had.leases >= quota.max_leases {
         return Err(Refusal::OwnersLeases {
@@ -412,8 +412,8 @@ mod tests {
             max_leases: 2,
             max_memory_mib: 2 * (1000 + VMM_OVERHEAD_MIB),
         };
-        let had = |leases, memory_mib| Had { leases, memory_mib };
-        let ask = |had: &Had| admit_owner(&quota, "alice", had, &DEMAND);
+        let had = |leases, memory_mib| OwnerUsage { leases, memory_mib };
+        let ask = |had: &OwnerUsage| admit_owner(&quota, "alice", had, &DEMAND);
         let one = had(1, 1000 + VMM_OVERHEAD_MIB);
         assert_eq!(ask(&one), Ok(()));
         for over in [had(2, 0), had(1, one.memory_mib + 1)] {

@@ -194,7 +194,7 @@ pub struct Assertion {
 
 /// Why a proof does not pass although every assertion may hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Lack {
+pub enum Shortfall {
     /// It was interrupted.
     Interrupted,
     /// The program, the VMM, the kernel or the image could not be identified.
@@ -205,7 +205,7 @@ pub enum Lack {
     Rung,
 }
 
-impl Lack {
+impl Shortfall {
     /// Its sentence, without a full stop.
     pub fn words(self) -> &'static str {
         match self {
@@ -396,7 +396,7 @@ impl Seen {
     }
 
     /// Other reasons why it does not pass.
-    fn lacks(&self) -> Vec<Lack> {
+    fn lacks(&self) -> Vec<Shortfall> {
         let known = self.program.sha256.is_some()
             && self
                 .firecracker
@@ -410,10 +410,10 @@ impl Seen {
             .into_iter()
             .eq(self.stages.iter().map(|stage| stage.name));
         [
-            (Lack::Interrupted, self.interrupted),
-            (Lack::Unknown, !known),
-            (Lack::Stages, !in_order),
-            (Lack::Rung, self.rung().ladder == 0),
+            (Shortfall::Interrupted, self.interrupted),
+            (Shortfall::Unknown, !known),
+            (Shortfall::Stages, !in_order),
+            (Shortfall::Rung, self.rung().ladder == 0),
         ]
         .into_iter()
         .filter_map(|(lack, is_so)| is_so.then_some(lack))
@@ -469,7 +469,7 @@ impl Proof {
     }
 
     /// Reasons other than assertions that do not hold; a failed proof has at least one of either.
-    pub fn lacks(&self) -> Vec<Lack> {
+    pub fn lacks(&self) -> Vec<Shortfall> {
         self.seen().lacks()
     }
 

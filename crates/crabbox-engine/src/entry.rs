@@ -17,7 +17,7 @@ use crabbox_machine::lease::find::Purpose;
 use crate::host::prepare::NewLease;
 use crate::host::volumes;
 use crate::provider::capability::Capability;
-use crate::provider::error::{LeaseError, Remedy};
+use crate::provider::error::{LeaseError, Recovery};
 use crate::provider::lease::Lease;
 use crate::provider::route::{self, RouteError};
 use crate::provider::{AcquiredLease, Notice, Provider, registry};
@@ -199,14 +199,14 @@ impl Entry<'_> {
         };
         let mut acquired = acquire();
         if let Err(error) = &acquired
-            && error.remedy() == Some(Remedy::SetUp)
+            && error.remedy() == Some(Recovery::SetUp)
             && events.set_up(self, wanted.set_up, Some(error))?
         {
             acquired = acquire();
         }
         // Retry once, as the Go program does when a machine does not come up.
         if let Err(error) = &acquired
-            && error.remedy() == Some(Remedy::Again)
+            && error.remedy() == Some(Recovery::Again)
             && self.interrupts.caught().is_none()
         {
             events.entry(&EntryEvent::Retrying(error));

@@ -86,7 +86,7 @@ impl Node {
 pub enum PlacementError {
     /// It does not answer.
     #[error("the scheduler does not answer")]
-    Away(#[source] CommandError),
+    UnreachableHost(#[source] CommandError),
     /// It can never run such a job.
     #[error("no host of this fleet can run such a lease: {why}")]
     Never {
@@ -116,7 +116,7 @@ impl Fault for PlacementError {
 
     fn hints(&self) -> Vec<String> {
         vec![match self {
-            Self::Away(_) => {
+            Self::UnreachableHost(_) => {
                 "existing leases are not affected, and can be used and stopped as usual; ask the administrator of the fleet about slurmctld on its controller"
             }
             Self::Never { .. } => "request less memory, disk, processors or time (ttl), or ask the administrator of the fleet to look at `sinfo`",

@@ -145,12 +145,12 @@ pub struct Leases {
     /// The unusable records, sorted by name.
     pub unusable: Vec<Unusable>,
     /// KVM hosts that did not answer.
-    pub away: Vec<Away>,
+    pub away: Vec<UnreachableHost>,
 }
 
 /// A KVM host that does not answer.
 #[derive(Debug)]
-pub struct Away {
+pub struct UnreachableHost {
     /// The host.
     pub host: KvmHost,
     /// Why.

@@ -51,9 +51,9 @@ struct Gate {
 /// What ends a wait: which requests to end, if any, a wait heeds. It is made once for all waits of one operation, so
 /// that a signal between two of them ends the second.
 #[derive(Debug, Clone, Copy)]
-pub struct Heed(Option<BorrowedFd<'static>>);
+pub struct Cancellation(Option<BorrowedFd<'static>>);
 
-impl Heed {
+impl Cancellation {
     /// Heeds requests to end from now on. If there was one before, this heeds none: the caller is already cleaning
     /// up, and the next signal ends the program. Without a handler the first signal ends it.
     pub fn from_now_on() -> Self {
@@ -173,7 +173,7 @@ impl Gate {
 }
 
 /// Runs `act` in a program that a first signal would otherwise kill, and makes the signal end those waits in `act`
-/// that use a [`Heed`]. If a signal arrived and the outcome does not report it (`is_told`), it ends the program
+/// that use a [`Cancellation`]. If a signal arrived and the outcome does not report it (`is_told`), it ends the program
 /// afterwards, as it would have before. If the whole program handles signals already, this only runs `act`.
 pub fn watching<T>(act: impl FnOnce() -> T, is_told: impl FnOnce(&T) -> bool) -> T {
     static INSTALLED: OnceLock<Option<Interrupts>> = OnceLock::new();
@@ -309,11 +309,11 @@ mod tests {
             return;
         }
         assert!(
-            Heed::ever().fd().is_none(),
+            Cancellation::ever().fd().is_none(),
             "nothing watches yet, and a signal ends the program"
         );
         let _interrupts = Interrupts::install().unwrap();
-        let before = Heed::from_now_on();
+        let before = Cancellation::from_now_on();
         assert!(!before.is_asked());
         raise(Signal::INT);
         let ready = crate::wait::wait(
@@ -323,16 +323,16 @@ mod tests {
             Some(std::time::Instant::now() + Duration::from_secs(30)),
         );
         assert_eq!(ready.unwrap(), crate::wait::Ready::First);
-        assert!(before.is_asked() && Heed::ever().is_asked());
-        assert!(!Heed::from_now_on().is_asked() && Heed::from_now_on().fd().is_none());
-        assert!(!Heed::never().is_asked());
+        assert!(before.is_asked() && Cancellation::ever().is_asked());
+        assert!(!Cancellation::from_now_on().is_asked() && Cancellation::from_now_on().fd().is_none());
+        assert!(!Cancellation::never().is_asked());
     }
 
     #[test]
     fn a_program_that_watches_for_a_while_dies_of_a_signal_before_and_after_and_of_one_that_is_not_told() {
         let name = "a_program_that_watches_for_a_while_dies_of_a_signal_before_and_after_and_of_one_that_is_not_told";
         let heard = || {
-            let heed = Heed::from_now_on();
+            let heed = Cancellation::from_now_on();
             assert!(!heed.is_asked());
             raise(Signal::INT);
             heed.is_asked()

@@ -195,13 +195,13 @@ pub struct Stage {
     /// Microseconds.
     pub micros: u64,
     /// Whose time it was.
-    pub whose: Whose,
+    pub whose: StageSide,
 }
 
 /// Who spent the time of a stage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
-pub enum Whose {
+pub enum StageSide {
     /// crabbox itself and the helpers it runs.
     Ours,
     /// Firecracker: process start and its API.

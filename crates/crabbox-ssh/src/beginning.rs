@@ -26,16 +26,16 @@ pub(crate) const QUIET: Duration = Duration::from_secs(1);
     "its login shell {instead}; look there for a start-up file (.bashrc, .cshrc, .zshenv, config.fish) that reads standard input or \
      starts another shell, and for a ForceCommand; {}", quoted(.printed)
 )]
-pub struct NotBegun {
+pub struct NotStarted {
     /// What happened instead.
-    pub instead: Instead,
+    pub instead: ShellFailure,
     /// The end of what was printed.
     pub printed: String,
 }
 
 /// What a login shell did instead of running our line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Instead {
+pub enum ShellFailure {
     /// It ran something else, which exited with this code.
     Exited(i32),
     /// It was ended by a signal.
@@ -46,7 +46,7 @@ pub enum Instead {
     Waited(Duration),
 }
 
-impl fmt::Display for Instead {
+impl fmt::Display for ShellFailure {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Exited(code) => {
@@ -74,7 +74,7 @@ fn quoted(printed: &str) -> String {
 
 /// The outcome of a wait for the mark.
 #[derive(Debug)]
-pub enum Beginning {
+pub enum StartOutcome {
     /// The mark came; the script may be sent.
     Begun {
         /// Output after the mark that has arrived already.
@@ -93,7 +93,7 @@ pub enum Beginning {
 
 /// What ends a wait for the mark besides the mark itself.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Ends<'a> {
+pub struct WaitLimits<'a> {
     /// Becomes readable when the session is over: a process that still holds its output open will not print the mark.
     pub over: Option<BorrowedFd<'a>>,
     /// Becomes readable when the wait is cancelled.
@@ -109,8 +109,8 @@ pub fn await_mark(
     input: &mut impl Write,
     output: &mut (impl Read + AsFd),
     patience: Duration,
-    ends: Ends<'_>,
-) -> io::Result<Beginning> {
+    ends: WaitLimits<'_>,
+) -> io::Result<StartOutcome> {
     let mut start = line.start();
     let now = Instant::now();
     let mut until = now + START_LIMIT;
@@ -127,16 +127,16 @@ pub fn await_mark(
             over.and_then(readable),
         ];
         match wait::any(fds, Some(next))? {
-            Some(0) => return Ok(Beginning::Cancelled),
+            Some(0) => return Ok(StartOutcome::Cancelled),
             Some(2) => {
                 over = None;
                 rescue = None;
                 until = Instant::now() + QUIET;
             }
             None if Instant::now() >= until && over.is_none() && ends.over.is_some() => {
-                return Ok(Beginning::Ended(start));
+                return Ok(StartOutcome::Ended(start));
             }
-            None if Instant::now() >= until => return Ok(Beginning::Late(start)),
+            None if Instant::now() >= until => return Ok(StartOutcome::Late(start)),
             None => {
                 // A write error is ignored: the output ends then, too.
                 if rescue.take().is_some() {
@@ -144,15 +144,15 @@ pub fn await_mark(
                 }
             }
             Some(_) => match output.read(&mut chunk) {
-                Ok(0) => return Ok(Beginning::Ended(start)),
+                Ok(0) => return Ok(StartOutcome::Ended(start)),
                 Ok(count) => {
                     let behind = start.take(&chunk[..count]).to_vec();
                     if start.has_begun() {
                         let noisy = start.was_noisy() || rescue.is_none();
-                        return Ok(Beginning::Begun { behind, noisy });
+                        return Ok(StartOutcome::Begun { behind, noisy });
                     }
                     if start.is_flooded() {
-                        return Ok(Beginning::Ended(start));
+                        return Ok(StartOutcome::Ended(start));
                     }
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}

@@ -6,8 +6,8 @@
 use crabbox_agent_protocol::Command;
 use crabbox_core::config::allow::is_name;
 
+use crate::agent_client::Ran;
 use crate::exec::RemoteStatus;
-use crate::far::Ran;
 use crate::quote;
 
 mod form;
@@ -263,7 +263,7 @@ impl UserCommand {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::far::{Far, Streams};
+    use crate::agent_client::{AgentClient, Streams};
     use proptest::prelude::*;
 
     fn words(line: &[&str]) -> Vec<String> {
@@ -304,7 +304,7 @@ mod tests {
     fn run_with_profile(command: &UserCommand, profile: &str) -> Seen {
         let home = tempfile::tempdir().unwrap();
         std::fs::write(home.path().join(".profile"), profile).unwrap();
-        let mut far = Far::local_in(Some(home.path())).unwrap();
+        let mut far = AgentClient::local_in(Some(home.path())).unwrap();
         let mut seen = Seen {
             code: None,
             stdout: Vec::new(),

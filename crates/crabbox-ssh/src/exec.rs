@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use crabbox_core::fault::Connectivity;
 use rustix::event::PollFlags;
 
-use crate::beginning::{Beginning, Ends, Instead, NotBegun, QUIET, RESCUE_AFTER, await_mark};
+use crate::beginning::{NotStarted, QUIET, RESCUE_AFTER, ShellFailure, StartOutcome, WaitLimits, await_mark};
 use crate::group;
 use crate::master::{self, ConnectError};
 use crate::mux::{MuxError, Session, SessionEvent};
@@ -157,12 +157,12 @@ pub enum ExecError {
     },
     /// Something else ran in place of our line, or kept it from running; the remote side has seen nothing of the command.
     #[error("the remote command was not started on {destination}")]
-    NotBegun {
+    NotStarted {
         /// `user@host`.
         destination: String,
         /// What ran instead.
         #[source]
-        source: NotBegun,
+        source: NotStarted,
     },
     /// The command ran with an input that was cut short, because the rest could not be read.
     #[error("cannot read the input for a remote command")]
@@ -254,7 +254,7 @@ pub fn run(target: &Target, exec: Exec<'_>) -> Result<RemoteStatus, ExecError> {
     std::thread::scope(|scope| {
         let start = line.start_of_errors();
         let errors = scope.spawn(|| streams::drain_behind(our_err, start, &mut stderr, flow));
-        let ends = Ends {
+        let ends = WaitLimits {
             over: Some(session.as_fd()),
             cancel,
             deadline,
@@ -262,28 +262,28 @@ pub fn run(target: &Target, exec: Exec<'_>) -> Result<RemoteStatus, ExecError> {
         let begun = await_mark(&line, &mut our_in, &mut our_out, RESCUE_AFTER, ends);
         let (mut input, mut output, mut never) = (None, None, None);
         match begun.map_err(local)? {
-            Beginning::Begun { behind, .. } => {
+            StartOutcome::Begun { behind, .. } => {
                 input = Some(scope.spawn(|| streams::feed(our_in, &preamble, stdin, &stop_in)));
                 let sink = &mut stdout;
                 output = Some(scope.spawn(move || streams::drain(our_out, &behind, sink, flow)));
             }
             // Closing our ends lets it end, if it has not ended already.
-            Beginning::Ended(start) => {
+            StartOutcome::Ended(start) => {
                 drop((our_in, our_out));
                 never = Some(start);
             }
-            Beginning::Late(start) => {
+            StartOutcome::Late(start) => {
                 drop((session, end_out));
                 let (said, _) = join(errors);
                 return Err(not_begun(
                     target,
-                    Instead::Waited(opened.elapsed()),
+                    ShellFailure::Waited(opened.elapsed()),
                     &start,
                     &said,
                 ));
             }
             // The script was not sent, so there is nothing to stop; whatever reads in its place would also read the stop request.
-            Beginning::Cancelled => {
+            StartOutcome::Cancelled => {
                 drop((session, end_out));
                 drop(join(errors));
                 return Ok(RemoteStatus::Cancelled { stopped: true });
@@ -306,13 +306,18 @@ pub fn run(target: &Target, exec: Exec<'_>) -> Result<RemoteStatus, ExecError> {
         let (status, _) = watched.map_err(local)?;
         match (never, status) {
             (Some(start), _) if start.is_flooded() => {
-                return Err(not_begun(target, Instead::Flooded, &start, &said));
+                return Err(not_begun(target, ShellFailure::Flooded, &start, &said));
             }
             (Some(start), RemoteStatus::Exited(code)) => {
-                return Err(not_begun(target, Instead::Exited(code.into()), &start, &said));
+                return Err(not_begun(
+                    target,
+                    ShellFailure::Exited(code.into()),
+                    &start,
+                    &said,
+                ));
             }
             (Some(start), RemoteStatus::Killed) => {
-                return Err(not_begun(target, Instead::Killed, &start, &said));
+                return Err(not_begun(target, ShellFailure::Killed, &start, &said));
             }
             _ => {}
         }
@@ -328,12 +333,12 @@ pub fn run(target: &Target, exec: Exec<'_>) -> Result<RemoteStatus, ExecError> {
     })
 }
 
-fn not_begun(target: &Target, instead: Instead, output: &Start, errors: &Start) -> ExecError {
+fn not_begun(target: &Target, instead: ShellFailure, output: &Start, errors: &Start) -> ExecError {
     let printed = [errors.printed(), output.printed()];
     let printed = printed.into_iter().filter(|text| !text.is_empty());
-    ExecError::NotBegun {
+    ExecError::NotStarted {
         destination: target.destination(),
-        source: NotBegun {
+        source: NotStarted {
             instead,
             printed: printed.collect::<Vec<_>>().join("; "),
         },

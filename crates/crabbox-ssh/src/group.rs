@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use rustix::event::PollFlags;
 
-use crate::beginning::{Beginning, Ends, RESCUE_AFTER, await_mark};
+use crate::beginning::{RESCUE_AFTER, StartOutcome, WaitLimits, await_mark};
 use crate::mux::Session;
 use crate::remote_line::RemoteLine;
 use crabbox_host::wait::{Ready, wait};
@@ -38,13 +38,13 @@ fn ask(
         return Ok(String::new());
     };
     drop((remote_in, remote_out, remote_err));
-    let ends = Ends {
+    let ends = WaitLimits {
         over: Some(session.as_fd()),
         cancel: None,
         deadline: Some(until),
     };
     let begun = await_mark(&line, &mut our_in, &mut our_out, RESCUE_AFTER, ends)?;
-    let Beginning::Begun {
+    let StartOutcome::Begun {
         behind: mut answer, ..
     } = begun
     else {

@@ -4,12 +4,12 @@
 //! pinned host, put a value of the environment into an argument vector, or leave a connection behind after
 //! [`master::exit`].
 
+pub mod agent_client;
 pub mod beginning;
 pub mod capture;
 pub mod command;
 pub mod control;
 pub mod exec;
-pub mod far;
 pub mod forward;
 pub mod forwards;
 #[cfg(feature = "fuzzing")]

@@ -160,9 +160,8 @@ fn is_final(failure: &NotReady, cut_off: &mut Option<Instant>) -> bool {
             status: RemoteStatus::ConnectionLost,
             ..
         } => cut_off.get_or_insert_with(Instant::now).elapsed() >= CUT_OFF_LIMIT,
-        NotReady::Check { .. } | NotReady::Exec(ExecError::NotBegun { .. } | ExecError::NoSession { .. }) => {
-            true
-        }
+        NotReady::Check { .. }
+        | NotReady::Exec(ExecError::NotStarted { .. } | ExecError::NoSession { .. }) => true,
         _ => false,
     }
 }
@@ -182,7 +181,7 @@ fn attempt(clock: &mut Clock<'_, '_>, timings: &mut ReadyTimings) -> Result<(), 
     if clock.wait.ready_command.is_some() || target.control.is_none() {
         let limit = clock.remaining().clamp(Duration::from_secs(1), CHECK_LIMIT);
         let seen = match capture_until(target, command, Stdin::Null, Some(limit), clock.wait.cancel) {
-            Err(error @ ExecError::NotBegun { .. }) => {
+            Err(error @ ExecError::NotStarted { .. }) => {
                 clock.stage = Stage::ReadyCheck;
                 return Err(error.into());
             }

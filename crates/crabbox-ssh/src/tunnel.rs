@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use crabbox_host::command::{Cmd, CommandError};
 use rustix::event::PollFlags;
 
-use crate::beginning::{Beginning, Ends, RESCUE_AFTER, await_mark};
+use crate::beginning::{RESCUE_AFTER, StartOutcome, WaitLimits, await_mark};
 use crate::forward;
 use crate::loopback::Loopback;
 use crate::master::{self, ConnectError};
@@ -171,21 +171,21 @@ fn open_at(
         refusals,
     };
     // ssh listens before it starts the remote command, so the command's mark says that the port accepts connections.
-    let ends = Ends {
+    let ends = WaitLimits {
         cancel,
         deadline: Some(deadline),
-        ..Ends::default()
+        ..WaitLimits::default()
     };
     let begun = await_mark(&line, &mut tunnel.holds, &mut tunnel.held, RESCUE_AFTER, ends);
     let printed = match begun.map_err(local)? {
-        Beginning::Cancelled => return Err(TunnelError::Cancelled { remote_port }),
-        Beginning::Begun { .. } => {
+        StartOutcome::Cancelled => return Err(TunnelError::Cancelled { remote_port }),
+        StartOutcome::Begun { .. } => {
             // A failure is noticed because the tunnel ends.
             tunnel.holds.write_all(&line.preamble(HOLD)).ok();
             return Ok(tunnel);
         }
-        Beginning::Ended(start) => start.printed(),
-        Beginning::Late(start) => {
+        StartOutcome::Ended(start) => start.printed(),
+        StartOutcome::Late(start) => {
             let source = ConnectError::TimedOut {
                 destination: target.destination(),
                 port: target.port,

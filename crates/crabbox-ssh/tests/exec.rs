@@ -13,10 +13,10 @@ use std::time::{Duration, Instant};
 
 use crabbox_host::clock::poll_until;
 use crabbox_host::command::Cmd;
+use crabbox_ssh::agent_client::{AgentClient, Streams, agent};
 use crabbox_ssh::capture::{Captured, capture};
 use crabbox_ssh::command::{Form, UserCommand};
 use crabbox_ssh::exec::{self, Exec, ExecError, RemoteStatus, Sink, Stdin};
-use crabbox_ssh::far::{Far, Streams, agent};
 use crabbox_ssh::master::{self, ConnectError};
 use crabbox_ssh::target::Target;
 use crabbox_testkit::sshd::Sshd;
@@ -467,7 +467,7 @@ fn a_users_words_arrive_over_the_wire_and_a_secret_is_in_no_argument_vector() {
         form: Form::Argv(argv),
     };
     let (mut out, mut err) = (Vec::new(), Vec::new());
-    let mut far = Far::open(&lab.target, None).unwrap();
+    let mut far = AgentClient::open(&lab.target, None).unwrap();
     let streams = Streams {
         out: &mut out,
         err: &mut err,

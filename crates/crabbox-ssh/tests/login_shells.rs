@@ -7,7 +7,7 @@
 
 use std::time::Duration;
 
-use crabbox_ssh::beginning::{Instead, NotBegun};
+use crabbox_ssh::beginning::{NotStarted, ShellFailure};
 use crabbox_ssh::capture::{Captured, capture};
 use crabbox_ssh::exec::{ExecError, RemoteStatus, Stdin};
 use crabbox_ssh::master;
@@ -124,13 +124,13 @@ fn a_tunnel_opens_beside_startup_files_that_print_and_read() {
 #[test]
 fn a_mark_that_never_comes_is_told_with_what_came_in_its_place() {
     for (text, expected) in [
-        ("echo this account has moved; exit 5", Instead::Exited(5)),
-        ("exec yes 'this account has moved'", Instead::Flooded),
+        ("echo this account has moved; exit 5", ShellFailure::Exited(5)),
+        ("exec yes 'this account has moved'", ShellFailure::Flooded),
     ] {
         let host = Host::new("bash", (".bashrc", text));
         let error = host.run("echo ran", b"").unwrap_err();
-        let ExecError::NotBegun {
-            source: NotBegun { instead, printed },
+        let ExecError::NotStarted {
+            source: NotStarted { instead, printed },
             ..
         } = &error
         else {

@@ -10,7 +10,7 @@ use std::os::fd::AsFd as _;
 use std::time::{Duration, Instant};
 
 use crabbox_host::clock::{self, poll_until};
-use crabbox_ssh::beginning::{Instead, NotBegun};
+use crabbox_ssh::beginning::{NotStarted, ShellFailure};
 use crabbox_ssh::capture::capture;
 use crabbox_ssh::exec::{Exec, ExecError, RemoteStatus, Sink, Stdin};
 use crabbox_ssh::master;
@@ -272,9 +272,9 @@ fn a_login_that_is_cut_off_is_told_in_seconds() {
         assert!(
             matches!(
                 &found,
-                NotReady::Exec(ExecError::NotBegun {
-                    source: NotBegun {
-                        instead: Instead::Killed,
+                NotReady::Exec(ExecError::NotStarted {
+                    source: NotStarted {
+                        instead: ShellFailure::Killed,
                         ..
                     },
                     ..
@@ -299,8 +299,8 @@ fn a_host_that_runs_something_else_in_place_of_the_check_is_told_also_when_that_
         assert!(
             matches!(
                 &found,
-                NotReady::Exec(ExecError::NotBegun { source: NotBegun { instead, printed }, .. })
-                    if *instead == Instead::Exited(code) && printed == "only backups here"
+                NotReady::Exec(ExecError::NotStarted { source: NotStarted { instead, printed }, .. })
+                    if *instead == ShellFailure::Exited(code) && printed == "only backups here"
             ),
             "{found:?}"
         );
@@ -315,10 +315,10 @@ fn a_login_shell_that_never_begins_is_told_when_the_time_is_up_and_not_taken_for
     let sshd = Sshd::start_with(DEAF);
     let target = target(&sshd);
     let seen = capture(&target, "exit 0", Stdin::Null, Some(Duration::from_secs(2)));
-    let Err(ExecError::NotBegun { source, .. }) = seen else {
+    let Err(ExecError::NotStarted { source, .. }) = seen else {
         panic!("{seen:?}")
     };
-    assert!(matches!(source.instead, Instead::Waited(_)), "{source}");
+    assert!(matches!(source.instead, ShellFailure::Waited(_)), "{source}");
     exit(&target);
 }
 

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use crabbox_agent_protocol::{PIECE, Reply, Request};
 use crabbox_host::beneath::Beneath;
 use crabbox_host::entry_path::{EntryPath, EntryPathError};
-use crabbox_ssh::far::{Far, FarError};
+use crabbox_ssh::agent_client::{AgentClient, AgentError};
 use rustix::fs::{FileType, Mode, OFlags};
 
 use crate::entry::{Entry, Kind, show};
@@ -44,7 +44,7 @@ pub enum DirectError {
     Call {
         /// How it failed.
         #[source]
-        source: FarError,
+        source: AgentError,
     },
     /// The lease gave an unexpected answer.
     #[error("the lease's side of the sync answered out of order: {answer}")]
@@ -57,19 +57,19 @@ pub enum DirectError {
 /// The receiver of what is sent.
 pub(crate) trait To {
     /// Sends a message.
-    fn ask(&mut self, request: &Request) -> Result<(), FarError>;
+    fn ask(&mut self, request: &Request) -> Result<(), AgentError>;
     /// Sends a chunk of a file.
-    fn send(&mut self, piece: &[u8]) -> Result<(), FarError>;
+    fn send(&mut self, piece: &[u8]) -> Result<(), AgentError>;
     /// Whether the agent has already answered, which it does early only if it takes no more.
     fn has_answer(&mut self) -> bool;
 }
 
-impl To for Far {
-    fn ask(&mut self, request: &Request) -> Result<(), FarError> {
+impl To for AgentClient {
+    fn ask(&mut self, request: &Request) -> Result<(), AgentError> {
         Self::ask(self, request)
     }
 
-    fn send(&mut self, piece: &[u8]) -> Result<(), FarError> {
+    fn send(&mut self, piece: &[u8]) -> Result<(), AgentError> {
         Self::send(self, piece)
     }
 
@@ -86,7 +86,7 @@ pub(crate) struct Streamed(Option<Sent>);
 /// Sends the entries, each with its number in the manifest. `is_awaited` says whether the agent still owes a reply to another request: then an early
 /// reply is no reason to stop.
 pub(crate) fn send<'e>(
-    far: &mut Far,
+    far: &mut AgentClient,
     root: &Path,
     entries: impl Iterator<Item = (usize, &'e Entry)>,
     is_awaited: bool,
@@ -107,7 +107,7 @@ pub(crate) fn send<'e>(
                 source,
             })
         }
-        Err(Stop::Far(source)) => Err(DirectError::Call { source }),
+        Err(Stop::Agent(source)) => Err(DirectError::Call { source }),
         Err(Stop::Answered) => Ok(Streamed(None)),
         Ok(sent) => Ok(Streamed(Some(sent))),
     }
@@ -115,10 +115,10 @@ pub(crate) fn send<'e>(
 
 impl Streamed {
     /// Waits until the entries have arrived.
-    pub(crate) fn received(self, far: &mut Far) -> Result<Sent, DirectError> {
+    pub(crate) fn received(self, far: &mut AgentClient) -> Result<Sent, DirectError> {
         match (far.reply(), self.0) {
             (Ok(Reply::Received {}), Some(sent)) => Ok(sent),
-            (Err(FarError::Failed { why }), _) => Err(DirectError::Refused { why }),
+            (Err(AgentError::Failed { why }), _) => Err(DirectError::Refused { why }),
             (Ok(other), _) => Err(DirectError::OutOfOrder {
                 answer: format!("{other:?}").chars().take(200).collect(),
             }),
@@ -133,14 +133,14 @@ enum Stop {
     /// A local file cannot be read.
     Read { path: Vec<u8>, source: std::io::Error },
     /// The conversation has failed.
-    Far(FarError),
+    Agent(AgentError),
     /// The agent has answered early.
     Answered,
 }
 
-impl From<FarError> for Stop {
-    fn from(error: FarError) -> Self {
-        Self::Far(error)
+impl From<AgentError> for Stop {
+    fn from(error: AgentError) -> Self {
+        Self::Agent(error)
     }
 }
 
@@ -361,7 +361,7 @@ mod tests {
     struct Kept(String);
 
     impl To for Kept {
-        fn ask(&mut self, request: &Request) -> Result<(), FarError> {
+        fn ask(&mut self, request: &Request) -> Result<(), AgentError> {
             use std::fmt::Write as _;
             match request {
                 Request::Link { target, .. } => self.0.push_str(&String::from_utf8_lossy(target)),
@@ -370,7 +370,7 @@ mod tests {
             Ok(())
         }
 
-        fn send(&mut self, piece: &[u8]) -> Result<(), FarError> {
+        fn send(&mut self, piece: &[u8]) -> Result<(), AgentError> {
             self.0.push_str(&String::from_utf8_lossy(piece));
             Ok(())
         }

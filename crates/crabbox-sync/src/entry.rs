@@ -100,8 +100,8 @@ impl Scan {
     }
 
     /// Creates an examiner of paths that caches directories.
-    pub(crate) fn eye(&self) -> Eye<'_> {
-        Eye {
+    pub(crate) fn eye(&self) -> Examiner<'_> {
+        Examiner {
             scan: self,
             last: None,
         }
@@ -112,7 +112,7 @@ impl Scan {
         &self,
         items: &[T],
         memory: impl Fn() -> M + Sync,
-        look: impl Fn(&mut Eye<'_>, &mut M, &T) -> Result<R, ManifestError> + Sync,
+        look: impl Fn(&mut Examiner<'_>, &mut M, &T) -> Result<R, ManifestError> + Sync,
     ) -> Result<Vec<R>, ManifestError> {
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let threads = cores.min(THREADS).min(items.len() / PATHS_A_THREAD).max(1);
@@ -224,7 +224,7 @@ impl Scan {
 
 /// Examines paths of a tree.
 #[derive(Debug)]
-pub(crate) struct Eye<'a> {
+pub(crate) struct Examiner<'a> {
     scan: &'a Scan,
     /// The directory of the last path, open unless it is reached through a link. Neighbouring paths usually follow each other, so that the walk from
     /// the root is saved.
@@ -232,7 +232,7 @@ pub(crate) struct Eye<'a> {
 }
 
 /// What was found at a path.
-pub(crate) struct Sight {
+pub(crate) struct Examined {
     kind: Kind,
     stat: Stat,
     /// The target of a link.
@@ -240,7 +240,7 @@ pub(crate) struct Sight {
     identity: Option<u64>,
 }
 
-impl Sight {
+impl Examined {
     /// Whether it is the same as before.
     pub(crate) fn is(&self, was: &Entry) -> bool {
         self.identity.is_some() && self.identity == was.identity
@@ -265,14 +265,14 @@ impl Sight {
     }
 }
 
-impl Eye<'_> {
+impl Examiner<'_> {
     /// The entry at `path` now.
     pub(crate) fn look(&mut self, path: &[u8], changed: bool) -> Result<Option<Entry>, ManifestError> {
         Ok(self.see(path)?.map(|sight| sight.entry(path, changed)))
     }
 
     /// What is at `path` now; `None` if there is no file or link, or only one beyond a linked directory.
-    pub(crate) fn see(&mut self, path: &[u8]) -> Result<Option<Sight>, ManifestError> {
+    pub(crate) fn see(&mut self, path: &[u8]) -> Result<Option<Examined>, ManifestError> {
         let scan = self.scan;
         let failed = |source: io::Error| ManifestError::Look {
             path: show(path),
@@ -318,7 +318,7 @@ impl Eye<'_> {
             Vec::new()
         };
         let identity = scan.identity(kind, &stat, &target);
-        Ok(Some(Sight {
+        Ok(Some(Examined {
             kind,
             stat,
             target,

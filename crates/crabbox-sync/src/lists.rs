@@ -7,7 +7,7 @@ use std::io::Write as _;
 
 use crabbox_agent_protocol::{PIECE, Request};
 use crabbox_core::id::hex;
-use crabbox_ssh::far::{Far, FarError};
+use crabbox_ssh::agent_client::{AgentClient, AgentError};
 use sha2::{Digest as _, Sha256};
 
 use crate::entry::{Entry, Kind, Standing};
@@ -18,18 +18,18 @@ const LIST: usize = PIECE - 8192;
 
 /// A list being sent.
 struct Sending<'f> {
-    far: &'f mut Far,
+    far: &'f mut AgentClient,
     piece: Vec<u8>,
 }
 
 impl<'f> Sending<'f> {
-    fn to(far: &'f mut Far) -> Self {
+    fn to(far: &'f mut AgentClient) -> Self {
         let piece = Vec::with_capacity(PIECE);
         Self { far, piece }
     }
 
     /// Appends to the chunk, and sends it if it is large enough.
-    fn push(&mut self, put: impl FnOnce(&mut Vec<u8>)) -> Result<(), FarError> {
+    fn push(&mut self, put: impl FnOnce(&mut Vec<u8>)) -> Result<(), AgentError> {
         put(&mut self.piece);
         if self.piece.len() < LIST {
             return Ok(());
@@ -39,7 +39,7 @@ impl<'f> Sending<'f> {
         sent
     }
 
-    fn end(self) -> Result<(), FarError> {
+    fn end(self) -> Result<(), AgentError> {
         if !self.piece.is_empty() {
             self.far.send(&self.piece)?;
         }
@@ -49,10 +49,10 @@ impl<'f> Sending<'f> {
 
 /// Sends `<identity> <kind> <mode> <size> <mtime> <path>` records, the record `-`, then the deleted paths; NUL after each.
 pub(crate) fn send_manifest<'e>(
-    far: &mut Far,
+    far: &mut AgentClient,
     entries: impl Iterator<Item = &'e Entry>,
     deleted: &[Vec<u8>],
-) -> Result<(), FarError> {
+) -> Result<(), AgentError> {
     let mut sending = Sending::to(far);
     for entry in entries {
         sending.push(|bytes| {
@@ -77,9 +77,9 @@ pub(crate) fn send_manifest<'e>(
 
 /// Sends paths, NUL after each.
 pub(crate) fn send_paths<'e>(
-    far: &mut Far,
+    far: &mut AgentClient,
     paths: impl Iterator<Item = &'e Vec<u8>>,
-) -> Result<(), FarError> {
+) -> Result<(), AgentError> {
     let mut sending = Sending::to(far);
     for path in paths {
         sending.push(|bytes| put(bytes, path))?;

@@ -69,12 +69,12 @@ pub struct Manifest {
     /// SHA-256 over the identity of every entry and the deleted list, as hex: equal means nothing changed here.
     pub fingerprint: String,
     /// How it differs from the previous manifest, if that is still known.
-    pub since: Option<Since>,
+    pub since: Option<ChangesSince>,
 }
 
 /// What changed since an earlier manifest.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Since {
+pub struct ChangesSince {
     /// That manifest's fingerprint.
     pub fingerprint: String,
     /// Indexes of entries that are new, have another identity, or had none that could be trusted.
@@ -240,7 +240,7 @@ impl Manifest {
             .and_then(|seen| seen.still(&scan, || Configuration::read(root).ok()));
         let seen = match (seen, changed) {
             (Some(mut seen), Some(changed)) => {
-                let since = Since {
+                let since = ChangesSince {
                     fingerprint: seen.fingerprint().to_owned(),
                     changed: changed.iter().map(|(at, _)| *at).collect(),
                     removed: Vec::new(),
@@ -280,7 +280,7 @@ impl Manifest {
             status,
             settings,
         } = tree;
-        let mut draft = Draft::new(scan, filter);
+        let mut draft = ManifestBuilder::new(scan, filter);
         draft.settings = settings;
         draft.attributes = submodules::own_attributes(root);
         draft.fill(&index, looks, &status)?.finish(repo, modules, status)
@@ -326,7 +326,7 @@ pub(crate) fn read_ignore_file(root: &Path) -> Result<Vec<u8>, ManifestError> {
 }
 
 /// A manifest being built.
-struct Draft {
+struct ManifestBuilder {
     scan: Scan,
     filter: Filter,
     entries: Vec<Entry>,
@@ -338,7 +338,7 @@ struct Draft {
     attributes: Vec<u8>,
 }
 
-impl Draft {
+impl ManifestBuilder {
     fn new(scan: Scan, filter: Filter) -> Self {
         Self {
             scan,

@@ -16,11 +16,11 @@ use crabbox_host::files;
 use rustix::fs::OFlags;
 use sha2::{Digest as _, Sha256};
 
-use crate::entry::{Entry, Eye, Scan, Standing};
+use crate::entry::{Entry, Examiner, Scan, Standing};
 use crate::filtered;
 use crate::git::{Configuration, Contents, Filters, git};
 use crate::listing::Status;
-use crate::manifest::{IGNORE_FILE, Manifest, Scope, Since};
+use crate::manifest::{ChangesSince, IGNORE_FILE, Manifest, Scope};
 use crate::mark::Mark;
 use crate::repo::Repo;
 
@@ -249,7 +249,7 @@ impl Seen {
     }
 
     /// Converts it to a manifest.
-    pub(crate) fn into_manifest(self, repo: &Repo, since: Option<Since>) -> Manifest {
+    pub(crate) fn into_manifest(self, repo: &Repo, since: Option<ChangesSince>) -> Manifest {
         Manifest {
             root: repo.root.clone(),
             entries: self.entries,
@@ -275,7 +275,7 @@ impl Seen {
             return None;
         }
         // Unchanged entries are not copied.
-        let look = |eye: &mut Eye<'_>, (): &mut (), was: &Entry| {
+        let look = |eye: &mut Examiner<'_>, (): &mut (), was: &Entry| {
             Ok(match eye.see(&was.path)? {
                 Some(sight) if sight.is(was) => Look::Same,
                 sight => Look::Other(sight.map(|sight| Entry {
@@ -299,7 +299,7 @@ impl Seen {
     }
 
     /// How `manifest` differs from this one.
-    pub(crate) fn since(&self, manifest: &Manifest) -> Since {
+    pub(crate) fn since(&self, manifest: &Manifest) -> ChangesSince {
         let mut old = self.entries.iter().peekable();
         let (mut changed, mut removed) = (Vec::new(), Vec::new());
         for (at, entry) in manifest.entries.iter().enumerate() {
@@ -312,7 +312,7 @@ impl Seen {
             }
         }
         removed.extend(old.map(|gone| gone.path.clone()));
-        Since {
+        ChangesSince {
             fingerprint: self.fingerprint.clone(),
             changed,
             removed,

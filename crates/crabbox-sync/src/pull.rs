@@ -28,7 +28,7 @@ pub use only::{Only, OnlyError};
 
 /// The action for a local file.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Act {
+pub enum PullAction {
     /// Replace it; it is the file that was sent.
     Replace(Entry),
     /// Add it.
@@ -43,7 +43,7 @@ pub struct Change {
     /// Its path, relative to the root.
     pub path: Vec<u8>,
     /// What to do with the local file.
-    pub act: Act,
+    pub act: PullAction,
     /// Whether it is executable.
     pub executable: bool,
 }
@@ -97,7 +97,7 @@ pub enum PullError {
 
 /// A path that is left alone, and not reported if it is equal on both sides.
 #[derive(Debug)]
-struct Doubt {
+struct LeftAlone {
     path: Vec<u8>,
     /// Permission bits in the lease.
     mode: u32,
@@ -136,7 +136,7 @@ pub fn plan<E: From<PullError>>(
 }
 
 /// Whether the local file or link has the content that the lease reports, and the same executable bit.
-fn is_same(root: &Path, doubt: &Doubt, told: &[u8]) -> bool {
+fn is_same(root: &Path, doubt: &LeftAlone, told: &[u8]) -> bool {
     let same = || {
         let path = EntryPath::exact(&doubt.path).ok()?;
         let tree = Beneath::open(root).ok()?;
@@ -179,7 +179,7 @@ fn compare(
     scope: &Scope,
     list: &[u8],
     only: &Only,
-) -> Result<(Plan, Vec<Doubt>), PullError> {
+) -> Result<(Plan, Vec<LeftAlone>), PullError> {
     let mut records = list.split(|byte| *byte == 0).filter(|record| !record.is_empty());
     if records.next() != Some(b"-") {
         return Err(PullError::NeverSynced);
@@ -216,7 +216,7 @@ fn compare(
             continue;
         }
         let mut doubt = |why, is_conflict| {
-            doubts.push(Doubt {
+            doubts.push(LeftAlone {
                 path: path.to_vec(),
                 mode,
                 left: left(why),
@@ -225,7 +225,7 @@ fn compare(
         };
         match hold(&manifest.root, path, (state, identity), entry) {
             Held::Nothing => {}
-            Held::Act(act) => plan.changes.push(Change {
+            Held::PullAction(act) => plan.changes.push(Change {
                 path: path.to_vec(),
                 act,
                 executable: mode & 0o100 != 0,
@@ -243,7 +243,7 @@ fn compare(
 /// The result of comparing one path of the list with the local tree.
 enum Held {
     /// Bring it back.
-    Act(Act),
+    PullAction(PullAction),
     /// Nothing to do.
     Nothing,
     /// Leave it alone; not reported if both sides turn out to be equal.
@@ -258,14 +258,14 @@ fn hold(root: &Path, path: &[u8], (state, identity): (u8, Option<u64>), entry: O
     match (state, as_sent, entry) {
         (b'L', ..) => Held::Skipped("a link or special file"),
         (b'U', ..) => Held::Skipped("cannot be read in the lease"),
-        (b'M', Some(entry), _) => Held::Act(Act::Replace(entry.clone())),
-        (b'D', Some(entry), _) => Held::Act(Act::Remove(entry.clone())),
+        (b'M', Some(entry), _) => Held::PullAction(PullAction::Replace(entry.clone())),
+        (b'D', Some(entry), _) => Held::PullAction(PullAction::Remove(entry.clone())),
         // A directory in its place also means that the file is gone.
         (b'D', None, None) if stands.as_ref().is_none_or(std::fs::Metadata::is_dir) => Held::Nothing,
         (b'N', _, None) if !is_way_free(root, path) => {
             Held::Conflict("new in the lease, below what is no directory here")
         }
-        (b'N', _, None) if stands.is_none() => Held::Act(Act::Add),
+        (b'N', _, None) if stands.is_none() => Held::PullAction(PullAction::Add),
         (b'N', ..) => Held::Conflict("new in the lease, and here already"),
         (b'M', None, None) => Held::Conflict("changed in the lease, removed here"),
         (b'M', None, Some(_)) => Held::Conflict("changed on both sides"),
@@ -319,7 +319,7 @@ fn drop_ignored(manifest: &Manifest, plan: &mut Plan) -> Result<(), PullError> {
     let mut new: Vec<&[u8]> = plan
         .changes
         .iter()
-        .filter(|change| change.act == Act::Add)
+        .filter(|change| change.act == PullAction::Add)
         .map(|change| change.path.as_slice())
         .collect();
     let mut ignored = HashSet::new();
@@ -331,7 +331,7 @@ fn drop_ignored(manifest: &Manifest, plan: &mut Plan) -> Result<(), PullError> {
         }
     }
     plan.changes
-        .retain(|change| change.act != Act::Add || !ignored.contains(&change.path));
+        .retain(|change| change.act != PullAction::Add || !ignored.contains(&change.path));
     Ok(())
 }
 

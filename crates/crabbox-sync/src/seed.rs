@@ -15,7 +15,7 @@ use crabbox_agent_protocol as wire;
 use crabbox_agent_protocol::{Reply, Request};
 use crabbox_core::id::hex;
 use crabbox_host::command::{Cmd, CommandError};
-use crabbox_ssh::far::{Far, FarError};
+use crabbox_ssh::agent_client::{AgentClient, AgentError};
 use sha2::{Digest as _, Sha256};
 
 use crate::base::{Base, Span};
@@ -69,7 +69,7 @@ pub(crate) enum SeedError {
     #[error("no answer from the lease")]
     Answer {
         #[source]
-        source: FarError,
+        source: AgentError,
     },
 }
 
@@ -140,7 +140,7 @@ impl Seed {
         &self,
         manifest: &Manifest,
         packing: Packing,
-        far: &mut Far,
+        far: &mut AgentClient,
     ) -> Result<Reply, SeedError> {
         let Packed { packer, roots } = packing.begun()?;
         let answer = |source| SeedError::Answer { source };
@@ -171,7 +171,7 @@ impl Seed {
     }
 
     /// Sends a pack in chunks.
-    fn stream(&self, mut packer: Packer, far: &mut Far) -> Result<(), SeedError> {
+    fn stream(&self, mut packer: Packer, far: &mut AgentClient) -> Result<(), SeedError> {
         let read = |source| SeedError::Read {
             head: self.head.clone(),
             source,

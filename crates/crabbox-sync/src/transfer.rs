@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use crabbox_agent_protocol::{Reply, Request, SyncRequest};
 use crabbox_host::command::CommandError;
-use crabbox_ssh::far::{Far, FarError};
+use crabbox_ssh::agent_client::{AgentClient, AgentError};
 
 use crate::base::Base;
 use crate::channel::Channel;
@@ -131,7 +131,7 @@ pub struct Outcome {
 #[derive(Debug)]
 pub struct Begun {
     way: Way,
-    asked: Result<(), FarError>,
+    asked: Result<(), AgentError>,
 }
 
 /// Where a sync goes, and how.
@@ -143,7 +143,12 @@ struct Way {
 }
 
 /// Lets the far side begin to look. Nobody else may change the workdir from here on. rsync, if it pays, goes over `channel`.
-pub fn begin(far: &mut Far, channel: &Channel, destination: &Destination, options: &Options) -> Begun {
+pub fn begin(
+    far: &mut AgentClient,
+    channel: &Channel,
+    destination: &Destination,
+    options: &Options,
+) -> Begun {
     let way = Way {
         channel: channel.clone(),
         destination: destination.clone(),
@@ -165,7 +170,7 @@ pub fn begin(far: &mut Far, channel: &Channel, destination: &Destination, option
 
 /// Brings the workdir in the lease to the state of `manifest`.
 pub fn sync(
-    far: &mut Far,
+    far: &mut AgentClient,
     channel: &Channel,
     destination: &Destination,
     manifest: &Manifest,
@@ -194,7 +199,7 @@ impl Begun {
     /// Brings the workdir to the state of `manifest`.
     pub fn finish(
         self,
-        far: &mut Far,
+        far: &mut AgentClient,
         manifest: &Manifest,
         events: &dyn SyncEvents,
     ) -> Result<Outcome, TransferError> {
@@ -245,9 +250,9 @@ struct Run<'a> {
 
 impl Run<'_> {
     /// Why the comparison has no answer.
-    fn unasked(&self, error: FarError) -> TransferError {
+    fn unasked(&self, error: AgentError) -> TransferError {
         match error {
-            FarError::Failed { why } => TransferError::Prepare { why },
+            AgentError::Failed { why } => TransferError::Prepare { why },
             source => TransferError::Compare {
                 workdir: self.workdir.clone(),
                 source,
@@ -256,7 +261,7 @@ impl Run<'_> {
     }
 
     /// Sends the lists that the first answer wants. What the far side then numbers from zero, when that is not the whole manifest.
-    fn lists(&self, far: &mut Far, reply: &Reply) -> Result<Option<&[usize]>, FarError> {
+    fn lists(&self, far: &mut AgentClient, reply: &Reply) -> Result<Option<&[usize]>, AgentError> {
         let (entries, deleted) = (&self.manifest.entries, &self.manifest.deleted);
         match (reply, &self.manifest.since) {
             (Reply::Patch {}, Some(since)) => {
@@ -285,7 +290,7 @@ impl Run<'_> {
 
     fn answered(
         &self,
-        far: &mut Far,
+        far: &mut AgentClient,
         reply: &Reply,
         seed: Option<&Seed>,
         started: Instant,
@@ -399,7 +404,7 @@ impl Run<'_> {
     /// Sends entries, by rsync where that pays; what is on its way when it does not.
     fn send(
         &self,
-        far: &mut Far,
+        far: &mut AgentClient,
         entries: Vec<(usize, &Entry)>,
         stage: &str,
         outcome: &mut Outcome,
@@ -442,7 +447,7 @@ impl Run<'_> {
     /// Sends entries through the conversation. `is_awaited` as in [`direct::send`].
     fn stream(
         &self,
-        far: &mut Far,
+        far: &mut AgentClient,
         entries: Vec<(usize, &Entry)>,
         is_awaited: bool,
         outcome: &mut Outcome,
@@ -463,7 +468,7 @@ impl Run<'_> {
     }
 
     /// Waits until what was sent has arrived.
-    fn received(&self, far: &mut Far, streamed: Streamed) -> Result<(), TransferError> {
+    fn received(&self, far: &mut AgentClient, streamed: Streamed) -> Result<(), TransferError> {
         let sent = streamed.received(far).map_err(|source| self.not_sent(source))?;
         self.tell_vanished(sent);
         Ok(())
@@ -512,7 +517,7 @@ impl Run<'_> {
     }
 
     /// Brings the repository in the lease up to date. A failure is a warning: the files are there either way.
-    fn seed(&self, far: &mut Far, seed: &Seed, packing: Packing, outcome: &mut Outcome) {
+    fn seed(&self, far: &mut AgentClient, seed: &Seed, packing: Packing, outcome: &mut Outcome) {
         self.events.stage(Stage::Seed);
         let started = Instant::now();
         let why = match seed.send(self.manifest, packing, far) {
@@ -530,7 +535,7 @@ impl Run<'_> {
     /// Has what was seen written down. What is still on its way is answered before that, and is not waited for by itself.
     fn finish(
         &self,
-        far: &mut Far,
+        far: &mut AgentClient,
         streamed: Option<Streamed>,
         outcome: &mut Outcome,
     ) -> Result<(), TransferError> {
@@ -542,7 +547,7 @@ impl Run<'_> {
         }
         let reply = asked.and_then(|()| far.reply());
         let reply = reply.map_err(|error| match error {
-            FarError::Failed { why } => TransferError::Finalize { why },
+            AgentError::Failed { why } => TransferError::Finalize { why },
             source => TransferError::FinalizeCall {
                 workdir: self.workdir.clone(),
                 source,

@@ -7,8 +7,8 @@ use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
 use crabbox_agent_protocol::{Command, Reply, Request};
+use crabbox_ssh::agent_client::{AgentClient, AgentError, Ran, Streams};
 use crabbox_ssh::exec::RemoteStatus;
-use crabbox_ssh::far::{Far, FarError, Ran, Streams};
 use crabbox_ssh::target::Target;
 
 use crate::command::{Kept, RemoteError};
@@ -78,7 +78,7 @@ pub fn measure(
     if kinds.is_empty() {
         return Ok(Vec::new());
     }
-    let mut far = Far::open(target, Some(cancel))?;
+    let mut far = AgentClient::open(target, Some(cancel))?;
     far.limit(Some(MEASURE_LIMIT));
     let mut found = Vec::new();
     for kind in kinds {
@@ -118,12 +118,12 @@ pub fn purge(target: &Target, kinds: &[CacheKind], cancel: BorrowedFd<'_>) -> Re
     if kinds.is_empty() {
         return Ok(());
     }
-    let mut far = Far::open(target, Some(cancel))?;
+    let mut far = AgentClient::open(target, Some(cancel))?;
     for kind in kinds {
         if *kind == CacheKind::Docker {
             match docker(&mut far, PRUNE, cancel)? {
                 (RemoteStatus::Exited(0 | ABSENT), ..) => continue,
-                (_, _, why) => return Err(failed("empty", DOCKER, FarError::Failed { why })),
+                (_, _, why) => return Err(failed("empty", DOCKER, AgentError::Failed { why })),
             }
         }
         let dir = format!("{ROOT}/{}", kind.name());
@@ -149,7 +149,7 @@ const PRUNE: &str = "command -v docker >/dev/null 2>&1 || exit 71; docker system
 
 /// Runs a Docker script; returns its status, its output, and the end of its standard error.
 fn docker(
-    far: &mut Far,
+    far: &mut AgentClient,
     script: &str,
     cancel: BorrowedFd<'_>,
 ) -> Result<(RemoteStatus, Vec<u8>, String), RemoteError> {
@@ -183,9 +183,9 @@ fn note(text: &[u8]) -> String {
     lines.join(",")
 }
 
-fn failed(attempt: &'static str, what: &str, error: FarError) -> RemoteError {
+fn failed(attempt: &'static str, what: &str, error: AgentError) -> RemoteError {
     match error {
-        FarError::Failed { why } => RemoteError::File {
+        AgentError::Failed { why } => RemoteError::File {
             attempt,
             path: what.to_owned(),
             said: why,
@@ -229,7 +229,7 @@ mod tests {
     fn a_failure_names_the_cache_that_it_is_of() {
         let why = "Cannot connect to the Docker daemon".to_owned();
         assert_eq!(
-            failed("empty", DOCKER, FarError::Failed { why }).to_string(),
+            failed("empty", DOCKER, AgentError::Failed { why }).to_string(),
             "cannot empty what Docker keeps in the lease: Cannot connect to the Docker daemon"
         );
     }

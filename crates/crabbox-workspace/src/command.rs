@@ -13,12 +13,12 @@ use crabbox_core::fault::{Connectivity, Fault, Kind};
 use crabbox_host::beneath::{BeneathError, Existing};
 use crabbox_host::budget::OverBudget;
 use crabbox_host::place::{Place, PlaceError};
+use crabbox_ssh::agent_client::{AgentError, Ran, Streams};
 use crabbox_ssh::capture::CAPTURE_LIMIT;
 pub use crabbox_ssh::command::Form;
 use crabbox_ssh::command::{Meaning, UserCommand, UserCommandError, meaning};
 use crabbox_ssh::exec::ExecError;
 pub use crabbox_ssh::exec::RemoteStatus;
-use crabbox_ssh::far::{FarError, Ran, Streams};
 use crabbox_ssh::target::Target;
 
 use crate::files::{self, FetchError, Fetched, Wanted};
@@ -39,7 +39,7 @@ pub enum RemoteError {
     Exec(#[from] ExecError),
     /// Talking to the lease failed.
     #[error("cannot communicate with the lease")]
-    Far(#[source] FarError),
+    Agent(#[source] AgentError),
     /// The lease could not start it.
     #[error("the command was not started in the lease: {why}")]
     Unstarted {
@@ -177,11 +177,11 @@ impl std::io::Write for Kept {
     }
 }
 
-impl From<FarError> for RemoteError {
-    fn from(error: FarError) -> Self {
+impl From<AgentError> for RemoteError {
+    fn from(error: AgentError) -> Self {
         match error {
-            FarError::Cancelled => Self::Cancelled,
-            error => Self::Far(error),
+            AgentError::Cancelled => Self::Cancelled,
+            error => Self::Agent(error),
         }
     }
 }
@@ -197,7 +197,7 @@ impl Fault for RemoteError {
         match self {
             Self::Command(_) | Self::Local { .. } | Self::Place(_) => Kind::Usage,
             Self::Exec(_)
-            | Self::Far(_)
+            | Self::Agent(_)
             | Self::Unstarted { .. }
             | Self::Workdir { .. }
             | Self::File { .. }
@@ -299,7 +299,7 @@ pub fn make_workdir(owner: &mut Owner, workdir: &str) -> Result<(), RemoteError>
     match made {
         Ok(Reply::Made {}) => Ok(()),
         Ok(other) => Err(owner.far().out_of_order(&other).into()),
-        Err(FarError::Failed { why }) => Err(RemoteError::Workdir {
+        Err(AgentError::Failed { why }) => Err(RemoteError::Workdir {
             workdir: workdir.to_owned(),
             said: why,
         }),
@@ -401,9 +401,9 @@ pub fn download(
     let fetched = fetched.and_then(|()| sparse.finish(file).map_err(FetchError::Sink));
     match fetched {
         Ok(()) => {}
-        Err(FetchError::Far(FarError::Cancelled)) => return Err(RemoteError::Interrupted { path }),
-        Err(FetchError::Far(FarError::Failed { why })) => return Err(fetch(why)),
-        Err(FetchError::Far(error)) => return Err(error.into()),
+        Err(FetchError::Agent(AgentError::Cancelled)) => return Err(RemoteError::Interrupted { path }),
+        Err(FetchError::Agent(AgentError::Failed { why })) => return Err(fetch(why)),
+        Err(FetchError::Agent(error)) => return Err(error.into()),
         Err(FetchError::Sink(source)) => match OverBudget::of(&source) {
             Some(over) => return Err(RemoteError::Over { path, over }),
             None => return Err(failed(source)),

@@ -14,8 +14,8 @@ use crabbox_host::beneath::BeneathError;
 use crabbox_host::budget::OverBudget;
 use crabbox_host::files::FileError;
 use crabbox_host::place::PlaceError;
+use crabbox_ssh::agent_client::AgentError;
 use crabbox_ssh::exec::ExecError;
-use crabbox_ssh::far::FarError;
 
 pub use download::download;
 pub use upload::upload;
@@ -115,7 +115,7 @@ pub enum CopyError {
     Exec(ExecError),
     /// Talking to the lease failed.
     #[error("cannot communicate with the lease")]
-    Far(#[source] FarError),
+    Agent(#[source] AgentError),
     /// The staging directory could not be removed.
     #[error("{} could not be removed: {why}{}", path.display(), outcome(error.as_deref()))]
     Leftover {
@@ -152,9 +152,11 @@ impl Fault for CopyError {
             Self::Leftover {
                 error: Some(error), ..
             } => error.kind(),
-            Self::Refused { .. } | Self::Over { .. } | Self::Remote { .. } | Self::Exec(_) | Self::Far(_) => {
-                Kind::Remote
-            }
+            Self::Refused { .. }
+            | Self::Over { .. }
+            | Self::Remote { .. }
+            | Self::Exec(_)
+            | Self::Agent(_) => Kind::Remote,
             _ => Kind::Usage,
         }
     }
@@ -171,18 +173,18 @@ impl Fault for CopyError {
 }
 
 /// Converts an error of the remote side of a copy.
-fn failed(error: FarError, attempt: &'static str, path: &str) -> CopyError {
+fn failed(error: AgentError, attempt: &'static str, path: &str) -> CopyError {
     let remote = |said| CopyError::Remote {
         attempt,
         path: path.to_owned(),
         said,
     };
     match error {
-        FarError::Cancelled => CopyError::Interrupted,
-        FarError::Failed { why } => remote(why),
-        FarError::Connection { .. } => remote("the connection was lost".to_owned()),
-        FarError::Exec(error) => CopyError::Exec(error),
-        error => CopyError::Far(error),
+        AgentError::Cancelled => CopyError::Interrupted,
+        AgentError::Failed { why } => remote(why),
+        AgentError::Connection { .. } => remote("the connection was lost".to_owned()),
+        AgentError::Exec(error) => CopyError::Exec(error),
+        error => CopyError::Agent(error),
     }
 }
 

@@ -5,7 +5,7 @@
 use std::io;
 
 use crabbox_agent_protocol::{Reply, Request, Stream};
-use crabbox_ssh::far::{Far, FarError, Heard, short};
+use crabbox_ssh::agent_client::{AgentClient, AgentError, AgentMessage, short};
 
 /// A file that is about to be received.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,14 +42,14 @@ pub(crate) enum Fetched<'a> {
 #[derive(Debug)]
 pub(crate) enum FetchError {
     /// The conversation with the lease failed.
-    Far(FarError),
+    Agent(AgentError),
     /// The received data could not be processed.
     Sink(io::Error),
 }
 
-impl From<FarError> for FetchError {
-    fn from(error: FarError) -> Self {
-        Self::Far(error)
+impl From<AgentError> for FetchError {
+    fn from(error: AgentError) -> Self {
+        Self::Agent(error)
     }
 }
 
@@ -70,7 +70,7 @@ pub(crate) struct Wanted<'a> {
 
 /// Requests files and passes the events to `take`. If `take` fails, the conversation is closed, because too much unwanted data may follow.
 pub(crate) fn fetch(
-    far: &mut Far,
+    far: &mut AgentClient,
     wanted: &Wanted<'_>,
     take: &mut dyn FnMut(Fetched<'_>) -> io::Result<()>,
 ) -> Result<(), FetchError> {
@@ -87,11 +87,11 @@ pub(crate) fn fetch(
         let told;
         let heard = far.hear()?;
         let event = match &heard {
-            Heard::Bytes(Stream::Data) if far.bytes().len() as u64 <= left => {
+            AgentMessage::Bytes(Stream::Data) if far.bytes().len() as u64 <= left => {
                 left -= far.bytes().len() as u64;
                 Fetched::Piece(far.bytes())
             }
-            Heard::Reply(Reply::File {
+            AgentMessage::Reply(Reply::File {
                 number,
                 mode,
                 seconds,
@@ -111,7 +111,7 @@ pub(crate) fn fetch(
                 continue;
             }
             // A file that is not sent has one problem, and a file that was sent may have one, too.
-            Heard::Reply(Reply::Problem { number, text, lost })
+            AgentMessage::Reply(Reply::Problem { number, text, lost })
                 if left == 0 && is_one_of(*number, names) && problems < 2 * names.len() =>
             {
                 problems += 1;
@@ -122,9 +122,9 @@ pub(crate) fn fetch(
                     lost: *lost,
                 }
             }
-            Heard::Reply(Reply::End {}) if left == 0 => return Ok(()),
-            Heard::Reply(Reply::Failed { why }) => {
-                return Err(FetchError::Far(FarError::Failed { why: why.clone() }));
+            AgentMessage::Reply(Reply::End {}) if left == 0 => return Ok(()),
+            AgentMessage::Reply(Reply::Failed { why }) => {
+                return Err(FetchError::Agent(AgentError::Failed { why: why.clone() }));
             }
             other => return Err(far.out_of_order(other).into()),
         };
@@ -133,7 +133,7 @@ pub(crate) fn fetch(
     }
 }
 
-fn give(far: &mut Far, taken: io::Result<()>) -> Result<(), FetchError> {
+fn give(far: &mut AgentClient, taken: io::Result<()>) -> Result<(), FetchError> {
     taken.map_err(|error| {
         far.give_up();
         FetchError::Sink(error)

@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 
 use crabbox_agent_protocol::{Reply, Request};
 use crabbox_core::fault::{Connectivity, Fault, Kind, causes};
+use crabbox_ssh::agent_client::{AgentClient, AgentError};
 use crabbox_ssh::exec::ExecError;
-use crabbox_ssh::far::{Far, FarError};
 use crabbox_ssh::master::ConnectError;
 use crabbox_ssh::target::Target;
 
@@ -36,7 +36,7 @@ pub enum OwnerError {
     },
     /// Talking to the lease failed.
     #[error("cannot lock the workspace in the lease")]
-    Far(#[source] FarError),
+    Agent(#[source] AgentError),
     /// The connection could not be opened.
     #[error("cannot lock the workspace in the lease")]
     Exec(#[from] ExecError),
@@ -48,15 +48,15 @@ pub enum OwnerError {
     Interrupted,
 }
 
-impl From<FarError> for OwnerError {
-    fn from(error: FarError) -> Self {
+impl From<AgentError> for OwnerError {
+    fn from(error: AgentError) -> Self {
         match error {
-            FarError::Cancelled => Self::Interrupted,
-            FarError::Failed { why } => Self::Refused { said: why },
-            FarError::Connection { said } => Self::Refused {
+            AgentError::Cancelled => Self::Interrupted,
+            AgentError::Failed { why } => Self::Refused { said: why },
+            AgentError::Connection { said } => Self::Refused {
                 said: format!("the connection was lost during the wait: {said}"),
             },
-            error => Self::Far(error),
+            error => Self::Agent(error),
         }
     }
 }
@@ -87,8 +87,8 @@ impl Fault for OwnerError {
 
 /// Hints for errors of the agent.
 pub(crate) fn far_hints(error: &(dyn std::error::Error + 'static)) -> Vec<String> {
-    let mut far = causes(error).filter_map(|cause| cause.downcast_ref::<FarError>());
-    far.find_map(FarError::hint)
+    let mut far = causes(error).filter_map(|cause| cause.downcast_ref::<AgentError>());
+    far.find_map(AgentError::hint)
         .map(str::to_owned)
         .into_iter()
         .collect()
@@ -103,7 +103,7 @@ pub(crate) fn connectivity(error: &(dyn std::error::Error + 'static)) -> Option<
 /// Ownership of a lease's tree, until released or abandoned.
 #[derive(Debug)]
 pub struct Owner {
-    far: Far,
+    far: AgentClient,
     /// The directory requested together with the lock, until its reply was read.
     making: Option<String>,
     /// Whether the release was requested.
@@ -132,7 +132,7 @@ pub fn own(
         token,
         make: making.clone(),
     };
-    let mut far = Far::open_asking(target, &[first], Some(cancel))?;
+    let mut far = AgentClient::open_asking(target, &[first], Some(cancel))?;
     let (mut tell, mut state) = (started + TELL_EVERY, None);
     let recovered = loop {
         let now = Instant::now();
@@ -167,7 +167,7 @@ pub fn own(
 
 impl Owner {
     /// The conversation with the lease.
-    pub(crate) fn far(&mut self) -> &mut Far {
+    pub(crate) fn far(&mut self) -> &mut AgentClient {
         &mut self.far
     }
 

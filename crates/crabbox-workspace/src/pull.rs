@@ -14,11 +14,11 @@ use crabbox_core::fault::{Fault, Kind};
 use crabbox_host::beneath::{Beneath, BeneathError};
 use crabbox_host::budget::{Budget, OverBudget};
 use crabbox_host::entry_path::EntryPath;
-use crabbox_ssh::far::{Far, FarError};
+use crabbox_ssh::agent_client::{AgentClient, AgentError};
 use crabbox_sync::Entry;
 use crabbox_sync::manifest::{Manifest, ManifestError};
 use crabbox_sync::pull::{self, Change, PullError as PlanError};
-pub use crabbox_sync::pull::{Act, Left, Only, Plan};
+pub use crabbox_sync::pull::{Left, Only, Plan, PullAction};
 use rustix::fs::{AtFlags, RenameFlags};
 
 use crate::files::{self, FetchError, Fetched, Wanted};
@@ -41,7 +41,7 @@ pub enum PullError {
     Manifest(#[from] ManifestError),
     /// The lease could not be asked.
     #[error("cannot get the list of changes from the lease")]
-    Far(#[source] FarError),
+    Agent(#[source] AgentError),
     /// It sent a path that cannot be below the tree.
     #[error("the lease has {name:?}, which is not a path below the tree; nothing was changed here")]
     Name {
@@ -92,7 +92,7 @@ impl Fault for PullError {
     fn kind(&self) -> Kind {
         match self {
             Self::Plan(_) | Self::Manifest(_) | Self::Raced { .. } => Kind::Sync,
-            Self::Far(_) | Self::Name { .. } | Self::Remote { .. } | Self::Over { .. } => Kind::Remote,
+            Self::Agent(_) | Self::Name { .. } | Self::Remote { .. } | Self::Over { .. } => Kind::Remote,
             Self::Local { .. } | Self::Beneath(_) => Kind::Usage,
             Self::Interrupted => Kind::Passthrough(130),
         }
@@ -133,7 +133,7 @@ pub fn plan(
 fn listed(
     owner: &mut Owner,
     attempt: &'static str,
-    ask: impl FnOnce(&mut Far) -> Result<(), FarError>,
+    ask: impl FnOnce(&mut AgentClient) -> Result<(), AgentError>,
 ) -> Result<Vec<u8>, PullError> {
     let far = owner.far();
     far.limit(Some(LIST_LIMIT));
@@ -143,11 +143,11 @@ fn listed(
     Ok(list)
 }
 
-fn failed(attempt: &'static str, error: FarError) -> PullError {
+fn failed(attempt: &'static str, error: AgentError) -> PullError {
     match error {
-        FarError::Cancelled => PullError::Interrupted,
-        FarError::Failed { why } => PullError::Remote { attempt, said: why },
-        error => PullError::Far(error),
+        AgentError::Cancelled => PullError::Interrupted,
+        AgentError::Failed { why } => PullError::Remote { attempt, said: why },
+        error => PullError::Agent(error),
     }
 }
 
@@ -180,7 +180,7 @@ pub fn apply(
     };
     let brought: Vec<&Change> = changes
         .iter()
-        .filter(|change| !matches!(change.act, Act::Remove(_)))
+        .filter(|change| !matches!(change.act, PullAction::Remove(_)))
         .collect();
     let unread = fetch(owner, target, workdir, &brought, &stage.dir)?;
     let mut place = Workspace {
@@ -194,7 +194,7 @@ pub fn apply(
         place.put(change, &numbered("", number)?)?;
     }
     for (number, change) in changes.iter().enumerate() {
-        if let Act::Remove(entry) = &change.act {
+        if let PullAction::Remove(entry) = &change.act {
             place.remove(change, entry, &numbered("gone-", number)?)?;
         }
     }
@@ -280,7 +280,7 @@ fn fetch(
         })
     });
     match fetched {
-        Err(FetchError::Far(error)) => return Err(failed("read the changed files", error)),
+        Err(FetchError::Agent(error)) => return Err(failed("read the changed files", error)),
         // The reason for an early stop is in `taking`.
         Ok(()) | Err(FetchError::Sink(_)) => {}
     }
@@ -373,7 +373,7 @@ impl Workspace<'_> {
     fn put(&mut self, change: &Change, new: &EntryPath) -> Result<(), PullError> {
         let path = entry(&change.path)?;
         let (dir, leaf) = self.tree.parent_of(&path, DIRECTORY)?;
-        let Act::Replace(sent) = &change.act else {
+        let PullAction::Replace(sent) = &change.act else {
             return self
                 .stage
                 .rename(new, &dir, &leaf, RenameFlags::NOREPLACE)
@@ -461,7 +461,7 @@ mod tests {
         }
     }
 
-    fn change(path: &str, act: Act) -> Change {
+    fn change(path: &str, act: PullAction) -> Change {
         Change {
             path: path.as_bytes().to_vec(),
             act,
@@ -492,9 +492,9 @@ mod tests {
         };
         let gone = entry(b"gone").unwrap();
         let outcomes = [
-            place.put(&change("file", Act::Replace(sent.clone())), &new("1")),
-            place.remove(&change("file", Act::Remove(sent.clone())), &sent, &gone),
-            place.put(&change("file", Act::Add), &new("2")),
+            place.put(&change("file", PullAction::Replace(sent.clone())), &new("1")),
+            place.remove(&change("file", PullAction::Remove(sent.clone())), &sent, &gone),
+            place.put(&change("file", PullAction::Add), &new("2")),
         ];
         for outcome in outcomes {
             assert!(matches!(outcome, Err(PullError::Raced { .. })), "{outcome:?}");
@@ -502,7 +502,7 @@ mod tests {
         }
         // Nothing is written through a link, on either side.
         std::os::unix::fs::symlink(at("kept"), at("root/link")).unwrap();
-        let through = place.put(&change("link/file", Act::Add), &new("3"));
+        let through = place.put(&change("link/file", PullAction::Add), &new("3"));
         assert!(
             matches!(through, Err(PullError::Beneath(BeneathError::Link { .. }))),
             "{through:?}"
@@ -510,7 +510,9 @@ mod tests {
         assert!(fs::read_dir(at("kept")).unwrap().next().is_none());
         // The file that was sent is replaced, and kept because git does not have it.
         let now = found(&at("root/file"));
-        place.put(&change("file", Act::Replace(now)), &new("4")).unwrap();
+        place
+            .put(&change("file", PullAction::Replace(now)), &new("4"))
+            .unwrap();
         assert_eq!(fs::read(at("root/file")).unwrap(), b"theirs");
         assert_eq!(fs::read(at("kept/before/file")).unwrap(), b"mine, later");
         assert!(place.any_kept);
@@ -523,7 +525,7 @@ mod tests {
         use crate::files::Coming;
         let dir = tempfile::tempdir().unwrap();
         let stage = Beneath::open(dir.path()).unwrap();
-        let wanted = change("big", Act::Add);
+        let wanted = change("big", PullAction::Add);
         let mut taking = Taking {
             wanted: &[&wanted],
             stage: &stage,

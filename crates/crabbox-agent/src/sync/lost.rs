@@ -22,7 +22,7 @@ const PATH_MAX: usize = 4096;
 
 /// The paths to remove, while they are written to the file from which the next sync would learn of them.
 #[derive(Debug)]
-pub(super) struct Lost<'a> {
+pub(super) struct Deletions<'a> {
     place: &'a Place,
     new: Replacing,
     /// Records that are not in the file yet.
@@ -30,7 +30,7 @@ pub(super) struct Lost<'a> {
     count: u64,
 }
 
-impl<'a> Lost<'a> {
+impl<'a> Deletions<'a> {
     /// Begins with no paths.
     pub(super) fn begin(place: &'a Place) -> Result<Self, Failure> {
         Ok(Self {

@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use crabbox_agent_protocol::SyncRequest;
 
-use super::lost::Lost;
-use super::{Laid, Way, any_named, drop_go_fingerprint, settle, tell_go};
+use super::lost::Deletions;
+use super::{PendingChanges, Way, any_named, drop_go_fingerprint, settle, tell_go};
 use crate::failure::{At as _, Failure};
 use crate::index::Tree;
 use crate::names::Names;
@@ -17,14 +17,14 @@ use crate::record::{Head, Known, Part, Place, Writing, each_of, part_of};
 use crate::remove::make_way;
 use crate::rows::{Rows, unread};
 use crate::seen::Seen;
-use crate::sights::Sights;
+use crate::sights::ScanResults;
 
 #[derive(Debug)]
 pub(super) struct Patch<'a> {
     place: &'a Place,
     rows: Rows,
     /// What was seen of the rows after everything had arrived.
-    now: Option<Sights>,
+    now: Option<ScanResults>,
     stale: Vec<u32>,
     removed: Names,
     unlike: Arc<Names>,
@@ -54,7 +54,7 @@ impl<'a> Patch<'a> {
             touched.insert(part_of(row.path, parts));
         }
         drop_go_fingerprint(place)?;
-        let mut lost = Lost::begin(place)?;
+        let mut lost = Deletions::begin(place)?;
         removed.iter().try_for_each(|path| lost.put(path))?;
         lost.prune(request, &rows.gone, &rows)?;
         let stale: Vec<u32> = (0..u32::try_from(rows.len()).unwrap_or(u32::MAX)).collect();
@@ -75,7 +75,7 @@ impl<'a> Patch<'a> {
     }
 
     /// Rewrites a part: the rows of unaffected paths, and what was seen of those that arrived.
-    fn write(&mut self, part: u32, now: &mut Sights) -> Result<(), Failure> {
+    fn write(&mut self, part: u32, now: &mut ScanResults) -> Result<(), Failure> {
         let (parts, rows, removed) = (self.parts, &mut self.rows, &self.removed);
         let mut writing = Writing::begin(self.place, part)?;
         let (mut next, mut before, mut replaced, mut came) = (0, 0_usize, 0_usize, 0_usize);
@@ -156,7 +156,7 @@ impl Way for Patch<'_> {
         &self.stale
     }
 
-    fn lay(&mut self) -> Result<Laid, Failure> {
+    fn lay(&mut self) -> Result<PendingChanges, Failure> {
         let mut now = settle(self.place, &mut self.rows, None)?;
         self.has_moved = !self.removed.is_empty();
         let mut unsettled = 0;
@@ -168,7 +168,7 @@ impl Way for Patch<'_> {
         }
         self.asked = None;
         self.now = Some(now);
-        Ok(Laid {
+        Ok(PendingChanges {
             parts: self.parts,
             count: self.count,
             unsettled,

@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use crabbox_agent_protocol::SyncRequest;
 
-use super::lost::Lost;
-use super::{Laid, Way, any_named, drop_go_fingerprint, each_of_go, settle, tell_go};
+use super::lost::Deletions;
+use super::{PendingChanges, Way, any_named, drop_go_fingerprint, each_of_go, settle, tell_go};
 use crate::bytes::{listed, open};
 use crate::failure::Failure;
 use crate::index::Tree;
@@ -16,14 +16,14 @@ use crate::record::{Head, Known, PARTS, Place, SMALL, Writing, discard_part, eac
 use crate::remove::make_way;
 use crate::rows::{Rows, paths, unread};
 use crate::seen::{Dirs, Seen};
-use crate::sights::Sights;
+use crate::sights::ScanResults;
 
 #[derive(Debug)]
 pub(super) struct Whole<'a> {
     place: &'a Place,
     rows: Rows,
     /// First, what was seen of each path that is left alone; later, of every path that is as requested.
-    now: Sights,
+    now: ScanResults,
     stale: Vec<u32>,
     unlike: Arc<Names>,
 }
@@ -46,7 +46,7 @@ impl<'a> Whole<'a> {
         }
         lost.prune(request, &gone, &rows)?;
         rows.gone = gone;
-        let (mut dirs, mut now) = (Dirs::default(), Sights::new(&place.of("tmp/kept"))?);
+        let (mut dirs, mut now) = (Dirs::default(), ScanResults::new(&place.of("tmp/kept"))?);
         let mut kept = vec![0_u64; rows.len().div_ceil(64)];
         each(place, head.as_ref().filter(|_| !request.distrust), |known| {
             let Some(number) = rows.find(known.path)? else {
@@ -78,8 +78,8 @@ impl<'a> Whole<'a> {
 }
 
 /// The paths that earlier syncs brought and that are no longer in the manifest.
-fn lost<'a>(place: &'a Place, head: Option<&Head>, rows: &mut Rows) -> Result<Lost<'a>, Failure> {
-    let (mut lost, mut has_ours) = (Lost::begin(place)?, false);
+fn lost<'a>(place: &'a Place, head: Option<&Head>, rows: &mut Rows) -> Result<Deletions<'a>, Failure> {
+    let (mut lost, mut has_ours) = (Deletions::begin(place)?, false);
     let mut see = |path: &[u8]| match rows.find(path)? {
         Some(_) => Ok(()),
         None => lost.put(path),
@@ -135,7 +135,7 @@ impl Way for Whole<'_> {
         &self.stale
     }
 
-    fn lay(&mut self) -> Result<Laid, Failure> {
+    fn lay(&mut self) -> Result<PendingChanges, Failure> {
         self.now = settle(self.place, &mut self.rows, Some(&mut self.now))?;
         let parts = if self.rows.len() > SMALL { PARTS } else { 1 };
         let mut writing: Vec<Writing> = (0..parts)
@@ -159,7 +159,7 @@ impl Way for Whole<'_> {
         for part in parts..PARTS {
             discard_part(self.place, part)?;
         }
-        Ok(Laid {
+        Ok(PendingChanges {
             parts,
             count,
             unsettled: (self.rows.len() - count) as u64,

@@ -71,7 +71,7 @@ pub enum Kind {
 /// The certainty.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub enum Sureness {
+pub enum Confidence {
     /// It cannot be wrong by mistake.
     Certain,
     /// Correct unless a hypervisor hides itself, or reports another name.
@@ -89,26 +89,26 @@ pub struct Rung {
     /// The rung of the test ladder: 5 is hardware KVM, 4 real Firecracker on an emulated KVM, 2 a fake VMM, 0 none.
     pub ladder: u8,
     /// The certainty.
-    pub sure: Sureness,
+    pub sure: Confidence,
 }
 
 impl Rung {
     /// The rung of a host with these signs.
     pub fn of(guest: GuestKernel, hypervisor: Hypervisor, firmware: Firmware) -> Self {
         let (kind, sure) = match (guest, hypervisor, firmware) {
-            (GuestKernel::Unseen, ..) => (Kind::Unseen, Sureness::Certain),
-            (GuestKernel::Hosts, ..) => (Kind::Pretended, Sureness::Certain),
-            (GuestKernel::Own, Hypervisor::Tcg, _) => (Kind::Emulated, Sureness::Certain),
+            (GuestKernel::Unseen, ..) => (Kind::Unseen, Confidence::Certain),
+            (GuestKernel::Hosts, ..) => (Kind::Pretended, Confidence::Certain),
+            (GuestKernel::Own, Hypervisor::Tcg, _) => (Kind::Emulated, Confidence::Certain),
             (GuestKernel::Own, Hypervisor::Other | Hypervisor::Unreadable, _)
             | (GuestKernel::Own, Hypervisor::None, Firmware::Virtual) => {
-                (Kind::Undetermined, Sureness::Doubtful)
+                (Kind::Undetermined, Confidence::Doubtful)
             }
-            (GuestKernel::Own, Hypervisor::None, _) => (Kind::Hardware, Sureness::Likely),
+            (GuestKernel::Own, Hypervisor::None, _) => (Kind::Hardware, Confidence::Likely),
             (
                 GuestKernel::Own,
                 Hypervisor::Kvm | Hypervisor::HyperV | Hypervisor::Vmware | Hypervisor::Xen,
                 _,
-            ) => (Kind::Nested, Sureness::Likely),
+            ) => (Kind::Nested, Confidence::Likely),
         };
         let ladder = match kind {
             Kind::Hardware | Kind::Nested => 5,
@@ -178,7 +178,7 @@ mod tests {
                     hardware && hypervisor == Hypervisor::None
                 );
                 // A host that reports no hypervisor may have a hidden one.
-                assert!(own.sure != Sureness::Certain || hypervisor == Hypervisor::Tcg);
+                assert!(own.sure != Confidence::Certain || hypervisor == Hypervisor::Tcg);
             }
         }
     }

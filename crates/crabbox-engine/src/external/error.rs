@@ -30,7 +30,7 @@ pub enum AdapterError {
     },
     /// A host that may have the lease cannot be asked.
     #[error("cannot ask {host} for its leases: {why}")]
-    Away {
+    UnreachableHost {
         /// The host.
         host: String,
         /// Why asking it failed.
@@ -110,7 +110,7 @@ impl Fault for AdapterError {
             Self::NotFound { .. } | Self::Ambiguous { .. } | Self::NotTheirs { .. } | Self::Other { .. } => {
                 Kind::NotFound
             }
-            Self::Away { .. }
+            Self::UnreachableHost { .. }
             | Self::BeingMade { .. }
             | Self::Ended { .. }
             | Self::Unnoted { .. }

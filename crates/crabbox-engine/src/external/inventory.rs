@@ -14,7 +14,7 @@ use crate::external::error::AdapterError;
 use crate::provider::error::LeaseError;
 use crate::provider::lease::Lease;
 use crate::provider::remote::error::RemoteError;
-use crate::provider::{Away, Provider};
+use crate::provider::{Provider, UnreachableHost};
 
 /// A lease that another program made.
 #[derive(Debug)]
@@ -77,7 +77,7 @@ impl Inventory {
     pub(super) fn is_whole(&self) -> Result<(), AdapterError> {
         match &self.away {
             None => Ok(()),
-            Some((host, why)) => Err(AdapterError::Away {
+            Some((host, why)) => Err(AdapterError::UnreachableHost {
                 host: host.clone(),
                 why: why.clone(),
             }),
@@ -142,7 +142,7 @@ impl Inventory {
 /// Adds the known claims on the `away` hosts to `entries`. Returns a host that has no claims here, with the reason why it could not
 /// be asked, because it may have leases anyway.
 fn away(
-    away: &[Away],
+    away: &[UnreachableHost],
     places: &Places,
     entries: &mut Vec<Entry>,
 ) -> Result<Option<(String, String)>, LeaseError> {
@@ -151,7 +151,7 @@ fn away(
     }
     let claims = claims::list(places).map_err(RemoteError::from)?.claims;
     let mut unknown = None;
-    for Away { host, error } in away {
+    for UnreachableHost { host, error } in away {
         let here: Vec<_> = claims
             .iter()
             .filter(|claim| claim.provider_scope == host.scope())

@@ -104,12 +104,12 @@ pub struct Release {
     /// The lease.
     pub lease: LeaseId,
     /// What it must match, as far as the request says so.
-    pub fences: Fences,
+    pub fences: ReleaseConditions,
 }
 
 /// Conditions that a lease must match; an empty text matches anything.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Fences {
+pub struct ReleaseConditions {
     /// Its id.
     pub lease: String,
     /// The id of the attempt that made it; here each attempt is a lease.
@@ -319,9 +319,9 @@ impl Raw {
 
     fn release(&self) -> Result<Release, RequestError> {
         let lease = self.lease.as_ref().ok_or(missing("release", "lease.leaseId"))?;
-        let mut fences = Fences::default();
+        let mut fences = ReleaseConditions::default();
         if let Some(expected) = &self.expected {
-            fences = Fences {
+            fences = ReleaseConditions {
                 lease: text("expected.leaseId", &expected.lease_id)?,
                 attempt: text("expected.attemptLeaseId", &expected.attempt_lease_id)?,
                 slug: text("expected.slug", &expected.slug)?,

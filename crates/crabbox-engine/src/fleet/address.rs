@@ -48,7 +48,7 @@ pub enum HostError {
     },
     /// It names one host behind a gateway, but the scheduler chooses that.
     #[error("firecracker.host names the gateway of a fleet and not one host behind it, found {text:?}")]
-    Behind {
+    GatewayFacts {
         /// The text.
         text: String,
     },
@@ -81,7 +81,7 @@ impl Fault for HostError {
             Self::Form { .. } | Self::Target(_) => {
                 "for example --firecracker-host crabbox@kvm1, or unset it to lease on this machine".to_owned()
             }
-            Self::Behind { .. } => "omit the slash and what follows it".to_owned(),
+            Self::GatewayFacts { .. } => "omit the slash and what follows it".to_owned(),
             Self::Elsewhere { host, .. } => {
                 format!("run it on {host}, or for this machine with --firecracker-host ''")
             }
@@ -163,7 +163,7 @@ impl KvmHost {
         match settings.firecracker.host.value.as_str().trim() {
             "" => Ok(None),
             text => match Self::parse(text)? {
-                Self { node: Some(_), .. } => Err(HostError::Behind {
+                Self { node: Some(_), .. } => Err(HostError::GatewayFacts {
                     text: text.to_owned(),
                 }),
                 host => Ok(Some(host)),

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use crabbox_core::fault::{Connectivity, Fault, Kind};
 use crabbox_host::console::harmless;
 use crabbox_host::private_dir::PrivateDir;
-use crabbox_host::signals::Heed;
+use crabbox_host::signals::Cancellation;
 use crabbox_machine::lifecycle::client::Cause;
 use crabbox_machine::protocol::Failure;
 use crabbox_ssh::control::{self, ControlError};
@@ -19,7 +19,7 @@ use crabbox_ssh::peer::Peer;
 
 use super::address::{Access, HostError, KvmHost};
 use super::lines::{LineError, Lines};
-use super::wire::{Ask, FarLease, GREETING, Greeting, LEASES, Odd, Reply, SERVE, SPOKEN, crossing};
+use super::wire::{Ask, FarLease, GREETING, Greeting, InvalidValue, LEASES, Reply, SERVE, SPOKEN, crossing};
 
 /// How long a host may take to send its greeting: a login and the start of a program.
 const GREETING_LIMIT: Duration = Duration::from_mins(1);
@@ -50,7 +50,7 @@ pub enum FleetError {
     Control(#[from] ControlError),
     /// The host cannot be reached or does not let us in.
     #[error("cannot reach the KVM host {host}")]
-    Away {
+    UnreachableHost {
         /// The host.
         host: KvmHost,
         /// Why.
@@ -102,12 +102,12 @@ pub enum FleetError {
     },
     /// The reply describes something that no lease can have.
     #[error("{host} sent an invalid value")]
-    Odd {
+    InvalidValue {
         /// The host.
         host: KvmHost,
         /// What.
         #[source]
-        source: Odd,
+        source: InvalidValue,
     },
     /// It refused.
     #[error("{}", .0.message)]
@@ -143,18 +143,18 @@ impl Fault for FleetError {
             Self::Host(error) => error.kind(),
             Self::Control(error) => error.kind(),
             Self::Version { .. } => Kind::Usage,
-            Self::Away { .. }
+            Self::UnreachableHost { .. }
             | Self::NoServe { .. }
             | Self::Broken { .. }
             | Self::Nonsense { .. }
-            | Self::Odd { .. } => Kind::Unavailable,
+            | Self::InvalidValue { .. } => Kind::Unavailable,
             Self::Interrupted { .. } => Kind::Passthrough(130),
         }
     }
 
     fn connectivity(&self) -> Option<Connectivity> {
         match self {
-            Self::Away { source, .. } => source.connectivity(),
+            Self::UnreachableHost { source, .. } => source.connectivity(),
             Self::Broken { .. } => Some(Connectivity::Lost),
             _ => None,
         }
@@ -165,7 +165,7 @@ impl Fault for FleetError {
             Self::Host(error) => return error.hints(),
             Self::Control(error) => return error.hints(),
             Self::Refused(failure, _) => return failure.hints.clone(),
-            Self::Away {
+            Self::UnreachableHost {
                 source:
                     ExecError::Connect {
                         source: ConnectError::HostKeyMismatch { known_hosts, .. },
@@ -175,7 +175,7 @@ impl Fault for FleetError {
                 "if the host was reinstalled, remove its old key from {}; otherwise this may be a man-in-the-middle attack",
                 known_hosts.display()
             ),
-            Self::Away { host, .. } => {
+            Self::UnreachableHost { host, .. } => {
                 format!(
                     "run `{}` by hand to see why; leases on that host are not affected",
                     host.by_hand()
@@ -200,24 +200,24 @@ impl Fault for FleetError {
 
 /// A conversation.
 #[derive(Debug)]
-pub struct Talk {
+pub struct Conversation {
     host: KvmHost,
     lines: Lines<Peer>,
     version: u32,
     heard: usize,
     /// How every wait of this conversation can be cancelled.
-    heed: Heed,
+    heed: Cancellation,
     /// What the host said about itself.
     pub greeting: Greeting,
 }
 
-impl Talk {
+impl Conversation {
     /// Opens a conversation with `host`, through its gateway if it has one. `heed` can cancel every wait, including this one.
     pub fn open(
         host: &KvmHost,
         access: &Access,
         control_dir: &PrivateDir,
-        heed: Heed,
+        heed: Cancellation,
     ) -> Result<Self, FleetError> {
         let peer = start(host, access, control_dir, heed)?;
         let mut talk = Self::of(host, peer, heed)?;
@@ -240,13 +240,13 @@ impl Talk {
         host: &KvmHost,
         access: &Access,
         control_dir: &PrivateDir,
-        heed: Heed,
+        heed: Cancellation,
     ) -> Result<Self, FleetError> {
         let peer = start_for(owner, host, access, control_dir, heed)?;
         Self::of(host, peer, heed)
     }
 
-    fn of(host: &KvmHost, peer: Peer, heed: Heed) -> Result<Self, FleetError> {
+    fn of(host: &KvmHost, peer: Peer, heed: Cancellation) -> Result<Self, FleetError> {
         let mut lines = Lines::new(peer);
         let greeting = greeted(host, &mut lines, heed)?;
         Ok(Self {
@@ -261,13 +261,13 @@ impl Talk {
 
     /// The same conversation for another question, whose waits are cancelled by `heed`.
     #[must_use]
-    pub fn heeding(self, heed: Heed) -> Self {
+    pub fn heeding(self, heed: Cancellation) -> Self {
         Self { heed, ..self }
     }
 
     /// Ignores interrupts from here on and hears the conversation to its end.
     pub fn heed_no_more(&mut self) {
-        self.heed = Heed::never();
+        self.heed = Cancellation::never();
     }
 
     /// Sends a message.
@@ -299,7 +299,7 @@ impl Talk {
                 let cause = Cause::chain(&failure.causes);
                 Err(FleetError::Refused(failure, cause))
             }
-            Ok(reply) => reply.judged().map_err(|source| FleetError::Odd {
+            Ok(reply) => reply.judged().map_err(|source| FleetError::InvalidValue {
                 host: self.host.clone(),
                 source,
             }),
@@ -388,14 +388,19 @@ fn common(host: &KvmHost, greeting: &Greeting) -> Result<u32, FleetError> {
 }
 
 /// Starts our program on `host`, or on its gateway.
-fn start(host: &KvmHost, access: &Access, control_dir: &PrivateDir, heed: Heed) -> Result<Peer, FleetError> {
+fn start(
+    host: &KvmHost,
+    access: &Access,
+    control_dir: &PrivateDir,
+    heed: Cancellation,
+) -> Result<Peer, FleetError> {
     let mut target = host.target(access)?;
     target.control = Some(control::path(control_dir, &target)?);
     Peer::start(&target, &format!("crabbox {SERVE}"), heed.fd()).map_err(|source| match source {
         ExecError::Connect {
             source: ConnectError::Cancelled { .. },
         } => FleetError::Interrupted { host: host.clone() },
-        source => FleetError::Away {
+        source => FleetError::UnreachableHost {
             host: host.clone(),
             source,
         },
@@ -408,7 +413,7 @@ pub(super) fn start_for(
     host: &KvmHost,
     access: &Access,
     control_dir: &PrivateDir,
-    heed: Heed,
+    heed: Cancellation,
 ) -> Result<Peer, FleetError> {
     let mut peer = start(host, access, control_dir, heed)?;
     let owner = owner.to_owned();
@@ -427,7 +432,7 @@ pub(super) fn start_for(
 }
 
 /// Waits for the greeting, ignoring what a login shell prints before it.
-fn greeted(host: &KvmHost, lines: &mut Lines<Peer>, heed: Heed) -> Result<Greeting, FleetError> {
+fn greeted(host: &KvmHost, lines: &mut Lines<Peer>, heed: Cancellation) -> Result<Greeting, FleetError> {
     let until = Instant::now() + GREETING_LIMIT;
     let mut printed = String::new();
     for _ in 0..NOISE {
@@ -500,7 +505,7 @@ mod tests {
             let source = ExecError::Local {
                 source: std::io::ErrorKind::Other.into(),
             };
-            FleetError::Away { host, source }.hints().remove(0)
+            FleetError::UnreachableHost { host, source }.hints().remove(0)
         };
         assert!(hint("root@h").contains("`ssh root@h`"));
         assert!(hint("root@h:2222").contains("`ssh -p 2222 root@h`"));

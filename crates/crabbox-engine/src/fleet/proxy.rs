@@ -16,7 +16,7 @@ use crabbox_machine::context::Engine;
 use crabbox_ssh::control::ControlError;
 
 use super::address::{Access, KvmHost};
-use super::client::{ANSWER_LIMIT, FleetError, Talk};
+use super::client::{ANSWER_LIMIT, Conversation, FleetError};
 use super::wire::{Ask, Reply};
 
 /// The minimum interval between refreshes of a lease whose connection is in use.
@@ -73,7 +73,7 @@ pub fn run(
     let ask = Ask::Connect {
         lease: proxy.lease.clone(),
     };
-    let mut talk = Talk::open(&proxy.host, &proxy.access, &dir, ask.heed())?;
+    let mut talk = Conversation::open(&proxy.host, &proxy.access, &dir, ask.heed())?;
     talk.say(&ask)?;
     let until = Instant::now() + ANSWER_LIMIT;
     let Reply::Lease(lease) = talk.hear(until)? else {
@@ -120,7 +120,7 @@ fn refresh(engine: &Engine, proxy: &Proxy) -> Result<(), ProxyError> {
         idle_seconds: None,
     };
     let dir = engine.control_dir()?;
-    let mut talk = Talk::open(&proxy.host, &proxy.access, &dir, ask.heed())?;
+    let mut talk = Conversation::open(&proxy.host, &proxy.access, &dir, ask.heed())?;
     talk.ask(&ask, |reply| matches!(reply, Reply::Labels { .. }).then_some(()))?;
     Ok(())
 }

@@ -26,7 +26,7 @@ use crabbox_machine::context::Engine;
 use crabbox_machine::lease::find::{NameError, Purpose, ResolveError};
 use crabbox_machine::lease::logs::{self, Source};
 use crabbox_machine::lease::touch;
-use crabbox_machine::lifecycle::hold::{Knock, LONGEST_WAIT};
+use crabbox_machine::lifecycle::hold::{JobCredentials, LONGEST_WAIT};
 use crabbox_machine::protocol::{self, Failure};
 use crabbox_machine::request::Owner;
 use crabbox_ssh::keys::{self, KeyError};
@@ -35,8 +35,8 @@ use self::taking::{Gone, Taking};
 use super::client::FleetError;
 use super::lines::{self, LineError, Lines};
 use super::wire::{
-    Aim, Ask, AskError, Bound, FarLease, GATEWAY, Greeting, HOST, LEASES, LOG, LogSource, Reply, SAYABLE,
-    SPOKEN, crossing,
+    Ask, AskError, Bound, FarLease, GATEWAY, Greeting, HOST, LEASES, LOG, LogSource, Reply, ResolvePurpose,
+    SAYABLE, SPOKEN, crossing,
 };
 use crate::host::prepare::NewLease;
 use crate::placement::PlacementError;
@@ -353,8 +353,8 @@ impl Serve<'_> {
             Ask::Resolve { lease, aim } => {
                 let lease = self.owned(&lease)?;
                 let purpose = match aim {
-                    Aim::Use => Purpose::Use,
-                    Aim::Look => Purpose::Look,
+                    ResolvePurpose::Use => Purpose::Use,
+                    ResolvePurpose::Look => Purpose::Look,
                 };
                 let lease = self.provider(&[])?.resolve(&lease.id, purpose)?;
                 out.put(&Reply::Lease(far(&lease)?))?;
@@ -467,7 +467,7 @@ impl Serve<'_> {
             public_key: keys::public(key, "")?,
             quota: plan.quota,
         };
-        let knock = job.map(|job| Knock {
+        let knock = job.map(|job| JobCredentials {
             job: job.id,
             lease: job.lease.clone(),
             owner: self.owner.clone(),
@@ -583,7 +583,7 @@ fn failed(error: &ServeError) -> Reply {
     let mut failure = Failure::of(error, console, Vec::new());
     failure.kind = crossing(failure.kind);
     if let ServeError::Lease(error) = error {
-        failure.machine_ended = error.remedy() == Some(crate::provider::error::Remedy::Again);
+        failure.machine_ended = error.remedy() == Some(crate::provider::error::Recovery::Again);
     }
     Reply::Failed(failure)
 }

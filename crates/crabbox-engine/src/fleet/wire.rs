@@ -21,7 +21,7 @@ use crabbox_core::external::External;
 use crabbox_core::fault::{Fault, Kind};
 use crabbox_core::id::LeaseId;
 use crabbox_core::labels::{self, Labels};
-use crabbox_host::signals::Heed;
+use crabbox_host::signals::Cancellation;
 use crabbox_machine::lifecycle::hold::LONGEST_WAIT;
 use crabbox_machine::protocol::{Failure, Stage};
 use serde::{Deserialize, Serialize};
@@ -116,7 +116,7 @@ pub struct Greeting {
 /// The purpose of resolving a lease.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Aim {
+pub enum ResolvePurpose {
     /// To work in it.
     Use,
     /// To look at it, or to end it.
@@ -169,7 +169,7 @@ pub enum Ask {
         /// Its id, slug or name.
         lease: String,
         /// The purpose.
-        aim: Aim,
+        aim: ResolvePurpose,
     },
     /// List the owner's leases.
     List,
@@ -325,7 +325,7 @@ struct Unjudged {
 /// A value that no lease can have.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("invalid {field} of a lease: {found:?}")]
-pub struct Odd {
+pub struct InvalidValue {
     field: &'static str,
     found: String,
 }
@@ -336,10 +336,10 @@ fn is_plain(text: &str, most: usize) -> bool {
 }
 
 impl TryFrom<Unjudged> for FarLease {
-    type Error = Odd;
+    type Error = InvalidValue;
 
-    fn try_from(told: Unjudged) -> Result<Self, Odd> {
-        let odd = |field, found: &str| Odd {
+    fn try_from(told: Unjudged) -> Result<Self, InvalidValue> {
+        let odd = |field, found: &str| InvalidValue {
             field,
             found: found.chars().take(TEXT).collect(),
         };
@@ -468,8 +468,8 @@ pub enum Reply {
 
 impl Reply {
     /// Returns the reply if it could be honest: everything that is kept or displayed has its bounds.
-    pub(crate) fn judged(self) -> Result<Self, Odd> {
-        let odd = |field, found: &str| Odd {
+    pub(crate) fn judged(self) -> Result<Self, InvalidValue> {
+        let odd = |field, found: &str| InvalidValue {
             field,
             found: found.chars().take(TEXT).collect(),
         };
@@ -539,18 +539,18 @@ impl Fault for AskError {
 impl Ask {
     /// How waits for this request are cancelled. A request that begins work is not made after an interruption. One that follows an
     /// interruption, such as a release, is made anyway.
-    pub(crate) fn heed(&self) -> Heed {
+    pub(crate) fn heed(&self) -> Cancellation {
         if self.begins_work() {
-            Heed::ever()
+            Cancellation::ever()
         } else {
-            Heed::from_now_on()
+            Cancellation::from_now_on()
         }
     }
 
     fn begins_work(&self) -> bool {
         match self {
             Self::Acquire { .. } | Self::Connect { .. } | Self::Enter { .. } => true,
-            Self::Resolve { aim, .. } => *aim == Aim::Use,
+            Self::Resolve { aim, .. } => *aim == ResolvePurpose::Use,
             Self::Touch { state, .. } => state.as_deref() == Some("running"),
             Self::Claimed
             | Self::List
@@ -588,13 +588,13 @@ impl Ask {
 }
 
 /// Validates labels that came over the wire.
-pub(crate) fn judged(found: Labels) -> Result<Labels, Odd> {
+pub(crate) fn judged(found: Labels) -> Result<Labels, InvalidValue> {
     let odd = found.len() > LABELS
         || found
             .iter()
             .any(|(name, value)| !is_plain(name, TEXT) || !is_plain(value, PATH));
     if odd {
-        return Err(Odd {
+        return Err(InvalidValue {
             field: "labels",
             found: labels::state(&found).to_string().chars().take(TEXT).collect(),
         });

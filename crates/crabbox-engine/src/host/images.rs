@@ -24,7 +24,7 @@ pub use crabbox_image::store::gc::{Policy, Reason};
 pub use crabbox_image::store::{Broken, Image};
 use crabbox_image::store::{Listing, Store, StoreError, gc};
 use crabbox_machine::lifecycle::pool;
-use crabbox_ssh::far::agent;
+use crabbox_ssh::agent_client::agent;
 use crabbox_store::leases::{self, RecordError};
 use crabbox_store::places::Places;
 

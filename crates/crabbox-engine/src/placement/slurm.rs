@@ -80,7 +80,7 @@ fn said(program: &'static str, cmd: &Cmd) -> Result<String, PlacementError> {
 /// Classifies a failure of a program by the texts of Slurm's errors (`slurm_errno.c`).
 fn judged(program: &'static str, error: CommandError) -> PlacementError {
     let CommandError::Failed { stderr, .. } = &error else {
-        return PlacementError::Away(error);
+        return PlacementError::UnreachableHost(error);
     };
     let why = || last_line(stderr);
     let says = |words: &[&str]| words.iter().any(|word| stderr.contains(word));
@@ -96,7 +96,7 @@ fn judged(program: &'static str, error: CommandError) -> PlacementError {
     } else if program == "sbatch" && says(&["Batch job submission failed"]) && !is_away(stderr) {
         PlacementError::Refused { why: why() }
     } else {
-        PlacementError::Away(error)
+        PlacementError::UnreachableHost(error)
     }
 }
 
@@ -382,7 +382,7 @@ mod tests {
             "sbatch",
             "sbatch: error: Batch job submission failed: Unable to contact slurm controller (connect failure)",
         );
-        assert!(matches!(away, PlacementError::Away(_)), "{away:?}");
+        assert!(matches!(away, PlacementError::UnreachableHost(_)), "{away:?}");
         let never = failed(
             "sbatch",
             "sbatch: error: Batch job submission failed: Requested node configuration is not available",
@@ -407,6 +407,6 @@ mod tests {
                 program: "squeue".to_owned(),
             },
         );
-        assert!(matches!(late, PlacementError::Away(_)) && late.kind() == Kind::Unavailable);
+        assert!(matches!(late, PlacementError::UnreachableHost(_)) && late.kind() == Kind::Unavailable);
     }
 }

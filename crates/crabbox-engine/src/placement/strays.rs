@@ -9,7 +9,7 @@ use std::time::Duration;
 use crabbox_core::fault::{self, Fault, Kind};
 use crabbox_host::clock;
 use crabbox_machine::context::Engine;
-use crabbox_machine::lifecycle::epilog::{self, EpilogError, OfJob};
+use crabbox_machine::lifecycle::epilog::{self, EpilogError, JobLease};
 use crabbox_store::leases::RecordError;
 
 use super::{JobState, Placement, PlacementError};
@@ -28,12 +28,12 @@ pub enum StrayError {
     Placement(#[from] PlacementError),
     /// Some leases remain although we tried to end them.
     #[error("{} left: {}", count(.0.len()), shown(.0))]
-    Left(Vec<(String, Stray)>),
+    Left(Vec<(String, OrphanReason)>),
 }
 
 /// Why a lease remains.
 #[derive(Debug, thiserror::Error)]
-pub enum Stray {
+pub enum OrphanReason {
     /// The scheduler's answer about its job makes no sense.
     #[error(transparent)]
     Placement(#[from] PlacementError),
@@ -49,7 +49,7 @@ fn count(leases: usize) -> String {
     }
 }
 
-fn shown(left: &[(String, Stray)]) -> String {
+fn shown(left: &[(String, OrphanReason)]) -> String {
     let all: Vec<String> = left
         .iter()
         .map(|(lease, why)| format!("{lease}: {}", fault::chain(why)))
@@ -73,8 +73,8 @@ impl Fault for StrayError {
             Self::Left(all) => all
                 .iter()
                 .flat_map(|(_, why)| match why {
-                    Stray::Placement(error) => error.hints(),
-                    Stray::Epilog(error) => error.hints(),
+                    OrphanReason::Placement(error) => error.hints(),
+                    OrphanReason::Epilog(error) => error.hints(),
                 })
                 .collect::<BTreeSet<_>>()
                 .into_iter()
@@ -94,15 +94,15 @@ pub fn take_back(
     let now = clock::unix_seconds();
     let grace = i64::try_from(grace.as_secs()).unwrap_or(i64::MAX);
     let mut left = Vec::new();
-    for OfJob { lease, job, since } in epilog::of_jobs(engine)? {
+    for JobLease { lease, job, since } in epilog::of_jobs(engine)? {
         if now.saturating_sub(since) < grace {
             continue;
         }
         let taken = match placement.state(job, &lease) {
             // Stop here: the scheduler would not answer about the others either, and each question would have to time out.
-            Err(error @ PlacementError::Away(_)) => return Err(error.into()),
+            Err(error @ PlacementError::UnreachableHost(_)) => return Err(error.into()),
             Err(error) => Err(error.into()),
-            Ok(state) if is_over(&state) => epilog::take_back(engine, job).map_err(Stray::from),
+            Ok(state) if is_over(&state) => epilog::take_back(engine, job).map_err(OrphanReason::from),
             Ok(_) => continue,
         };
         match taken {

@@ -9,7 +9,7 @@ use crabbox_core::fault::{Connectivity, Fault, Kind};
 
 /// What a command can do about an error before it gives up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Remedy {
+pub enum Recovery {
     /// This host was never set up; offer to set it up.
     SetUp,
     /// Nothing is left of the attempt, and another try may succeed.
@@ -20,7 +20,7 @@ pub enum Remedy {
 #[derive(Debug)]
 pub struct LeaseError {
     fault: Box<dyn Fault>,
-    remedy: Option<Remedy>,
+    remedy: Option<Recovery>,
     console: Vec<String>,
 }
 
@@ -36,7 +36,7 @@ impl LeaseError {
 
     /// The same error with its remedy.
     #[must_use]
-    pub(crate) fn with_remedy(self, remedy: Option<Remedy>) -> Self {
+    pub(crate) fn with_remedy(self, remedy: Option<Recovery>) -> Self {
         Self { remedy, ..self }
     }
 
@@ -47,7 +47,7 @@ impl LeaseError {
     }
 
     /// What can be done about it.
-    pub(crate) fn remedy(&self) -> Option<Remedy> {
+    pub(crate) fn remedy(&self) -> Option<Recovery> {
         self.remedy
     }
 
@@ -122,11 +122,11 @@ mod tests {
         );
         assert_eq!((error.remedy(), error.console()), (None, &[][..]));
         let more = error
-            .with_remedy(Some(Remedy::Again))
+            .with_remedy(Some(Recovery::Again))
             .with_console(vec!["panic".to_owned()]);
         assert_eq!(
             (more.remedy(), more.console()),
-            (Some(Remedy::Again), &["panic".to_owned()][..])
+            (Some(Recovery::Again), &["panic".to_owned()][..])
         );
     }
 }

@@ -16,7 +16,7 @@ use crabbox_machine::context::Engine;
 use crabbox_machine::lease::find::{NameError, Purpose, ResolveError};
 use crabbox_machine::lease::touch;
 use crabbox_machine::lifecycle::client;
-use crabbox_machine::lifecycle::hold::Knock;
+use crabbox_machine::lifecycle::hold::JobCredentials;
 use crabbox_machine::lifecycle::release::{self, Decision, ReleaseError, Released};
 use crabbox_machine::request::{AcquireRequest, Job, Owner};
 
@@ -82,7 +82,7 @@ pub(crate) struct For<'a> {
     /// A remote owner.
     pub(crate) owner: Option<&'a Owner>,
     /// A scheduler's job: the scheduler's name of this host, the request that the job's process expects, and the deadline for that.
-    pub(crate) job: Option<(&'a str, &'a Knock, Instant)>,
+    pub(crate) job: Option<(&'a str, &'a JobCredentials, Instant)>,
 }
 
 /// The provider `firecracker`.
@@ -162,7 +162,7 @@ impl Firecracker {
     fn acquire_held(
         &self,
         mut request: AcquireRequest,
-        (node, knock, until): (&str, &Knock, Instant),
+        (node, knock, until): (&str, &JobCredentials, Instant),
         taker: &mut dyn Taker,
         interrupts: &Interrupts,
         on_notice: &mut dyn FnMut(&Notice<'_>),

@@ -27,7 +27,7 @@ use crabbox_core::timestamp;
 use crabbox_host::clock;
 use crabbox_host::console::OpenLog;
 use crabbox_host::files;
-use crabbox_host::signals::{self, Heed, Interrupts};
+use crabbox_host::signals::{self, Cancellation, Interrupts};
 use crabbox_machine::context::Engine;
 use crabbox_machine::lease::find::{NameError, Purpose};
 use crabbox_machine::lease::logs::Source;
@@ -36,8 +36,8 @@ use crabbox_machine::resource::connection;
 use crabbox_store::claims;
 
 use crate::fleet::address::{Access, KvmHost};
-use crate::fleet::client::{FleetError, Talk};
-use crate::fleet::wire::{self, Aim, Ask, FarLease, GATEWAY, LogSource, Reply};
+use crate::fleet::client::{Conversation, FleetError};
+use crate::fleet::wire::{self, Ask, FarLease, GATEWAY, LogSource, Reply, ResolvePurpose};
 use crate::host::doctor::check::{Check, Class, Options, Status};
 use crate::host::doctor::generic;
 use crate::host::prepare::NewLease;
@@ -50,7 +50,7 @@ use crate::provider::remote::error::RemoteError;
 use crate::provider::remote::kept::Kept;
 use crate::provider::remote::trust::{is_answer, is_its_owner, is_to_forget, nonsense};
 use crate::provider::remote::way::{target, told_by};
-use crate::provider::{AcquiredLease, Away, Leases, Notice, Provider};
+use crate::provider::{AcquiredLease, Leases, Notice, Provider, UnreachableHost};
 
 /// A host's list of leases, each with the host that it is on.
 type Told = Result<Vec<(KvmHost, FarLease)>, FleetError>;
@@ -67,7 +67,7 @@ pub struct Remote {
     engine: Engine,
     settings: Settings,
     local: Firecracker,
-    talks: Kept<Talk>,
+    talks: Kept<Conversation>,
 }
 
 impl Remote {
@@ -127,10 +127,10 @@ impl Remote {
         }
     }
 
-    fn open(&self, host: &KvmHost, heed: Heed) -> Result<Talk, FleetError> {
+    fn open(&self, host: &KvmHost, heed: Cancellation) -> Result<Conversation, FleetError> {
         let access = Access::of(&self.settings)?;
         let dir = self.engine.control_dir()?;
-        Talk::open(host, &access, &dir, heed)
+        Conversation::open(host, &access, &dir, heed)
     }
 
     /// Asks `host` over a kept conversation, or over a new one.
@@ -192,7 +192,7 @@ impl Remote {
         })
     }
 
-    fn resolve_there(&self, host: &KvmHost, text: &str, aim: Aim) -> Result<Lease, LeaseError> {
+    fn resolve_there(&self, host: &KvmHost, text: &str, aim: ResolvePurpose) -> Result<Lease, LeaseError> {
         let ask = Ask::Resolve {
             lease: text.to_owned(),
             aim,
@@ -240,7 +240,7 @@ impl Remote {
     }
 
     /// All leases on `host`, or on the hosts behind it if it is a gateway, over a conversation of its own.
-    fn list_there(&self, host: &KvmHost, heed: Heed) -> Result<Vec<(KvmHost, FarLease)>, FleetError> {
+    fn list_there(&self, host: &KvmHost, heed: Cancellation) -> Result<Vec<(KvmHost, FarLease)>, FleetError> {
         let mut talk = self.open(host, heed)?;
         let is_gateway = talk.greeting.role == GATEWAY;
         let leases = talk.list()?.into_iter();
@@ -320,7 +320,7 @@ impl Provider for Remote {
             Err(error) => return vec![generic::invalid(firecracker::NAME, &error)],
         };
         // Whether that host can make machines is for its own doctor to check.
-        match self.open(&host, Heed::from_now_on()) {
+        match self.open(&host, Cancellation::from_now_on()) {
             Ok(talk) => {
                 let greeting = &talk.greeting;
                 let message = format!(
@@ -361,9 +361,9 @@ impl Provider for Remote {
         };
         let name = claim.as_ref().map_or(text, |claim| &claim.lease_id);
         let aim = if purpose == Purpose::Use {
-            Aim::Use
+            ResolvePurpose::Use
         } else {
-            Aim::Look
+            ResolvePurpose::Look
         };
         let mut lease = match self.resolve_there(&host, name, aim) {
             Ok(lease) => lease,
@@ -384,7 +384,7 @@ impl Provider for Remote {
         let Some(host) = &lease.kvm_host else {
             return self.local.is_down(lease);
         };
-        match self.resolve_there(host, &lease.id, Aim::Look) {
+        match self.resolve_there(host, &lease.id, ResolvePurpose::Look) {
             Ok(lease) => Some(lease.state.is_terminal()),
             Err(error) if error.kind() == Kind::NotFound => Some(true),
             Err(_) => None,
@@ -445,7 +445,7 @@ impl Provider for Remote {
                         }
                     }
                 }
-                Err(error) => all.away.push(Away { host, error }),
+                Err(error) => all.away.push(UnreachableHost { host, error }),
             }
         }
         Ok(all)
@@ -480,7 +480,7 @@ impl Provider for Remote {
             Reply::Labels { labels } => Some(labels),
             _ => None,
         })?;
-        let labels = wire::judged(told).map_err(|source| FleetError::Odd {
+        let labels = wire::judged(told).map_err(|source| FleetError::InvalidValue {
             host: host.clone(),
             source,
         })?;
@@ -580,7 +580,7 @@ impl Provider for Remote {
                 decisions.push(decision);
                 continue;
             }
-            match self.resolve_there(&host, &claim.lease_id, Aim::Look) {
+            match self.resolve_there(&host, &claim.lease_id, ResolvePurpose::Look) {
                 Ok(lease) => decision.reason = format!("state={} host={host}", lease.state),
                 Err(error)
                     if error.kind() == Kind::NotFound && self.speaks_to_its_owner(&host, &claim).is_err() =>

@@ -27,7 +27,7 @@ use crabbox_host::signals::Interrupts;
 use crabbox_machine::context::Engine;
 use crabbox_machine::lease::find::{NameError, Purpose};
 use crabbox_machine::lifecycle::release::{Decision, Released};
-use crabbox_machine::protocol::{Stage, Whose};
+use crabbox_machine::protocol::{Stage, StageSide};
 use crabbox_machine::resource::connection;
 use crabbox_store::claims;
 
@@ -251,7 +251,7 @@ impl Provider for StaticHost {
             stages: vec![Stage {
                 name: "ssh".to_owned(),
                 micros,
-                whose: Whose::Ssh,
+                whose: StageSide::Ssh,
             }],
             guest_stages: Vec::new(),
             start: None,

@@ -22,7 +22,7 @@ use crate::provider::lease::{Lease, Target};
 use crate::run::error::{RunError, RunFailure};
 use crate::run::event::{CommandEvent, EndEvent, RunEvents, StartEvent};
 use crate::run::report::{Ended, RunReport};
-use crate::run::request::{CommandWish, Work};
+use crate::run::request::{CommandOptions, Work};
 use crate::run::witnessed::Witnessed;
 use crate::run::{Here, Run};
 
@@ -50,7 +50,7 @@ pub(super) struct Variables {
 
 impl Variables {
     /// The variables that the request and the configuration let through.
-    pub(super) fn new(command: &CommandWish, settings: &Settings, here: &Here) -> Result<Self, RunError> {
+    pub(super) fn new(command: &CommandOptions, settings: &Settings, here: &Here) -> Result<Self, RunError> {
         let mut allow = Allow::new(&settings.env_allow);
         allow.trust(command.allow_env.iter().map(String::as_str));
         let Profile {

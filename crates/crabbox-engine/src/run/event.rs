@@ -267,7 +267,7 @@ pub enum EndEvent<'a> {
         /// What the command left behind.
         ended: &'a Ended,
         /// Where the user can continue.
-        onwards: &'a Onwards,
+        onwards: &'a NextStep,
     },
     /// The failed command's remains were put into a bundle.
     Bundled {
@@ -336,7 +336,7 @@ pub enum PolicyFailure {
 
 /// Where a user can continue after a failed run.
 #[derive(Debug)]
-pub enum Onwards {
+pub enum NextStep {
     /// Only in a new lease.
     Nowhere,
     /// In the lease, which is kept.

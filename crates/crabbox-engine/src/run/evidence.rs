@@ -11,7 +11,7 @@ use crabbox_workspace::command;
 
 use crate::receipt::signature::{AttestKey, AttestKeyError, KEY_PATH};
 use crate::run::proof_text::ProofTextError;
-use crate::run::request::ResultWish;
+use crate::run::request::ResultOptions;
 
 /// Why the evidence cannot be written.
 #[derive(Debug, thiserror::Error)]
@@ -99,28 +99,31 @@ impl Evidence {
     }
 
     /// Finds a place for each file of evidence, and the key. Also checks that the run's other files can be written.
-    pub(super) fn prepare(wish: &ResultWish, base: &Base<'_>) -> Result<Self, EvidenceError> {
-        let key_path = match &wish.attest_key {
+    pub(super) fn prepare(options: &ResultOptions, base: &Base<'_>) -> Result<Self, EvidenceError> {
+        let key_path = match &options.attest_key {
             Some(path) => base.cwd.join(path),
             None => base.config.join(KEY_PATH),
         };
-        let results = results(wish, base);
-        distinct(wish, base, &key_path, &results)?;
+        let results = results(options, base);
+        distinct(options, base, &key_path, &results)?;
         for (_, path, manner) in &results {
             Place::new(base.repository, path, Access::Private)?.look(*manner)?;
         }
-        let attest = wish.attest.as_ref().map(|name| -> Result<Attest, EvidenceError> {
-            Ok(Attest {
-                place: placed(name, base)?,
-                key: if wish.attest_key.is_some() {
-                    AttestKey::load(&key_path)?
-                } else {
-                    AttestKey::ensure(&key_path)?
-                },
-                name: name.clone(),
-            })
-        });
-        let proof = wish.emit_proof.as_ref().map(|name| {
+        let attest = options
+            .attest
+            .as_ref()
+            .map(|name| -> Result<Attest, EvidenceError> {
+                Ok(Attest {
+                    place: placed(name, base)?,
+                    key: if options.attest_key.is_some() {
+                        AttestKey::load(&key_path)?
+                    } else {
+                        AttestKey::ensure(&key_path)?
+                    },
+                    name: name.clone(),
+                })
+            });
+        let proof = options.emit_proof.as_ref().map(|name| {
             Ok::<_, EvidenceError>(Proof {
                 place: placed(name, base)?,
                 name: name.clone(),
@@ -172,20 +175,24 @@ impl Output {
 }
 
 /// The requested streams, timings and downloads, each with the manner of writing.
-fn results(wish: &ResultWish, base: &Base<'_>) -> Vec<(String, PathBuf, Manner)> {
+fn results(options: &ResultOptions, base: &Base<'_>) -> Vec<(String, PathBuf, Manner)> {
     let at = |path: &Path| base.cwd.join(path);
     let mut all = Vec::new();
-    for (label, path) in [(STDOUT, &wish.capture_stdout), (STDERR, &wish.capture_stderr)] {
+    for (label, path) in [
+        (STDOUT, &options.capture_stdout),
+        (STDERR, &options.capture_stderr),
+    ] {
         all.extend(
             path.as_deref()
                 .map(|path| (label.to_owned(), at(path), Manner::Stream)),
         );
     }
     all.extend(
-        wish.timing_record(base.cwd, base.state)
+        options
+            .timing_record(base.cwd, base.state)
             .map(|path| ("timing record".to_owned(), path, Manner::Append)),
     );
-    let downloads = wish.download.iter().filter_map(|pair| pair.split_once('='));
+    let downloads = options.download.iter().filter_map(|pair| pair.split_once('='));
     all.extend(downloads.map(|(remote, local)| {
         let label = format!("download {remote}");
         let local = command::destination(base.cwd, remote, Path::new(local));
@@ -196,7 +203,7 @@ fn results(wish: &ResultWish, base: &Base<'_>) -> Vec<(String, PathBuf, Manner)>
 
 /// Refuses a run with two outputs in one file, or with an output that would overwrite the key.
 fn distinct(
-    wish: &ResultWish,
+    options: &ResultOptions,
     base: &Base<'_>,
     key_path: &Path,
     results: &[(String, PathBuf, Manner)],
@@ -208,11 +215,11 @@ fn distinct(
     // The key must not be overwritten even if this run signs nothing.
     let mut key = Some(Output::new("attest key", key_path));
     let mut all: Vec<Output> = Vec::new();
-    if let Some(receipt) = evidence("attest receipt", &wish.attest) {
+    if let Some(receipt) = evidence("attest receipt", &options.attest) {
         all.push(receipt);
         all.extend(key.take());
     }
-    all.extend(evidence(PROOF, &wish.emit_proof));
+    all.extend(evidence(PROOF, &options.emit_proof));
     all.extend(results.iter().map(|(label, path, _)| Output::new(label, path)));
     all.extend(key);
     for (index, first) in all.iter().enumerate() {
@@ -237,7 +244,7 @@ fn distinct(
 mod tests {
     use super::*;
 
-    type Change = fn(&mut ResultWish);
+    type Change = fn(&mut ResultOptions);
 
     #[test]
     fn no_two_files_of_a_run_are_one() {
@@ -248,59 +255,68 @@ mod tests {
             config: &dir.path().join("config"),
             state: &dir.path().join("state"),
         };
-        let told = |wish: ResultWish| Evidence::prepare(&wish, &base).unwrap_err().to_string();
-        let wish = || ResultWish {
+        let told = |options: ResultOptions| Evidence::prepare(&options, &base).unwrap_err().to_string();
+        let options = || ResultOptions {
             attest: Some("a/../r.json".into()),
-            ..ResultWish::default()
+            ..ResultOptions::default()
         };
         for (change, second) in [
             (
-                (|wish| wish.capture_stdout = Some("r.json".into())) as Change,
+                (|options| options.capture_stdout = Some("r.json".into())) as Change,
                 "capture stdout",
             ),
             (
-                |wish| wish.capture_stderr = Some("./r.json".into()),
+                |options| options.capture_stderr = Some("./r.json".into()),
                 "capture stderr",
             ),
             (
-                |wish| wish.timing_record = Some("r.json".to_owned()),
+                |options| options.timing_record = Some("r.json".to_owned()),
                 "timing record",
             ),
-            (|wish| wish.download = vec!["x=r.json".to_owned()], "download x"),
-            (|wish| wish.attest_key = Some("r.json".into()), "attest key"),
-            (|wish| wish.emit_proof = Some("r.json".into()), "emit proof"),
             (
-                |wish| wish.attest = Some("config/attest/id_ed25519.pem".into()),
+                |options| options.download = vec!["x=r.json".to_owned()],
+                "download x",
+            ),
+            (|options| options.attest_key = Some("r.json".into()), "attest key"),
+            (|options| options.emit_proof = Some("r.json".into()), "emit proof"),
+            (
+                |options| options.attest = Some("config/attest/id_ed25519.pem".into()),
                 "attest key",
             ),
         ] {
-            let mut wish = wish();
-            change(&mut wish);
+            let mut options = options();
+            change(&mut options);
             assert_eq!(
-                told(wish),
+                told(options),
                 format!("attest receipt and {second} paths must be different")
             );
         }
-        let mut keyed = wish();
+        let mut keyed = options();
         keyed.attest_key = Some("key.pem".into());
         keyed.download = vec!["x=key.pem".to_owned()];
         assert_eq!(told(keyed), "attest key and download x paths must be different");
         for (change, other) in [
             (
-                (|wish| wish.capture_stderr = Some("p.md".into())) as Change,
+                (|options| options.capture_stderr = Some("p.md".into())) as Change,
                 "capture stderr",
             ),
-            (|wish| wish.download = vec!["x=p.md".to_owned()], "download x"),
+            (
+                |options| options.download = vec!["x=p.md".to_owned()],
+                "download x",
+            ),
         ] {
-            let mut wish = ResultWish {
+            let mut options = ResultOptions {
                 emit_proof: Some("./p.md".into()),
-                ..ResultWish::default()
+                ..ResultOptions::default()
             };
-            change(&mut wish);
-            assert_eq!(told(wish), format!("emit proof/{other}: paths must be different"));
+            change(&mut options);
+            assert_eq!(
+                told(options),
+                format!("emit proof/{other}: paths must be different")
+            );
         }
         assert!(!dir.path().join("config").exists(), "nothing was made");
-        let evidence = Evidence::prepare(&wish(), &base).unwrap();
+        let evidence = Evidence::prepare(&options(), &base).unwrap();
         assert_eq!(evidence.attest.unwrap().place.path(), dir.path().join("r.json"));
     }
 
@@ -315,76 +331,76 @@ mod tests {
         };
         std::fs::create_dir(dir.path().join("real")).unwrap();
         std::os::unix::fs::symlink("real", dir.path().join("link")).unwrap();
-        let captured: Change = |wish| wish.capture_stdout = Some("z".into());
+        let captured: Change = |options| options.capture_stdout = Some("z".into());
         for (change, told) in [
             (
-                (|wish| wish.capture_stderr = Some("./z".into())) as Change,
+                (|options| options.capture_stderr = Some("./z".into())) as Change,
                 "capture stdout/stderr: paths must be different",
             ),
             (
-                |wish| wish.timing_record = Some("z".to_owned()),
+                |options| options.timing_record = Some("z".to_owned()),
                 "capture stdout and timing record paths must be different",
             ),
             (
-                |wish| wish.download = vec!["a.txt=real/../z".to_owned()],
+                |options| options.download = vec!["a.txt=real/../z".to_owned()],
                 "capture stdout and download a.txt paths must be different",
             ),
             (
-                |wish| wish.download = vec!["a=real/b".to_owned(), "b=link/b".to_owned()],
+                |options| options.download = vec!["a=real/b".to_owned(), "b=link/b".to_owned()],
                 "download a and download b paths must be different",
             ),
             (
-                |wish| wish.download = vec!["out/z=./".to_owned()],
+                |options| options.download = vec!["out/z=./".to_owned()],
                 "capture stdout and download out/z paths must be different",
             ),
             (
-                |wish| {
-                    wish.capture_stderr = Some("state/timings.jsonl".into());
-                    wish.timing_record = Some("default".to_owned());
+                |options| {
+                    options.capture_stderr = Some("state/timings.jsonl".into());
+                    options.timing_record = Some("default".to_owned());
                 },
                 "capture stderr and timing record paths must be different",
             ),
             (
-                |wish| wish.capture_stderr = Some("config/attest/id_ed25519.pem".into()),
+                |options| options.capture_stderr = Some("config/attest/id_ed25519.pem".into()),
                 "capture stderr and attest key paths must be different",
             ),
         ] {
-            let mut wish = ResultWish::default();
-            captured(&mut wish);
-            change(&mut wish);
+            let mut options = ResultOptions::default();
+            captured(&mut options);
+            change(&mut options);
             assert_eq!(
-                Evidence::prepare(&wish, &base).unwrap_err().to_string(),
+                Evidence::prepare(&options, &base).unwrap_err().to_string(),
                 told,
-                "{wish:?}"
+                "{options:?}"
             );
         }
         // A file that keeps nothing loses nothing.
-        let nothing = ResultWish {
+        let nothing = ResultOptions {
             capture_stdout: Some("/dev/null".into()),
             timing_record: Some("/dev/null".to_owned()),
-            ..ResultWish::default()
+            ..ResultOptions::default()
         };
         assert!(Evidence::prepare(&nothing, &base).is_ok());
         // Downloads into a directory keep their own names, whether or not the directory exists.
-        let apart = ResultWish {
+        let apart = ResultOptions {
             download: ["out/a=real", "out/b=real/", "a=new/", "b=new/", "c=."]
                 .map(str::to_owned)
                 .to_vec(),
-            ..ResultWish::default()
+            ..ResultOptions::default()
         };
         assert!(Evidence::prepare(&apart, &base).is_ok());
         std::fs::create_dir(dir.path().join("real/a")).unwrap();
         // Outputs that cannot be written are refused beforehand.
         for change in [
-            (|wish| wish.capture_stdout = Some("real".into())) as Change,
-            |wish| wish.timing_record = Some("link".to_owned()),
-            |wish| wish.download = vec!["a=real".to_owned()],
-            |wish| wish.attest = Some("real".into()),
+            (|options| options.capture_stdout = Some("real".into())) as Change,
+            |options| options.timing_record = Some("link".to_owned()),
+            |options| options.download = vec!["a=real".to_owned()],
+            |options| options.attest = Some("real".into()),
         ] {
-            let mut wish = ResultWish::default();
-            change(&mut wish);
-            let error = Evidence::prepare(&wish, &base).unwrap_err();
-            assert!(matches!(error, EvidenceError::Place(_)), "{wish:?}: {error}");
+            let mut options = ResultOptions::default();
+            change(&mut options);
+            let error = Evidence::prepare(&options, &base).unwrap_err();
+            assert!(matches!(error, EvidenceError::Place(_)), "{options:?}: {error}");
         }
         assert!(!dir.path().join("config").exists(), "nothing was made");
     }

@@ -13,7 +13,7 @@ use crabbox_workspace::owner::Owner;
 use crate::provider::Ending;
 use crate::provider::lease::Lease;
 use crate::run::error::{RecordError, RunError, RunFailure};
-use crate::run::event::{CommandEvent, EndEvent, Onwards, Recorded};
+use crate::run::event::{CommandEvent, EndEvent, NextStep, Recorded};
 use crate::run::report::{self, Outcome, RunReport};
 use crate::run::{Ground, Run, RunEnd};
 
@@ -113,14 +113,14 @@ impl Run<'_> {
             return;
         };
         let onwards = if report.down {
-            Onwards::Nowhere
+            NextStep::Nowhere
         } else if release {
             // An existing host is still there after its lease has ended.
             self.provider
                 .after_release(lease)
-                .map_or(Onwards::Nowhere, Onwards::Host)
+                .map_or(NextStep::Nowhere, NextStep::Host)
         } else {
-            Onwards::Lease
+            NextStep::Lease
         };
         self.events.end(&EndEvent::Failed {
             lease,

@@ -20,9 +20,9 @@ use crabbox_workspace::results::schema::{self, SchemaError};
 use super::proof_text::{self, ProofTextError};
 use super::template::{TemplateError, Variables};
 
-mod wish;
+mod options;
 
-pub use wish::{CommandWish, LeaseWish, ResultWish, RunRequest, StopAfter, SyncWish};
+pub use options::{CommandOptions, LeaseOptions, ResultOptions, RunRequest, StopAfter, SyncOptions};
 
 /// The largest script that is uploaded, in bytes.
 const SCRIPT_LIMIT: u64 = 16 << 20;
@@ -365,7 +365,7 @@ fn check(request: &RunRequest) -> Result<(), RequestError> {
     Ok(())
 }
 
-fn script(command: &CommandWish) -> Result<Option<Script>, RequestError> {
+fn script(command: &CommandOptions) -> Result<Option<Script>, RequestError> {
     let (source, content) = match &command.script {
         Some(path) => (path.display().to_string(), read(path)?),
         None if command.script_stdin => {
@@ -410,19 +410,19 @@ mod tests {
     use super::*;
 
     /// Whether a lease ends after a successful run and after a failed one, first for a new lease, then for an existing one.
-    fn over(wish: &LeaseWish) -> [bool; 4] {
+    fn over(wish: &LeaseOptions) -> [bool; 4] {
         [(true, false), (true, true), (false, false), (false, true)]
             .map(|(new, failed)| wish.is_over(new, failed))
     }
 
     #[test]
     fn a_new_lease_goes_unless_it_is_kept_and_a_word_about_its_end_wins() {
-        let plain = LeaseWish::default;
-        let kept = || LeaseWish {
+        let plain = LeaseOptions::default;
+        let kept = || LeaseOptions {
             keep: true,
             ..plain()
         };
-        let for_failures = || LeaseWish {
+        let for_failures = || LeaseOptions {
             keep_on_failure: true,
             ..plain()
         };
@@ -431,7 +431,7 @@ mod tests {
         assert_eq!(over(&for_failures()), [true, false, false, false]);
         for wish in [plain(), kept(), for_failures()] {
             let after = |word| {
-                over(&LeaseWish {
+                over(&LeaseOptions {
                     stop_after: StopAfter::by_name(word),
                     ..wish.clone()
                 })
@@ -447,9 +447,9 @@ mod tests {
     #[test]
     fn what_excludes_each_other_is_refused_before_anything_happens() {
         let run = || RunRequest {
-            command: CommandWish {
+            command: CommandOptions {
                 words: vec!["true".into()],
-                ..CommandWish::default()
+                ..CommandOptions::default()
             },
             ..RunRequest::default()
         };

@@ -7,7 +7,7 @@ use std::time::Instant;
 use crabbox_host::clock;
 use crabbox_workspace::transcript::Transcript;
 
-use crate::run::request::ResultWish;
+use crate::run::request::ResultOptions;
 
 /// A command as observed from this machine.
 #[derive(Debug, Clone)]
@@ -37,7 +37,7 @@ impl Witnessed {
     }
 
     /// Completes the observation of an ended command; `bytes` are the sizes of standard output and standard error.
-    pub(super) fn ended(mut self, transcript: &Transcript, results: &ResultWish, bytes: [u64; 2]) -> Self {
+    pub(super) fn ended(mut self, transcript: &Transcript, results: &ResultOptions, bytes: [u64; 2]) -> Self {
         (self.sha256, self.end) = (transcript.sha256(), transcript.end());
         let paths = [
             ("stdout", &results.capture_stdout),

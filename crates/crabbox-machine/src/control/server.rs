@@ -51,14 +51,14 @@ pub(crate) enum ControlError {
 struct Shared {
     phase: AtomicU8,
     log: SupervisorLog,
-    seat: Mutex<Seat>,
+    seat: Mutex<Handover>,
     pool_used: AtomicBool,
     gave_way: AtomicBool,
 }
 
 /// The place of the client that takes a pool member. It holds at most one.
 #[derive(Debug, Default)]
-enum Seat {
+enum Handover {
     /// The lease cannot be taken.
     #[default]
     Closed,
@@ -71,7 +71,7 @@ enum Seat {
 }
 
 impl Shared {
-    fn seat(&self) -> MutexGuard<'_, Seat> {
+    fn seat(&self) -> MutexGuard<'_, Handover> {
         // A thread that panicked while it held the lock has still left a complete value.
         self.seat.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -79,8 +79,8 @@ impl Shared {
     /// Gives the seat to `stream` if it is open for `pool`; otherwise returns the stream.
     fn take_seat(&self, pool: &str, stream: UnixStream) -> Result<(), UnixStream> {
         let mut seat = self.seat();
-        if matches!(&*seat, Seat::Open(key) if key == pool) {
-            *seat = Seat::Taken(stream);
+        if matches!(&*seat, Handover::Open(key) if key == pool) {
+            *seat = Handover::Taken(stream);
             return Ok(());
         }
         Err(stream)
@@ -89,9 +89,9 @@ impl Shared {
     /// Closes the seat, unless a client has it or is about to get it.
     fn give_way(&self) -> bool {
         let mut seat = self.seat();
-        let is_nobodys = matches!(&*seat, Seat::Ahead | Seat::Open(_));
+        let is_nobodys = matches!(&*seat, Handover::Ahead | Handover::Open(_));
         if is_nobodys {
-            *seat = Seat::Closed;
+            *seat = Handover::Closed;
             self.gave_way.store(true, Ordering::Release);
         }
         is_nobodys
@@ -167,7 +167,7 @@ impl Control {
         let listener = bind(&path)?;
         listener.set_nonblocking(true).map_err(ControlError::Thread)?;
         let (stopped, stop) = io::pipe().map_err(ControlError::Thread)?;
-        let ears = Ears {
+        let ears = ControlHandles {
             shared: Arc::clone(&self.shared),
             wish: self.wish.try_clone().map_err(ControlError::Thread)?,
             bell: self.bell.try_clone().map_err(ControlError::Thread)?,
@@ -192,7 +192,7 @@ impl Control {
     /// Marks the lease as one that is being made for a pool: until it is finished, it gives way to any request for its
     /// room.
     pub(crate) fn reserve(&self) {
-        *self.shared.seat() = Seat::Ahead;
+        *self.shared.seat() = Handover::Ahead;
     }
 
     /// Whether it was asked to end to make room for another lease.
@@ -202,7 +202,7 @@ impl Control {
 
     /// Offers the lease to the first client that asks for `pool`.
     pub(crate) fn offer(&self, pool: &str) {
-        *self.shared.seat() = Seat::Open(pool.to_owned());
+        *self.shared.seat() = Handover::Open(pool.to_owned());
         self.enter(Phase::Pooled);
     }
 
@@ -211,12 +211,12 @@ impl Control {
         let seat = std::mem::take(&mut *self.shared.seat());
         self.enter(Phase::Making);
         match seat {
-            Seat::Taken(stream) => {
+            Handover::Taken(stream) => {
                 // Its bell has rung, or is about to, and must not ring for the next one.
                 (&self.taken).read_exact(&mut [0]).ok();
                 Some(stream)
             }
-            Seat::Open(_) | Seat::Ahead | Seat::Closed => None,
+            Handover::Open(_) | Handover::Ahead | Handover::Closed => None,
         }
     }
 
@@ -255,13 +255,13 @@ fn bind(path: &Path) -> Result<UnixListener, ControlError> {
 }
 
 /// What the control thread passes to the deciding thread.
-struct Ears {
+struct ControlHandles {
     shared: Arc<Shared>,
     wish: PipeWriter,
     bell: PipeWriter,
 }
 
-fn accept(listener: &UnixListener, stopped: BorrowedFd<'_>, ears: &Ears) {
+fn accept(listener: &UnixListener, stopped: BorrowedFd<'_>, ears: &ControlHandles) {
     let stop = || is_readable(stopped, Some(Duration::ZERO));
     loop {
         let mut fds = [
@@ -283,7 +283,7 @@ fn accept(listener: &UnixListener, stopped: BorrowedFd<'_>, ears: &Ears) {
 }
 
 /// Serves one client: one request, one reply, and then carries out the request.
-fn converse(stream: UnixStream, stop: &dyn Fn() -> bool, ears: &Ears) {
+fn converse(stream: UnixStream, stop: &dyn Fn() -> bool, ears: &ControlHandles) {
     match unix::is_own_peer(&stream) {
         Ok(true) => {}
         Ok(false) => return tracing::warn!("rejected a control connection of another user"),
@@ -318,7 +318,7 @@ fn converse(stream: UnixStream, stop: &dyn Fn() -> bool, ears: &Ears) {
 }
 
 /// Seats the client that asks for the lease, and replies only afterwards, so that no second client gets the same reply.
-fn give_away(stream: DeadlineStream<'_>, pool: &str, ears: &Ears) {
+fn give_away(stream: DeadlineStream<'_>, pool: &str, ears: &ControlHandles) {
     let answer = |stream: &mut dyn io::Write, reply| {
         super::line(reply)
             .map_err(io::Error::from)

@@ -7,7 +7,7 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use crabbox_core::admission::{Asker, Had, Refusal};
+use crabbox_core::admission::{Asker, OwnerUsage, Refusal};
 use crabbox_core::fault::{Fault, Kind};
 use crabbox_core::holding::Holding;
 use crabbox_core::id::{LeaseId, Slug, SlugError};
@@ -450,8 +450,8 @@ struct Taken {
 
 impl Taken {
     /// The leases and resources of `owner`. A lease whose journal does not record its memory still counts as a lease.
-    fn had(&self, owner: &str) -> Had {
-        let mut had = Had::default();
+    fn had(&self, owner: &str) -> OwnerUsage {
+        let mut had = OwnerUsage::default();
         for (dir, _) in self.owned.iter().filter(|(_, name)| name == owner) {
             let journal = journal::read(&dir.journal()).ok().flatten();
             had.leases += 1;

@@ -42,7 +42,7 @@ use crate::lease::ownership::OwnedLease;
 use crate::lifecycle::handover::Promised;
 use crate::lifecycle::pool;
 use crate::lifecycle::teardown::Actor;
-use crate::protocol::{self, Event, Ready, Stage, Whose};
+use crate::protocol::{self, Event, Ready, Stage, StageSide};
 use crate::request::{AcquireRequest, GuestSource, Pool, Start};
 use crate::resource::disk::{self, DiskError, Drive};
 use crate::resource::identity;
@@ -147,7 +147,7 @@ pub fn allocate<'a>(
         drives: Vec::new(),
         stage,
     };
-    making.over("allocate", Whose::Ours);
+    making.over("allocate", StageSide::Ours);
     Ok(making)
 }
 
@@ -286,7 +286,7 @@ impl Making<'_> {
         let (plan, vmm) = self.start(&home, &side, &pipe, patience)?;
         let boot = stage_span("boot");
         let _parked = identity::park(&listener, token, &vmm, patience)?;
-        self.over("boot", Whose::Guest);
+        self.over("boot", StageSide::Guest);
         drop(boot);
         let _freeze = stage_span("freeze");
         // The space that was free at admission may be used up by now. Check again, because a machine that is paused
@@ -298,11 +298,11 @@ impl Making<'_> {
             cancelled,
         };
         vmm::freeze_guest(&plan, &vmm, patience)?;
-        self.over("freeze", Whose::Firecracker);
+        self.over("freeze", StageSide::Firecracker);
         // Disk and memory must be from the same moment, so the VMM is killed while the guest is paused.
         vmm.kill()?;
         disk::keep(&home, dir)?;
-        self.over("keep", Whose::Ours);
+        self.over("keep", StageSide::Ours);
         Ok(())
     }
 
@@ -353,7 +353,7 @@ impl Making<'_> {
                 Err(source) => self.do_without(wanted, source)?,
             }
         }
-        self.over(protocol::VOLUMES, Whose::Ours);
+        self.over(protocol::VOLUMES, StageSide::Ours);
         Ok(())
     }
 
@@ -485,7 +485,7 @@ impl Making<'_> {
             };
             Ok(((authorized, keys::generate(&format!("crabbox host {id}"))?), None))
         })?;
-        self.over("key", Whose::Ours);
+        self.over("key", StageSide::Ours);
         let (authorized, host) = keys;
         Ok(LeaseKeys {
             private: dir.join("id_ed25519"),
@@ -504,7 +504,7 @@ impl Making<'_> {
         self.effect(Step::Namespace { path }, || {
             Ok((network::create(&dir.netns())?, None))
         })?;
-        self.over("namespace", Whose::Ours);
+        self.over("namespace", StageSide::Ours);
         Ok(plan)
     }
 
@@ -516,7 +516,7 @@ impl Making<'_> {
             netns: netns.to_string_lossy().into_owned(),
         };
         self.effect(step, || Ok((network::make_tap(&netns, owner)?, None)))?;
-        self.over("tap", Whose::Ours);
+        self.over("tap", StageSide::Ours);
         Ok(())
     }
 
@@ -550,9 +550,9 @@ impl Making<'_> {
             .last()
             .map_or(whole, |(_, uptime)| Duration::from_millis(*uptime));
         let ours = attached.saturating_sub(guest);
-        self.spent("network", attached.saturating_sub(ours), Whose::Meanwhile);
-        self.spent("network", ours, Whose::Ours);
-        self.spent("boot", whole.saturating_sub(ours), Whose::Guest);
+        self.spent("network", attached.saturating_sub(ours), StageSide::Meanwhile);
+        self.spent("network", ours, StageSide::Ours);
+        self.spent("boot", whole.saturating_sub(ours), StageSide::Guest);
         self.stage = Instant::now();
     }
 
@@ -589,7 +589,7 @@ impl Making<'_> {
             let labels = &mut stored.record.labels;
             labels.insert("disk_method".to_owned(), home.method.to_owned());
         })?;
-        self.over("disk", Whose::Ours);
+        self.over("disk", StageSide::Ours);
         Ok(home)
     }
 
@@ -623,9 +623,9 @@ impl Making<'_> {
             record.set_process(Some(vmm.id().clone()));
             labels::set_state(&mut record.labels, &LeaseState::Running);
         })?;
-        self.over("vmm-start", Whose::Firecracker);
+        self.over("vmm-start", StageSide::Firecracker);
         vmm::start_guest(&plan, &vmm, patience)?;
-        self.over("vmm-boot", Whose::Firecracker);
+        self.over("vmm-boot", StageSide::Firecracker);
         Ok((plan, vmm))
     }
 
@@ -656,12 +656,12 @@ impl Making<'_> {
         Ok(self.made.stored.save()?)
     }
 
-    fn over(&mut self, name: &str, whose: Whose) {
+    fn over(&mut self, name: &str, whose: StageSide) {
         self.spent(name, self.stage.elapsed(), whose);
         self.stage = Instant::now();
     }
 
-    fn spent(&mut self, name: &str, time: Duration, whose: Whose) {
+    fn spent(&mut self, name: &str, time: Duration, whose: StageSide) {
         let micros = u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
         tracing::info!(name, micros, ?whose, "stage finished");
         (self.events)(Event::Stage(Stage {

@@ -27,7 +27,7 @@ use crate::context::Engine;
 use crate::control::client::{self, AskError};
 use crate::failpoint::Who;
 use crate::lease::ownership::{OwnedLease, OwnershipError};
-use crate::lifecycle::hold::{self, Knock};
+use crate::lifecycle::hold::{self, JobCredentials};
 use crate::lifecycle::teardown::{self, Actor, Extent};
 use crate::protocol::{self, Event, Failure, Message, Ready, SUPERVISE};
 use crate::request::AcquireRequest;
@@ -228,7 +228,7 @@ fn parse(id: &str) -> Result<LeaseId, ClientError> {
 pub fn knock<'e>(
     engine: &'e Engine,
     request: &AcquireRequest,
-    knock: &Knock,
+    knock: &JobCredentials,
     until: Instant,
     interrupts: &Interrupts,
 ) -> Result<Acquisition<'e>, ClientError> {

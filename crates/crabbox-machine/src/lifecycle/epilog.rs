@@ -30,7 +30,7 @@ const GRACE: Duration = Duration::from_secs(5);
 
 /// The result of [`take_back`].
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct TakenBack {
+pub struct Reclaimed {
     /// Processes of the job that still ran, by pid.
     pub processes: Vec<u32>,
     /// Leases that were there, by id.
@@ -82,9 +82,9 @@ impl Fault for EpilogError {
 }
 
 /// Takes back what job `job` left.
-pub fn take_back(engine: &Engine, job: u32) -> Result<TakenBack, EpilogError> {
+pub fn take_back(engine: &Engine, job: u32) -> Result<Reclaimed, EpilogError> {
     let processes = end_processes(job).map_err(|source| EpilogError::Processes { job, source })?;
-    let mut taken = TakenBack {
+    let mut taken = Reclaimed {
         processes,
         leases: Vec::new(),
     };
@@ -134,7 +134,7 @@ fn was_nobody_s(dir: &LeaseDir) -> bool {
 
 /// A lease that a scheduler's job has, or had.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct OfJob {
+pub struct JobLease {
     /// The lease.
     pub lease: LeaseId,
     /// The job.
@@ -145,12 +145,12 @@ pub struct OfJob {
 
 /// The leases of jobs on this host, according to their records, or to their journals if a record is unreadable. A
 /// record can be wrong, so this proves nothing. A released lease whose disk is kept does not count.
-pub fn of_jobs(engine: &Engine) -> Result<Vec<OfJob>, RecordError> {
+pub fn of_jobs(engine: &Engine) -> Result<Vec<JobLease>, RecordError> {
     let all = leases::list(&engine.places.leases())?;
     let recorded = all.leases.iter().filter_map(|stored| {
         let record = &stored.record;
         let is_kept = !record.delete_on_release && labels::state(&record.labels) == LeaseState::Released;
-        let found = OfJob {
+        let found = JobLease {
             lease: LeaseId::parse(&record.lease_id).ok()?,
             job: labels::job(&record.labels)?.parse().ok()?,
             since: labels::time(&record.labels, "created_at").unwrap_or_else(clock::unix_seconds),
@@ -160,7 +160,7 @@ pub fn of_jobs(engine: &Engine) -> Result<Vec<OfJob>, RecordError> {
     let unreadable = all.unreadable.iter().filter_map(|bad| {
         let dir = LeaseDir::at(&bad.path);
         let journal = journal::read(&dir.journal()).ok()??;
-        Some(OfJob {
+        Some(JobLease {
             lease: LeaseId::parse(&bad.name).ok()?,
             job: journal.note(JOB)?.parse().ok()?,
             since: std::fs::metadata(dir.journal()).ok()?.mtime(),
@@ -226,7 +226,7 @@ mod tests {
         // One lease names another job, and one names none.
         assert!(there(silent) && there(eighth));
         assert!(!engine.places.job_socket(job).exists());
-        assert_eq!(take_back(&engine, job).unwrap(), TakenBack::default());
+        assert_eq!(take_back(&engine, job).unwrap(), Reclaimed::default());
     }
 
     fn opened(id: &str) -> Entry {

@@ -39,7 +39,7 @@ const AGAIN: Duration = Duration::from_millis(50);
 
 /// What a client must know about a job to prove that its request is meant for it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Knock {
+pub struct JobCredentials {
     /// The number of the job.
     pub job: u32,
     /// The lease that the job was submitted for.
@@ -54,7 +54,7 @@ pub struct Knock {
 #[derive(Debug, Clone)]
 pub struct Held {
     /// What a request must name.
-    pub knock: Knock,
+    pub knock: JobCredentials,
     /// The scheduler's name of this host.
     pub node: String,
     /// How long it waits, [`LONGEST_WAIT`] at most.
@@ -121,7 +121,7 @@ fn hold(places: &Places, held: &Held, log: &SupervisorLog) -> Result<Outcome, Ho
     let output = File::from(OwnedFd::from(stream.try_clone().map_err(HoldError::Wait)?));
     let input = BufReader::new(File::from(OwnedFd::from(stream)));
     if !is_bound(&request, held) {
-        let refused = Failure::of(&Unbound, Vec::new(), Vec::new());
+        let refused = Failure::of(&WrongLease, Vec::new(), Vec::new());
         let line = protocol::line(&Event::Failed(refused)).unwrap_or_default();
         // If the client has gone away, it does not need the reason.
         (&output).write_all(&line).ok();
@@ -138,9 +138,9 @@ fn hold(places: &Places, held: &Held, log: &SupervisorLog) -> Result<Outcome, Ho
 /// A request whose client proved that it knows this job, but which describes another lease.
 #[derive(Debug, thiserror::Error)]
 #[error("the request is not for the lease of this job")]
-struct Unbound;
+struct WrongLease;
 
-impl Fault for Unbound {
+impl Fault for WrongLease {
     fn kind(&self) -> Kind {
         Kind::Usage
     }
@@ -191,7 +191,7 @@ fn first_bound(
         }
         let mut stream = DeadlineStream::new(stream);
         stream.set_limit(LIMIT);
-        let is_right = control::read::<Knock>(&mut stream).is_ok_and(|knock| knock == held.knock);
+        let is_right = control::read::<JobCredentials>(&mut stream).is_ok_and(|knock| knock == held.knock);
         let reply = if is_right {
             Reply::Yours
         } else {
@@ -223,7 +223,7 @@ fn first_bound(
 /// `until`, or until an interrupt. From then on the connection carries the acquisition protocol.
 pub(super) fn knock(
     places: &Places,
-    knock: &Knock,
+    knock: &JobCredentials,
     until: Instant,
     interrupts: &Interrupts,
 ) -> Result<UnixStream, AskError> {
@@ -245,7 +245,7 @@ pub(super) fn knock(
     }
 }
 
-fn reach(places: &Places, knock: &Knock) -> Result<UnixStream, AskError> {
+fn reach(places: &Places, knock: &JobCredentials) -> Result<UnixStream, AskError> {
     let path = places.job_socket(knock.job);
     let stream = unix::connect_to_own(&path).map_err(|error| {
         if error.is_absent() {
@@ -273,7 +273,7 @@ mod tests {
 
     fn held() -> Held {
         Held {
-            knock: Knock {
+            knock: JobCredentials {
                 job: 7,
                 lease: LeaseId::parse("cbx_0123456789ab").unwrap(),
                 owner: "alice".to_owned(),
@@ -302,17 +302,17 @@ mod tests {
         let interrupts = Interrupts::install().unwrap();
         std::thread::scope(|scope| {
             let admitted = scope.spawn(|| admit(&places, &held));
-            let reach = |wanted: &Knock| knock(&places, wanted, soon(), &interrupts);
+            let reach = |wanted: &JobCredentials| knock(&places, wanted, soon(), &interrupts);
             let wrong = [
-                Knock {
+                JobCredentials {
                     nonce: "wrong".to_owned(),
                     ..held.knock.clone()
                 },
-                Knock {
+                JobCredentials {
                     owner: "bob".to_owned(),
                     ..held.knock.clone()
                 },
-                Knock {
+                JobCredentials {
                     lease: LeaseId::parse("cbx_0123456789ac").unwrap(),
                     ..held.knock.clone()
                 },

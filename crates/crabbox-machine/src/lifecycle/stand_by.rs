@@ -74,31 +74,31 @@ pub(super) struct Waiting<'a> {
 }
 
 /// The outcome of waiting.
-pub(super) enum Fate {
+pub(super) enum PoolOutcome {
     /// It is claimed, with this request.
     Taken(Box<AcquireRequest>),
     /// It ends.
     Ends(End),
     /// Its client has gone away after learning how to enter it, so no other client may have it.
-    Spoilt(Box<Spoilt>),
+    FailedHandover(Box<FailedHandover>),
 }
 
 /// A lease that was being handed over and is torn down instead. The client is informed only afterwards, because until then
 /// the lease occupies the room that the client will request next.
-pub(super) struct Spoilt {
+pub(super) struct FailedHandover {
     /// The lease's lock, under which this was decided.
     pub(super) lock: FileLock,
     /// The message for the client.
-    pub(super) word: LastWord,
+    pub(super) word: FinalReply,
 }
 
 /// The final message to the client that was to get a lease.
-pub(super) struct LastWord {
+pub(super) struct FinalReply {
     output: File,
     failure: Failure,
 }
 
-impl LastWord {
+impl FinalReply {
     /// Sends the reason for the refusal, and what could not be removed.
     pub(super) fn tell(mut self, leftovers: Vec<String>) {
         self.failure.leftovers = leftovers;
@@ -107,13 +107,13 @@ impl LastWord {
 }
 
 /// The outcome of a client's request for it.
-enum Handing {
+enum HandoverOutcome {
     /// The client has it.
     Done(Box<AcquireRequest>),
     /// It is unchanged.
     Spared,
     /// It is torn down.
-    Spoilt(Box<Spoilt>),
+    FailedHandover(Box<FailedHandover>),
 }
 
 impl<'a> Waiting<'a> {
@@ -134,24 +134,24 @@ impl<'a> Waiting<'a> {
     }
 
     /// Waits until it is taken or ends.
-    pub(super) fn stand_by(&self) -> Fate {
+    pub(super) fn stand_by(&self) -> PoolOutcome {
         let too_old = Instant::now() + self.pool.max_age;
         tracing::info!(pool = self.pool.key, "waiting in the pool");
         loop {
             self.life.control.offer(&self.pool.key);
             if let Some(end) = self.wait(too_old) {
-                return Fate::Ends(end);
+                return PoolOutcome::Ends(end);
             }
             // From here on nobody but this client can get it.
             if let Some(stream) = self.life.control.taker() {
                 match self.hand_over(stream) {
-                    Handing::Done(request) => return Fate::Taken(request),
-                    Handing::Spared => continue,
-                    Handing::Spoilt(spoilt) => return Fate::Spoilt(spoilt),
+                    HandoverOutcome::Done(request) => return PoolOutcome::Taken(request),
+                    HandoverOutcome::Spared => continue,
+                    HandoverOutcome::FailedHandover(spoilt) => return PoolOutcome::FailedHandover(spoilt),
                 }
             }
             if Instant::now() >= too_old {
-                return Fate::Ends(End::Expired("too long in the pool".to_owned()));
+                return PoolOutcome::Ends(End::Expired("too long in the pool".to_owned()));
             }
         }
     }
@@ -177,7 +177,7 @@ impl<'a> Waiting<'a> {
         (!self.life.dir.path().exists()).then_some(End::LeaseGone)
     }
 
-    fn hand_over(&self, stream: UnixStream) -> Handing {
+    fn hand_over(&self, stream: UnixStream) -> HandoverOutcome {
         let mut input = BufReader::new(DeadlineStream::new(stream));
         input.get_ref().set_limit(REQUEST_LIMIT);
         let request = match protocol::read_request(&mut input) {
@@ -191,11 +191,11 @@ impl<'a> Waiting<'a> {
                 if let Ok(stream) = input.into_inner().into_inner() {
                     tell(&stream, &failed(&error));
                 }
-                return Handing::Spared;
+                return HandoverOutcome::Spared;
             }
         };
         let Ok((input, output)) = input.into_inner().into_inner().and_then(both_ways) else {
-            return Handing::Spared;
+            return HandoverOutcome::Spared;
         };
         let mut input = BufReader::new(input);
         let hit = |phase| failpoint::hit(&request.failpoint, Who::Supervisor, "take", phase);
@@ -205,16 +205,16 @@ impl<'a> Waiting<'a> {
             Err(error) => {
                 tracing::info!("cannot hand over the lease: {}", fault::chain(&error));
                 tell(&output, &failed(&error));
-                return Handing::Spared;
+                return HandoverOutcome::Spared;
             }
         };
         hit(Phase::Made);
         let given = taken.give(self, &request, &output, &mut input, &hit);
         if let Err(error) = given {
             tracing::error!("handover failed: {}", fault::chain(&error));
-            return Handing::Spoilt(Box::new(Spoilt {
+            return HandoverOutcome::FailedHandover(Box::new(FailedHandover {
                 lock: taken.lease.into_lock(),
-                word: LastWord {
+                word: FinalReply {
                     failure: Failure::of(&error, Vec::new(), Vec::new()),
                     output,
                 },
@@ -222,7 +222,7 @@ impl<'a> Waiting<'a> {
         }
         taken.lease.release();
         tell(&output, &Event::Watching);
-        Handing::Done(Box::new(request))
+        HandoverOutcome::Done(Box::new(request))
     }
 
     /// Locks the lease and reads its record again.

@@ -48,7 +48,7 @@ use crate::lease::ownership::{OwnedLease, OwnershipError};
 use crate::lifecycle::acquire::{self, AcquireError, Making, Threads};
 use crate::lifecycle::handover::{is_readable, says_claimed};
 use crate::lifecycle::refill;
-use crate::lifecycle::stand_by::{Fate, Life, Spoilt, Waiting};
+use crate::lifecycle::stand_by::{FailedHandover, Life, PoolOutcome, Waiting};
 use crate::lifecycle::supervisor_log::SupervisorLog;
 use crate::lifecycle::teardown::{self, Actor, Extent};
 use crate::lifecycle::vmm_end;
@@ -271,13 +271,13 @@ impl Life<'_> {
     /// Keeps the lease as a pool member until a client takes it, then watches it.
     fn wait(&self, threads: Threads, waiting: &Waiting<'_>) -> Result<(), SuperviseError> {
         match waiting.stand_by() {
-            Fate::Taken(request) => self.watch(threads, &request),
-            Fate::Spoilt(spoilt) => {
-                let Spoilt { lock, word } = *spoilt;
+            PoolOutcome::Taken(request) => self.watch(threads, &request),
+            PoolOutcome::FailedHandover(spoilt) => {
+                let FailedHandover { lock, word } = *spoilt;
                 word.tell(self.conclude((End::Unfinished, Some(lock)), threads, waiting.made_of)?);
                 Ok(())
             }
-            Fate::Ends(end) => {
+            PoolOutcome::Ends(end) => {
                 let is_old = matches!(end, End::Expired(_));
                 self.conclude((end, None), threads, waiting.made_of)?;
                 if is_old && self.control.is_pool_used() {

@@ -89,7 +89,7 @@ fn events() -> [(Event, &'static str); 6] {
             Event::Stage(Stage {
                 name: "disk".to_owned(),
                 micros: 20_984,
-                whose: Whose::Ours,
+                whose: StageSide::Ours,
             }),
             r#"{"event":"stage","name":"disk","micros":20984,"whose":"ours"}"#,
         ),

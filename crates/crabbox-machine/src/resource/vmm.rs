@@ -163,21 +163,21 @@ pub struct Plan {
     /// Whether the program enters the namespace itself (the jailer does).
     enters: bool,
     api: PathBuf,
-    told: Told,
+    told: StartCommand,
     /// The control groups that the jailer makes, the lease's own first.
     pub cgroup: Option<PathBuf>,
 }
 
 /// What the VMM is told once its API is up.
 #[derive(Debug)]
-enum Told {
+enum StartCommand {
     /// Boot.
     Boot(Box<BootPlan>),
     /// Restore from a snapshot, provided that these are the files that the VMM has open.
     Load(SnapshotLoad, Vec<PathBuf>),
 }
 
-impl Told {
+impl StartCommand {
     fn of(request: &AcquireRequest, home: &Home, side: &GuestSide) -> Self {
         if !matches!(request.start, Start::Restore { .. }) {
             return Self::Boot(Box::new(boot(request, home, side)));
@@ -209,7 +209,7 @@ pub fn plan(
     let vmid = &made.stored.record.vmid;
     let netns = made.lease.dir().netns();
     let firecracker = &request.programs.firecracker;
-    let told = Told::of(request, home, side);
+    let told = StartCommand::of(request, home, side);
     let options = VmmOptions {
         log_path: Some(LOG.to_owned()),
         level: Some(LogLevel::Info),
@@ -422,10 +422,10 @@ pub fn start(plan: &Plan, pipe: &File) -> Result<Running, VmmError> {
 /// Waits for the API and starts the guest, by boot or by restore.
 pub(crate) fn start_guest(plan: &Plan, vmm: &Running, patience: Patience<'_>) -> Result<(), VmmError> {
     match &plan.told {
-        Told::Boot(boot) => ask(plan, vmm, patience, REQUEST_LIMIT, |client| {
+        StartCommand::Boot(boot) => ask(plan, vmm, patience, REQUEST_LIMIT, |client| {
             boot_plan::boot(client, boot)
         }),
-        Told::Load(load, files) => {
+        StartCommand::Load(load, files) => {
             ask(plan, vmm, patience, REQUEST_LIMIT, |client| {
                 client.send(&Request::snapshot_load(load)).map(drop)
             })?;
@@ -564,7 +564,7 @@ mod tests {
             netns: PathBuf::new(),
             enters: false,
             api,
-            told: Told::Boot(Box::new(BootPlan::new(machine, source))),
+            told: StartCommand::Boot(Box::new(BootPlan::new(machine, source))),
             cgroup: None,
         };
         std::thread::scope(|threads| {

@@ -2,7 +2,7 @@
 //!
 //! A failure of the connection must never be reported as one of the sync.
 
-use crabbox_ssh::far::FarError;
+use crabbox_ssh::agent_client::AgentError;
 
 use super::PATH_MAX;
 use crate::direct::DirectError;
@@ -35,7 +35,7 @@ pub enum TransferError {
         workdir: String,
         /// How it failed.
         #[source]
-        source: FarError,
+        source: AgentError,
     },
     /// The lease's side could not prepare the sync.
     #[error("remote sync prune failed: {why}")]
@@ -74,7 +74,7 @@ pub enum TransferError {
         workdir: String,
         /// How it failed.
         #[source]
-        source: FarError,
+        source: AgentError,
     },
     /// The lease's side answered out of order.
     #[error("the lease's side of the sync of {workdir} answered out of order: {answer}")]
@@ -107,6 +107,6 @@ impl TransferError {
             } => return matches!(*code, 12 | 255),
             _ => return false,
         };
-        matches!(answer, FarError::Connection { .. })
+        matches!(answer, AgentError::Connection { .. })
     }
 }

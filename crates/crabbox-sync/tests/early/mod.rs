@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Mutex;
 
-use crabbox_ssh::far::{End, FarError};
+use crabbox_ssh::agent_client::{AgentError, End};
 use crabbox_sync::transfer::{Options, TransferError};
 use crabbox_sync::{DirectError, Progress, Stage, SyncEvents};
 use rustix::process::{Pid, Signal};
@@ -156,7 +156,7 @@ fn is_death(error: &TransferError) -> bool {
     else {
         return false;
     };
-    matches!(source, FarError::Broke { end: End::Killed, .. })
+    matches!(source, AgentError::Broke { end: End::Killed, .. })
 }
 
 #[test]

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use crabbox_host::command::Cmd;
-use crabbox_ssh::far::{Far, FarError};
+use crabbox_ssh::agent_client::{AgentClient, AgentError};
 use crabbox_ssh::target::{ArgvOptions, Target};
 use crabbox_sync::manifest::{Manifest, Scope};
 use crabbox_sync::memory::Memory;
@@ -125,10 +125,10 @@ impl World {
     }
 
     /// Starts the agent.
-    pub fn far(&self) -> Result<Far, FarError> {
+    pub fn far(&self) -> Result<AgentClient, AgentError> {
         match &self.reach {
-            Some(target) => Far::open(target, None),
-            None => Far::local(),
+            Some(target) => AgentClient::open(target, None),
+            None => AgentClient::local(),
         }
     }
 

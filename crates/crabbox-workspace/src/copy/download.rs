@@ -13,7 +13,7 @@ use crabbox_host::budget::Budget;
 use crabbox_host::entry_path::{EntryPath, EntryPathError};
 use crabbox_host::place::{Access, Place};
 use crabbox_host::{clock, files as host_files, random};
-use crabbox_ssh::far::Far;
+use crabbox_ssh::agent_client::AgentClient;
 use crabbox_ssh::target::Target;
 use rustix::fs::{FileType, RenameFlags};
 
@@ -50,7 +50,7 @@ pub fn download(
     let to = destination(checked(remote)?, local)?;
     let place = Place::new(repository, &to, Access::Shared)?;
     let path = remote_path(remote);
-    let mut far = Far::open(target, Some(cancel)).map_err(|error| failed(error, "from", remote))?;
+    let mut far = AgentClient::open(target, Some(cancel)).map_err(|error| failed(error, "from", remote))?;
     let listed = far
         .ask(&Request::Tree {
             path: path.clone(),
@@ -269,7 +269,7 @@ fn make_dirs(
 
 /// Fetches what `tree` names as [`COPY`] in `stage`, which is empty.
 fn take(
-    far: &mut Far,
+    far: &mut AgentClient,
     wish: &Wish<'_>,
     tree: &Tree,
     stage: &Beneath,
@@ -318,7 +318,7 @@ fn take(
         })
     });
     match fetched {
-        Err(FetchError::Far(error)) => return Err(failed(error, "from", remote)),
+        Err(FetchError::Agent(error)) => return Err(failed(error, "from", remote)),
         // The reason for an early stop is in `taking`.
         Ok(()) | Err(FetchError::Sink(_)) => {}
     }

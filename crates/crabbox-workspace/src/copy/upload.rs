@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use crabbox_agent_protocol::{PIECE, Reply, Request};
-use crabbox_ssh::far::{Far, FarError};
+use crabbox_ssh::agent_client::{AgentClient, AgentError};
 use crabbox_ssh::target::Target;
 use rustix::fs::{Mode, OFlags};
 
@@ -37,7 +37,7 @@ pub fn upload(
     };
     // Everything is listed before a connection is opened, because most mistakes are local.
     walk.add(local, COPY.as_bytes())?;
-    let mut far = Far::open(target, Some(cancel)).map_err(|error| failed(error, "to", remote))?;
+    let mut far = AgentClient::open(target, Some(cancel)).map_err(|error| failed(error, "to", remote))?;
     let put = Request::Put {
         to: remote_path(remote),
         name,
@@ -50,7 +50,7 @@ pub fn upload(
             far.give_up();
             return Err(error);
         }
-        Err(Stop::Far(error)) => return Err(failed(error, "to", remote)),
+        Err(Stop::Agent(error)) => return Err(failed(error, "to", remote)),
     }
     match far.reply() {
         Ok(Reply::Received {}) => {
@@ -67,7 +67,7 @@ enum Stop {
     /// A local file cannot be read.
     Here(CopyError),
     /// The conversation failed.
-    Far(FarError),
+    Agent(AgentError),
     /// The agent has replied early, because it takes no more.
     Answered,
 }
@@ -78,13 +78,13 @@ impl From<CopyError> for Stop {
     }
 }
 
-impl From<FarError> for Stop {
-    fn from(error: FarError) -> Self {
-        Self::Far(error)
+impl From<AgentError> for Stop {
+    fn from(error: AgentError) -> Self {
+        Self::Agent(error)
     }
 }
 
-fn send(far: &mut Far, put: &Request, items: &[Item]) -> Result<(), Stop> {
+fn send(far: &mut AgentClient, put: &Request, items: &[Item]) -> Result<(), Stop> {
     far.ask(put)?;
     let mut names = Vec::new();
     for item in items {
@@ -235,7 +235,13 @@ fn nanoseconds(facts: &Metadata) -> u32 {
 
 impl Item {
     /// Sends it with this number.
-    fn send(&self, far: &mut Far, number: u32, block: &mut [u8], looked: &mut Instant) -> Result<(), Stop> {
+    fn send(
+        &self,
+        far: &mut AgentClient,
+        number: u32,
+        block: &mut [u8],
+        looked: &mut Instant,
+    ) -> Result<(), Stop> {
         match self.kind {
             Kind::Directory { mode, seconds } => {
                 far.ask(&Request::Directory {
@@ -262,7 +268,7 @@ impl Item {
     /// Sends as many bytes as the file has now: if it grows meanwhile, the rest is cut; if it shrinks, that is an error.
     fn send_file(
         &self,
-        far: &mut Far,
+        far: &mut AgentClient,
         (number, follow): (u32, bool),
         block: &mut [u8],
         looked: &mut Instant,
@@ -309,7 +315,7 @@ impl Item {
 }
 
 /// Checks for an early reply or an interrupt: a full disk should not be sent the rest, and sending holes would never wait for room in the pipe.
-fn heard(far: &mut Far) -> Result<(), Stop> {
+fn heard(far: &mut AgentClient) -> Result<(), Stop> {
     if far.answers_within(Duration::ZERO)? {
         return Err(Stop::Answered);
     }

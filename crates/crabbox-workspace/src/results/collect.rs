@@ -10,7 +10,7 @@ use crabbox_host::beneath::Existing;
 use crabbox_host::budget::Bounded;
 use crabbox_host::entry_path::EntryPath;
 use crabbox_host::place::Place;
-use crabbox_ssh::far::{FarError, short};
+use crabbox_ssh::agent_client::{AgentError, short};
 use crabbox_ssh::target::Target;
 use flate2::Compression;
 use flate2::write::GzEncoder;
@@ -86,7 +86,7 @@ fn listed(
     far.limit(None);
     match listed {
         Ok((list, _)) => Ok(sorted(&list, patterns)),
-        Err(FarError::Failed { why }) => Err(RemoteError::File {
+        Err(AgentError::Failed { why }) => Err(RemoteError::File {
             attempt: "list the files of",
             path: workdir.to_owned(),
             said: why,
@@ -183,15 +183,15 @@ pub fn archive(
     });
     match fetched {
         Ok(()) => {}
-        Err(FetchError::Far(FarError::Cancelled)) => return Err(RemoteError::Interrupted { path }),
-        Err(FetchError::Far(FarError::Failed { why })) => {
+        Err(FetchError::Agent(AgentError::Cancelled)) => return Err(RemoteError::Interrupted { path }),
+        Err(FetchError::Agent(AgentError::Failed { why })) => {
             return Err(RemoteError::File {
                 attempt: "archive the artifacts of",
                 path: workdir.to_owned(),
                 said: why,
             });
         }
-        Err(FetchError::Far(error)) => return Err(error.into()),
+        Err(FetchError::Agent(error)) => return Err(error.into()),
         Err(FetchError::Sink(source)) => return Err(failed(source)),
     }
     // An archive ends with two blocks of zeros.
@@ -395,11 +395,11 @@ fn read(
             end(&mut text, current, problems);
             Ok(())
         }
-        Err(FetchError::Far(FarError::Failed { why })) => {
+        Err(FetchError::Agent(AgentError::Failed { why })) => {
             problems.push(why);
             Ok(())
         }
-        Err(FetchError::Far(error)) => Err(error.into()),
+        Err(FetchError::Agent(error)) => Err(error.into()),
         Err(FetchError::Sink(source)) => Err(RemoteError::Local {
             path: workdir.into(),
             source,

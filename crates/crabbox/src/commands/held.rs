@@ -12,7 +12,7 @@ use crabbox_engine::fleet::address::is_name;
 use crabbox_engine::placement::slurm::Slurm;
 use crabbox_engine::placement::strays;
 use crabbox_machine::lifecycle::epilog;
-use crabbox_machine::lifecycle::hold::{self, Held, Knock, Outcome};
+use crabbox_machine::lifecycle::hold::{self, Held, JobCredentials, Outcome};
 
 use crate::args::{EpilogArgs, HealthArgs, HoldArgs};
 use crate::commands::engine;
@@ -50,7 +50,7 @@ pub(super) fn hold(ctx: &Ctx<'_>, args: &HoldArgs) -> Result<Exit, CommandError>
         .ok_or(Started::NoJob)?;
     labels::check_owner_name(&args.owner).map_err(Started::from)?;
     let held = Held {
-        knock: Knock {
+        knock: JobCredentials {
             job: args.number,
             lease: LeaseId::parse(&args.lease).map_err(Started::from)?,
             owner: args.owner.clone(),

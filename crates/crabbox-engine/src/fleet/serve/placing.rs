@@ -14,7 +14,7 @@ use crabbox_core::config::firecracker::{self, FirecrackerPlan};
 use crabbox_core::external::External;
 use crabbox_core::fault::{self, Kind};
 use crabbox_core::id::LeaseId;
-use crabbox_host::signals::Heed;
+use crabbox_host::signals::Cancellation;
 use crabbox_host::wait::{Ready, wait};
 use crabbox_machine::lifecycle::hold::HOLD;
 use crabbox_machine::protocol::Failure;
@@ -23,7 +23,7 @@ use rustix::event::PollFlags;
 
 use super::taking::{GRACE, Gone};
 use super::{Out, Serve, ServeError, flags};
-use crate::fleet::client::{ANSWER_LIMIT, FleetError, Talk};
+use crate::fleet::client::{ANSWER_LIMIT, Conversation, FleetError};
 use crate::fleet::lines::Lines;
 use crate::fleet::wire::{Ask, Bound, FarLease, GATEWAY, LEASES, Reply};
 use crate::placement::gateway::Gateway;
@@ -155,9 +155,9 @@ impl Serve<'_> {
             let mut asked = Vec::new();
             for node in gateway.names() {
                 let (host, access, dir) = (gateway.node(node)?, &access, &dir);
-                asked.push(
-                    scope.spawn(move || Talk::open_for(owner, host, access, dir, Heed::ever())?.list()),
-                );
+                asked.push(scope.spawn(move || {
+                    Conversation::open_for(owner, host, access, dir, Cancellation::ever())?.list()
+                }));
             }
             let mut leases = Vec::new();
             for asking in asked {
@@ -354,21 +354,21 @@ impl Serve<'_> {
         answer
     }
 
-    fn open(&self, gateway: &Gateway, node: &str) -> Result<Talk, ServeError> {
+    fn open(&self, gateway: &Gateway, node: &str) -> Result<Conversation, ServeError> {
         let host = gateway.node(node)?;
         let dir = self.engine.control_dir().map_err(FleetError::from)?;
-        Ok(Talk::open_for(
+        Ok(Conversation::open_for(
             &self.owner,
             host,
             &gateway.access(),
             &dir,
-            Heed::ever(),
+            Cancellation::ever(),
         )?)
     }
 
     fn pass_on(
         &self,
-        talk: &mut Talk,
+        talk: &mut Conversation,
         limit: Duration,
         (gone, ending): (Gone, &mut Ending<'_>),
         (lines, out): (&mut Lines<File>, &Out<'_>),

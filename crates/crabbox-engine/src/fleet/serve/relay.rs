@@ -7,7 +7,7 @@ use std::fs::File;
 use std::io::{self, Write as _};
 use std::os::fd::AsFd as _;
 
-use crabbox_host::signals::Heed;
+use crabbox_host::signals::Cancellation;
 use crabbox_host::wait::wait;
 use rustix::event::PollFlags;
 
@@ -28,7 +28,7 @@ impl Serve<'_> {
     ) -> Result<(), ServeError> {
         let host = gateway.node(node)?;
         let dir = self.engine.control_dir().map_err(FleetError::from)?;
-        let mut peer = start_for(&self.owner, host, &gateway.access(), &dir, Heed::ever())?;
+        let mut peer = start_for(&self.owner, host, &gateway.access(), &dir, Cancellation::ever())?;
         let (mut to, mut from) = peer.streams().map_err(ServeError::Streams)?;
         out.put(&Reply::Done)?;
         let mut input = lines.get_mut().try_clone().map_err(ServeError::Streams)?;

@@ -160,7 +160,7 @@ fn a_reply_has_no_more_stages_and_no_longer_names_than_a_lease_can_have() {
         serde_json::from_value::<Reply>(line).unwrap().judged()
     };
     assert!(stage("boot").is_ok());
-    let field = |judged: Result<Reply, Odd>| judged.unwrap_err().field;
+    let field = |judged: Result<Reply, InvalidValue>| judged.unwrap_err().field;
     assert_eq!(field(stage(&"x".repeat(TEXT + 1))), "stage");
     assert_eq!(field(stage("\u{1b}[2J")), "stage");
     let ready = |count: usize, name: &str, key: &str| {

@@ -45,12 +45,12 @@ pub struct Facts {
     /// The memory reserved for the host itself (`firecracker.reserveMemoryMiB`), in MiB.
     pub reserve_mib: u64,
     /// The fleet behind this host, if it is a gateway.
-    pub gateway: Option<Behind>,
+    pub gateway: Option<GatewayFacts>,
 }
 
 /// A gateway's configuration of its fleet.
 #[derive(Debug, Default)]
-pub struct Behind {
+pub struct GatewayFacts {
     /// The partition.
     pub partition: String,
     /// The hosts.
@@ -95,8 +95,8 @@ pub fn checks(config: &Path, reserve_mib: u64) -> Vec<Check> {
     checks
 }
 
-fn behind(gateway: &Gateway) -> Behind {
-    Behind {
+fn behind(gateway: &Gateway) -> GatewayFacts {
+    GatewayFacts {
         partition: gateway.partition().to_owned(),
         nodes: gateway.names().map(str::to_owned).collect(),
     }
@@ -403,7 +403,7 @@ fn here(conf: &Conf, facts: &Facts) -> Option<Check> {
 /// Checks that only the gateway can submit jobs: anyone else who can could run any program on a host, next to others' leases.
 fn submitters(conf: &Conf, facts: &Facts) -> Option<Check> {
     let is_meant = |partition: &&conf::Partition| {
-        let is_gateway_s = |behind: &Behind| behind.partition == partition.name;
+        let is_gateway_s = |behind: &GatewayFacts| behind.partition == partition.name;
         partition.has(&facts.hostname) && conf.nodes().iter().any(|node| node.is(&facts.hostname))
             || facts.gateway.as_ref().is_some_and(is_gateway_s)
     };
@@ -471,7 +471,7 @@ fn room(conf: &Conf, facts: &Facts) -> Option<Check> {
 }
 
 /// Checks that the gateway and Slurm agree on the hosts.
-fn known(conf: &Conf, behind: &Behind) -> Check {
+fn known(conf: &Conf, behind: &GatewayFacts) -> Check {
     let nodes = conf.nodes();
     if !conf
         .partitions()

@@ -6,7 +6,7 @@ use crabbox_core::config::Settings;
 use crabbox_ssh::quote;
 
 use super::check::{Check, Options, Status};
-use super::world::{Tools, Trouble};
+use super::world::{ObserveError, Tools};
 
 /// The programs that every provider needs, in the order they are shown.
 const NEEDED: [&str; 4] = ["git", "ssh", "ssh-keygen", "rsync"];
@@ -99,7 +99,7 @@ pub(crate) fn invalid(provider: &str, error: &dyn std::error::Error) -> Check {
 
 /// The check for an unavailable provider, in the Go program's form.
 pub(crate) fn trouble(provider: &str, class: &str, hint: &str, error: &dyn std::error::Error) -> Check {
-    let words = Trouble::chain(error);
+    let words = ObserveError::chain(error);
     let message = format!("provider={provider} class={class} hint={hint} {words}");
     Check::of_provider(provider, Status::Failed, "provider", message)
         .with("class", class)

@@ -17,7 +17,7 @@ use crabbox_machine::context::Engine;
 pub(super) use programs::tools;
 
 use super::Options;
-use super::world::{Entry, FileKind, Kvm, Seen, Storage, Trouble, World};
+use super::world::{Entry, FileKind, Kvm, ObserveError, Seen, Storage, World};
 use crate::host::probe::{Judged, Verdict};
 
 /// KVM's device.
@@ -47,7 +47,7 @@ pub(crate) fn world(engine: &Engine, plan: &FirecrackerPlan, options: &Options) 
 
 /// What `path` leads to.
 fn entry(path: &Path) -> Entry {
-    let kind = std::fs::metadata(path).map_err(|error| Trouble::call("stat", path, &error));
+    let kind = std::fs::metadata(path).map_err(|error| ObserveError::call("stat", path, &error));
     let kind = kind.map(|facts| match () {
         () if facts.is_file() => FileKind::File,
         () if facts.is_dir() => FileKind::Directory,
@@ -63,10 +63,10 @@ fn kvm(probe: Option<Seen<Judged>>, remembered: Option<Verdict>) -> Kvm {
     let path = Path::new(KVM);
     let answers = kvm::ask(path);
     let open = match &answers {
-        Err(kvm::KvmError::Open { source, .. }) => Err(Trouble::call("open", path, source)),
+        Err(kvm::KvmError::Open { source, .. }) => Err(ObserveError::call("open", path, source)),
         _ => Ok(()),
     };
-    let answers = answers.map_err(|error| Trouble::chain(&error));
+    let answers = answers.map_err(|error| ObserveError::chain(&error));
     Kvm {
         kind: entry(path).kind,
         open,
@@ -78,10 +78,11 @@ fn kvm(probe: Option<Seen<Judged>>, remembered: Option<Verdict>) -> Kvm {
 
 fn storage(state: &Path) -> Storage {
     let dir = existing(state);
-    let reflink = reflink::works_in(&dir).map_err(|error| Trouble::call("create a file in", &dir, &error));
+    let reflink =
+        reflink::works_in(&dir).map_err(|error| ObserveError::call("create a file in", &dir, &error));
     let free_mib = files::free_bytes(&dir)
         .map(|bytes| bytes / MIB)
-        .map_err(|error| Trouble::chain(&error));
+        .map_err(|error| ObserveError::chain(&error));
     Storage {
         dir,
         reflink,
@@ -110,5 +111,5 @@ fn opens(path: &Path) -> Seen<()> {
     let opened: io::Result<_> = std::fs::OpenOptions::new().read(true).write(true).open(path);
     opened
         .map(drop)
-        .map_err(|error| Trouble::call("open", path, &error))
+        .map_err(|error| ObserveError::call("open", path, &error))
 }

@@ -6,7 +6,7 @@ use crabbox_machine::context::Engine;
 use crabbox_machine::request::GuestSource;
 
 use super::check::{Check, Class, Status};
-use super::world::Trouble;
+use super::world::ObserveError;
 use crate::host::prepare::{self, NewLease};
 
 const NAME: &str = "prepare";
@@ -23,10 +23,11 @@ pub(crate) fn check(engine: &Engine, plan: &FirecrackerPlan) -> Check {
         Ok(request) => request,
         Err(error) => {
             let fix = error.hints().into_iter().next();
-            return Check::firecracker(Status::Failed, NAME, Trouble::chain(&error).to_string()).trouble(
-                Class::EnvironmentBlocked,
-                fix.unwrap_or_else(|| "try again".to_owned()),
-            );
+            return Check::firecracker(Status::Failed, NAME, ObserveError::chain(&error).to_string())
+                .trouble(
+                    Class::EnvironmentBlocked,
+                    fix.unwrap_or_else(|| "try again".to_owned()),
+                );
         }
     };
     let guest = match request.guest {

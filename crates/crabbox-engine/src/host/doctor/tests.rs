@@ -43,8 +43,8 @@ fn plan(variables: &[(&str, &str)]) -> FirecrackerPlan {
     firecracker::plan(&settings(variables)).unwrap()
 }
 
-fn no_such(path: &str) -> Trouble {
-    Trouble::call("stat", Path::new(path), &std::io::Error::from_raw_os_error(2))
+fn no_such(path: &str) -> ObserveError {
+    ObserveError::call("stat", Path::new(path), &std::io::Error::from_raw_os_error(2))
 }
 
 fn entry(path: &str, kind: FileKind) -> Entry {
@@ -213,18 +213,18 @@ fn faults() -> Vec<Fault> {
     vec![
         Fault("no kvm device", PLAIN, |w| { w.kvm.kind = Err(no_such("/dev/kvm")); w.kvm.open = Err(no_such("/dev/kvm")); }, ("kvm", Failed, BLOCKED)),
         Fault("kvm is a directory", PLAIN, |w| w.kvm.kind = Ok(FileKind::Directory), ("kvm", Failed, BLOCKED)),
-        Fault("kvm may not be opened", PLAIN, |w| w.kvm.open = Err(Trouble::new("open /dev/kvm: permission denied")), ("kvm", Failed, BLOCKED)),
-        Fault("kvm answers strangely", PLAIN, |w| w.kvm.answers = Err(Trouble::new("KVM has API version 11")), ("kvm-api", Failed, BLOCKED)),
+        Fault("kvm may not be opened", PLAIN, |w| w.kvm.open = Err(ObserveError::new("open /dev/kvm: permission denied")), ("kvm", Failed, BLOCKED)),
+        Fault("kvm answers strangely", PLAIN, |w| w.kvm.answers = Err(ObserveError::new("KVM has API version 11")), ("kvm-api", Failed, BLOCKED)),
         Fault("kvm ran no guest earlier", PLAIN, |w| w.kvm.remembered = Some(Verdict::Broken { reason: "silence".into(), console: vec![] }), ("kvm-api", Failed, BLOCKED)),
         Fault("kvm runs no guest", PLAIN, |w| w.kvm.probe = Some(Ok(Judged { verdict: Verdict::Broken { reason: "silence".into(), console: vec![] }, remembered: false })), ("kvm-boot", Failed, BLOCKED)),
-        Fault("the probe could not be made", PLAIN, |w| w.kvm.probe = Some(Err(Trouble::new("no kernel"))), ("kvm-boot", Failed, BLOCKED)),
-        Fault("no firecracker", PLAIN, |w| w.vmm = Vmm { firecracker: Err(Trouble::new("exec: \"firecracker\": executable file not found in $PATH")), jailer: Ok(None), ..w.vmm.clone() }, ("binary", Failed, BLOCKED)),
-        Fault("firecracker is something else", PLAIN, |w| w.vmm.firecracker.as_mut().unwrap().version = Err(Trouble::new("it printed hello")), ("firecracker-version", Failed, BLOCKED)),
+        Fault("the probe could not be made", PLAIN, |w| w.kvm.probe = Some(Err(ObserveError::new("no kernel"))), ("kvm-boot", Failed, BLOCKED)),
+        Fault("no firecracker", PLAIN, |w| w.vmm = Vmm { firecracker: Err(ObserveError::new("exec: \"firecracker\": executable file not found in $PATH")), jailer: Ok(None), ..w.vmm.clone() }, ("binary", Failed, BLOCKED)),
+        Fault("firecracker is something else", PLAIN, |w| w.vmm.firecracker.as_mut().unwrap().version = Err(ObserveError::new("it printed hello")), ("firecracker-version", Failed, BLOCKED)),
         Fault("firecracker is old", PLAIN, |w| { w.vmm.firecracker.as_mut().unwrap().version = Ok("1.7.0".into()); w.vmm.jailer.as_mut().unwrap().as_mut().unwrap().version = Ok("1.7.0".into()); }, ("firecracker-version", Warning, DEGRADED)),
         Fault("firecracker is of the future", PLAIN, |w| { w.vmm.firecracker.as_mut().unwrap().version = Ok("2.0.0".into()); w.vmm.jailer.as_mut().unwrap().as_mut().unwrap().version = Ok("2.0.0".into()); }, ("firecracker-version", Warning, DEGRADED)),
         Fault("configured jailer is gone", &[("FIRECRACKER_JAILER", "/x/jailer")], |w| w.vmm.jailer = Err(no_such("/x/jailer")), ("jailer", Failed, BLOCKED)),
         Fault("jailer of another release", PLAIN, |w| w.vmm.jailer = Ok(Some(Binary { version: Ok("1.13.0".into()), ..binary("/j", "j") })), ("jailer-version", Failed, BLOCKED)),
-        Fault("jailer does not run", PLAIN, |w| w.vmm.jailer = Ok(Some(Binary { version: Err(Trouble::new("exec format error")), ..binary("/j", "j") })), ("jailer-version", Failed, BLOCKED)),
+        Fault("jailer does not run", PLAIN, |w| w.vmm.jailer = Ok(Some(Binary { version: Err(ObserveError::new("exec format error")), ..binary("/j", "j") })), ("jailer-version", Failed, BLOCKED)),
         Fault("no jailer for root", PLAIN, |w| w.vmm.jailer = Ok(None), ("jail", Failed, BLOCKED)),
         Fault("anyone may replace firecracker", PLAIN, |w| w.vmm.firecracker.as_mut().unwrap().loose = Some("/home/u".into()), ("binary-ownership", Warning, HARDENING)),
         Fault("old control groups", PLAIN, |w| w.host.cgroup = None, ("cgroup", Failed, BLOCKED)),
@@ -233,15 +233,15 @@ fn faults() -> Vec<Fault> {
         Fault("kernel is a directory", PLAIN, |w| { w.guest.image = foreign(); w.guest.kernel = entry("/x", FileKind::Directory); }, ("kernel", Failed, INCOMPLETE)),
         Fault("rootfs is gone", PLAIN, |w| { w.guest.image = image_with(Ok(()), Err(no_such("/r")), Err(no_such("/r"))); w.guest.rootfs = absent("/r"); }, ("rootfs", Failed, BLOCKED)),
         Fault("rootfs is a directory", PLAIN, |w| { w.guest.image = foreign(); w.guest.rootfs = entry("/r", FileKind::Directory); }, ("rootfs", Failed, INCOMPLETE)),
-        Fault("kernel is a bzImage", PLAIN, |w| w.guest.image = image_with(Err(Trouble::new("a compressed bzImage")), Ok(1), worthy()), ("image", Failed, INCOMPLETE)),
-        Fault("rootfs is a whole disk", PLAIN, |w| w.guest.image = image_with(Ok(()), Err(Trouble::new("it is a whole disk")), worthy()), ("image", Failed, INCOMPLETE)),
+        Fault("kernel is a bzImage", PLAIN, |w| w.guest.image = image_with(Err(ObserveError::new("a compressed bzImage")), Ok(1), worthy()), ("image", Failed, INCOMPLETE)),
+        Fault("rootfs is a whole disk", PLAIN, |w| w.guest.image = image_with(Ok(()), Err(ObserveError::new("it is a whole disk")), worthy()), ("image", Failed, INCOMPLETE)),
         Fault("rootfs is larger than the disk", &[("FIRECRACKER_DISK_MIB", "1024")], |w| w.guest.image = foreign(), ("image", Failed, INCOMPLETE)),
         Fault("rootfs without sshd", PLAIN, |w| w.guest.image = image_with(Ok(()), Ok(1), lacking(&["sshd", "git"])), ("image", Failed, BLOCKED)),
         Fault("rootfs without git", PLAIN, |w| w.guest.image = image_with(Ok(()), Ok(1), lacking(&["git"])), ("image", Warning, DEGRADED)),
         Fault("rootfs with a host key", PLAIN, |w| w.guest.image = image_with(Ok(()), Ok(1), Ok(Contract { missing: vec![], host_key: true })), ("image", Warning, HARDENING)),
         Fault("our image is damaged", PLAIN, |w| w.guest.image = Image::Ours { digest: "0".into(), kernel: "6".into(), kernel_sha256: "k".into(), damage: vec!["base.ext4 has 1 bytes".into()], contract: worthy() }, ("image", Failed, BLOCKED)),
         Fault("our image lacks a program", PLAIN, |w| w.guest.image = Image::Ours { digest: "0".into(), kernel: "6".into(), kernel_sha256: "k".into(), damage: vec![], contract: lacking(&["rsync"]) }, ("image", Failed, BLOCKED)),
-        Fault("no CNI network", CNI, |w| w.network.chain = Err(Trouble::new("there is no CNI network")), ("network", Failed, INCOMPLETE)),
+        Fault("no CNI network", CNI, |w| w.network.chain = Err(ObserveError::new("there is no CNI network")), ("network", Failed, INCOMPLETE)),
         Fault("no CNI directory", CNI, |w| { w.network.conf_dir = absent("/etc/cni/conf.d"); w.network.chain = Err(no_such("/etc/cni/conf.d")); }, ("network", Failed, BLOCKED)),
         Fault("no plugin directory", CNI, |w| { w.network.bin_dirs = vec![absent("/opt/cni/bin"), absent("/usr/lib/cni")]; }, ("network", Failed, BLOCKED)),
         Fault("a plugin is missing", PLAIN, |w| w.network.chain.as_mut().unwrap().plugins.push(("host-local".into(), None)), ("cni-plugins", Missing, BLOCKED)),
@@ -257,7 +257,7 @@ fn faults() -> Vec<Fault> {
         Fault("full disk", PLAIN, |w| w.storage.free_mib = Ok(100), ("disk-space", Failed, BLOCKED)),
         Fault("disk nearly full", PLAIN, |w| w.storage.free_mib = Ok(9000), ("disk-space", Warning, DEGRADED)),
         Fault("copies of a foreign image", PLAIN, |w| { w.guest.image = foreign(); w.storage.reflink = Ok(false); }, ("reflink", Warning, DEGRADED)),
-        Fault("state cannot be written", PLAIN, |w| w.storage.reflink = Err(Trouble::new("permission denied")), ("reflink", Failed, BLOCKED)),
+        Fault("state cannot be written", PLAIN, |w| w.storage.reflink = Err(ObserveError::new("permission denied")), ("reflink", Failed, BLOCKED)),
         Fault("old ssh", PLAIN, |w| { w.tools.insert("ssh", tool("/usr/bin/ssh", &[8, 3])); }, ("tools", Failed, BLOCKED)),
         Fault("no mke2fs", PLAIN, |w| { w.tools.insert("mke2fs", None); }, ("tools", Failed, BLOCKED)),
         Fault("no jail, as root", &[("FIRECRACKER_JAILER", "none")], |w| w.vmm.jailer = Ok(None), ("jail", Warning, HARDENING)),
@@ -304,7 +304,7 @@ fn forwarding(passage: Seen<Passage>, filters: Filters) -> Check {
 
 #[test]
 fn a_packet_that_could_not_be_sent_is_no_verdict() {
-    let check = forwarding(Err(Trouble::new("only root can")), Filters::default());
+    let check = forwarding(Err(ObserveError::new("only root can")), Filters::default());
     assert_eq!(
         (check.status, check.details["reason"].as_str()),
         (Status::Skip, "only root can")
@@ -553,7 +553,7 @@ fn the_network_s_problems_are_listed_in_the_reference_s_words() {
     let mut world = healthy();
     world.network.conf_dir = entry("/etc/cni/conf.d", FileKind::File);
     world.network.bin_dirs = vec![absent("/opt/cni/bin"), absent("/usr/lib/cni")];
-    world.network.chain = Err(Trouble::new("not a directory"));
+    world.network.chain = Err(ObserveError::new("not a directory"));
     let checks = judge::firecracker(&plan(&[("FIRECRACKER_NETWORK", "cni")]), &world);
     let network = checks.iter().find(|check| check.check == "network").unwrap();
     assert_eq!(

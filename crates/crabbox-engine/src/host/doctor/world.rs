@@ -11,12 +11,12 @@ use crate::host::probe::{Judged, Verdict};
 /// The system's error message when something could not be observed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{words}")]
-pub struct Trouble {
+pub struct ObserveError {
     /// The message.
     pub words: String,
 }
 
-impl Trouble {
+impl ObserveError {
     /// Trouble with this message.
     pub fn new(words: impl Into<String>) -> Self {
         Self { words: words.into() }
@@ -45,7 +45,7 @@ fn errno_words(error: &std::io::Error) -> String {
 }
 
 /// An observation, or why it could not be made.
-pub type Seen<T> = Result<T, Trouble>;
+pub type Seen<T> = Result<T, ObserveError>;
 
 /// The kind of file that a path leads to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -185,7 +185,7 @@ pub enum Image {
     /// Nothing is configured and there is no image of ours.
     None {
         /// The error of the image store, if that is the reason.
-        trouble: Option<Trouble>,
+        trouble: Option<ObserveError>,
     },
     /// An image of ours.
     Ours {

@@ -13,7 +13,7 @@ use crabbox_image::READY;
 use crabbox_machine::context::Engine;
 use crabbox_machine::lease::find::ResolveError;
 use crabbox_machine::lifecycle::client::Acquisition;
-use crabbox_machine::protocol::{self, Event, Ready, Stage, Whose};
+use crabbox_machine::protocol::{self, Event, Ready, Stage, StageSide};
 use crabbox_machine::request::{AcquireRequest, GuestSource, Start};
 use crabbox_ssh::capture;
 use crabbox_ssh::exec::Stdin;
@@ -150,7 +150,7 @@ pub(crate) fn entering(began: Instant) -> Stage {
     Stage {
         name: "ssh".to_owned(),
         micros: u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX),
-        whose: Whose::Ssh,
+        whose: StageSide::Ssh,
     }
 }
 

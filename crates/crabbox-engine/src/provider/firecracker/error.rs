@@ -13,7 +13,7 @@ use crabbox_store::leases::RecordError;
 
 use crate::host::prepare::PrepareError;
 use crate::host::setup;
-use crate::provider::error::{LeaseError, Remedy};
+use crate::provider::error::{LeaseError, Recovery};
 
 /// Why no lease was acquired.
 #[derive(Debug, thiserror::Error)]
@@ -126,7 +126,7 @@ impl AcquireLeaseError {
 
 impl From<AcquireLeaseError> for LeaseError {
     fn from(error: AcquireLeaseError) -> Self {
-        let remedy = error.is_passing().then_some(Remedy::Again);
+        let remedy = error.is_passing().then_some(Recovery::Again);
         let console = error.console().to_vec();
         Self::new(error).with_remedy(remedy).with_console(console)
     }
@@ -134,7 +134,7 @@ impl From<AcquireLeaseError> for LeaseError {
 
 impl From<PrepareError> for LeaseError {
     fn from(error: PrepareError) -> Self {
-        let remedy = setup::is_missing(&error).then_some(Remedy::SetUp);
+        let remedy = setup::is_missing(&error).then_some(Recovery::SetUp);
         Self::new(error).with_remedy(remedy)
     }
 }

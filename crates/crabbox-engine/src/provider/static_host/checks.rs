@@ -8,7 +8,7 @@ use crabbox_store::places::Places;
 
 use super::{NAME, probe};
 use crate::host::doctor::check::{Check, Options, Status};
-use crate::host::doctor::world::Trouble;
+use crate::host::doctor::world::ObserveError;
 use crate::host::doctor::{PROVIDER_LIMIT_SECONDS, generic};
 
 pub(super) fn checks(engine: &Engine, settings: &Settings, options: &Options) -> Vec<Check> {
@@ -28,7 +28,7 @@ fn unprepared() -> Check {
 pub(crate) fn configured(settings: &Settings, knock: Option<&Places>) -> Check {
     let host = &settings.static_host.host.value;
     if host.is_empty() {
-        return generic::invalid(NAME, &Trouble::new("missing static.host")).with(
+        return generic::invalid(NAME, &ObserveError::new("missing static.host")).with(
             "fix",
             "set static.host in your configuration, or CRABBOX_STATIC_HOST",
         );

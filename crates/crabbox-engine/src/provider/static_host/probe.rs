@@ -92,7 +92,7 @@ impl ProbeError {
         match self {
             Self::CutOff { .. }
             | Self::Login {
-                source: ExecError::NotBegun { .. },
+                source: ExecError::NotStarted { .. },
                 ..
             } => return STARTS,
             Self::Login {

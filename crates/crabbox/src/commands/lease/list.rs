@@ -130,7 +130,7 @@ fn line(lease: &Lease) -> String {
 mod tests {
     use crabbox_engine::fleet::address::KvmHost;
     use crabbox_engine::provider::error::LeaseError;
-    use crabbox_engine::provider::{Away, Unusable};
+    use crabbox_engine::provider::{UnreachableHost, Unusable};
     use crabbox_machine::lease::find::NameError;
 
     use super::*;
@@ -176,7 +176,7 @@ mod tests {
             on("cbx_000000000006", Some(behind.clone())),
         ];
         let error = || LeaseError::new(NameError::NotFound { text: "x".to_owned() });
-        let away = |text: &str| Away {
+        let away = |text: &str| UnreachableHost {
             host: host(text),
             error: error(),
         };

@@ -6,7 +6,7 @@ use crabbox_core::config::FlagValue;
 use crabbox_engine::entry::Wanted;
 use crabbox_engine::host::prepare::NewLease;
 use crabbox_engine::provider::lease::Lease;
-use crabbox_engine::run::request::{CommandWish, LeaseWish, RunRequest, SyncWish};
+use crabbox_engine::run::request::{CommandOptions, LeaseOptions, RunRequest, SyncOptions};
 
 use crate::args::{LEASE_GROUPS, PrewarmArgs};
 use crate::command_line::CommandLine;
@@ -111,18 +111,18 @@ fn probing(args: &PrewarmArgs, lease: &str, command: &str) -> CommandLine {
 fn probe_of(args: &PrewarmArgs, lease: &str, command: &str) -> Invocation {
     Invocation {
         request: RunRequest {
-            lease: LeaseWish {
+            lease: LeaseOptions {
                 id: Some(lease.to_owned()),
-                ..LeaseWish::default()
+                ..LeaseOptions::default()
             },
-            sync: SyncWish {
+            sync: SyncOptions {
                 no_sync: true,
-                ..SyncWish::default()
+                ..SyncOptions::default()
             },
-            command: CommandWish {
+            command: CommandOptions {
                 shell: true,
                 words: vec![command.into()],
-                ..CommandWish::default()
+                ..CommandOptions::default()
             },
             ..RunRequest::default()
         },

@@ -7,7 +7,7 @@ use std::os::fd::AsFd as _;
 use crabbox_core::config::settings::CacheSettings;
 use crabbox_core::fault::{Fault, Kind};
 use crabbox_core::size::human_bytes;
-use crabbox_engine::run::request::{CommandWish, LeaseWish, RunRequest, SyncWish};
+use crabbox_engine::run::request::{CommandOptions, LeaseOptions, RunRequest, SyncOptions};
 use crabbox_workspace::caches::{self, CacheEntry, CacheKind};
 use schemars::JsonSchema;
 use serde::Serialize;
@@ -177,18 +177,18 @@ fn warm(ctx: &Ctx<'_>, args: &CacheWarmArgs) -> Result<Exit, CommandError> {
     }
     let invocation = Invocation {
         request: RunRequest {
-            lease: LeaseWish {
+            lease: LeaseOptions {
                 id: Some(id.to_owned()),
                 reclaim: args.reclaim,
-                ..LeaseWish::default()
+                ..LeaseOptions::default()
             },
-            sync: SyncWish {
+            sync: SyncOptions {
                 no_sync: true,
-                ..SyncWish::default()
+                ..SyncOptions::default()
             },
-            command: CommandWish {
+            command: CommandOptions {
                 words: args.words.clone(),
-                ..CommandWish::default()
+                ..CommandOptions::default()
             },
             ..RunRequest::default()
         },

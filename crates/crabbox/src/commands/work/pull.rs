@@ -7,7 +7,7 @@ use crabbox_core::id::RunId;
 use crabbox_host::console::harmless;
 use crabbox_host::entry_path::{EntryPath, EntryPathError};
 use crabbox_workspace::owner;
-use crabbox_workspace::pull::{self, Act, Left, Only, Plan};
+use crabbox_workspace::pull::{self, Left, Only, Plan, PullAction};
 use crabbox_workspace::sync;
 
 use crate::args::PullArgs;
@@ -128,9 +128,9 @@ pub(in crate::commands) fn run(ctx: &Ctx<'_>, args: &PullArgs) -> Result<Exit, C
 fn show(ctx: &Ctx<'_>, plan: &Plan) {
     for change in &plan.changes {
         let letter = match change.act {
-            Act::Replace(_) => 'M',
-            Act::Add => 'A',
-            Act::Remove(_) => 'D',
+            PullAction::Replace(_) => 'M',
+            PullAction::Add => 'A',
+            PullAction::Remove(_) => 'D',
         };
         let path = harmless(&String::from_utf8_lossy(&change.path));
         ctx.printer.line(format_args!("{letter} {path}"));

@@ -9,7 +9,7 @@ use crabbox_engine::entry::{Entry, Wanted};
 use crabbox_engine::host::prepare::NewLease;
 use crabbox_engine::provider::Provider;
 use crabbox_engine::provider::lease::Lease;
-use crabbox_engine::run::request::{CommandWish, LeaseWish, RunRequest};
+use crabbox_engine::run::request::{CommandOptions, LeaseOptions, RunRequest};
 use crabbox_host::signals::Interrupts;
 use crabbox_workspace::sync;
 use crabbox_workspace::watch::{Change, Watched};
@@ -123,18 +123,18 @@ fn check(args: &WatchArgs) -> Result<(), Usage> {
 fn invocation(args: &WatchArgs, lease: &str) -> Invocation {
     Invocation {
         request: RunRequest {
-            lease: LeaseWish {
+            lease: LeaseOptions {
                 id: Some(lease.to_owned()),
-                ..LeaseWish::default()
+                ..LeaseOptions::default()
             },
-            command: CommandWish {
+            command: CommandOptions {
                 shell: args.shell,
                 preset: args.preset.clone(),
                 preset_vars: args.preset_var.clone(),
                 scenario: args.scenario.clone(),
                 allow_env: args.allow_env.clone(),
                 words: args.words.clone(),
-                ..CommandWish::default()
+                ..CommandOptions::default()
             },
             ..RunRequest::default()
         },

@@ -101,7 +101,7 @@ fn facts(slurm: &str) -> Facts {
         hostname: "kvm2".to_owned(),
         memory_mib: 64_000,
         reserve_mib: 2048,
-        gateway: Some(Behind {
+        gateway: Some(GatewayFacts {
             partition: "lease".to_owned(),
             nodes: ["kvm1", "kvm2", "kvm3"].map(str::to_owned).into(),
         }),

@@ -14,7 +14,7 @@ use crabbox_image::store::{Image as Stored, StoreError};
 use crabbox_image::{guest_binary, inspect, kernel, manifest};
 use crabbox_machine::context::Engine;
 
-use super::super::world::{Contract, Entry, Ext4, FileKind, Guest, Image, Seen, Tools, Trouble, Vmm};
+use super::super::world::{Contract, Entry, Ext4, FileKind, Guest, Image, ObserveError, Seen, Tools, Vmm};
 use super::{MIB, entry};
 use crate::host::prepare;
 use crate::host::probe::{self, Judged, Key, Probe, ProbeError, Verdict};
@@ -52,10 +52,10 @@ pub(super) fn guest(engine: &Engine, plan: &FirecrackerPlan, tools: &Tools) -> G
             };
         }
         Some(Err(StoreError::NotFound { .. })) | None if named.is_empty() => None,
-        None => Some(Trouble::new(
+        None => Some(ObserveError::new(
             "firecracker.image is set, and there is no image store",
         )),
-        Some(Err(error)) => Some(Trouble::chain(&error)),
+        Some(Err(error)) => Some(ObserveError::chain(&error)),
     };
     Guest {
         kernel,
@@ -73,7 +73,7 @@ fn ours_of(stored: &Stored, tools: &Tools) -> Image {
                 facts.len(),
                 expected.bytes
             )),
-            Err(error) => Some(Trouble::call("stat", &stored.dir.join(name), &error).words),
+            Err(error) => Some(ObserveError::call("stat", &stored.dir.join(name), &error).words),
         }
     });
     let mut contract = contract(&stored.base(), tools);
@@ -93,14 +93,14 @@ fn ours_of(stored: &Stored, tools: &Tools) -> Image {
 
 fn foreign(kernel: &Entry, rootfs: &Entry, tools: &Tools) -> Image {
     let elf = match kernel.kind {
-        Ok(FileKind::File) => kernel::check_elf(&kernel.path).map_err(|error| Trouble::chain(&error)),
-        _ => Err(Trouble::new("there is no kernel file")),
+        Ok(FileKind::File) => kernel::check_elf(&kernel.path).map_err(|error| ObserveError::chain(&error)),
+        _ => Err(ObserveError::new("there is no kernel file")),
     };
     let (ext4, contract) = match rootfs.kind {
         Ok(FileKind::File) => (ext4(&rootfs.path), contract(&rootfs.path, tools)),
         _ => (
-            Err(Trouble::new("there is no rootfs file")),
-            Err(Trouble::new("there is no rootfs file")),
+            Err(ObserveError::new("there is no rootfs file")),
+            Err(ObserveError::new("there is no rootfs file")),
         ),
     };
     Image::Foreign {
@@ -111,8 +111,8 @@ fn foreign(kernel: &Entry, rootfs: &Entry, tools: &Tools) -> Image {
 }
 
 fn ext4(path: &Path) -> Seen<Ext4> {
-    inspect::superblock(path).map_err(|error| Trouble::chain(&error))?;
-    let facts = std::fs::metadata(path).map_err(|error| Trouble::call("stat", path, &error))?;
+    inspect::superblock(path).map_err(|error| ObserveError::chain(&error))?;
+    let facts = std::fs::metadata(path).map_err(|error| ObserveError::call("stat", path, &error))?;
     // `blocks` always counts units of 512 bytes, whatever the file system's block size is.
     Ok(Ext4 {
         mib: facts.len().div_ceil(MIB),
@@ -123,7 +123,7 @@ fn ext4(path: &Path) -> Seen<Ext4> {
 /// The contract of the file system in `image`, read with debugfs, which opens it read-only by default.
 fn contract(image: &Path, tools: &Tools) -> Seen<Contract> {
     let debugfs = tools.get("debugfs").and_then(Option::as_ref);
-    let debugfs = debugfs.ok_or_else(|| Trouble::new("debugfs is not installed"))?;
+    let debugfs = debugfs.ok_or_else(|| ObserveError::new("debugfs is not installed"))?;
     // A host key in the image is a fault: every lease would share it.
     let host_key = crabbox_image::HOST_KEY;
     let places = programs::of(Check::Doctor)
@@ -133,7 +133,7 @@ fn contract(image: &Path, tools: &Tools) -> Seen<Contract> {
     let places: Vec<&str> = places.collect();
     let looking = debugfs::Ext4::open(&debugfs.path, image, DEBUGFS_LIMIT);
     let present = looking.and_then(|looking| looking.present(&places));
-    let present = present.map_err(|error| Trouble::chain(&error))?;
+    let present = present.map_err(|error| ObserveError::chain(&error))?;
     let missing = programs::of(Check::Doctor).filter(|program| !program.is_among(&present));
     Ok(Contract {
         missing: missing.map(|program| program.name).collect(),
@@ -165,7 +165,7 @@ pub(super) fn probe(engine: &Engine, vmm: &Vmm, guest: &Guest) -> Seen<Judged> {
     let firecracker = vmm.firecracker.as_ref().map_err(Clone::clone)?;
     let cache = &engine.places.cache;
     let written = guest_binary::bytes().map_err(|error| {
-        Trouble::new(format!(
+        ObserveError::new(format!(
             "this crabbox is damaged: its guest cannot be unpacked: {error}"
         ))
     })?;
@@ -181,7 +181,7 @@ pub(super) fn probe(engine: &Engine, vmm: &Vmm, guest: &Guest) -> Seen<Judged> {
             verdict,
             remembered: false,
         })
-        .map_err(|error: ProbeError| Trouble::chain(&error))
+        .map_err(|error: ProbeError| ObserveError::chain(&error))
 }
 
 #[cfg(test)]

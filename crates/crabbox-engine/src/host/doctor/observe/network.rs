@@ -7,7 +7,7 @@ use crabbox_host::command::find_on_path;
 use crabbox_machine::resource::network::DEBIAN_CNI;
 use crabbox_net::nat::{self, Passage};
 
-use super::super::world::{Chain, Network, Seen, Trouble};
+use super::super::world::{Chain, Network, ObserveError, Seen};
 use super::{entry, kernel_file};
 
 /// Observes the CNI network and other programs' packet filters.
@@ -19,7 +19,7 @@ pub(super) fn network(plan: &FirecrackerPlan) -> Network {
         bin_dirs: dirs.map(entry).to_vec(),
         chain: chain
             .map(|list| chain_of(&list, &dirs))
-            .map_err(|error| Trouble::chain(&error)),
+            .map_err(|error| ObserveError::chain(&error)),
         forwards: kernel_file("/proc/sys/net/ipv4/ip_forward") == "1",
         passage: passage(),
         filters: nat::filters().unwrap_or_default(),
@@ -29,9 +29,9 @@ pub(super) fn network(plan: &FirecrackerPlan) -> Network {
 /// Sends a packet as a lease would. Only root can make the namespace to send it from, and only root can have leases.
 fn passage() -> Seen<Passage> {
     if !rustix::process::geteuid().is_root() {
-        return Err(Trouble::new("only root can send a packet as a lease would"));
+        return Err(ObserveError::new("only root can send a packet as a lease would"));
     }
-    nat::passage().map_err(|error| Trouble::chain(&error))
+    nat::passage().map_err(|error| ObserveError::chain(&error))
 }
 
 fn chain_of(list: &crabbox_cni::ConfList, dirs: &[&Path]) -> Chain {

@@ -11,7 +11,7 @@ use crabbox_host::digest;
 use crabbox_image::fetch;
 use crabbox_machine::context::Engine;
 
-use super::super::world::{Binary, Tool, Tools, Trouble, Vmm};
+use super::super::world::{Binary, ObserveError, Tool, Tools, Vmm};
 use crate::host::prepare::{self, PrepareError};
 
 /// The time limit for a program to report its version.
@@ -120,27 +120,27 @@ pub(super) fn vmm(engine: &Engine, plan: &FirecrackerPlan) -> Vmm {
 }
 
 /// The error for a program that was not found, in the Go program's words.
-fn look_path(error: &PrepareError) -> Trouble {
+fn look_path(error: &PrepareError) -> ObserveError {
     let PrepareError::Program { path, .. } = error else {
-        return Trouble::chain(error);
+        return ObserveError::chain(error);
     };
     let shown = path.display();
     if path.components().count() == 1 {
-        return Trouble::new(format!("exec: \"{shown}\": executable file not found in $PATH"));
+        return ObserveError::new(format!("exec: \"{shown}\": executable file not found in $PATH"));
     }
     match std::fs::metadata(path) {
-        Err(error) => Trouble::new(format!(
+        Err(error) => ObserveError::new(format!(
             "exec: \"{shown}\": {}",
-            Trouble::call("stat", path, &error)
+            ObserveError::call("stat", path, &error)
         )),
-        Ok(facts) if facts.is_dir() => Trouble::new(format!("exec: \"{shown}\": is a directory")),
-        Ok(_) => Trouble::new(format!("exec: \"{shown}\": permission denied")),
+        Ok(facts) if facts.is_dir() => ObserveError::new(format!("exec: \"{shown}\": is a directory")),
+        Ok(_) => ObserveError::new(format!("exec: \"{shown}\": permission denied")),
     }
 }
 
 fn binary(path: PathBuf) -> Binary {
-    let version = fetch::probe_version(&path).map_err(|error| Trouble::chain(&error));
-    let digest = digest::sha256_file(&path).map_err(|error| Trouble::chain(&error));
+    let version = fetch::probe_version(&path).map_err(|error| ObserveError::chain(&error));
+    let digest = digest::sha256_file(&path).map_err(|error| ObserveError::chain(&error));
     Binary {
         version,
         digest,

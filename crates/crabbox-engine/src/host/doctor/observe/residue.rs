@@ -5,14 +5,15 @@ use crabbox_machine::context::Engine;
 use crabbox_machine::lifecycle::orphans;
 use crabbox_store::claims;
 
-use super::super::world::{Seen, Trouble};
+use super::super::world::{ObserveError, Seen};
 use crate::provider::Leases;
 use crate::provider::firecracker::lookup;
 
 /// One text per leftover.
 pub(super) fn residue(engine: &Engine) -> Seen<Vec<String>> {
     let places = &engine.places;
-    let Leases { leases, unusable, .. } = lookup::list(engine).map_err(|error| Trouble::chain(&error))?;
+    let Leases { leases, unusable, .. } =
+        lookup::list(engine).map_err(|error| ObserveError::chain(&error))?;
     let mut found: Vec<String> = unusable
         .iter()
         .map(|bad| format!("unreadable lease {}", bad.name))
@@ -20,7 +21,7 @@ pub(super) fn residue(engine: &Engine) -> Seen<Vec<String>> {
     let dead = leases.iter().filter(|lease| lease.state == LeaseState::Stopped);
     found.extend(dead.map(|lease| format!("dead lease {}", lease.id)));
     let claims = claims::list(places)
-        .map_err(|error| Trouble::chain(&error))?
+        .map_err(|error| ObserveError::chain(&error))?
         .claims;
     let stale = claims
         .iter()
@@ -31,7 +32,7 @@ pub(super) fn residue(engine: &Engine) -> Seen<Vec<String>> {
     let objects = orphans::find(places);
     let names = objects.orphans.iter();
     found.extend(names.map(|object| format!("{} {}", object.kind(), object.name())));
-    let trouble = |unseen: &orphans::Unseen| Trouble::chain(&unseen.error);
+    let trouble = |unseen: &orphans::Unseen| ObserveError::chain(&unseen.error);
     if found.is_empty()
         && let Some(unseen) = objects.unseen.first()
     {

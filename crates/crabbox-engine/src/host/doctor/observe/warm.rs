@@ -7,7 +7,7 @@ use crabbox_machine::request::GuestSource;
 use crabbox_machine::resource::network;
 use crabbox_store::templates::{Found, Templates, Unusable};
 
-use super::super::world::{Frozen, Seen, Trouble, Vmm, Warm};
+use super::super::world::{Frozen, ObserveError, Seen, Vmm, Warm};
 use super::existing;
 use crate::host::prepare;
 use crate::host::warm::facts;
@@ -19,7 +19,7 @@ pub(super) fn warm(engine: &Engine, plan: &FirecrackerPlan, vmm: &Vmm) -> Warm {
     Warm {
         links: (!templates.is_there()).then(|| {
             let dir = existing(&engine.places.state);
-            hard_links::work_in(&dir).map_err(|error| Trouble::call("create a file in", &dir, &error))
+            hard_links::work_in(&dir).map_err(|error| ObserveError::call("create a file in", &dir, &error))
         }),
         gives_tap: network.is_ok_and(|network| network::gives_tap(&network)),
         template: template(engine, plan, vmm, &templates),
@@ -27,21 +27,21 @@ pub(super) fn warm(engine: &Engine, plan: &FirecrackerPlan, vmm: &Vmm) -> Warm {
 }
 
 fn template(engine: &Engine, plan: &FirecrackerPlan, vmm: &Vmm, templates: &Templates) -> Seen<Frozen> {
-    let guest = prepare::guest(engine, plan).map_err(|error| Trouble::chain(&error))?;
+    let guest = prepare::guest(engine, plan).map_err(|error| ObserveError::chain(&error))?;
     let GuestSource::Ours { digest, .. } = guest else {
         return Ok(Frozen::Foreign);
     };
     let program = vmm.firecracker.as_ref().map_err(Clone::clone)?.digest.clone()?;
     let facts = facts::of(&digest, prepare::machine(plan), &program);
     let key = templates.known_key(&facts.text);
-    let Some(key) = key.map_err(|error| Trouble::chain(&error))? else {
+    let Some(key) = key.map_err(|error| ObserveError::chain(&error))? else {
         return Ok(Frozen::Absent);
     };
     Ok(match templates.look(&key) {
         Found::Absent => Frozen::Absent,
         Found::Unusable(Unusable::SetAside { failures }) => Frozen::SetAside { failures },
         Found::Unusable(why) => Frozen::Unusable {
-            why: Trouble::chain(&why).words,
+            why: ObserveError::chain(&why).words,
         },
         Found::Ready(template) => {
             let (now, _) = clock::unix_now();

@@ -63,7 +63,7 @@ fn a_template_is_told_with_its_age_and_size_and_its_absence_with_the_reason() {
         ),
         (
             &[],
-            |w| w.warm.template = Err(Trouble::new("no image")),
+            |w| w.warm.template = Err(ObserveError::new("no image")),
             Status::Skip,
             "warm=unchecked mutation=false: no image",
         ),
@@ -102,7 +102,7 @@ fn a_template_is_told_with_its_age_and_size_and_its_absence_with_the_reason() {
         );
     }
     // An unknown capability is not a fault. An unnamed file was made to find out, though.
-    let unknown = warm(&[], |w| w.warm.links = Some(Err(Trouble::new("no"))));
+    let unknown = warm(&[], |w| w.warm.links = Some(Err(ObserveError::new("no"))));
     assert_eq!(
         (unknown.status, unknown.details["mutation"].as_str()),
         (Status::Ok, "unnamed-temporary-file")

@@ -3,7 +3,9 @@
 use std::path::PathBuf;
 
 use crabbox_core::config::FlagValue;
-use crabbox_engine::run::request::{CommandWish, LeaseWish, ResultWish, RunRequest, StopAfter, SyncWish};
+use crabbox_engine::run::request::{
+    CommandOptions, LeaseOptions, ResultOptions, RunRequest, StopAfter, SyncOptions,
+};
 
 use crate::args;
 
@@ -52,7 +54,7 @@ impl From<args::RunArgs> for Invocation {
         } = args;
         Self {
             request: RunRequest {
-                lease: LeaseWish {
+                lease: LeaseOptions {
                     id: args.id,
                     slug: args.slug,
                     keep: args.keep,
@@ -62,12 +64,12 @@ impl From<args::RunArgs> for Invocation {
                     reclaim: args.reclaim,
                     set_up: args.yes,
                 },
-                sync: SyncWish {
+                sync: SyncOptions {
                     no_sync: sync.no_sync,
                     sync_only: sync.sync_only,
                     full_resync: sync.full_resync,
                 },
-                command: CommandWish {
+                command: CommandOptions {
                     shell: command.shell,
                     script: command.script,
                     script_stdin: command.script_stdin,
@@ -81,7 +83,7 @@ impl From<args::RunArgs> for Invocation {
                     label: command.label,
                     words: command.words,
                 },
-                results: ResultWish {
+                results: ResultOptions {
                     capture_stdout: results.capture_stdout,
                     capture_stderr: results.capture_stderr,
                     capture_on_fail: results.capture_on_fail,

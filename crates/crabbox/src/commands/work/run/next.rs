@@ -6,7 +6,7 @@ use std::path::Path;
 
 use crabbox_core::config::FlagValue;
 use crabbox_engine::provider::lease::Lease;
-use crabbox_engine::run::event::Onwards;
+use crabbox_engine::run::event::NextStep;
 use crabbox_engine::run::report::RunReport;
 use crabbox_engine::run::request::StopAfter;
 use crabbox_host::console::harmless;
@@ -17,19 +17,19 @@ use crate::command_line::CommandLine;
 
 impl RunWords<'_> {
     /// The possible next steps after a failure.
-    pub(super) fn next(&self, lease: &Lease, report: &RunReport, onwards: &Onwards) -> Vec<CommandLine> {
+    pub(super) fn next(&self, lease: &Lease, report: &RunReport, onwards: &NextStep) -> Vec<CommandLine> {
         let given = &self.invocation.flags;
         let again = |given, name| Some(self.again(lease, given, name)?).filter(|_| report.retry() != "false");
         let ssh = |given, name| CommandLine::for_lease("ssh", lease.provider, given).option("id", name);
         match onwards {
-            Onwards::Nowhere => again(given, None).into_iter().collect(),
-            Onwards::Lease => {
+            NextStep::Nowhere => again(given, None).into_iter().collect(),
+            NextStep::Lease => {
                 let mut next = vec![ssh(given, lease.slug.as_str())];
                 next.extend(again(given, Some(&lease.slug)));
                 next.push(CommandLine::stop(lease, given));
                 next
             }
-            Onwards::Host(leading) => {
+            NextStep::Host(leading) => {
                 // Name the host as the flags alone identify it.
                 let mut given: Vec<FlagValue> = given.clone();
                 given.retain(|flag| leading.iter().all(|known| known.key != flag.key));

@@ -4,7 +4,7 @@ use crabbox_core::config::FlagValue;
 use crabbox_engine::provider::error::LeaseError;
 use crabbox_engine::provider::lease::Lease;
 use crabbox_engine::run::report::{Ended, RunReport};
-use crabbox_engine::run::request::ResultWish;
+use crabbox_engine::run::request::ResultOptions;
 use crabbox_workspace::tee::TAIL_LINES;
 
 use crate::command_line::CommandLine;
@@ -86,7 +86,7 @@ pub(super) fn summary(ctx: &Ctx<'_>, lease: &Lease, report: &RunReport, given: &
 /// The digest of a failed command, with the `next` steps.
 pub(super) fn digest(
     ctx: &Ctx<'_>,
-    results: &ResultWish,
+    results: &ResultOptions,
     report: &RunReport,
     ended: &Ended,
     next: &[CommandLine],
@@ -134,7 +134,7 @@ pub(super) fn digest(
 }
 
 /// The last lines of both streams of a command that failed with `code`.
-pub(super) fn streams(ctx: &Ctx<'_>, results: &ResultWish, ended: &Ended, code: i32) {
+pub(super) fn streams(ctx: &Ctx<'_>, results: &ResultOptions, ended: &Ended, code: i32) {
     if code == 127 {
         ctx.printer.note("hint: a command was not found in the lease; --preflight shows which tools are there, and a login shell (bash -lc) decides its PATH");
     }

@@ -14,9 +14,9 @@ use crabbox_host::clock::poll_until;
 use crabbox_host::command::Cmd;
 use rustix::event::PollFlags;
 
-use super::FarError;
+use super::AgentError;
 use super::stream::{Input, Output};
-use crate::beginning::{Beginning, Ends, Instead, NotBegun, QUIET, RESCUE_AFTER, await_mark};
+use crate::beginning::{NotStarted, QUIET, RESCUE_AFTER, ShellFailure, StartOutcome, WaitLimits, await_mark};
 use crate::capture;
 use crate::exec::{ExecError, RemoteStatus, Stdin};
 use crate::master;
@@ -64,7 +64,7 @@ enum Process {
     Here(Child),
 }
 
-fn local(source: io::Error) -> FarError {
+fn local(source: io::Error) -> AgentError {
     ExecError::Local { source }.into()
 }
 
@@ -74,7 +74,7 @@ impl Way {
         target: &Target,
         script: &str,
         cancel: Option<BorrowedFd<'_>>,
-    ) -> Result<Opened, FarError> {
+    ) -> Result<Opened, AgentError> {
         let mut shared = Shared::open(target, None, cancel)?;
         let line = RemoteLine::new().map_err(local)?;
         let (remote_in, our_in) = io::pipe().map_err(local)?;
@@ -95,7 +95,7 @@ impl Way {
     }
 
     /// Makes a shell of this machine run it, with this home directory instead of ours.
-    pub(super) fn local(script: &str, home: Option<&Path>) -> Result<Opened, FarError> {
+    pub(super) fn local(script: &str, home: Option<&Path>) -> Result<Opened, AgentError> {
         let line = RemoteLine::new().map_err(local)?;
         let mut cmd = Cmd::new("sh").args(["-c", &line.text()]);
         if let Some(home) = home {
@@ -217,7 +217,7 @@ fn begin(
     (mut input, mut output, errors): (io::PipeWriter, io::PipeReader, io::PipeReader),
     cancel: Option<BorrowedFd<'_>>,
     destination: &str,
-) -> Result<Opened, FarError> {
+) -> Result<Opened, AgentError> {
     let start = line.start_of_errors();
     let mut way = Way {
         process,
@@ -231,14 +231,14 @@ fn begin(
         // A local shell reads no start-up file.
         Process::Here(_) => None,
     };
-    let ends = Ends {
+    let ends = WaitLimits {
         over: over(),
         cancel,
         deadline: None,
     };
     let begun = await_mark(line, &mut input, &mut output, RESCUE_AFTER, ends).map_err(local)?;
     let (instead, start) = match begun {
-        Beginning::Begun { behind, noisy } => {
+        StartOutcome::Begun { behind, noisy } => {
             use std::io::Write as _;
             // If this fails, the missing reply shows it.
             input.write_all(&line.preamble(script)).ok();
@@ -250,36 +250,36 @@ fn begin(
                 is_noisy: noisy,
             });
         }
-        Beginning::Cancelled => return Err(FarError::Cancelled),
-        Beginning::Late(start) => (Instead::Waited(opened.elapsed()), start),
-        Beginning::Ended(start) if start.is_flooded() => (Instead::Flooded, start),
-        Beginning::Ended(start) => {
+        StartOutcome::Cancelled => return Err(AgentError::Cancelled),
+        StartOutcome::Late(start) => (ShellFailure::Waited(opened.elapsed()), start),
+        StartOutcome::Ended(start) if start.is_flooded() => (ShellFailure::Flooded, start),
+        StartOutcome::Ended(start) => {
             drop((input, output));
             match way.verdict() {
                 (RemoteStatus::Exited(code), said) => {
                     return Err(not_begun(
                         destination,
-                        Instead::Exited(code.into()),
+                        ShellFailure::Exited(code.into()),
                         &start,
                         &said,
                     ));
                 }
                 (RemoteStatus::Killed, said) => {
-                    return Err(not_begun(destination, Instead::Killed, &start, &said));
+                    return Err(not_begun(destination, ShellFailure::Killed, &start, &said));
                 }
-                (_, said) => return Err(FarError::Connection { said }),
+                (_, said) => return Err(AgentError::Connection { said }),
             }
         }
     };
     Err(not_begun(destination, instead, &start, ""))
 }
 
-fn not_begun(destination: &str, instead: Instead, start: &Start, said: &str) -> FarError {
+fn not_begun(destination: &str, instead: ShellFailure, start: &Start, said: &str) -> AgentError {
     let printed = [said.trim(), &start.printed()];
     let printed: Vec<&str> = printed.into_iter().filter(|text| !text.is_empty()).collect();
-    FarError::Exec(ExecError::NotBegun {
+    AgentError::Exec(ExecError::NotStarted {
         destination: destination.to_owned(),
-        source: NotBegun {
+        source: NotStarted {
             instead,
             printed: printed.join("; "),
         },
@@ -335,7 +335,7 @@ pub(super) fn place(
     program: &[u8],
     limit: Duration,
     cancel: Option<BorrowedFd<'_>>,
-) -> Result<(RemoteStatus, String), FarError> {
+) -> Result<(RemoteStatus, String), AgentError> {
     let placed = capture::capture_until(target, script, Stdin::Bytes(program), Some(limit), cancel)?;
     Ok((placed.status, placed.stderr_text()))
 }
@@ -345,7 +345,7 @@ pub(super) fn place_here(
     script: &str,
     program: &[u8],
     home: Option<&Path>,
-) -> Result<(RemoteStatus, String), FarError> {
+) -> Result<(RemoteStatus, String), AgentError> {
     let mut cmd = Cmd::new("sh").args(["-c", script]).stdin(program.to_vec());
     if let Some(home) = home {
         cmd = cmd.env("HOME", home);

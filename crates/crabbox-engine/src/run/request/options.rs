@@ -9,18 +9,18 @@ use std::path::{Path, PathBuf};
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RunRequest {
     /// The lease to run in.
-    pub lease: LeaseWish,
+    pub lease: LeaseOptions,
     /// The tree to sync.
-    pub sync: SyncWish,
+    pub sync: SyncOptions,
     /// The command to run.
-    pub command: CommandWish,
+    pub command: CommandOptions,
     /// The results to keep.
-    pub results: ResultWish,
+    pub results: ResultOptions,
 }
 
 /// The lease of a run, and its fate afterwards.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct LeaseWish {
+pub struct LeaseOptions {
     /// The id or slug of an existing lease; without it a new lease is made.
     pub id: Option<String>,
     /// The slug of the new lease.
@@ -39,7 +39,7 @@ pub struct LeaseWish {
     pub set_up: bool,
 }
 
-impl LeaseWish {
+impl LeaseOptions {
     /// Whether to give the lease back after a run that `failed` or not; `new` says whether the lease was made for that run.
     pub(in crate::run) fn is_over(&self, new: bool, failed: bool) -> bool {
         let keep = self.keep || (failed && self.keep_on_failure);
@@ -87,7 +87,7 @@ impl StopAfter {
 
 /// The working tree of a run.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct SyncWish {
+pub struct SyncOptions {
     /// Whether to leave the tree in the lease as it is.
     pub no_sync: bool,
     /// Whether to run nothing.
@@ -98,7 +98,7 @@ pub struct SyncWish {
 
 /// The command of a run.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct CommandWish {
+pub struct CommandOptions {
     /// Whether a shell interprets the words.
     pub shell: bool,
     /// A file to upload and run, with the words as its arguments.
@@ -127,7 +127,7 @@ pub struct CommandWish {
 
 /// The results of a run.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct ResultWish {
+pub struct ResultOptions {
     /// The file for standard output.
     pub capture_stdout: Option<PathBuf>,
     /// The file for standard error.
@@ -154,7 +154,7 @@ pub struct ResultWish {
     pub timing_record: Option<String>,
 }
 
-impl ResultWish {
+impl ResultOptions {
     /// The file to append timings to, relative to `cwd`; the default one is in `state`.
     pub(in crate::run) fn timing_record(&self, cwd: &Path, state: &Path) -> Option<PathBuf> {
         match self.timing_record.as_deref()? {

@@ -49,7 +49,7 @@ const PROBLEMS: usize = 1000;
 /// How long to wait for the agent to end after a close: a command that still runs is ended first.
 const CLOSE_LIMIT: Duration = Duration::from_secs(8);
 
-/// How long to wait for the agent when `Far` is dropped.
+/// How long to wait for the agent when `AgentClient` is dropped.
 const LINGER: Duration = Duration::from_millis(500);
 
 /// How long uploading the agent may take.
@@ -57,7 +57,7 @@ const PLACE_LIMIT: Duration = Duration::from_mins(5);
 
 /// Why a request to the agent failed.
 #[derive(Debug, thiserror::Error)]
-pub enum FarError {
+pub enum AgentError {
     /// The remote side was not reached, or the agent did not start.
     #[error(transparent)]
     Exec(ExecError),
@@ -124,7 +124,7 @@ pub enum FarError {
     },
 }
 
-impl From<ExecError> for FarError {
+impl From<ExecError> for AgentError {
     fn from(error: ExecError) -> Self {
         match error {
             ExecError::Connect {
@@ -135,7 +135,7 @@ impl From<ExecError> for FarError {
     }
 }
 
-impl FarError {
+impl AgentError {
     /// What the user can do about it.
     pub fn hint(&self) -> Option<&'static str> {
         match self {
@@ -207,11 +207,11 @@ impl End {
 }
 
 /// The result of uploading the agent, and what was printed.
-type Placed = Result<(RemoteStatus, String), FarError>;
+type Placed = Result<(RemoteStatus, String), AgentError>;
 
 /// A message from the agent.
 #[derive(Debug)]
-pub enum Heard {
+pub enum AgentMessage {
     /// Bytes of a stream.
     Bytes(Stream),
     /// A reply.
@@ -220,7 +220,7 @@ pub enum Heard {
 
 /// A conversation with the agent.
 #[derive(Debug)]
-pub struct Far {
+pub struct AgentClient {
     way: Way,
     input: Option<Input>,
     frames: Frames<BufReader<Output>>,
@@ -235,9 +235,9 @@ pub struct Far {
     is_over: bool,
 }
 
-impl Far {
+impl AgentClient {
     /// Starts the agent of `target`, uploading it first if it is not there. `cancel` ends every wait of the conversation when it becomes readable.
-    pub fn open(target: &Target, cancel: Option<BorrowedFd<'_>>) -> Result<Self, FarError> {
+    pub fn open(target: &Target, cancel: Option<BorrowedFd<'_>>) -> Result<Self, AgentError> {
         Self::open_asking(target, &[], cancel)
     }
 
@@ -247,7 +247,7 @@ impl Far {
         target: &Target,
         first: &[Request],
         cancel: Option<BorrowedFd<'_>>,
-    ) -> Result<Self, FarError> {
+    ) -> Result<Self, AgentError> {
         Self::greeted(
             first,
             &mut |script| Way::ssh(target, script, cancel),
@@ -256,12 +256,12 @@ impl Far {
     }
 
     /// Starts the agent on this machine, as a login shell would.
-    pub fn local() -> Result<Self, FarError> {
+    pub fn local() -> Result<Self, AgentError> {
         Self::local_in(None)
     }
 
     /// The same, with this home directory.
-    pub(crate) fn local_in(home: Option<&Path>) -> Result<Self, FarError> {
+    pub(crate) fn local_in(home: Option<&Path>) -> Result<Self, AgentError> {
         Self::greeted(
             &[],
             &mut |script| Way::local(script, home),
@@ -271,9 +271,9 @@ impl Far {
 
     fn greeted(
         first: &[Request],
-        open: &mut dyn FnMut(&str) -> Result<way::Opened, FarError>,
+        open: &mut dyn FnMut(&str) -> Result<way::Opened, AgentError>,
         place: &mut dyn FnMut(&str, &[u8]) -> Placed,
-    ) -> Result<Self, FarError> {
+    ) -> Result<Self, AgentError> {
         let mut far = Self::begin(&agent::start(), first, open)?;
         let wanted = match far.greet() {
             Ok(()) => return Ok(far),
@@ -284,10 +284,10 @@ impl Far {
         let (status, said) = place(&agent::place(wanted), &program)?;
         match status {
             RemoteStatus::Exited(0) => {}
-            RemoteStatus::Cancelled { .. } => return Err(FarError::Cancelled),
-            RemoteStatus::ConnectionLost => return Err(FarError::Connection { said }),
+            RemoteStatus::Cancelled { .. } => return Err(AgentError::Cancelled),
+            RemoteStatus::ConnectionLost => return Err(AgentError::Connection { said }),
             _ => {
-                return Err(FarError::Unplaced {
+                return Err(AgentError::Unplaced {
                     said: last_line(&said),
                 });
             }
@@ -300,7 +300,7 @@ impl Far {
 
     /// The agent that has to be uploaded, if the error shows that it is missing or that its file is damaged (a full disk, a power cut). Otherwise
     /// returns the error.
-    fn wanted(&self, error: FarError) -> Result<&'static agent::Agent, FarError> {
+    fn wanted(&self, error: AgentError) -> Result<&'static agent::Agent, AgentError> {
         let code = self.way.code();
         if let Some(agent) = code.and_then(agent::wanted) {
             return Ok(agent);
@@ -309,8 +309,8 @@ impl Far {
         // An agent that was killed may have run out of memory or may have a damaged file; upload it either way, and if it was memory, the next start
         // reports that.
         let is_damaged = match &error {
-            FarError::Broke { end, .. } => *end != End::Lingers,
-            FarError::Nonsense { .. } | FarError::Mixed { .. } => true,
+            AgentError::Broke { end, .. } => *end != End::Lingers,
+            AgentError::Nonsense { .. } | AgentError::Mixed { .. } => true,
             _ => false,
         };
         if !is_absent && !is_damaged {
@@ -318,7 +318,7 @@ impl Far {
         }
         // It need not be the last line: a process left running by a start-up file may have printed more since.
         match self.way.line(agent::MACHINE) {
-            Some(machine) => agent::of_machine(&machine).ok_or(FarError::Machine { machine }),
+            Some(machine) => agent::of_machine(&machine).ok_or(AgentError::Machine { machine }),
             None => Err(error),
         }
     }
@@ -326,8 +326,8 @@ impl Far {
     fn begin(
         script: &str,
         first: &[Request],
-        open: &mut dyn FnMut(&str) -> Result<way::Opened, FarError>,
-    ) -> Result<Self, FarError> {
+        open: &mut dyn FnMut(&str) -> Result<way::Opened, AgentError>,
+    ) -> Result<Self, AgentError> {
         let opened = open(script)?;
         let mut far = Self {
             way: opened.way,
@@ -346,7 +346,7 @@ impl Far {
         Ok(far)
     }
 
-    fn greet(&mut self) -> Result<(), FarError> {
+    fn greet(&mut self) -> Result<(), AgentError> {
         self.limit = Some(START_LIMIT);
         let greeted = match self.reply()? {
             Reply::Hello { word: HELLO, rsync } => {
@@ -375,7 +375,7 @@ impl Far {
     }
 
     /// Sends a request, which may stay in a buffer until a reply is waited for.
-    pub fn ask(&mut self, request: &Request) -> Result<(), FarError> {
+    pub fn ask(&mut self, request: &Request) -> Result<(), AgentError> {
         // The owner of a tree has to send pings, or the agent takes the client for gone.
         if let (Request::Own { .. }, Some(input)) = (request, &mut self.input) {
             input.keep_alive();
@@ -384,7 +384,7 @@ impl Far {
         request.frame(&mut self.waiting);
         if self.waiting.len() - before > PAYLOAD_LIMIT {
             self.waiting.truncate(before);
-            return Err(FarError::Failed {
+            return Err(AgentError::Failed {
                 why: "it is more than can be asked at once".to_owned(),
             });
         }
@@ -392,20 +392,20 @@ impl Far {
     }
 
     /// Sends a chunk of bytes.
-    pub fn send(&mut self, bytes: &[u8]) -> Result<(), FarError> {
+    pub fn send(&mut self, bytes: &[u8]) -> Result<(), AgentError> {
         put_bytes(&mut self.waiting, Stream::Data, bytes);
         self.flush_some()
     }
 
     /// Sends a whole list.
-    pub fn send_list(&mut self, list: &[u8]) -> Result<(), FarError> {
+    pub fn send_list(&mut self, list: &[u8]) -> Result<(), AgentError> {
         for piece in list.chunks(PIECE) {
             self.send(piece)?;
         }
         self.ask(&Request::End {})
     }
 
-    fn flush_some(&mut self) -> Result<(), FarError> {
+    fn flush_some(&mut self) -> Result<(), AgentError> {
         if self.waiting.len() >= WAITING {
             self.flush()?;
         }
@@ -413,10 +413,10 @@ impl Far {
     }
 
     /// Writes the buffered output. A broken pipe is no error here: the missing reply will be, and says why.
-    pub fn flush(&mut self) -> Result<(), FarError> {
+    pub fn flush(&mut self) -> Result<(), AgentError> {
         if self.is_over {
             self.waiting.clear();
-            return Err(FarError::Over);
+            return Err(AgentError::Over);
         }
         let Some(input) = &mut self.input else {
             // A command is running, and its end is waited for.
@@ -433,7 +433,7 @@ impl Far {
     }
 
     /// Waits at most this long for a reply; returns whether one has come.
-    pub fn answers_within(&mut self, limit: Duration) -> Result<bool, FarError> {
+    pub fn answers_within(&mut self, limit: Duration) -> Result<bool, AgentError> {
         self.flush()?;
         let begun = self.begins(Instant::now() + limit);
         begun.map_err(|stop| self.stopped(stop))
@@ -458,15 +458,15 @@ impl Far {
     }
 
     /// The next message of the agent; its bytes, if any, are in [`Self::bytes`] until the next call.
-    pub fn hear(&mut self) -> Result<Heard, FarError> {
+    pub fn hear(&mut self) -> Result<AgentMessage, AgentError> {
         self.flush()?;
         let until = self.limit.map(|limit| Instant::now() + limit);
         self.frames.source().get_mut().until(until);
         let mut is_mixed = false;
         let heard = match self.frames.frame() {
-            Ok(Some(Frame::Bytes(stream, _))) => Ok(Heard::Bytes(stream)),
+            Ok(Some(Frame::Bytes(stream, _))) => Ok(AgentMessage::Bytes(stream)),
             Ok(Some(Frame::Message(tag, payload))) => Reply::take(tag, payload)
-                .map(Heard::Reply)
+                .map(AgentMessage::Reply)
                 .map_err(|error| Some(error.to_string())),
             Ok(None) | Err(FrameError::Cut | FrameError::Read(_)) => Err(None),
             Err(error) => {
@@ -487,13 +487,13 @@ impl Far {
     }
 
     /// Blames foreign output for an unreadable reply, if there was any.
-    fn nonsense(&self, text: String, is_mixed: bool) -> FarError {
+    fn nonsense(&self, text: String, is_mixed: bool) -> AgentError {
         match self.frames.foreign() {
-            Some(printed) => FarError::Mixed { printed },
-            None if is_mixed => FarError::Mixed {
+            Some(printed) => AgentError::Mixed { printed },
+            None if is_mixed => AgentError::Mixed {
                 printed: String::new(),
             },
-            None => FarError::Nonsense { text },
+            None => AgentError::Nonsense { text },
         }
     }
 
@@ -503,13 +503,13 @@ impl Far {
     }
 
     /// The next reply. [`Reply::Failed`] is returned as an error.
-    pub fn reply(&mut self) -> Result<Reply, FarError> {
+    pub fn reply(&mut self) -> Result<Reply, AgentError> {
         match self.hear()? {
-            Heard::Reply(Reply::Failed { why }) => Err(FarError::Failed { why }),
-            Heard::Reply(reply) => Ok(reply),
-            Heard::Bytes(_) => {
+            AgentMessage::Reply(Reply::Failed { why }) => Err(AgentError::Failed { why }),
+            AgentMessage::Reply(reply) => Ok(reply),
+            AgentMessage::Bytes(_) => {
                 self.give_up();
-                Err(FarError::Nonsense {
+                Err(AgentError::Nonsense {
                     text: "bytes of nothing".to_owned(),
                 })
             }
@@ -517,54 +517,58 @@ impl Far {
     }
 
     /// Receives a whole list, and the problems reported in it.
-    pub fn list(&mut self) -> Result<(Vec<u8>, Vec<String>), FarError> {
+    pub fn list(&mut self) -> Result<(Vec<u8>, Vec<String>), AgentError> {
         let (mut list, mut problems, mut surplus) = (Vec::new(), Vec::new(), 0);
         loop {
             match self.hear()? {
-                Heard::Bytes(Stream::Data) if list.len() < LIST_LIMIT => list.extend_from_slice(self.bytes()),
+                AgentMessage::Bytes(Stream::Data) if list.len() < LIST_LIMIT => {
+                    list.extend_from_slice(self.bytes());
+                }
                 // Skip the rest of a list that is too long, so that the conversation can go on; a list that never ends is an error.
-                Heard::Bytes(Stream::Data) if surplus < LIST_LIMIT => surplus += self.bytes().len() + 1,
+                AgentMessage::Bytes(Stream::Data) if surplus < LIST_LIMIT => {
+                    surplus += self.bytes().len() + 1;
+                }
                 // More problems than this would not be read by anyone.
-                Heard::Reply(Reply::Problem { text, .. }) if problems.len() < PROBLEMS => {
+                AgentMessage::Reply(Reply::Problem { text, .. }) if problems.len() < PROBLEMS => {
                     problems.push(short(text));
                 }
-                Heard::Reply(Reply::Problem { .. }) if surplus < LIST_LIMIT => surplus += 1,
-                Heard::Reply(Reply::End {}) if surplus > 0 && list.len() >= LIST_LIMIT => {
-                    return Err(FarError::Failed {
+                AgentMessage::Reply(Reply::Problem { .. }) if surplus < LIST_LIMIT => surplus += 1,
+                AgentMessage::Reply(Reply::End {}) if surplus > 0 && list.len() >= LIST_LIMIT => {
+                    return Err(AgentError::Failed {
                         why: "there are too many".to_owned(),
                     });
                 }
-                Heard::Reply(Reply::End {}) => return Ok((list, problems)),
-                Heard::Reply(Reply::Failed { why }) => return Err(FarError::Failed { why }),
+                AgentMessage::Reply(Reply::End {}) => return Ok((list, problems)),
+                AgentMessage::Reply(Reply::Failed { why }) => return Err(AgentError::Failed { why }),
                 other => return Err(self.out_of_order(&other)),
             }
         }
     }
 
     /// Ends the conversation because of an unexpected message of the agent.
-    pub fn out_of_order(&mut self, said: &dyn fmt::Debug) -> FarError {
+    pub fn out_of_order(&mut self, said: &dyn fmt::Debug) -> AgentError {
         self.give_up();
         nonsense(said)
     }
 
-    fn stopped(&mut self, stop: Stop) -> FarError {
+    fn stopped(&mut self, stop: Stop) -> AgentError {
         self.give_up();
         match (stop, self.limit) {
-            (Stop::Late, Some(limit)) => FarError::TimedOut { limit },
-            (Stop::Late | Stop::Cancelled, _) => FarError::Cancelled,
-            (Stop::Failed(source), _) => FarError::Exec(ExecError::Local { source }),
+            (Stop::Late, Some(limit)) => AgentError::TimedOut { limit },
+            (Stop::Late | Stop::Cancelled, _) => AgentError::Cancelled,
+            (Stop::Failed(source), _) => AgentError::Exec(ExecError::Local { source }),
         }
     }
 
     /// Finds out why there is no reply any more.
-    fn verdict(&mut self) -> FarError {
+    fn verdict(&mut self) -> AgentError {
         self.give_up();
         let (ended, said) = self.way.verdict();
         let printed = self.frames.foreign().unwrap_or_default();
         let said = last_line(if said_nothing(&said) { &printed } else { &said });
         match ended {
-            RemoteStatus::ConnectionLost => FarError::Connection { said },
-            ended => FarError::Broke {
+            RemoteStatus::ConnectionLost => AgentError::Connection { said },
+            ended => AgentError::Broke {
                 end: match ended {
                     RemoteStatus::Exited(code) => End::Exited(code),
                     RemoteStatus::Killed => End::Killed,
@@ -596,7 +600,7 @@ impl Far {
     }
 }
 
-impl Drop for Far {
+impl Drop for AgentClient {
     /// The agent ends when its input does; wait a moment for it.
     fn drop(&mut self) {
         self.give_up();
@@ -612,8 +616,8 @@ pub fn short(text: String) -> String {
     }
 }
 
-fn nonsense(said: &dyn fmt::Debug) -> FarError {
-    FarError::Nonsense {
+fn nonsense(said: &dyn fmt::Debug) -> AgentError {
+    AgentError::Nonsense {
         text: format!("{said:?}").chars().take(200).collect(),
     }
 }

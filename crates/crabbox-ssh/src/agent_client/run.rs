@@ -10,7 +10,7 @@ use crabbox_agent_protocol::{Command, Reply, Request, Stream};
 use rustix::event::PollFlags;
 
 use super::stream::Input;
-use super::{Far, FarError, Heard};
+use super::{AgentClient, AgentError, AgentMessage};
 use crate::exec::{DRAIN_LIMIT, RemoteStatus};
 use crabbox_host::wait::{Ready, wait};
 
@@ -49,12 +49,12 @@ pub enum Ran {
 
 /// The result of the listening thread.
 struct Listened {
-    end: Result<Reply, FarError>,
+    end: Result<Reply, AgentError>,
     /// Whether the output could be written.
     sink: io::Result<()>,
 }
 
-impl Far {
+impl AgentClient {
     /// Runs `command` to its end, with `input` as its standard input if it takes one. It is stopped when `cancel` becomes readable, or when its
     /// output cannot be written.
     pub fn run(
@@ -63,13 +63,13 @@ impl Far {
         input: Option<&[u8]>,
         mut streams: Streams<'_>,
         cancel: Option<BorrowedFd<'_>>,
-    ) -> Result<Ran, FarError> {
+    ) -> Result<Ran, AgentError> {
         self.ask(&Request::Run { command })?;
         if let Some(input) = input {
             self.send_list(input)?;
         }
         self.flush()?;
-        let local = |source| FarError::Exec(crate::exec::ExecError::Local { source });
+        let local = |source| AgentError::Exec(crate::exec::ExecError::Local { source });
         let (mut told, telling) = io::pipe().map_err(local)?;
         let (stop, stopping) = io::pipe().map_err(local)?;
         // An interrupt stops the command first, and ends the conversation only if that takes too long.
@@ -105,13 +105,13 @@ impl Far {
         match listened.sink {
             // A broken pipe only means that the reader of our output has gone.
             Err(source) if source.kind() != io::ErrorKind::BrokenPipe => {
-                Err(FarError::Exec(crate::exec::ExecError::Output { source }))
+                Err(AgentError::Exec(crate::exec::ExecError::Output { source }))
             }
             _ => Ok(ended),
         }
     }
 
-    fn judge(&mut self, end: Result<Reply, FarError>) -> Result<Ran, FarError> {
+    fn judge(&mut self, end: Result<Reply, AgentError>) -> Result<Ran, AgentError> {
         let ended = |status, told| Ok(Ran::Ended { status, told });
         match end {
             Ok(Reply::Exited { code, told }) => {
@@ -120,8 +120,8 @@ impl Far {
             Ok(Reply::Stopped { gone }) => ended(RemoteStatus::Cancelled { stopped: gone }, true),
             Ok(Reply::Unstarted { why, absent }) => Ok(Ran::Unstarted { why, absent }),
             Ok(other) => Err(self.out_of_order(&other)),
-            Err(FarError::Connection { .. }) => ended(RemoteStatus::ConnectionLost, true),
-            Err(FarError::Broke { .. }) => ended(RemoteStatus::Killed, true),
+            Err(AgentError::Connection { .. }) => ended(RemoteStatus::ConnectionLost, true),
+            Err(AgentError::Broke { .. }) => ended(RemoteStatus::Killed, true),
             Err(error) => Err(error),
         }
     }
@@ -132,7 +132,7 @@ impl Far {
         let mut sink = Ok(());
         let end = loop {
             match self.hear() {
-                Ok(Heard::Bytes(stream)) => {
+                Ok(AgentMessage::Bytes(stream)) => {
                     let to = match stream {
                         Stream::Err => &mut *streams.err,
                         Stream::Out | Stream::Data => &mut *streams.out,
@@ -146,7 +146,7 @@ impl Far {
                         }
                     }
                 }
-                Ok(Heard::Reply(reply)) => break Ok(reply),
+                Ok(AgentMessage::Reply(reply)) => break Ok(reply),
                 Err(error) => break Err(error),
             }
         };
