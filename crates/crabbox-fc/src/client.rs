@@ -4,16 +4,11 @@
 //! stream is unknown, so the client refuses to continue: it must never take the response to one request for that of
 //! another.
 
-use std::fmt;
 use std::io::{ErrorKind, Read, Write};
-use std::time::{Duration, Instant};
-
-use serde::de::DeserializeOwned;
 
 use crate::request::{Endpoint, Request};
 use crate::response::{self, ReadFailure};
-use crate::types::{FaultMessage, InstanceInfo, MachineConfig, VersionInfo};
-use crate::version::{NeedsNewer, Version};
+use crate::types::FaultMessage;
 
 pub use crate::response::Response;
 
@@ -52,15 +47,6 @@ pub enum ClientError {
         /// What is wrong with it.
         problem: &'static str,
     },
-    /// The response is JSON, but not of the endpoint's form.
-    #[error("the answer to {endpoint} does not have the form that it should have")]
-    UnexpectedBody {
-        /// The request.
-        endpoint: Endpoint,
-        /// What is wrong with it.
-        #[source]
-        source: serde_json::Error,
-    },
     /// The response is longer than any that Firecracker gives.
     #[error("the answer to {endpoint} is longer than {limit} bytes")]
     TooLarge {
@@ -85,42 +71,14 @@ pub enum ClientError {
         /// The request that was not sent.
         endpoint: Endpoint,
     },
-    /// The request needs a newer Firecracker; nothing was sent.
-    #[error(transparent)]
-    NeedsNewer(#[from] NeedsNewer),
 }
-
-/// One request and its outcome, for a log.
-#[derive(Debug, Clone, Copy)]
-pub struct Exchange<'a> {
-    /// The request.
-    pub endpoint: &'a Endpoint,
-    /// The status of the response, `None` if there was none.
-    pub status: Option<u16>,
-    /// From the first byte sent to the last byte read.
-    pub took: Duration,
-}
-
-/// Called for every exchange.
-type Observer = Box<dyn FnMut(Exchange<'_>) + Send>;
 
 /// A connection to one Firecracker.
+#[derive(Debug)]
 pub struct Client<S> {
     stream: S,
     unread: Vec<u8>,
     usable: bool,
-    version: Option<Version>,
-    observer: Option<Observer>,
-}
-
-impl<S: fmt::Debug> fmt::Debug for Client<S> {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut form = out.debug_struct("Client");
-        form.field("stream", &self.stream)
-            .field("usable", &self.usable)
-            .field("version", &self.version);
-        form.finish_non_exhaustive()
-    }
 }
 
 impl<S> Client<S> {
@@ -130,23 +88,7 @@ impl<S> Client<S> {
             stream,
             unread: Vec::new(),
             usable: true,
-            version: None,
-            observer: None,
         }
-    }
-
-    /// Makes the client refuse requests that this version does not support, before they are sent.
-    #[must_use]
-    pub fn for_version(mut self, version: Version) -> Self {
-        self.version = Some(version);
-        self
-    }
-
-    /// Reports every exchange to `observer`.
-    #[must_use]
-    pub fn with_observer(mut self, observer: impl FnMut(Exchange<'_>) + Send + 'static) -> Self {
-        self.observer = Some(Box::new(observer));
-        self
     }
 
     /// The stream, for its deadline.
@@ -159,28 +101,13 @@ impl<S: Read + Write> Client<S> {
     /// Sends `request` and reads its response. A refusal is an error, after which the client can still be used.
     pub fn send(&mut self, request: &Request) -> Result<Response, ClientError> {
         let endpoint = &request.endpoint;
-        if let Some(version) = self.version {
-            request
-                .needs
-                .iter()
-                .try_for_each(|feature| version.require(*feature))?;
-        }
         if !self.usable {
             return Err(ClientError::Unusable {
                 endpoint: endpoint.clone(),
             });
         }
-        let started = Instant::now();
         let outcome = self.exchange(request);
         self.usable = outcome.is_ok();
-        if let Some(observer) = &mut self.observer {
-            let status = outcome.as_ref().ok().map(|response| response.status);
-            observer(Exchange {
-                endpoint,
-                status,
-                took: started.elapsed(),
-            });
-        }
         let response = outcome.map_err(|failure| describe(failure, endpoint.clone()))?;
         if (200..300).contains(&response.status) {
             return Ok(response);
@@ -190,30 +117,6 @@ impl<S: Read + Write> Client<S> {
             endpoint: endpoint.clone(),
             status: response.status,
             message,
-        })
-    }
-
-    /// Information about the Firecracker at the other end, with its state.
-    pub fn instance_info(&mut self) -> Result<InstanceInfo, ClientError> {
-        self.fetch("/")
-    }
-
-    /// The version at the other end, as Firecracker writes it.
-    pub fn version_info(&mut self) -> Result<VersionInfo, ClientError> {
-        self.fetch("/version")
-    }
-
-    /// The size of the machine.
-    pub fn machine_config(&mut self) -> Result<MachineConfig, ClientError> {
-        self.fetch("/machine-config")
-    }
-
-    fn fetch<T: DeserializeOwned>(&mut self, path: &str) -> Result<T, ClientError> {
-        let request = Request::get(path);
-        let response = self.send(&request)?;
-        serde_json::from_slice(&response.body).map_err(|source| ClientError::UnexpectedBody {
-            endpoint: request.endpoint,
-            source,
         })
     }
 

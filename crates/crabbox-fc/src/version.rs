@@ -1,7 +1,6 @@
 //! The features of each version of Firecracker.
 //!
-//! A request that needs a newer Firecracker is refused here, before anything is sent, with both versions in the
-//! message. A feature must never be listed for a version unless Firecracker's changelog says so.
+//! A feature must never be listed for a version unless Firecracker's changelog says so.
 
 use std::fmt;
 use std::str::FromStr;
@@ -34,15 +33,6 @@ impl Version {
     /// Whether this version supports `feature`.
     pub fn knows(self, feature: Feature) -> bool {
         self >= feature.since()
-    }
-
-    /// Fails if this version does not support `feature`.
-    pub fn require(self, feature: Feature) -> Result<(), NeedsNewer> {
-        if self.knows(feature) {
-            Ok(())
-        } else {
-            Err(NeedsNewer { feature, found: self })
-        }
     }
 }
 
@@ -137,33 +127,6 @@ impl Feature {
             Self::HugePagesOnLoad => Version::new(1, 17, 0),
         }
     }
-
-    /// Its name in a message.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::NetworkOverrides => "network overrides on snapshot load",
-            Self::TrackDirtyPagesOnLoad => "tracking of dirty pages on snapshot load",
-            Self::Pci => "PCI transport",
-            Self::Serial => "serial output to a file",
-            Self::Pmem => "persistent memory devices",
-            Self::MemoryHotplug => "memory hotplug",
-            Self::VmClock => "VMClock notification",
-            Self::VsockOverride => "a vsock override on snapshot load",
-            Self::ClockRealtime => "clock correction on snapshot load",
-            Self::DeviceHotplug => "device hotplug",
-            Self::HugePagesOnLoad => "huge pages on snapshot load",
-        }
-    }
-}
-
-/// The installed Firecracker is too old for a requested feature.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("{} needs Firecracker >= {}.{}, found {found}", feature.name(), feature.since().major, feature.since().minor)]
-pub struct NeedsNewer {
-    /// The requested feature.
-    pub feature: Feature,
-    /// The version that is installed.
-    pub found: Version,
 }
 
 #[cfg(test)]
@@ -205,17 +168,6 @@ mod tests {
         assert!(Version::new(1, 9, 1) < Version::new(1, 12, 0));
         assert!(Version::new(1, 12, 1).knows(Feature::NetworkOverrides));
         assert!(!Version::new(1, 11, 9).knows(Feature::NetworkOverrides));
-    }
-
-    #[test]
-    fn a_refusal_names_feature_need_and_find() {
-        let refused = Version::new(1, 12, 1)
-            .require(Feature::VsockOverride)
-            .unwrap_err();
-        assert_eq!(
-            refused.to_string(),
-            "a vsock override on snapshot load needs Firecracker >= 1.16, found 1.12.1"
-        );
     }
 
     #[test]

@@ -1,11 +1,9 @@
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex};
 
 use super::*;
 use crate::plan::{BootPlan, boot};
-use crate::types::{
-    BootSource, InstanceState, MemoryBackend, MemoryBackendType, NetworkOverride, SnapshotLoad, VsockOverride,
-};
+use crate::types::{BootSource, MachineConfig, MemoryBackend, MemoryBackendType, SnapshotLoad};
+use crate::version::Version;
 
 /// Responds to each request with the next of its texts; after the last one it fails as `end` says.
 struct Script {
@@ -147,31 +145,6 @@ fn a_closed_socket_is_told_from_garbage() {
 }
 
 #[test]
-fn answers_are_read_with_fields_and_states_of_later_versions() {
-    let body = r#"{"id":"a","state":"Dreaming","vmm_version":"2.0.0","app_name":"Firecracker","news":[1]}"#;
-    let info = client(&[&answer(200, body)], None).instance_info().unwrap();
-    assert_eq!((info.id.as_str(), info.state), ("a", InstanceState::Unknown));
-    let error = client(&[&answer(200, "[]")], None).version_info().unwrap_err();
-    assert!(matches!(error, ClientError::UnexpectedBody { .. }), "{error:?}");
-}
-
-#[test]
-fn what_the_version_does_not_know_is_not_sent() {
-    let mut asked = load();
-    asked.vsock_override = Some(VsockOverride { uds_path: "v".into() });
-    let mut client = client(&[DONE], None).for_version(Version::new(1, 12, 1));
-    let error = client.send(&Request::snapshot_load(&asked)).unwrap_err();
-    assert!(matches!(error, ClientError::NeedsNewer(_)), "{error:?}");
-    assert!(client.stream().sent.is_empty());
-    asked.vsock_override = None;
-    asked.network_overrides = vec![NetworkOverride {
-        iface_id: "eth0".into(),
-        host_dev_name: "tap0".into(),
-    }];
-    client.send(&Request::snapshot_load(&asked)).unwrap();
-}
-
-#[test]
 fn dirty_page_tracking_has_the_name_that_the_version_knows() {
     let old = load().with_dirty_page_tracking(Version::new(1, 12, 1));
     assert_eq!(
@@ -182,24 +155,6 @@ fn dirty_page_tracking_has_the_name_that_the_version_knows() {
     assert_eq!(
         (new.enable_diff_snapshots, new.track_dirty_pages),
         (None, Some(true))
-    );
-}
-
-#[test]
-fn every_exchange_is_seen_by_the_observer() {
-    let seen = Arc::new(Mutex::new(Vec::new()));
-    let sink = Arc::clone(&seen);
-    let mut client = client(&[DONE], None).with_observer(move |exchange| {
-        sink.lock()
-            .unwrap()
-            .push((exchange.endpoint.to_string(), exchange.status));
-    });
-    client.send(&Request::machine_config(&config())).unwrap();
-    client.send(&Request::get("/")).unwrap_err();
-    let seen = seen.lock().unwrap();
-    assert_eq!(
-        *seen,
-        [("PUT /machine-config".into(), Some(204)), ("GET /".into(), None)]
     );
 }
 
