@@ -74,12 +74,6 @@ pub enum AdapterError {
         /// Its id here.
         id: String,
     },
-    /// The program that made the lease is too old to note its external names.
-    #[error("lease {id} was made by an earlier crabbox, which cannot note whose it is; it was given back")]
-    Unnoted {
-        /// Its id here.
-        id: String,
-    },
     /// The requester went away, so the lease was given back.
     #[error("lease {id} was given back: {why}")]
     GivenBack {
@@ -110,11 +104,9 @@ impl Fault for AdapterError {
             Self::NotFound { .. } | Self::Ambiguous { .. } | Self::NotTheirs { .. } | Self::Other { .. } => {
                 Kind::NotFound
             }
-            Self::Away { .. }
-            | Self::BeingMade { .. }
-            | Self::Ended { .. }
-            | Self::Unnoted { .. }
-            | Self::GivenBack { .. } => Kind::Unavailable,
+            Self::Away { .. } | Self::BeingMade { .. } | Self::Ended { .. } | Self::GivenBack { .. } => {
+                Kind::Unavailable
+            }
             Self::Unreadable { .. } => Kind::Usage,
             Self::Cleanup { .. } => Kind::Remote,
             Self::Problems { .. } => Kind::Problems,
@@ -138,9 +130,6 @@ impl Fault for AdapterError {
                 vec![format!(
                     "`crabbox stop {id}` takes the lease back from its journal"
                 )]
-            }
-            Self::Unnoted { .. } => {
-                vec!["`crabbox pool drain` ends the leases that an earlier crabbox made ahead".to_owned()]
             }
             Self::Problems { .. } => {
                 vec!["`crabbox doctor --provider firecracker` says how each is fixed".to_owned()]
