@@ -538,7 +538,7 @@ fn two_state_directories_share_nothing_and_neither_takes_the_others_leases_away(
     let before = host.residue();
     let entries = before.iter().filter(|line| line.starts_with("entry ")).count();
     assert_eq!(entries, 2, "{before:#?}");
-    // First without registry entries, as with an earlier version, then with them.
+    // First with the registry entries lost, then with them.
     let away = host
         .sh("mv /var/lib/crabbox/registry/leases /srv/entries")
         .exits(0);

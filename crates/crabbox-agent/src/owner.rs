@@ -5,7 +5,6 @@
 //! until the time in its owner file, which it renews; so a free gate does not yet mean a free tree. We own the tree by holding the gate alone, which
 //! the kernel releases whenever we end: our owner file is expired from the start, so that the Go program can recover immediately when we are gone.
 
-mod older;
 mod silence;
 
 use std::fs::File;
@@ -24,7 +23,6 @@ use crate::failure::{At as _, Failure};
 use crate::process::{Stat, end_group, lstart};
 use crate::seen::{Seen, Time};
 use crate::talk::{ClientMessage, Conversation};
-use older::Older;
 use silence::Silence;
 
 /// How often to try again while another client has the tree.
@@ -43,8 +41,6 @@ const UNNAMED: &str = "not asked yet";
 pub(crate) struct Owner {
     gate: File,
     files: Files,
-    /// The lock for earlier versions of this program, on a host without flock(1).
-    _older: Option<Older>,
     /// The watch that gives up the tree when the client has fallen silent and another one waits.
     _silence: Silence,
     /// When the last command began, by the clock of the file system.
@@ -117,10 +113,6 @@ pub(crate) fn own(talk: &mut Conversation, key: &str, token: &str) -> Result<Own
         wanted: files.wanted(),
         asked: None,
     };
-    let older = Older::of(&files);
-    if let Some(older) = &older {
-        waiting.until(PAUSE, &Reply::Busy {}, || older.take())?;
-    }
     loop {
         waiting.until(PAUSE, &Reply::Busy {}, || take(&gate, &files))?;
         if is_vacant(&files) {
@@ -148,7 +140,6 @@ pub(crate) fn own(talk: &mut Conversation, key: &str, token: &str) -> Result<Own
     Ok(Owner {
         gate,
         files,
-        _older: older,
         _silence: silence,
         began: None,
     })
@@ -272,28 +263,16 @@ struct Child {
 impl Child {
     fn parse(text: &str) -> Option<Self> {
         let mut lines = text.lines();
-        let (first, named, last) = (
-            lines.next()?,
-            lines.next().unwrap_or_default(),
-            lines.next().unwrap_or_default(),
-        );
-        // An earlier version wrote everything in one line.
-        let words: Vec<&str> = first
-            .split(' ')
-            .chain(last.split(' '))
-            .filter(|word| !word.is_empty())
-            .collect();
-        let (pid, rest) = words.split_first()?;
-        let ours = match rest {
-            [began, group, ..] => Some((began.parse().ok()?, group.parse().ok()?)),
-            [began] => Some((began.parse().ok()?, 0)),
-            [] => None,
+        let pid = lines.next()?.parse().ok()?;
+        let named = lines.next().unwrap_or_default().to_owned();
+        let ours = match lines.next().unwrap_or_default() {
+            "" => None,
+            line => {
+                let (began, group) = line.split_once(' ')?;
+                Some((began.parse().ok()?, group.parse().ok()?))
+            }
         };
-        Some(Self {
-            pid: pid.parse().ok()?,
-            named: named.to_owned(),
-            ours,
-        })
+        Some(Self { pid, named, ours })
     }
 
     fn load(files: &Files) -> Option<Self> {
@@ -403,8 +382,6 @@ mod tests {
 
     #[test]
     fn a_child_is_read_as_each_of_us_writes_it() {
-        // As an earlier version wrote it, and as this one does.
-        assert_eq!(Child::parse("12\n\n34 56\n").unwrap().ours, Some((34, 56)));
         let ours = Child::parse("12\nnot asked yet\n34 56\n").unwrap();
         assert_eq!(
             (ours.pid, ours.named.as_str(), ours.ours),
@@ -416,8 +393,15 @@ mod tests {
             (go.pid, go.named.as_str(), go.ours),
             (12, "Sun Nov 29 12:00:00 2026", None)
         );
-        assert_eq!(Child::parse("12 34 56\n").unwrap().ours, Some((34, 56)));
-        for nobody in ["", "\n", "x\n", "12 x\n", "-1\n"] {
+        for nobody in [
+            "",
+            "\n",
+            "x\n",
+            "12 34 56\n",
+            "-1\n",
+            "12\nnot asked yet\n34\n",
+            "12\nnot asked yet\n34 x\n",
+        ] {
             assert_eq!(Child::parse(nobody), None, "{nobody:?}");
         }
     }

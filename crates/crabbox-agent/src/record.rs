@@ -48,20 +48,6 @@ impl Place {
     fn part(&self, part: u32) -> PathBuf {
         self.of(format!("rows.{part}"))
     }
-
-    /// Removes metadata that only earlier versions of this program wrote, and which may be out of date.
-    pub(crate) fn drop_older(&self) -> Result<(), Failure> {
-        if !self.of("stamp").exists() {
-            return Ok(());
-        }
-        for leaf in ["stamp", "hashes", "own", "ways", "paths.heads"] {
-            discard(&self.of(leaf))?;
-        }
-        for part in 0..PARTS {
-            discard(&self.of(format!("paths.{part}")))?;
-        }
-        Ok(())
-    }
 }
 
 /// Which part a path belongs to.
@@ -352,14 +338,13 @@ mod tests {
         std::fs::create_dir_all(&place.meta).unwrap();
         head.write(&place).unwrap();
         assert_eq!(Head::load(&place), Some(head));
-        // As earlier versions, written in Python, wrote it.
-        let older = b"{\"version\": 3, \"fingerprint\": \"\", \"parts\": 1, \"count\": 0}\n";
-        assert!(Head::parse(older).is_some());
+        let empty = b"{\"version\": 3, \"fingerprint\": \"\", \"parts\": 1, \"count\": 0}\n";
+        assert!(Head::parse(empty).is_some());
         for bad in [
             &b""[..],
             b"\n",
             b"{}\n",
-            &older[..20],
+            &empty[..20],
             b"{\"version\": 2, \"fingerprint\": \"\", \"parts\": 1, \"count\": 0}\n",
             b"{\"version\": 3, \"fingerprint\": \"\", \"parts\": 0, \"count\": 0}\n",
             b"{\"version\": 3, \"fingerprint\": \"\", \"parts\": 99, \"count\": 0}\n",

@@ -62,7 +62,7 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
     text
 }
 
-/// What the last seed left: five lines (four if written by a version that had no base).
+/// What the last seed left: five lines.
 #[derive(Debug, Default)]
 struct Known {
     id: String,
@@ -78,7 +78,9 @@ impl Known {
         let text = String::from_utf8_lossy(&read(&place.of("seed"))?).into_owned();
         let mut lines = text.split('\n').map(str::to_owned);
         let mut line = || lines.next();
-        let (Some(id), Some(head), Some(heads), Some(index)) = (line(), line(), line(), line()) else {
+        let (Some(id), Some(head), Some(heads), Some(index), Some(base)) =
+            (line(), line(), line(), line(), line())
+        else {
             return Ok(None);
         };
         Ok(Some(Self {
@@ -86,7 +88,7 @@ impl Known {
             head,
             heads,
             index,
-            base: line().unwrap_or_default(),
+            base,
         }))
     }
 }
@@ -430,4 +432,25 @@ pub(crate) fn keep_hollow(place: &Place, paths: &[&[u8]]) -> Result<(), Failure>
         crate::bytes::push(&mut list, name);
     }
     write(&file, &[&list])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_of_a_seed_that_lacks_a_line_counts_as_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let place = Place::new(dir.path().to_str().unwrap(), "w");
+        std::fs::create_dir_all(&place.meta).unwrap();
+        for (text, index) in [
+            ("id\nhead\nheads\nindex\nbase", Some("index")),
+            ("id\nhead\nheads\nindex\n", Some("index")),
+            ("id\nhead\nheads\nindex", None),
+            ("", None),
+        ] {
+            std::fs::write(place.of("seed"), text).unwrap();
+            assert_eq!(known_index(&place).unwrap().as_deref(), index, "{text:?}");
+        }
+    }
 }

@@ -222,15 +222,7 @@ fn occupy(place: &Place, is_reset: bool) -> Result<(), Failure> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let lease = rustix::fs::openat(CWD, &place.lease, flags, Mode::empty()).at(&place.lease)?;
         remove_tree(&lease, Path::new(&place.name))?;
-        for leaf in [
-            "stamp",
-            "index",
-            "pending",
-            "seed",
-            "unlike",
-            "hollow",
-            "attributes",
-        ] {
+        for leaf in ["index", "pending", "seed", "unlike", "hollow", "attributes"] {
             discard(&place.of(leaf))?;
         }
         seed::forget_aside(place);
@@ -273,7 +265,6 @@ fn enter(place: &Place) -> Result<Lock, Failure> {
     // No two of one tree: the lock lies between them.
     let stage = moment();
     make_directory(&tmp.join(&stage))?;
-    place.drop_older()?;
     Ok(Lock { _file: lock, stage })
 }
 

@@ -131,11 +131,6 @@ impl Adapter<'_> {
             set_up: false,
         })?;
         let lease = &acquired.lease;
-        // A lease from the pool may have a supervisor of an older version that does not note external names.
-        if External::of(&lease.labels).as_ref() != Some(desired) {
-            self.provider.give_back(lease)?;
-            return Err(AdapterError::Unnoted { id: lease.id.clone() });
-        }
         if self.entry.interrupts.caught().is_some() {
             return self.give_back(lease, desired, "the request was cancelled");
         }

@@ -6,11 +6,9 @@
 
 use std::io::{ErrorKind, Read, Write};
 
-use serde::de::DeserializeOwned;
-
 use crate::request::{Endpoint, Request};
 use crate::response::{self, ReadFailure};
-use crate::types::{FaultMessage, InstanceInfo, MachineConfig, VersionInfo};
+use crate::types::FaultMessage;
 
 pub use crate::response::Response;
 
@@ -48,15 +46,6 @@ pub enum ClientError {
         endpoint: Endpoint,
         /// What is wrong with it.
         problem: &'static str,
-    },
-    /// The response is JSON, but not of the endpoint's form.
-    #[error("the answer to {endpoint} does not have the expected form")]
-    UnexpectedBody {
-        /// The request.
-        endpoint: Endpoint,
-        /// What is wrong with it.
-        #[source]
-        source: serde_json::Error,
     },
     /// The response is longer than any that Firecracker gives.
     #[error("the answer to {endpoint} is longer than {limit} bytes")]
@@ -128,30 +117,6 @@ impl<S: Read + Write> Client<S> {
             endpoint: endpoint.clone(),
             status: response.status,
             message,
-        })
-    }
-
-    /// Information about the Firecracker at the other end, with its state.
-    pub fn instance_info(&mut self) -> Result<InstanceInfo, ClientError> {
-        self.fetch("/")
-    }
-
-    /// The version at the other end, as Firecracker writes it.
-    pub fn version_info(&mut self) -> Result<VersionInfo, ClientError> {
-        self.fetch("/version")
-    }
-
-    /// The size of the machine.
-    pub fn machine_config(&mut self) -> Result<MachineConfig, ClientError> {
-        self.fetch("/machine-config")
-    }
-
-    fn fetch<T: DeserializeOwned>(&mut self, path: &str) -> Result<T, ClientError> {
-        let request = Request::get(path);
-        let response = self.send(&request)?;
-        serde_json::from_slice(&response.body).map_err(|source| ClientError::UnexpectedBody {
-            endpoint: request.endpoint,
-            source,
         })
     }
 

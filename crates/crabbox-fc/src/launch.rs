@@ -242,13 +242,6 @@ impl JailLayout {
     pub fn root(&self) -> PathBuf {
         self.home().join("root")
     }
-
-    /// Where the jailer writes the pid of Firecracker: a decimal number without a line end.
-    pub fn pid_file(&self) -> PathBuf {
-        let mut name = self.exec_file.file_name().unwrap_or_default().to_owned();
-        name.push(".pid");
-        self.root().join(name)
-    }
 }
 
 /// An argument vector that is being built.
@@ -346,10 +339,6 @@ mod tests {
         let layout = JailLayout::new("/jails".as_ref(), "/opt/firecracker-v1".as_ref(), id("a-1")).unwrap();
         assert_eq!(layout.home(), Path::new("/jails/firecracker-v1/a-1"));
         assert_eq!(layout.root(), Path::new("/jails/firecracker-v1/a-1/root"));
-        assert_eq!(
-            layout.pid_file(),
-            Path::new("/jails/firecracker-v1/a-1/root/firecracker-v1.pid")
-        );
         for bad in ["/opt/vmm", "/opt/firecracker/..", "/"] {
             assert!(
                 JailLayout::new("/jails".as_ref(), bad.as_ref(), id("a")).is_err(),

@@ -8,8 +8,8 @@ use std::fmt;
 use serde::Serialize;
 
 use crate::types::{
-    Action, Balloon, BootSource, Drive, DrivePatch, Entropy, Logger, MachineConfig, Metrics,
-    NetworkInterface, Serial, SnapshotCreate, SnapshotLoad, VmState, Vsock,
+    Action, Balloon, BootSource, Drive, Entropy, Logger, MachineConfig, Metrics, NetworkInterface, Serial,
+    SnapshotCreate, SnapshotLoad, VmState, Vsock,
 };
 
 /// The API's HTTP methods.
@@ -103,11 +103,6 @@ impl Request {
     /// Adds a drive. The guest sees the drives in the order of the requests.
     pub fn drive(drive: &Drive) -> Self {
         Self::with_body(Method::Put, format!("/drives/{}", drive.drive_id), drive)
-    }
-
-    /// Changes a drive of a running machine.
-    pub fn patch_drive(patch: &DrivePatch) -> Self {
-        Self::with_body(Method::Patch, format!("/drives/{}", patch.drive_id), patch)
     }
 
     /// Adds a network interface.

@@ -9,8 +9,7 @@ mod device;
 mod snapshot;
 
 pub use device::{
-    Balloon, CacheType, Drive, DrivePatch, Entropy, IoEngine, NetworkInterface, RateLimiter, TokenBucket,
-    Vsock,
+    Balloon, CacheType, Drive, Entropy, IoEngine, NetworkInterface, RateLimiter, TokenBucket, Vsock,
 };
 pub use snapshot::{
     MemoryBackend, MemoryBackendType, NetworkOverride, SnapshotCreate, SnapshotLoad, SnapshotType,
@@ -135,41 +134,6 @@ pub enum VmState {
     Paused,
     /// The virtual CPUs run.
     Resumed,
-}
-
-/// Response to `GET /`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct InstanceInfo {
-    /// The id given with `--id`.
-    pub id: String,
-    /// The state of the machine.
-    pub state: InstanceState,
-    /// The version of this Firecracker.
-    pub vmm_version: String,
-    /// `Firecracker`.
-    pub app_name: String,
-}
-
-/// The state of a machine.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum InstanceState {
-    /// Not booted, or its start failed.
-    #[serde(rename = "Not started")]
-    NotStarted,
-    /// Its virtual CPUs run.
-    Running,
-    /// Its virtual CPUs are paused.
-    Paused,
-    /// A state that this program does not know.
-    #[serde(other)]
-    Unknown,
-}
-
-/// Response to `GET /version`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct VersionInfo {
-    /// The version, without a `v`.
-    pub firecracker_version: String,
 }
 
 /// The body of every refusal.

@@ -2,9 +2,8 @@
 //! lease's directory.
 //!
 //! A reply is informational and never a proof: nothing may be torn down, ended or kept because of what a supervisor
-//! says. The lease's lock, its journal and the identity of its processes decide. A lease made by an earlier release has
-//! no socket, and the socket of a killed supervisor refuses connections: every caller must be able to work without the
-//! reply.
+//! says. The lease's lock, its journal and the identity of its processes decide. The socket of a
+//! killed supervisor refuses connections: every caller must be able to work without the reply.
 
 pub mod client;
 pub(crate) mod server;

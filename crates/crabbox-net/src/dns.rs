@@ -105,7 +105,7 @@ pub fn listen(netns: &Path, address: SocketAddr) -> Result<Listeners, DnsError> 
 }
 
 /// Serves queries until `stop` is readable or its other end is closed. Must run in the network namespace of the host. Open
-/// queries then end by themselves, within [`Resolvers::patience`].
+/// queries then end by themselves, within the time limit of a query.
 pub fn serve(listeners: &Listeners, resolvers: &Resolvers, stop: BorrowedFd<'_>) -> Result<(), DnsError> {
     let resolvers = Arc::new(resolvers.clone());
     let (udp_slots, tcp_slots) = (Slots::new(UDP_SLOTS), Slots::new(TCP_SLOTS));

@@ -26,8 +26,7 @@ pub struct Forward {
     pub local: u16,
     /// The port on the lease's loopback interface.
     pub remote: u16,
-    /// The remote loopback address; absent in lists of earlier versions.
-    #[serde(default)]
+    /// The remote loopback address.
     loopback: Loopback,
     /// The ssh that listens, or did.
     pid: i32,

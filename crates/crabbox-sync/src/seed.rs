@@ -90,8 +90,6 @@ impl Seed {
             hash.update(part.as_bytes());
             hash.update([0]);
         }
-        // Seeds of earlier versions of this program lack such an index.
-        hash.update(b"index 1\0");
         for part in Self::parts(manifest) {
             hash.update((part.len() as u64).to_le_bytes());
             hash.update(part);

@@ -23,8 +23,7 @@ pub(super) struct Recording {
     pub(super) steps: Vec<Step>,
     /// The result of the search for leftovers.
     pub(super) found: String,
-    /// How long after the last step that was known, in milliseconds; missing in older recordings, which did not measure it.
-    #[serde(default)]
+    /// How long after the last step that was known, in milliseconds.
     pub(super) searched: u64,
 }
 

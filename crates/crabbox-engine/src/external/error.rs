@@ -74,12 +74,6 @@ pub enum AdapterError {
         /// Its id here.
         id: String,
     },
-    /// The program that made the lease is too old to note its external names.
-    #[error("lease {id} was made by an earlier crabbox, which cannot record its owner; it was released")]
-    Unnoted {
-        /// Its id here.
-        id: String,
-    },
     /// The requester went away, so the lease was given back.
     #[error("lease {id} was released: {why}")]
     GivenBack {
@@ -113,7 +107,6 @@ impl Fault for AdapterError {
             Self::UnreachableHost { .. }
             | Self::BeingMade { .. }
             | Self::Ended { .. }
-            | Self::Unnoted { .. }
             | Self::GivenBack { .. } => Kind::Unavailable,
             Self::Unreadable { .. } => Kind::Usage,
             Self::Cleanup { .. } => Kind::Remote,
@@ -136,9 +129,6 @@ impl Fault for AdapterError {
             Self::Ended { .. } => vec!["release it with the program that leased it".to_owned()],
             Self::Unreadable { id } => {
                 vec![format!("`crabbox stop {id}` removes the lease by its journal")]
-            }
-            Self::Unnoted { .. } => {
-                vec!["`crabbox pool drain` ends the pool members of an earlier crabbox".to_owned()]
             }
             Self::Problems { .. } => {
                 vec!["`crabbox doctor --provider firecracker` says how to fix each of them".to_owned()]

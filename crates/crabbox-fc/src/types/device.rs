@@ -45,19 +45,6 @@ pub enum IoEngine {
     Async,
 }
 
-/// `PATCH /drives/<drive_id>`, on a running machine.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct DrivePatch {
-    /// The drive.
-    pub drive_id: String,
-    /// A new backing file; the guest sees its size.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub path_on_host: Option<String>,
-    /// New rate limits.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub rate_limiter: Option<RateLimiter>,
-}
-
 /// `PUT /network-interfaces/<iface_id>`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NetworkInterface {

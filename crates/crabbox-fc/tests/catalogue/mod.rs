@@ -4,10 +4,9 @@
 
 use crabbox_fc::Request;
 use crabbox_fc::types::{
-    Action, Balloon, BootSource, CacheType, Drive, DrivePatch, Entropy, HugePages, IoEngine, LogLevel,
-    Logger, MachineConfig, MemoryBackend, MemoryBackendType, Metrics, NetworkInterface, NetworkOverride,
-    RateLimiter, Serial, SnapshotCreate, SnapshotLoad, SnapshotType, TokenBucket, VmState, Vsock,
-    VsockOverride,
+    Action, Balloon, BootSource, CacheType, Drive, Entropy, HugePages, IoEngine, LogLevel, Logger,
+    MachineConfig, MemoryBackend, MemoryBackendType, Metrics, NetworkInterface, NetworkOverride, RateLimiter,
+    Serial, SnapshotCreate, SnapshotLoad, SnapshotType, TokenBucket, VmState, Vsock, VsockOverride,
 };
 
 /// The catalogue.
@@ -136,11 +135,6 @@ fn devices() -> Vec<Request> {
 
 fn running() -> Vec<Request> {
     vec![
-        Request::patch_drive(&DrivePatch {
-            drive_id: "disk".into(),
-            path_on_host: Some("disk.ext4".into()),
-            rate_limiter: Some(limits()),
-        }),
         Request::vm_state(VmState::Paused),
         Request::vm_state(VmState::Resumed),
         Request::action(Action::FlushMetrics),

@@ -33,8 +33,7 @@ pub struct Record {
     pub pid: u32,
     /// Field 22 of its `/proc/<pid>/stat`.
     pub start_ticks: u64,
-    /// The host's boot in which it was started; missing in records of an older xtask, which are assumed to be of this boot.
-    #[serde(default = "this_boot")]
+    /// The host's boot in which it was started.
     pub boot_id: String,
     /// When it was started, in seconds since the unix epoch.
     pub started: i64,
@@ -84,7 +83,7 @@ impl Record {
         Ok(())
     }
 
-    /// The record in `dir`; `None` if it does not exist or cannot be read (an older xtask's).
+    /// The record in `dir`; `None` if it does not exist or cannot be read.
     pub(super) fn load(dir: &Path) -> Option<Self> {
         serde_json::from_slice(&fs::read(dir.join("lab.json")).ok()?).ok()
     }
@@ -98,39 +97,22 @@ impl Record {
     }
 }
 
-fn this_boot() -> String {
-    // An empty boot id matches no process.
-    process::boot_id().unwrap_or_default()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const WITHOUT_BOOT: &str = r#"{"name":"main","state":"running","pid":7,"start_ticks":4242,"started":1,"boot_seconds":1.5,"port":1,
+    const RECORD: &str = r#"{"name":"main","state":"running","pid":7,"start_ticks":4242,"boot_id":"","started":1,"boot_seconds":1.5,"port":1,
         "key":"k","known_hosts":"h","control_path":"c","ssh_argv":[],"kernel_version":"v","kernel_dir":"d","images":"i",
         "artefacts":null,"console":"o","memory_mib":1,"cpus":1}"#;
-
-    #[test]
-    fn a_record_of_an_older_xtask_names_a_process_of_this_boot() {
-        let record: Record = serde_json::from_str(WITHOUT_BOOT).unwrap();
-        let expected = ProcessId {
-            pid: 7,
-            started: "4242".to_owned(),
-            boot_id: process::boot_id().unwrap(),
-        };
-        assert_eq!(record.process(), expected);
-        let written: Record = serde_json::from_str(&serde_json::to_string(&record).unwrap()).unwrap();
-        assert_eq!(written.process(), expected);
-    }
 
     #[test]
     fn a_later_process_with_the_same_number_is_left_alone() {
         let command = crabbox_host::command::Cmd::inheriting("sleep").arg("60");
         let mut child = command.spawn(&mut command.to_std()).unwrap();
         let real = process::identify(child.id()).unwrap().unwrap();
-        let mut record: Record = serde_json::from_str(WITHOUT_BOOT).unwrap();
+        let mut record: Record = serde_json::from_str(RECORD).unwrap();
         record.pid = real.pid;
+        record.boot_id.clone_from(&real.boot_id);
         record.start_ticks = real.started.parse::<u64>().unwrap() + 1;
         record.end().unwrap();
         assert!(process::is_alive(&real), "another start time is another process");

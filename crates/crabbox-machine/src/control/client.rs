@@ -12,7 +12,7 @@ use super::{LIMIT, LineError, Reply, Verb};
 /// Why there is no reply.
 #[derive(Debug, thiserror::Error)]
 pub enum AskError {
-    /// Nothing listens: the supervisor has ended, or belongs to a release without a control socket.
+    /// Nothing listens: the supervisor has ended.
     #[error("no supervisor listens on {}", .0.display())]
     Absent(std::path::PathBuf),
     /// No process of a job waits there: it has not started yet, or has ended.
@@ -45,9 +45,9 @@ impl Fault for AskError {
 
     fn hints(&self) -> Vec<String> {
         match self {
-            Self::Absent(_) => vec![
-                "a supervisor that was killed is replaced by the next command; one of an earlier release does not answer".to_owned(),
-            ],
+            Self::Absent(_) => {
+                vec!["a supervisor that was killed is replaced by the next command".to_owned()]
+            }
             _ => Vec::new(),
         }
     }

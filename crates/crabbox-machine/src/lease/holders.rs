@@ -1,6 +1,6 @@
 //! Which lease holds which resource on this host: leases of this state directory, leases of other state directories by
-//! the host's registry, and leases of other state directories without an entry, because an earlier version made them;
-//! those are found by their mounted namespaces.
+//! the host's registry, and leases of other state directories whose entry is damaged or lost; those are found by their
+//! mounted namespaces.
 //!
 //! Observes, and decides with `core::holding`. It must never wait for a lock of a lease, and must remove only entries
 //! whose lease no longer exists.
@@ -99,7 +99,7 @@ pub(crate) fn look(places: &Places, listing: &Listing) -> Result<Held, HoldersEr
 }
 
 /// The same with the registry locked: removes entries of leases that no longer exist, and makes entries for leases of
-/// this state directory that have none (made by an earlier version, or the entry was damaged). `own` has their
+/// this state directory whose entry is damaged or lost. `own` has their
 /// journals.
 pub(crate) fn settle<'a>(
     places: &Places,

@@ -3,7 +3,6 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
-use std::time::Duration;
 
 /// The C library uses at most three (`MAXNS` of `resolv.h`).
 const MOST: usize = 3;
@@ -11,14 +10,10 @@ const MOST: usize = 3;
 /// The port of resolvers.
 const PORT: u16 = 53;
 
-/// Total time for a query of a guest; the guest's own resolver retries after five seconds.
-const PATIENCE: Duration = Duration::from_secs(4);
-
-/// The resolvers to query, and the time limit.
+/// The resolvers to query.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Resolvers {
     source: Source,
-    patience: Duration,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,7 +27,6 @@ impl Resolvers {
     pub fn fixed(addresses: Vec<SocketAddr>) -> Self {
         Self {
             source: Source::Fixed(addresses),
-            patience: PATIENCE,
         }
     }
 
@@ -40,19 +34,7 @@ impl Resolvers {
     pub fn from_file(resolv_conf: impl Into<PathBuf>) -> Self {
         Self {
             source: Source::File(resolv_conf.into()),
-            patience: PATIENCE,
         }
-    }
-
-    /// The same with the total limit `patience`.
-    pub fn with_patience(mut self, patience: Duration) -> Self {
-        self.patience = patience;
-        self
-    }
-
-    /// Total time for one query.
-    pub fn patience(&self) -> Duration {
-        self.patience
     }
 
     /// The resolvers as they are now.

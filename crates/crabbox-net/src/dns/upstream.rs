@@ -10,6 +10,9 @@ use std::time::{Duration, Instant};
 use super::message::{self, Kind, NOTIMP, SERVFAIL};
 use super::{LONGEST, Resolvers, left, read_framed, write_framed};
 
+/// Total time for a query of a guest; the guest's own resolver retries after five seconds.
+const PATIENCE: Duration = Duration::from_secs(4);
+
 /// One way to query one resolver: address, query, time limit.
 pub(super) type Way = fn(SocketAddr, &[u8], Duration) -> io::Result<Vec<u8>>;
 
@@ -28,7 +31,7 @@ pub(super) fn answer(question: &[u8], resolvers: &Resolvers, way: Way) -> Option
 
 fn ask_all(question: &[u8], resolvers: &Resolvers, way: Way) -> Option<Vec<u8>> {
     let list = resolvers.now();
-    let share = resolvers.patience() / u32::try_from(list.len()).unwrap_or(u32::MAX).max(1);
+    let share = PATIENCE / u32::try_from(list.len()).unwrap_or(u32::MAX).max(1);
     let mut setback = None;
     for resolver in list {
         let id = crabbox_host::random::bytes().ok()?;

@@ -72,8 +72,8 @@ pub(super) fn switched_off(uplinks: &[Link]) -> Vec<&str> {
 }
 
 /// The rules that record the change of `links` and restrict it to our packets, to be loaded before [`switch_on`]. If nothing
-/// changes, nothing is recorded, unless an earlier lease has changed something: then the rules are loaded again, because an
-/// earlier version may have made the table without the chain.
+/// changes, nothing is recorded, unless an earlier lease has changed something: then the rules are loaded again, because
+/// somebody may have flushed the chain.
 pub(super) fn note(links: &[&str]) -> Result<String, NatError> {
     if links.is_empty() && !is_noted()? {
         return Ok(String::new());

@@ -143,14 +143,10 @@ fn a_dead_resolver_leaves_the_question_to_the_next_and_no_answer_is_said_to_be_n
         let others = [DEAD, Ipv4Addr::new(127, 0, 0, 98), Ipv4Addr::new(127, 0, 0, 97)];
         let mut all: Vec<_> = others.map(at).to_vec();
         all.push(at(STUB));
-        forwarding(
-            lab,
-            &Resolvers::fixed(all).with_patience(Duration::from_secs(2)),
-            |guest| {
-                let question = question(7, "example");
-                assert_eq!(ask(guest, &question).unwrap(), answer(&question));
-            },
-        );
+        forwarding(lab, &Resolvers::fixed(all), |guest| {
+            let question = question(7, "example");
+            assert_eq!(ask(guest, &question).unwrap(), answer(&question));
+        });
     });
     Lab::run(|lab| {
         forwarding(lab, &Resolvers::fixed(vec![at(DEAD)]), |guest| {
@@ -220,8 +216,7 @@ fn write_framed(stream: &mut TcpStream, message: &[u8]) {
 fn a_flood_is_bounded() {
     Lab::run(|lab| {
         let asked = resolver(STUB, |_| Vec::new());
-        let patient = Resolvers::fixed(vec![at(STUB)]).with_patience(Duration::from_secs(3));
-        forwarding(lab, &patient, |guest| {
+        forwarding(lab, &Resolvers::fixed(vec![at(STUB)]), |guest| {
             let socket = guest.within(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap());
             for id in 0..300 {
                 socket

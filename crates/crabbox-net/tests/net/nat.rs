@@ -165,7 +165,7 @@ fn what_we_switched_on_forwards_for_our_links_only() {
         neighbour().unwrap_err();
         assert_eq!(guest.within(|| greeting(ELSEWHERE, 80)).unwrap(), "internet");
         // To show that the path itself is open: without the guard the neighbour gets through. A later lease closes it
-        // again, also on a host whose first lease was made by a version without the guard.
+        // again.
         Cmd::new("nft")
             .args(["flush", "chain", "ip", "crabbox_host", "forward"])
             .run()

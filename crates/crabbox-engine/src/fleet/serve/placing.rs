@@ -379,11 +379,8 @@ impl Serve<'_> {
             match talk.hear(until) {
                 Ok(Reply::Ready { .. }) if gone.is_none() => return Err(talk.nonsense().into()),
                 Ok(reply @ (Reply::Stage(_) | Reply::Cold { .. })) => out.put(&reply)?,
-                Ok(reply @ Reply::Ready { .. }) => {
-                    let Reply::Ready { seconds, .. } = &reply else {
-                        continue;
-                    };
-                    let left = Duration::from_secs(*seconds).min(limit);
+                Ok(reply @ Reply::Ready { seconds, .. }) => {
+                    let left = Duration::from_secs(seconds).min(limit);
                     // From here on the client is expected to send something.
                     gone = None;
                     out.put(&reply)?;

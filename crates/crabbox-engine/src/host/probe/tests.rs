@@ -80,8 +80,12 @@ fn a_silent_guest_is_broken_and_its_whole_group_is_killed() {
     let pid = std::fs::read_to_string(place.path("pid")).unwrap();
     let pid: u32 = pid.trim().parse().unwrap();
     // A killed process may remain a zombie until process 1, or a subreaper, reaps it.
-    let gone =
-        || (process::identify(pid).unwrap().is_none() || process::is_zombie(pid).unwrap()).then_some(());
+    let gone = || {
+        let lives = process::identify(pid)
+            .unwrap()
+            .is_some_and(|id| process::is_alive(&id));
+        (!lives).then_some(())
+    };
     assert!(clock::poll_until(SECONDS, gone).is_some());
     assert!(!place.path("cache").join(SCRATCH).exists());
 }

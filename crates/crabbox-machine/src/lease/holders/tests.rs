@@ -157,7 +157,7 @@ fn got(made: &Allocated) -> (u32, Ipv4Net) {
     (made.uid.unwrap(), made.subnet.unwrap())
 }
 
-/// A lease as an earlier version left it in `places`: directory, journal and mounted namespace, and no entry.
+/// A lease in `places` whose entry is lost: directory and journal.
 fn unregistered(places: &Places, id: &LeaseId, uid: u32, subnet: Ipv4Net) -> LeaseDir {
     let dir = LeaseDir::at(places.lease(id));
     std::fs::create_dir_all(dir.path()).unwrap();
@@ -273,7 +273,7 @@ fn of_anothers_lease_out_of_sight_a_process_is_enough_and_of_an_own_one_it_is_no
 }
 
 #[test]
-fn leases_of_an_earlier_version_are_seen_with_what_they_hold() {
+fn leases_whose_entry_is_lost_are_seen_with_what_they_hold() {
     let world = World::new();
     let (here, there) = (world.places("a"), world.places("b"));
     let (own, others) = (id(), id());

@@ -7,7 +7,6 @@ use std::path::{Path, PathBuf};
 
 use crabbox_core::fault::{Fault, Kind};
 use crabbox_host::place::{Place, PlaceError};
-use serde_json::{Value, json};
 
 use super::record::{Record, SCHEMA_VERSION};
 
@@ -113,13 +112,9 @@ pub(super) fn read(path: &Path) -> Result<Vec<Record>, StoreError> {
     }
 }
 
-/// The record in a line. Earlier versions of this program wrote only the timings.
+/// The record in a line.
 fn record(line: &[u8]) -> Result<Record, String> {
-    let mut value: Value = serde_json::from_slice(line).map_err(|error| error.to_string())?;
-    if value.get("schemaVersion").is_none() && value.get("provider").is_some() {
-        value = json!({"schemaVersion": SCHEMA_VERSION, "recordedAt": "", "source": "run", "timing": value});
-    }
-    let record: Record = serde_json::from_value(value).map_err(|error| error.to_string())?;
+    let record: Record = serde_json::from_slice(line).map_err(|error| error.to_string())?;
     if record.schema_version != SCHEMA_VERSION {
         return Err(format!("unsupported schemaVersion={}", record.schema_version));
     }
@@ -137,13 +132,14 @@ mod tests {
         let path = dir.path().join("t.jsonl");
         assert_eq!(read(&path).unwrap().len(), 0);
         let good = r#"{"schemaVersion":1,"recordedAt":"x","source":"run","benchmark":{},"timing":{"provider":"ssh"}}"#;
-        let earlier = r#"{"provider":"ssh","totalMs":7}"#;
-        std::fs::write(&path, format!("{good}\n\n{earlier}\n{good}")).unwrap();
-        let records = read(&path).unwrap();
-        assert_eq!(records.len(), 3);
-        assert_eq!(records[1].timing().unwrap().total_ms, 7);
+        std::fs::write(&path, format!("{good}\n\n{good}")).unwrap();
+        assert_eq!(read(&path).unwrap().len(), 2);
         for (bad, why) in [
             ("{", "EOF while parsing"),
+            (
+                r#"{"provider":"ssh","totalMs":7}"#,
+                "missing field `schemaVersion`",
+            ),
             (
                 r#"{"schemaVersion":2,"recordedAt":"","timing":{}}"#,
                 "unsupported schemaVersion=2",
