@@ -94,7 +94,7 @@ impl std::fmt::Display for FrameError {
             Self::Cut => out.write_str("the stream ended within a message"),
             Self::TooLong(length) => write!(out, "invalid message length: {length} bytes"),
             Self::Malformed(error) => error.fmt(out),
-            Self::Foreign(text) => write!(out, "something that is no message: {text:?}"),
+            Self::Foreign(text) => write!(out, "something that is not a message: {text:?}"),
             Self::Mixed => out.write_str("a message with something else in it"),
         }
     }

@@ -65,7 +65,7 @@ pub struct VmmOptions {
     pub level: Option<crate::types::LogLevel>,
     /// A device by which the guest can report that it has booted; Firecracker then logs the time since its start.
     pub boot_timer: bool,
-    /// The guest's devices on PCI instead of MMIO; needs [`crate::Feature::Pci`].
+    /// The guest's devices on PCI instead of MMIO, since 1.13.
     pub enable_pci: bool,
 }
 

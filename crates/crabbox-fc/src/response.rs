@@ -122,7 +122,7 @@ fn body_length(status: u16, headers: &[httparse::Header<'_>]) -> Result<usize, R
         }
         let digits = header.value.trim_ascii();
         if digits.is_empty() || !digits.iter().all(u8::is_ascii_digit) {
-            return Err(ReadFailure::Malformed("its content length is no number"));
+            return Err(ReadFailure::Malformed("its content length is not a number"));
         }
         // There are only digits, so parsing fails only for a number that is too large for any body.
         let length = std::str::from_utf8(digits)

@@ -223,7 +223,7 @@ fn receive(host: &mut impl BufRead, files: &Path) -> Result<(String, i128), Fail
         [BECOME, nonce, time] if is_word(nonce) => (*nonce, time.parse().ok()),
         _ => return Err(nonsense("the host did not say `become`")),
     };
-    let time = time.ok_or(nonsense("the host's clock is no number"))?;
+    let time = time.ok_or(nonsense("the host's clock is not a number"))?;
     for count in 0..=MOST_FILES {
         let text = line(host)?;
         let words: Vec<&str> = text.split(' ').collect();

@@ -197,7 +197,7 @@ pub fn open_regular(path: &Path) -> std::io::Result<std::fs::File> {
     if file.metadata()?.is_file() {
         return Ok(file);
     }
-    Err(std::io::Error::other("it is no regular file"))
+    Err(std::io::Error::other("it is not a regular file"))
 }
 
 /// Makes the directory `path` and its missing parents, each with permission bits `mode` less the umask.

@@ -28,7 +28,7 @@ pub enum PrivateFileError {
         path: PathBuf,
     },
     /// It is a directory, a pipe or something else.
-    #[error("{} is no regular file", path.display())]
+    #[error("{} is not a regular file", path.display())]
     NoFile {
         /// Its path.
         path: PathBuf,

@@ -70,7 +70,7 @@ shape! {
 
 shape! {
     /// A line of output that the redactor has filtered.
-    Line, "line that a redactor lets through",
+    Line, "redacted line",
     |text| Redactor::default().is_clean(text)
 }
 

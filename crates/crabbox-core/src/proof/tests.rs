@@ -172,7 +172,7 @@ fn a_forged_file_is_refused_with_what_and_where() {
         (
             "host=<address>\"",
             "host=10.0.0.1\"",
-            "no line that a redactor lets through",
+            "not a valid redacted line",
         ),
         ("```json", "```", "it has no document"),
         (

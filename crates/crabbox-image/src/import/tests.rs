@@ -313,7 +313,7 @@ fn a_pipe_or_a_device_for_an_image_is_an_error_at_once() {
     for other in [pipe, PathBuf::from("/dev/zero")] {
         let (_store, result) = import(other.clone(), &elf(62));
         let said = crabbox_core::fault::chain(&result.unwrap_err());
-        assert!(said.contains("it is no regular file"), "{said}");
+        assert!(said.contains("it is not a regular file"), "{said}");
         let recipe = ImportRecipe {
             name: "mine".to_owned(),
             kernel: other,
@@ -322,7 +322,7 @@ fn a_pipe_or_a_device_for_an_image_is_an_error_at_once() {
         };
         let store = Store::open(&dir.path().join("store")).unwrap();
         let said = crabbox_core::fault::chain(&import_ready(&recipe, &store, &|_: &str| {}).unwrap_err());
-        assert!(said.contains("it is no regular file"), "{said}");
+        assert!(said.contains("it is not a regular file"), "{said}");
         std::fs::remove_file(&recipe.rootfs).unwrap();
     }
 }

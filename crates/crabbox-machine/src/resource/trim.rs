@@ -72,7 +72,7 @@ impl From<HoleError> for Over {
     fn from(error: HoleError) -> Self {
         Self::Refused(match error {
             HoleError::Punch(source) => format!("the host cannot free a part of the disk: {source}"),
-            HoleError::Outside { .. } => "that is no part of the disk".to_owned(),
+            HoleError::Outside { .. } => "that is not a part of the disk".to_owned(),
             HoleError::Unsupported => "the host's file system cannot free parts of a file".to_owned(),
             HoleError::File(_) | HoleError::NotPrivate { .. } => {
                 "the host cannot examine the disk".to_owned()
@@ -212,7 +212,7 @@ impl Session<'_> {
                 return Ok(());
             };
             let parts = parse(&text, disk)
-                .ok_or_else(|| Over::Refused("that is no list of parts of the disk".to_owned()))?;
+                .ok_or_else(|| Over::Refused("that is not a list of parts of the disk".to_owned()))?;
             if begun.elapsed() > SESSION {
                 break;
             }

@@ -65,7 +65,7 @@ pub(super) fn check(dir: &Path, key: &str, depth: Depth) -> Result<Template, Unu
         let path = dir.join(name);
         let facts = std::fs::symlink_metadata(&path).map_err(|_| changed("it is not there"))?;
         let differs = [
-            (!facts.is_file(), "it is no file"),
+            (!facts.is_file(), "it is not a file"),
             (facts.len() != part.bytes, "another length"),
             (facts.ino() != part.inode, "another file"),
             (modified(&facts) != part.modified, "written to"),

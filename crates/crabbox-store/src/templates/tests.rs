@@ -103,7 +103,7 @@ fn a_template_of_which_anything_has_changed_is_not_used() {
         ("another mode", |dir| {
             std::fs::set_permissions(dir.join(VMSTATE), std::fs::Permissions::from_mode(0o644)).unwrap();
         }),
-        ("it is no file", |dir| {
+        ("it is not a file", |dir| {
             std::fs::rename(dir.join(LAYER), dir.join("elsewhere")).unwrap();
             std::os::unix::fs::symlink("elsewhere", dir.join(LAYER)).unwrap();
         }),

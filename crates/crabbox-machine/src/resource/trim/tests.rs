@@ -97,7 +97,7 @@ fn what_is_no_list_of_whole_blocks_of_the_disk_is_refused_and_nothing_of_it_happ
     ] {
         let said = told(&dir.holes(), BUDGET, text.as_bytes());
         assert_eq!(said.len(), 2, "{text}: {said:?}");
-        assert_eq!(said[1], "refused that is no list of parts of the disk", "{text}");
+        assert_eq!(said[1], "refused that is not a list of parts of the disk", "{text}");
         assert!(std::fs::read(&dir.path).unwrap() == vec![7; 4 << 20], "{text}");
     }
     let said = told(&dir.holes(), BUDGET, &vec![b'1'; BATCH_BYTES * 3]);
