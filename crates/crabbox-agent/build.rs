@@ -1,4 +1,5 @@
-//! Drops the unwind tables from the agent that is uploaded to leases (`src/link.ld`): it never unwinds, and they are a tenth of its size.
+//! Drops the unwind tables from the agent that is uploaded to leases (`src/link.ld`): it never unwinds, and
+//! they are a tenth of its size.
 //!
 //! It must never affect another build of the agent, such as that of the tests, whose panics unwind.
 

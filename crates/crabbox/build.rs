@@ -1,8 +1,9 @@
-//! Drops the unwind tables from a release, as the agent does (its `src/link.ld`): its panics abort, nobody unwinds its stack, and they are a tenth
-//! of its size.
+//! Drops the unwind tables from a release, as the agent does (its `src/link.ld`): its panics abort, nobody
+//! unwinds its stack, and they are a tenth of its size.
 //!
-//! It must never affect the development profile, whose tests unwind. Cargo does not tell a build script how panics end, but which profile the
-//! chosen one inherits from: `release` and `lab` abort. A test of the program in one of these would abort at its first panic.
+//! It must never affect the development profile, whose tests unwind. Cargo does not tell a build script how
+//! panics end, but which profile the chosen one inherits from: `release` and `lab` abort. A test of the
+//! program in one of these would abort at its first panic.
 
 use std::io::Write as _;
 use std::path::Path;

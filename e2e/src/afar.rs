@@ -1,5 +1,5 @@
-//! Leases on another machine's KVM: a pretended host with a real sshd on its loopback, and clients on the same loopback that run as users without any
-//! rights there.
+//! Leases on another machine's KVM: a pretended host with a real sshd on its loopback, and clients on the
+//! same loopback that run as users without any rights there.
 //!
 //! Each client has its own home, key and repository, and knows nothing of the host but its address.
 
@@ -8,7 +8,8 @@ use crate::{Done, Host};
 /// The address and user of the KVM host's sshd.
 pub const KVM: &str = "root@127.0.0.1:2222";
 
-/// Sets up a KVM host for alice and bob, each with a key, a home and a repository, and with access to nothing on the host but `crabbox __serve`.
+/// Sets up a KVM host for alice and bob, each with a key, a home and a repository, and with access to nothing
+/// on the host but `crabbox __serve`.
 const SERVE: &str = include_str!("afar.sh");
 
 /// A pretended host that serves alice and bob.

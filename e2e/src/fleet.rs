@@ -1,7 +1,8 @@
-//! A fleet: a gateway and the hosts behind it, each pretended in separate namespaces, with a real Slurm between them and a fake VMM on each.
+//! A fleet: a gateway and the hosts behind it, each pretended in separate namespaces, with a real Slurm
+//! between them and a fake VMM on each.
 //!
-//! Slurm and munge come from the system's packages; a test that does not find them fails. The configuration is the example given to users, with the
-//! changes needed to run three hosts on one machine.
+//! Slurm and munge come from the system's packages; a test that does not find them fails. The configuration
+//! is the example given to users, with the changes needed to run three hosts on one machine.
 
 use std::path::PathBuf;
 
@@ -15,7 +16,8 @@ const JOIN: &str = include_str!("fleet.sh");
 const CONF: &str = include_str!("../../docs/examples/slurm/slurm.conf");
 const EPILOG: &str = include_str!("../../docs/examples/slurm/crabbox-epilog");
 
-/// Memory of each host as configured in Slurm, in MiB: enough for two leases of 128 MiB with the overhead of their VMMs, but not for a third.
+/// Memory of each host as configured in Slurm, in MiB: enough for two leases of 128 MiB with the overhead of
+/// their VMMs, but not for a third.
 const MEMORY: u32 = 600;
 
 /// The gateway's address, which all hosts reach.
@@ -98,7 +100,8 @@ impl Fleet {
         &self.nodes[number - 1]
     }
 
-    /// Connects the gateway and each host by a veth pair, so that the gateway notices at once when a host is gone.
+    /// Connects the gateway and each host by a veth pair, so that the gateway notices at once when a host is
+    /// gone.
     #[track_caller]
     fn connect(&self) {
         let gateway = self.gateway.first_process();
@@ -218,7 +221,8 @@ impl Fleet {
         })
     }
 
-    /// The answer of host `h{number}` to the gateway when it speaks for `who` and sends `line`; the gateway hangs up after the first answer.
+    /// The answer of host `h{number}` to the gateway when it speaks for `who` and sends `line`; the gateway
+    /// hangs up after the first answer.
     #[track_caller]
     pub fn as_gateway(&self, number: usize, who: &str, line: &str) -> String {
         let said = format!("{}{line}\n", speaks_for(who));
@@ -230,7 +234,8 @@ impl Fleet {
         self.gateway.feed(&script, said.as_bytes()).stdout
     }
 
-    /// The same, with a second request sent once the first has been told that its lease is ready; returns both answers.
+    /// The same, with a second request sent once the first has been told that its lease is ready; returns
+    /// both answers.
     #[track_caller]
     pub fn twice_as_gateway(&self, number: usize, who: &str, line: &str) -> (String, String) {
         let said = format!("{}{line}\n", speaks_for(who));

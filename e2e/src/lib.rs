@@ -1,7 +1,7 @@
 //! The KVM hosts of the end-to-end tests: the labs started by `cargo xtask provision` or `cargo xtask test`.
 //!
-//! Every command of a test runs on one of them, to which it has exclusive access. A test that finds none fails and says how to start one; it is never
-//! skipped.
+//! Every command of a test runs on one of them, to which it has exclusive access. A test that finds none
+//! fails and says how to start one; it is never skipped.
 #![expect(
     clippy::panic,
     reason = "all of this is test code: what fails here fails the test"
@@ -23,8 +23,8 @@ use crabbox_lab::lab::{LAST_WORDS, SILENCE};
 use crabbox_lab::site::{self, Prepared};
 use crabbox_testkit::schemas;
 
-/// How long one command on the host may take: several leases under emulation. Longer than the longest `--firecracker-launch-timeout` of a test, so
-/// that the program times out first and says why.
+/// How long one command on the host may take: several leases under emulation. Longer than the longest
+/// `--firecracker-launch-timeout` of a test, so that the program times out first and says why.
 const LIMIT: Duration = Duration::from_mins(12);
 /// How long a test waits for a busy host: the time of all tests of the last rung on one emulated host.
 const PATIENCE: Duration = Duration::from_hours(1);
@@ -32,14 +32,16 @@ const PATIENCE: Duration = Duration::from_hours(1);
 /// The environment variable that names the prepared host for a test.
 pub const HOST: &str = "CRABBOX_E2E_HOST";
 
-/// Shell: kills command line (`$cli`) and supervisor simultaneously, and waits until both are gone. A supervisor that outlived its client for even a
-/// moment would take the lease back by itself, and leave nothing for a cleanup.
+/// Shell: kills command line (`$cli`) and supervisor simultaneously, and waits until both are gone. A
+/// supervisor that outlived its client for even a moment would take the lease back by itself, and leave
+/// nothing for a cleanup.
 pub const KILL_BOTH: &str = "s=$(pgrep -f '[_]_supervise'); kill -STOP $s; kill -9 $cli $s; \
      for i in $(seq 1000); do pgrep -f '[_]_supervise' >/dev/null || break; sleep 0.01; done";
 
-/// Options of a lease that costs an emulated host as little as possible; the plugins of a CNI network alone take two seconds of processor time. A
-/// test about networks appends its own options. The long launch timeout is for slow machines, where an emulated host with four simultaneous leases
-/// takes longer than any user's host should.
+/// Options of a lease that costs an emulated host as little as possible; the plugins of a CNI network alone
+/// take two seconds of processor time. A test about networks appends its own options. The long launch timeout
+/// is for slow machines, where an emulated host with four simultaneous leases takes longer than any user's
+/// host should.
 pub const SMALL: &str = "--provider firecracker --firecracker-cpus 1 --firecracker-memory-mib 256 --firecracker-disk-mib 2048 \
      --firecracker-network nat --firecracker-launch-timeout 5m";
 
@@ -69,7 +71,8 @@ pub struct Done {
 }
 
 impl Done {
-    /// Returns itself after checking that it exited with `code`; anything else fails the test and shows all output.
+    /// Returns itself after checking that it exited with `code`; anything else fails the test and shows all
+    /// output.
     #[must_use]
     #[track_caller]
     pub fn exits(self, code: i32) -> Self {
@@ -102,8 +105,8 @@ impl Done {
 }
 
 impl Host {
-    /// One of the prepared hosts, used exclusively until dropped, and cleaned of leftovers of failed tests. The environment variable [`HOST`] may
-    /// name it; without it, the first free one is taken.
+    /// One of the prepared hosts, used exclusively until dropped, and cleaned of leftovers of failed tests.
+    /// The environment variable [`HOST`] may name it; without it, the first free one is taken.
     #[track_caller]
     pub fn alone() -> Self {
         #[expect(
@@ -187,7 +190,8 @@ impl Host {
         }
     }
 
-    /// The same, but a lab: for tests that affect the whole system, which must not run on a machine that someone works on.
+    /// The same, but a lab: for tests that affect the whole system, which must not run on a machine that
+    /// someone works on.
     #[track_caller]
     pub fn lab() -> Self {
         let host = Self::alone();
@@ -232,7 +236,8 @@ impl Host {
         );
     }
 
-    /// Runs `crabbox` with these words, split as by a shell. A document on standard output must match its schema.
+    /// Runs `crabbox` with these words, split as by a shell. A document on standard output must match its
+    /// schema.
     #[track_caller]
     pub fn crabbox(&self, words: &str) -> Done {
         let done = self.sh(&format!("exec crabbox {words}"));
@@ -244,8 +249,9 @@ impl Host {
         done
     }
 
-    /// Starts a warmup with `options`, runs the shell words `kill` while its supervisor is stopped at `point` (`step:phase`), and lets the surviving
-    /// processes continue, more than once: a machine that died is made again, and comes to the same step.
+    /// Starts a warmup with `options`, runs the shell words `kill` while its supervisor is stopped at `point`
+    /// (`step:phase`), and lets the surviving processes continue, more than once: a machine that died is made
+    /// again, and comes to the same step.
     #[track_caller]
     pub fn kill_at(&self, point: &str, options: &str, kill: &str) {
         let stands = "pgrep -r T -f '[_]_supervise' >/dev/null";
@@ -267,7 +273,8 @@ impl Host {
         .exits(0)
     }
 
-    /// The directory of the image `name` in the host's store; the order of images in the store has no meaning.
+    /// The directory of the image `name` in the host's store; the order of images in the store has no
+    /// meaning.
     #[track_caller]
     pub fn image(&self, name: &str) -> String {
         let image = self

@@ -1,7 +1,9 @@
-//! A pretended host: namespaces of this machine in which crabbox runs with a fake VMM, for tests that need hundreds of leases.
+//! A pretended host: namespaces of this machine in which crabbox runs with a fake VMM, for tests that need
+//! hundreds of leases.
 //!
-//! Links, rules, routes, mounts, processes and the home directory are separate and end with it; leases have real namespaces, CNI plugins, rules and a
-//! real sshd. No microVM runs here, so nothing seen here is a claim about one.
+//! Links, rules, routes, mounts, processes and the home directory are separate and end with it; leases have
+//! real namespaces, CNI plugins, rules and a real sshd. No microVM runs here, so nothing seen here is a claim
+//! about one.
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
@@ -47,8 +49,8 @@ impl Drop for Namespaces {
 }
 
 impl Host {
-    /// A new pretended host. Needs root, and `crabbox`, `fake-firecracker` and `fake-jailer` in the directory in which this test was built: `cargo
-    /// build -p crabbox -p crabbox-testkit --bins`.
+    /// A new pretended host. Needs root, and `crabbox`, `fake-firecracker` and `fake-jailer` in the directory
+    /// in which this test was built: `cargo build -p crabbox -p crabbox-testkit --bins`.
     #[track_caller]
     pub fn pretend() -> Self {
         let bins = built();
@@ -118,8 +120,9 @@ impl Host {
         namespaces.first
     }
 
-    /// Runs `command` repeatedly and kills it a little later each time, until it ends before being killed; `between` checks what each kill leaves and
-    /// gets the seconds after which it came. The undisturbed duration is measured first, and that run is undone with `undo`.
+    /// Runs `command` repeatedly and kills it a little later each time, until it ends before being killed;
+    /// `between` checks what each kill leaves and gets the seconds after which it came. The undisturbed
+    /// duration is measured first, and that run is undone with `undo`.
     #[track_caller]
     pub fn kill_at_every_moment(&self, command: &str, undo: &str, between: impl Fn(f64)) {
         let timed =
@@ -129,7 +132,8 @@ impl Host {
         let took = time().min(time());
         let mut killed = 0;
         loop {
-            // If the machine is slower now than when this was measured there are more kills, if it is faster, fewer.
+            // If the machine is slower now than when this was measured there are more kills, if it is faster,
+            // fewer.
             let limit = took / 1e9 / 20.0 * f64::from(killed + 1);
             let done = self.sh(&format!("timeout -s KILL {limit} {command}"));
             if done.code == Some(0) {
@@ -145,7 +149,8 @@ impl Host {
         );
     }
 
-    /// A pretended host with one of our images, whose guests respond and report that they are ready; leases from it use [`OURS`].
+    /// A pretended host with one of our images, whose guests respond and report that they are ready; leases
+    /// from it use [`OURS`].
     #[track_caller]
     pub fn pretend_ours() -> Self {
         let host = Self::pretend();
@@ -193,7 +198,8 @@ impl Host {
         assert_eq!(waited.code, Some(0), "never became true: {condition}\n{seen}");
     }
 
-    /// Builds the image `name` from a small tree with the file `etc/word` and an invalid kernel, with which a fake guest gets ready.
+    /// Builds the image `name` from a small tree with the file `etc/word` and an invalid kernel, with which a
+    /// fake guest gets ready.
     #[track_caller]
     pub fn build_image(&self, name: &str, word: &str) {
         drop(self.sh(&format!("set -- {name} {word}\n{BUILD}")).exits(0));

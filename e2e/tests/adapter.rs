@@ -1,5 +1,5 @@
-//! Leases of another program, on pretended hosts with a fake VMM: a recorded conversation of the external protocol, and the fate of a lease whose
-//! request was cancelled, killed, or repeated. No microVM runs here.
+//! Leases of another program, on pretended hosts with a fake VMM: a recorded conversation of the external
+//! protocol, and the fate of a lease whose request was cancelled, killed, or repeated. No microVM runs here.
 
 use crabbox_e2e::{Host, assert_nothing_left};
 use serde_json::{Value, json};
@@ -104,8 +104,8 @@ fn the_recorded_conversation_is_answered_and_leaves_nothing() {
     assert_nothing_left(&before, &host.settled());
 }
 
-/// Enters the lease using only the answer, as the Go program does: its host key is beside the key, and host key checking passes. It can also be used
-/// by this program's own commands.
+/// Enters the lease using only the answer, as the Go program does: its host key is beside the key, and host
+/// key checking passes. It can also be used by this program's own commands.
 #[track_caller]
 fn enter(host: &Host, answer: &Value) {
     let ssh = |field: &str| answer["lease"]["ssh"][field].as_str().unwrap_or_default();

@@ -1,5 +1,6 @@
-//! A real microVM from afar: a host prepared by `setup firecracker --serve`, and clients without root and without KVM that reach it through a real
-//! sshd, sudo and account. Clients and host are one machine here and share its loopback.
+//! A real microVM from afar: a host prepared by `setup firecracker --serve`, and clients without root and
+//! without KVM that reach it through a real sshd, sudo and account. Clients and host are one machine here and
+//! share its loopback.
 
 use crabbox_e2e::{Done, Host, assert_nothing_left};
 

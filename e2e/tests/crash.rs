@@ -1,5 +1,6 @@
-//! Deaths at the worst moments, on real microVMs: `kill -9` of the supervisor at every journal step, of the command line, of both, of a ready lease's
-//! supervisor and VMM, in the middle of a `stop`, and a power cut. After at most one `cleanup` nothing is left, and bystanders are unchanged.
+//! Deaths at the worst moments, on real microVMs: `kill -9` of the supervisor at every journal step, of the
+//! command line, of both, of a ready lease's supervisor and VMM, in the middle of a `stop`, and a power cut.
+//! After at most one `cleanup` nothing is left, and bystanders are unchanged.
 
 use std::fmt::Write as _;
 
@@ -51,7 +52,8 @@ fn a_supervisor_killed_at_any_step_leaves_nothing_and_touches_nobody() {
             let failed = host.sh(&format!(
                 "CRABBOX_TEST_FAILPOINT={point} crabbox warmup {SMALL} {CHAINED} --slug crash"
             ));
-            // Directory, supervisor and cgroup have no separate effect between their intent and their completion mark.
+            // Directory, supervisor and cgroup have no separate effect between their intent and their
+            // completion mark.
             let reached = !(phase == "made" && step == "directory");
             if reached && failed.code != Some(5) {
                 writeln!(failures, "{point}: exit {:?}: {}", failed.code, failed.stderr).unwrap();
@@ -193,7 +195,8 @@ fn two_of_everything_at_once_lose_nothing() {
         2,
         "{both:?}"
     );
-    // Two concurrent stops of one lease, a heartbeat between them, and two cleanups: no error except "not found", and no directory is recreated.
+    // Two concurrent stops of one lease, a heartbeat between them, and two cleanups: no error except "not
+    // found", and no directory is recreated.
     let storm = host.sh(
         "(crabbox stop twin & crabbox heartbeat twin & crabbox stop twin & wait) 2>&1; \
          (crabbox cleanup --provider firecracker & crabbox cleanup --provider firecracker & wait) 2>&1; \
@@ -210,7 +213,8 @@ fn two_of_everything_at_once_lose_nothing() {
 #[test]
 fn after_a_power_cut_one_cleanup_is_enough() {
     let host = Host::alone();
-    // Start from a fresh boot, so that its changes are not taken for residue. Synced, because a power cut restores what was removed just before.
+    // Start from a fresh boot, so that its changes are not taken for residue. Synced, because a power cut
+    // restores what was removed just before.
     drop(host.sh("sync").exits(0));
     host.reset();
     let repo = host.repository("power");
@@ -218,7 +222,8 @@ fn after_a_power_cut_one_cleanup_is_enough() {
     for mode in ["cni", "nat"] {
         drop(host.warmup(&repo, mode, &format!("--firecracker-network {mode}")));
     }
-    // A third lease is being made. Its records are not synced by the test: the program must have done that itself.
+    // A third lease is being made. Its records are not synced by the test: the program must have done that
+    // itself.
     drop(host.sh(&format!(
         "sync; setsid crabbox warmup {SMALL} --slug cut </dev/null >/dev/null 2>&1 & sleep 2"
     )));

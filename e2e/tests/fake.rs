@@ -1,11 +1,13 @@
-//! What a crash, a race or a strange record leaves behind, on pretended hosts with a fake VMM: every step and phase, hundreds of leases. Namespaces,
-//! rules, CNI plugins and logins are real; the microVM is not, and `crash.rs` has the proofs on real ones.
+//! What a crash, a race or a strange record leaves behind, on pretended hosts with a fake VMM: every step and
+//! phase, hundreds of leases. Namespaces, rules, CNI plugins and logins are real; the microVM is not, and
+//! `crash.rs` has the proofs on real ones.
 
 use std::fmt::Write as _;
 
 use crabbox_e2e::{Host, KILL_BOTH, PRETEND, assert_nothing_left};
 
-/// The steps of a jailed lease from a foreign image, in order; a lease from our own image also has `mount` (`crash.rs`).
+/// The steps of a jailed lease from a foreign image, in order; a lease from our own image also has `mount`
+/// (`crash.rs`).
 const STEPS: [&str; 12] = [
     "directory",
     "supervisor",
@@ -342,7 +344,8 @@ fn strange_records_hide_nothing_and_block_nothing() {
     );
     assert_nothing_left(&before, &comes_back_to(&host, &before));
 
-    // A lease as left by the Go program: a record, the cache of its CNI attachment, and no files of this program.
+    // A lease as left by the Go program: a record, the cache of its CNI attachment, and no files of this
+    // program.
     lease(&host, "foreign", "--firecracker-jailer none");
     drop(host.sh(&format!(
         "kill -9 $(pgrep -f '[_]_supervise'); rm {state}/leases/cbx_*/journal.jsonl; mv /srv/cni /srv/cni.away"
@@ -477,7 +480,8 @@ fn objects_of_ours_without_a_lease_go_and_nobody_else_s_do() {
          nft add table ip crabbox_0badcafe; touch /srv/.config/crabbox/state/firecracker/locks/cbx_000000000001.lock; \
          mkdir -p /srv/.config/crabbox/state/firecracker/leases/cbx_000000000002",
     ).exits(0));
-    // The same without our tag. A key directory may just as well belong to another provider, in this program's state or the Go program's.
+    // The same without our tag. A key directory may just as well belong to another provider, in this
+    // program's state or the Go program's.
     drop(host.sh("ip link add cbxmine type veth peer name x1; nft add table ip crabboxes; mkdir -p /srv/.config/crabbox/testboxes/cbx_000000000003").exits(0));
     let dry = host.crabbox("cleanup --provider firecracker --dry-run").exits(0);
     for what in [
@@ -508,7 +512,8 @@ fn objects_of_ours_without_a_lease_go_and_nobody_else_s_do() {
     drop(host.crabbox("run --id live --no-sync -- true").exits(0));
 }
 
-/// The uid and address block of the lease `slug` from its journal; `crabbox` is the command line of its state directory.
+/// The uid and address block of the lease `slug` from its journal; `crabbox` is the command line of its state
+/// directory.
 #[track_caller]
 fn share(host: &Host, crabbox: &str, slug: &str) -> [serde_json::Value; 2] {
     let id = host
@@ -644,7 +649,8 @@ fn an_idle_lease_ends_and_one_in_use_does_not_until_its_time_is_over() {
     lease(&host, "idle", "--idle-timeout 8s");
     until(&host, "! pgrep -f '[_]_supervise' >/dev/null");
     assert_nothing_left(&before, &comes_back_to(&host, &before));
-    // In use for three times as long, it stays. When the run is killed it leaves the label `running`, and the lease still ends.
+    // In use for three times as long, it stays. When the run is killed it leaves the label `running`, and the
+    // lease still ends.
     lease(&host, "busy", "--idle-timeout 8s");
     drop(
         host.sh(

@@ -1,5 +1,5 @@
-//! The first command on a host that was never set up, on pretended hosts: setup is offered, can be killed at any moment and resumed, and can be
-//! undone completely.
+//! The first command on a host that was never set up, on pretended hosts: setup is offered, can be killed at
+//! any moment and resumed, and can be undone completely.
 
 use crabbox_e2e::{Host, assert_nothing_left};
 

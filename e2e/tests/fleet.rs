@@ -1,5 +1,6 @@
-//! Leases placed by Slurm: a gateway and three hosts behind it, each pretended in separate namespaces, with a real Slurm between them. Tests who has
-//! what, what is left on every host, and the messages when something dies. No microVM runs here.
+//! Leases placed by Slurm: a gateway and three hosts behind it, each pretended in separate namespaces, with a
+//! real Slurm between them. Tests who has what, what is left on every host, and the messages when something
+//! dies. No microVM runs here.
 
 use crabbox_e2e::assert_nothing_left;
 use crabbox_e2e::fleet::{Fleet, fleet};
@@ -7,7 +8,8 @@ use crabbox_e2e::fleet::{Fleet, fleet};
 /// Shell: true if this host has no lease, and no process of a job.
 const NO_LEASE: &str = "! ls -d /srv/.config/crabbox/state/firecracker/leases/cbx_* >/dev/null 2>&1 && ! pgrep -f '[_]_hold' >/dev/null";
 
-/// The residue after both users and the gateway have connected to each host once, so that all shared connections exist.
+/// The residue after both users and the gateway have connected to each host once, so that all shared
+/// connections exist.
 #[track_caller]
 fn settled(fleet: &Fleet) -> Vec<String> {
     for who in ["alice", "bob"] {
@@ -57,8 +59,8 @@ fn is_alice_s_alone(fleet: &Fleet, number: usize, lease: &str) {
     );
 }
 
-/// Leases unknown to this machine are reported by the gateway, which asks all hosts; if it cannot ask them all, nothing is reported, because another
-/// program would make a missing lease again.
+/// Leases unknown to this machine are reported by the gateway, which asks all hosts; if it cannot ask them
+/// all, nothing is reported, because another program would make a missing lease again.
 #[track_caller]
 fn is_listed_without_a_claim(fleet: &Fleet, listed: &str) {
     let claims = "/tmp/alice/.config/crabbox/state/claims";
@@ -217,7 +219,8 @@ fn who_knows_of_a_job(fleet: &Fleet) {
         plain.contains("a lease without a job is not supported here"),
         "{plain}"
     );
-    // A job without a valid request ends by itself. The first valid request gets it, and a second one comes too late.
+    // A job without a valid request ends by itself. The first valid request gets it, and a second one comes
+    // too late.
     let hold = "sbatch --parsable -w h1 --mem=128 -p lease --gres=lease:1 -o /dev/null --wrap 'exec /srv/bin/crabbox __hold --lease cbx_0123456789ab \
          --owner alice --nonce right --wait 8 \"$SLURM_JOB_ID\"'";
     let job = fleet.gateway.sh(hold).exits(0).stdout.trim().to_owned();
@@ -258,7 +261,8 @@ fn a_host_that_refuses_is_left_out_and_a_job_makes_one_lease_for_who_knows_of_it
     assert_ne!(held, 1);
     drop(fleet.with("alice", "crabbox stop mine").exits(0));
     reserve(2, 16_000_000);
-    // Now no host can make it. A refusal may be one host's misconfiguration, so it only counts once every host has refused.
+    // Now no host can make it. A refusal may be one host's misconfiguration, so it only counts once every
+    // host has refused.
     reserve(3, 99_000_000);
     let none = fleet.with("alice", "crabbox warmup --slug mine").exits(5);
     for host in ["h1: ", "h2: ", "h3: "] {
@@ -287,7 +291,8 @@ fn a_host_that_refuses_is_left_out_and_a_job_makes_one_lease_for_who_knows_of_it
     assert_nothing_left(&before, &fleet.settled());
 }
 
-/// An epilog that finds a supervisor which does not end by itself, as after the death of slurmstepd, kills it; the epilog does not run a second time.
+/// An epilog that finds a supervisor which does not end by itself, as after the death of slurmstepd, kills
+/// it; the epilog does not run a second time.
 #[track_caller]
 fn an_epilog_ends_what_still_runs(fleet: &Fleet) {
     drop(fleet.with("alice", "crabbox warmup --slug mine").exits(0));
@@ -346,7 +351,8 @@ fn a_health_check_takes_back_what_no_epilog_did(fleet: &Fleet) {
 fn whatever_dies_the_lease_and_its_job_end_together_and_nothing_is_left() {
     let fleet = fleet(3);
     let before = settled(&fleet);
-    // The supervisor dies: its job is over, the epilog takes the lease back, and listing leases does not revive it.
+    // The supervisor dies: its job is over, the epilog takes the lease back, and listing leases does not
+    // revive it.
     drop(fleet.with("alice", "crabbox warmup --slug mine").exits(0));
     let number = fleet.host_of("alice", "mine");
     drop(
@@ -376,8 +382,9 @@ fn whatever_dies_the_lease_and_its_job_end_together_and_nothing_is_left() {
     fleet
         .gateway
         .until("test $(sinfo -h -N -o %T | grep -cx idle) = 3");
-    // slurmctld ends: existing leases continue, and new ones are refused with a reason. It is ended in an orderly way, because a slurmctld that is
-    // killed within seconds of a submission forgets it and starts the job again.
+    // slurmctld ends: existing leases continue, and new ones are refused with a reason. It is ended in an
+    // orderly way, because a slurmctld that is killed within seconds of a submission forgets it and starts
+    // the job again.
     drop(fleet.with("alice", "crabbox warmup --slug mine").exits(0));
     drop(fleet.gateway.sh("pkill -x slurmctld; for i in $(seq 100); do pgrep -x slurmctld >/dev/null || exit 0; sleep 0.1; done; exit 1").exits(0));
     let new = fleet.with("bob", "crabbox warmup").exits(5);

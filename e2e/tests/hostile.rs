@@ -1,9 +1,10 @@
-//! A guest that attacks its host with everything its root can reach, beside another lease. The bystander and the host must not be affected, and the
-//! hostile lease must be given back like any other.
+//! A guest that attacks its host with everything its root can reach, beside another lease. The bystander and
+//! the host must not be affected, and the hostile lease must be given back like any other.
 
 use crabbox_e2e::{Host, assert_nothing_left};
 
-/// Floods the channels that lead out of a guest, each from a separate process, for as long as the guest lives; run as its root.
+/// Floods the channels that lead out of a guest, each from a separate process, for as long as the guest
+/// lives; run as its root.
 const ATTACK: &str = include_str!("hostile/attack.py");
 /// Replaces the guest's sshd and answers every client with endless bytes.
 const FORGERY: &str = include_str!("hostile/forgery.py");
@@ -52,7 +53,8 @@ fn a_bystander_does_not_notice_a_guest_that_floods_everything_it_reaches() {
         assert!(value.is_some(), "no {name} in {facts:?}");
         value.unwrap_or_default()
     };
-    // A lease may have 4096 connection tracking entries outside of its namespace; the host's own are a handful.
+    // A lease may have 4096 connection tracking entries outside of its namespace; the host's own are a
+    // handful.
     assert!(fact("flows") < 5_000, "{facts:?}");
     // No file of a VMM grows beyond the disk that the lease may fill.
     assert!(fact("largest") <= 2 << 30, "{facts:?}");
@@ -61,8 +63,8 @@ fn a_bystander_does_not_notice_a_guest_that_floods_everything_it_reaches() {
 
     drop(host.crabbox("stop hostile").exits(0));
 
-    // A forged end of the connection: the command fails and ends, and the lease can still be given back. The session that starts the forger is killed
-    // by it.
+    // A forged end of the connection: the command fails and ends, and the lease can still be given back. The
+    // session that starts the forger is killed by it.
     drop(host.warmup(&repo, "forger", network));
     drop(
         host.feed(&format!("cat > {repo}/forgery.py"), FORGERY.as_bytes())

@@ -1,5 +1,6 @@
-//! Foreign images on real microVMs: a Debian with its own kernel, systemd and cloud-init, unaware of crabbox, and one built from OCI layers whose
-//! systemd runs on our kernel. `cargo xtask` makes both (`payload/cloud.rs`).
+//! Foreign images on real microVMs: a Debian with its own kernel, systemd and cloud-init, unaware of crabbox,
+//! and one built from OCI layers whose systemd runs on our kernel. `cargo xtask` makes both
+//! (`payload/cloud.rs`).
 
 use crabbox_e2e::{Host, assert_nothing_left};
 
@@ -21,7 +22,8 @@ fn a_cloud_init_image_is_leased_entered_and_given_back() {
     let method = status["labels"]["disk_method"].as_str();
     assert!(matches!(method, Some("reflink" | "sparse-copy")), "{status}");
 
-    // The contract of the seed: user, sudo, host name, address, outgoing route, name server, work root; and the requested disk size.
+    // The contract of the seed: user, sudo, host name, address, outgoing route, name server, work root; and
+    // the requested disk size.
     let run = host
         .sh(&format!(
             "cd {repo} && echo two >> tracked && crabbox run --id cloud -- sh -c 'cat tracked; whoami; sudo -n id -u; hostname; \
@@ -79,7 +81,8 @@ fn an_oci_image_with_systemd_is_leased_entered_and_given_back() {
         "{status}"
     );
 
-    // Process 1 is the image's own, which runs sshd; layers, user, sudo, address and outgoing route are as the lease needs them.
+    // Process 1 is the image's own, which runs sshd; layers, user, sudo, address and outgoing route are as
+    // the lease needs them.
     let run = host
         .sh(&format!(
             "cd {repo} && echo two >> tracked && crabbox run --id systemd -- sh -c 'cat tracked; cat /proc/1/comm; systemctl is-active ssh; \

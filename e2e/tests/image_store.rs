@@ -1,4 +1,5 @@
-//! Images and the leases that run from them, on a pretended host: sharing, choice of the image, protection of images in use.
+//! Images and the leases that run from them, on a pretended host: sharing, choice of the image, protection of
+//! images in use.
 
 use crabbox_e2e::{Host, assert_nothing_left};
 
@@ -14,7 +15,8 @@ fn links(host: &Host, dir: &str) -> String {
 fn fifty_leases_share_one_image_and_hold_it() {
     let host = Host::pretend();
     host.build_image("default", "of-default");
-    // Fifty real guests would need this much memory; pretended ones take a few MiB each. Full hosts are covered by another test.
+    // Fifty real guests would need this much memory; pretended ones take a few MiB each. Full hosts are
+    // covered by another test.
     drop(
         host.sh("sed 's/^MemAvailable:.*/MemAvailable: 64000000 kB/' /proc/meminfo > /srv/meminfo && mount --bind /srv/meminfo /proc/meminfo")
             .exits(0),

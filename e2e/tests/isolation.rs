@@ -1,5 +1,5 @@
-//! What a guest can reach and do, tried from inside real guests: networks by sending packets, the jail by the kernel's view of the VMM, limits by
-//! exceeding them.
+//! What a guest can reach and do, tried from inside real guests: networks by sending packets, the jail by the
+//! kernel's view of the VMM, limits by exceeding them.
 
 use std::fmt::Write as _;
 

@@ -1,4 +1,5 @@
-//! The main use on real microVMs: lease, inspect, run with a dirty tree, enter, list, give back; and nothing is left behind.
+//! The main use on real microVMs: lease, inspect, run with a dirty tree, enter, list, give back; and nothing
+//! is left behind.
 
 use crabbox_e2e::{Host, SMALL, assert_nothing_left};
 
@@ -264,7 +265,8 @@ fn a_lease_reads_in_its_volumes_what_an_earlier_one_wrote() {
         first.stderr.contains("\"coldReason\":\"it has cache volumes"),
         "{first:?}"
     );
-    // They belong to the user, as do the directories made for them; and data is written without an explicit sync.
+    // They belong to the user, as do the directories made for them; and data is written without an explicit
+    // sync.
     assert_eq!(
         run(
             "e2e-first",

@@ -1,6 +1,8 @@
-//! The Debian package on a host with dpkg and apt: installed, used, replaced while there is a lease, removed, purged, with nothing left behind.
+//! The Debian package on a host with dpkg and apt: installed, used, replaced while there is a lease, removed,
+//! purged, with nothing left behind.
 //!
-//! The program in it is the one built for the tests, packed as a release is; compressing it well would take longer than everything else.
+//! The program in it is the one built for the tests, packed as a release is; compressing it well would take
+//! longer than everything else.
 
 use crabbox_e2e::{Host, SMALL, assert_nothing_left};
 use crabbox_host::command::Cmd;

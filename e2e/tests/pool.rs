@@ -1,5 +1,6 @@
-//! Leases made ahead of their use, on pretended hosts with a fake VMM: who gets one, what becomes of the others, and what killed processes leave.
-//! `warm.rs` shows on a real microVM that one is a lease like any other.
+//! Leases made ahead of their use, on pretended hosts with a fake VMM: who gets one, what becomes of the
+//! others, and what killed processes leave. `warm.rs` shows on a real microVM that one is a lease like any
+//! other.
 
 use crabbox_e2e::{Host, KILL_BOTH, OURS, assert_nothing_left};
 
@@ -85,8 +86,8 @@ fn fill(host: &Host, count: usize) -> Vec<String> {
     members.map(|member| text(&member["leaseId"])).collect()
 }
 
-/// Starts a warmup with `options` under these `variables`, and waits until its supervisor, or that of the pool member which it takes, is stopped at
-/// `point` (`step:phase`).
+/// Starts a warmup with `options` under these `variables`, and waits until its supervisor, or that of the
+/// pool member which it takes, is stopped at `point` (`step:phase`).
 #[track_caller]
 fn held(host: &Host, variables: &str, point: &str, options: &str) {
     drop(

@@ -1,4 +1,5 @@
-//! A proof on a real microVM: it passes, names its rung, does not identify the host, and can be checked elsewhere.
+//! A proof on a real microVM: it passes, names its rung, does not identify the host, and can be checked
+//! elsewhere.
 
 use crabbox_e2e::{Host, SMALL, assert_nothing_left};
 

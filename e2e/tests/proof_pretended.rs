@@ -1,4 +1,5 @@
-//! Proofs on pretended hosts with a fake VMM: they say so, and the machine is given back even if a proof fails.
+//! Proofs on pretended hosts with a fake VMM: they say so, and the machine is given back even if a proof
+//! fails.
 
 use crabbox_e2e::{Host, assert_nothing_left};
 

@@ -1,5 +1,6 @@
-//! Leases on another machine's KVM: the clients are users without any rights on a pretended host, which they reach through a real sshd on loopback.
-//! Tests who has what, what is left on either side, and the messages when the other end is away, dies or is a different host. No microVM runs here.
+//! Leases on another machine's KVM: the clients are users without any rights on a pretended host, which they
+//! reach through a real sshd on loopback. Tests who has what, what is left on either side, and the messages
+//! when the other end is away, dies or is a different host. No microVM runs here.
 
 use crabbox_e2e::afar::{KVM, NO_LEASE, host, settled, until, with, with_host};
 use crabbox_e2e::{Host, assert_nothing_left};
@@ -127,7 +128,8 @@ fn what_ends_on_the_way_leaves_nothing_and_each_owner_has_a_quota() {
         until(&host, NO_LEASE);
         drop(with(&host, "alice", "crabbox list").exits(0));
     }
-    // Killed between its claim and its keys, and before it could enter: one cleanup removes what is left here.
+    // Killed between its claim and its keys, and before it could enter: one cleanup removes what is left
+    // here.
     for point in ["cli:keys:begun", "cli:keys:done"] {
         drop(
             with(

@@ -1,11 +1,12 @@
-//! Failures between a client and its lease on another machine, at every step: on a pretended host, with a real sshd on its loopback. Nothing may be
-//! left at either end after one cleanup at each, and claimed leases continue. No microVM runs here.
+//! Failures between a client and its lease on another machine, at every step: on a pretended host, with a
+//! real sshd on its loopback. Nothing may be left at either end after one cleanup at each, and claimed leases
+//! continue. No microVM runs here.
 
 use crabbox_e2e::afar::{KVM, NO_LEASE, host, settled, until, with};
 use crabbox_e2e::{Done, Host, assert_nothing_left};
 
-/// Every step of a jailed lease from a foreign image, as a point at which its supervisor is stopped: before the step, except for the first, whose
-/// journal does not exist yet.
+/// Every step of a jailed lease from a foreign image, as a point at which its supervisor is stopped: before
+/// the step, except for the first, whose journal does not exist yet.
 const POINTS: [&str; 11] = [
     "directory:done",
     "supervisor:begun",
@@ -20,7 +21,8 @@ const POINTS: [&str; 11] = [
     "claim:begun",
 ];
 
-/// What is killed, and how: the client, its SSH connection, its server process on the host, the lease's supervisor.
+/// What is killed, and how: the client, its SSH connection, its server process on the host, the lease's
+/// supervisor.
 const CLIENT: &str = "kill -9 $cli";
 const CONNECTION: &str = "pkill -9 -u nobody -x ssh";
 const SERVER: &str = "pkill -9 -f '[c]rabbox __serve'";
@@ -34,8 +36,8 @@ fn alice(words: &str) -> String {
     )
 }
 
-/// Runs alice's `words` until her lease's supervisor is stopped at `point`, does `then`, and lets the supervisor continue; returns the client's
-/// result.
+/// Runs alice's `words` until her lease's supervisor is stopped at `point`, does `then`, and lets the
+/// supervisor continue; returns the client's result.
 #[track_caller]
 fn at(host: &Host, point: &str, words: &str, then: &str) -> Done {
     let stands = "pgrep -r T -f '[_]_supervise' >/dev/null";
@@ -65,7 +67,8 @@ fn matrix(dead: &[&str]) {
     for who in dead {
         for point in POINTS {
             drop(at(&host, point, "warmup --slug gone", who));
-            // Her server process takes back what she abandoned; if it died too, that is left for the host's cleanup.
+            // Her server process takes back what she abandoned; if it died too, that is left for the host's
+            // cleanup.
             until(
                 &host,
                 "! pgrep -f '[_]_supervise' >/dev/null && ! pgrep -f '[c]rabbox __serve' >/dev/null",
@@ -155,8 +158,8 @@ const EVERY_QUESTION: [&str; 8] = [
     "stop mine",
 ];
 
-/// Runs alice's command until it waits for a host made silent by `dumb`, and interrupts it once: it must report that, with its exit code. False if it
-/// ended before it waited.
+/// Runs alice's command until it waits for a host made silent by `dumb`, and interrupts it once: it must
+/// report that, with its exit code. False if it ended before it waited.
 #[track_caller]
 fn interrupted(host: &Host, words: &str, dumb: &str) -> bool {
     let done = host.sh(&format!(

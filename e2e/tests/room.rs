@@ -1,5 +1,5 @@
-//! A full host, on pretended hosts with a fake VMM: a lease that does not fit is refused before anything is made, and a disk that fills up at any
-//! moment leaves nothing behind.
+//! A full host, on pretended hosts with a fake VMM: a lease that does not fit is refused before anything is
+//! made, and a disk that fills up at any moment leaves nothing behind.
 
 use crabbox_e2e::{Host, PRETEND, assert_nothing_left};
 
@@ -103,7 +103,8 @@ fn a_disk_that_fills_at_any_moment_leaves_nothing() {
 fn more_than_a_lease_can_hold_does_not_come_out_of_it() {
     let host = Host::pretend();
     let before = used(&host);
-    // A fake guest shares the host's files, so it has more than a disk of 64 MiB and a memory of 128 MiB could hold.
+    // A fake guest shares the host's files, so it has more than a disk of 64 MiB and a memory of 128 MiB
+    // could hold.
     drop(
         host.sh(&format!(
             "mkdir /srv/tree && cd /srv/tree && git init -q . && echo x > f && git add f && git commit -qm f && \

@@ -1,4 +1,5 @@
-//! Failures during a run on a real microVM: the machine goes down, a client dies, two runs at once, a full disk, Ctrl-C.
+//! Failures during a run on a real microVM: the machine goes down, a client dies, two runs at once, a full
+//! disk, Ctrl-C.
 //!
 //! Tests that need no real guest use an sshd on loopback, in `crates/crabbox/tests`.
 
@@ -19,8 +20,8 @@ fn quoted(script: &str) -> String {
     format!("'{}'", script.replace('\'', r"'\''"))
 }
 
-/// Shell words that start a run of `script` in the background and wait until it prints `began`; its streams and exit code go to `/tmp/out`,
-/// `/tmp/err` and `/tmp/code`.
+/// Shell words that start a run of `script` in the background and wait until it prints `began`; its streams
+/// and exit code go to `/tmp/out`, `/tmp/err` and `/tmp/code`.
 fn background(slug: &str, script: &str) -> String {
     format!(
         "rm -f /tmp/out /tmp/err /tmp/code; \
@@ -36,8 +37,8 @@ fn inside(slug: &str, script: &str) -> String {
     format!("eval \"$(crabbox ssh {slug}) \"{}", quoted(&quoted(script)))
 }
 
-/// Checks that a machine that went down is reported in one line, with 255, with the end of its console, and with a digest
-/// that does not suggest entering it.
+/// Checks that a machine that went down is reported in one line, with 255, with the end of its console, and
+/// with a digest that does not suggest entering it.
 #[track_caller]
 fn assert_told_as_down(run: &Done) {
     assert_eq!(run.code, Some(255), "{}", run.stderr);

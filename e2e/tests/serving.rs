@@ -1,5 +1,5 @@
-//! `setup firecracker --serve` on a pretended host with its own accounts, sudo and sshd: who may log in, as whom, and what is left after removal,
-//! wherever it is killed. No microVM runs here.
+//! `setup firecracker --serve` on a pretended host with its own accounts, sudo and sshd: who may log in, as
+//! whom, and what is left after removal, wherever it is killed. No microVM runs here.
 
 use crabbox_e2e::afar::{NO_LEASE, host, until, with_host};
 use crabbox_e2e::{Done, Host, assert_nothing_left};
@@ -7,7 +7,8 @@ use crabbox_e2e::{Done, Host, assert_nothing_left};
 /// The login of the owners.
 const SERVED: &str = "crabbox@127.0.0.1:2223";
 
-/// Gives the host a copy of this machine's `/etc` and an sshd configured as in Debian, except for its port and host keys.
+/// Gives the host a copy of this machine's `/etc` and an sshd configured as in Debian, except for its port
+/// and host keys.
 const ACCOUNTS: &str = r#"
 set -e
 mkdir /tmp/etc
@@ -71,7 +72,8 @@ fn serve(host: &Host, who: &str, script: &str) -> Done {
 
 /// Removes bob as an owner.
 fn shut_out(host: &Host) {
-    // A removed owner cannot come back, not even over an open connection, and his server process is ended at once.
+    // A removed owner cannot come back, not even over an open connection, and his server process is ended at
+    // once.
     let serves_bob = "pgrep -f '^/srv/bin/crabbox __serve --as bob' >/dev/null";
     let bobs = serve(host, "bob", "crabbox warmup --slug his").exits(0).lease();
     drop(serve(
@@ -97,7 +99,8 @@ fn shut_out(host: &Host) {
     drop(setup(host, "--remove-owner bob --owner bob=/tmp/bob/other.pub"));
     let lost = serve(host, "bob", "crabbox stop mine").exits(5);
     assert!(lost.stderr.contains("refused the key"), "{lost:?}");
-    // A line changed by hand is still recognised; otherwise its holder would be admitted again with the next key.
+    // A line changed by hand is still recognised; otherwise its holder would be admitted again with the next
+    // key.
     let keys = "/var/lib/crabbox-serve/.ssh/authorized_keys";
     drop(
         host.sh(&format!("sed -i '/owner-bob/s/^/from=\"127.0.0.1\",/' {keys}"))
@@ -361,7 +364,8 @@ fn a_setup_killed_where_a_line_moves_or_the_rule_goes_is_put_right_by_itself() {
         &host,
         "--owner alice=/tmp/alice/key.pub --owner bob=/tmp/bob/key.pub",
     ));
-    // The program has moved, and setup is killed when the lines are updated and the record is not: either program can continue from there.
+    // The program has moved, and setup is killed when the lines are updated and the record is not: either
+    // program can continue from there.
     drop(
         host.sh("mkdir /srv/moved && cp /srv/bin/crabbox /srv/moved/crabbox")
             .exits(0),

@@ -1,7 +1,9 @@
-//! From a bare host to a successful run in one command, and back: the host has no image, no Firecracker, no CNI network.
+//! From a bare host to a successful run in one command, and back: the host has no image, no Firecracker, no
+//! CNI network.
 //!
-//! The bundle is made from the lab's files and served over HTTP on its loopback. "Bare" means a temporary home and a `PATH` without Firecracker; the
-//! lab's CNI network is moved away during the test, which needs the host for itself.
+//! The bundle is made from the lab's files and served over HTTP on its loopback. "Bare" means a temporary
+//! home and a `PATH` without Firecracker; the lab's CNI network is moved away during the test, which needs
+//! the host for itself.
 
 use crabbox_e2e::{Host, assert_nothing_left};
 
@@ -20,7 +22,8 @@ const CNI: &str = "CRABBOX_FIRECRACKER_NETWORK=cni";
 /// The file that setup writes for it.
 const CONFLIST: &str = "/etc/cni/conf.d/10-crabbox.conflist";
 
-/// Serves the bundle until the host is asked to stop it, and prepares a PATH with crabbox but without Firecracker.
+/// Serves the bundle until the host is asked to stop it, and prepares a PATH with crabbox but without
+/// Firecracker.
 fn prepare(host: &Host) {
     let made = host.sh(
         "set -e; rm -rf /root/e2e/bare /root/e2e/bare-bin /root/e2e/served; mkdir -p /root/e2e/bare /root/e2e/bare-bin /root/e2e/served

@@ -207,14 +207,16 @@ fn an_adopted_supervisor_can_be_asked_and_keeps_its_failpoint() {
         host.sh("CRABBOX_TEST_FAILPOINT=supervisor:undo-vmm:begun crabbox list --provider firecracker")
             .exits(0),
     );
-    // Read the file directly: a command on leases would start another supervisor while the armed one is still coming up.
+    // Read the file directly: a command on leases would start another supervisor while the armed one is still
+    // coming up.
     until(
         &host,
         &format!("grep -q 'the supervisor adopts the lease' {LEASES}/cbx_*/supervisor.log"),
     );
     let log = host.crabbox("logs --supervisor orphan").exits(0).stdout;
     assert!(log.contains("the supervisor adopts the lease"), "{log}");
-    // Its machine ends, and the supervisor dies at its failpoint: the lease is half removed, and no process works on it.
+    // Its machine ends, and the supervisor dies at its failpoint: the lease is half removed, and no process
+    // works on it.
     drop(host.sh("pkill -9 -f '[f]irecracker --id'").exits(0));
     until(&host, "! pgrep -f '[_]_supervise' >/dev/null");
     assert!(host.sh(&format!("ls -d {LEASES}/cbx_*")).stdout.contains("cbx_"));
@@ -229,7 +231,8 @@ fn an_upgrade_finds_living_leases_alive_and_the_new_program_takes_them_over() {
     lease(&host, "lived", "");
     let pid = || host.sh("pgrep -f '[_]_supervise'").exits(0).stdout;
     let old = pid();
-    // As a package upgrade does it: another file under the same name. The supervisor continues with the deleted one.
+    // As a package upgrade does it: another file under the same name. The supervisor continues with the
+    // deleted one.
     drop(
         host.sh("cp /srv/bin/crabbox /srv/bin/new && mv /srv/bin/new /srv/bin/crabbox")
             .exits(0),

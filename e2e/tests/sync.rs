@@ -1,6 +1,7 @@
 //! Exact sync on a real microVM: compares the trees in the guest with the local working trees, byte for byte.
 //!
-//! The trees are made on this machine, and the expected result is computed here, too; the host only stores them and runs crabbox.
+//! The trees are made on this machine, and the expected result is computed here, too; the host only stores
+//! them and runs crabbox.
 
 #![expect(
     clippy::unwrap_used,
@@ -136,7 +137,8 @@ fn found(host: &Host, lease: &str, last: &str) -> BTreeMap<String, Picture> {
     found
 }
 
-/// The errors in the guest's tree, which must contain `expected` and nothing else except for files made by the guest (`…guest`).
+/// The errors in the guest's tree, which must contain `expected` and nothing else except for files made by
+/// the guest (`…guest`).
 fn differences(name: &str, expected: &Picture, found: &Picture) -> Vec<String> {
     let mut wrong = Vec::new();
     for (path, told) in expected {
@@ -195,7 +197,8 @@ const ARRIVE: [&[u8]; 28] = [
     b"links/up",
 ];
 
-/// Compares git's output in the guest with the local one: only files excluded from the sync may differ, and `of_the_guest`.
+/// Compares git's output in the guest with the local one: only files excluded from the sync may differ, and
+/// `of_the_guest`.
 #[track_caller]
 fn assert_same_repository(here: &str, there: &str, of_the_guest: &[&str]) {
     let only = |one: &str, other: &str| -> Vec<String> {
@@ -276,10 +279,12 @@ fn assert_as_here(trees: &Trees, names: &[&str], found: &BTreeMap<String, Pictur
     assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
 }
 
-/// The second time: nothing is sent if nothing changed, and changes by a command or a user in between are reverted.
+/// The second time: nothing is sent if nothing changed, and changes by a command or a user in between are
+/// reverted.
 fn again(host: &Host, lease: &str, trees: &Trees, names: &[&str]) {
     let skipped = "No changes detected, skipping sync";
-    // Run from a subdirectory; the command makes a mess: same size and time, a symlink in place of a directory.
+    // Run from a subdirectory; the command makes a mess: same size and time, a symlink in place of a
+    // directory.
     let mess = "pwd; cp -p kept /tmp/stamp; printf five6 > kept; touch -r /tmp/stamp kept; rm -r sub; ln -s /tmp sub; rm README; \
                 chmod 700 empty; mkdir -p dist; echo mine > dist/guest; git checkout -q -b guest; git add -A";
     let ran = run(host, lease, "cases/sub", mess);

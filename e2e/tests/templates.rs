@@ -1,5 +1,5 @@
-//! Faults in templates and in leases restored from them, on pretended hosts with a fake VMM whose guest implements the handshake. `warm.rs` shows on
-//! real machines that two restored ones share nothing.
+//! Faults in templates and in leases restored from them, on pretended hosts with a fake VMM whose guest
+//! implements the handshake. `warm.rs` shows on real machines that two restored ones share nothing.
 
 use crabbox_e2e::{Host, KILL_BOTH, OURS, assert_nothing_left};
 
@@ -16,7 +16,8 @@ fn template(host: &Host) -> String {
     found.stdout.trim().to_owned()
 }
 
-/// How the machine of a new lease started, according to its guest, and the output on standard error. The lease is given back.
+/// How the machine of a new lease started, according to its guest, and the output on standard error. The
+/// lease is given back.
 #[track_caller]
 fn leased(host: &Host) -> (&'static str, String) {
     let warmup = host

@@ -105,7 +105,8 @@ fn freed_blocks_come_back_and_the_files_that_stay_are_whole() {
     assert!(bytes >= 190 * MIB && bytes <= full, "{bytes}");
     assert_eq!(lease.guest(CHECK), "whole\n");
 
-    // Nothing is left to return; the other ways to ask; and file systems outside of the lease go to the image's own program.
+    // Nothing is left to return; the other ways to ask; and file systems outside of the lease go to the
+    // image's own program.
     let said = lease.guest(
         "sudo crabbox-trim; sudo fstrim -a -v; sudo fstrim -v /tmp; sudo fstrim /run 2>&1 || echo code=$?; \
          /usr/local/sbin/crabbox-trim 2>&1 || echo code=$?",

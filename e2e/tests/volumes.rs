@@ -1,5 +1,6 @@
-//! Drives that outlive their leases, on pretended hosts with a fake VMM: who has one, the effect of a crash or a full disk, and that no teardown
-//! removes one. `lease.rs` checks on real microVMs that a guest's data is read again.
+//! Drives that outlive their leases, on pretended hosts with a fake VMM: who has one, the effect of a crash
+//! or a full disk, and that no teardown removes one. `lease.rs` checks on real microVMs that a guest's data
+//! is read again.
 
 use crabbox_e2e::{Host, KILL_BOTH, OURS, assert_nothing_left};
 

@@ -1,4 +1,5 @@
-//! Restored machines on real microVMs: each has its own identity and the right time, and works like a booted one.
+//! Restored machines on real microVMs: each has its own identity and the right time, and works like a booted
+//! one.
 
 use std::collections::BTreeSet;
 
@@ -12,8 +13,9 @@ const OWN: &str = "cat /proc/sys/kernel/random/boot_id /etc/machine-id /etc/host
      for i in 1 2 3; do head -c 1048576 /dev/urandom | sha256sum; done; ssh-keyscan -t ed25519 localhost 2>/dev/null; \
      date +%s";
 
-/// The oldest process of a machine besides its first one and kernel threads: its start time and name (proc(5): fields 9, flags, and 22, start time,
-/// of `/proc/PID/stat`). Only double quotes, because it is used inside single ones.
+/// The oldest process of a machine besides its first one and kernel threads: its start time and name
+/// (proc(5): fields 9, flags, and 22, start time, of `/proc/PID/stat`). Only double quotes, because it is
+/// used inside single ones.
 const OLDEST: &str = r#"cat /proc/[0-9]*/stat 2>/dev/null | awk "{ r=\$0; sub(/.*\\) /, \"\", r); split(r, f, \" \"); \
      if (\$1 != 1 && int(f[7] / 2097152) % 2 == 0) print f[20], \$2 }" | sort -n | head -n 1"#;
 
@@ -41,12 +43,14 @@ fn two_machines_of_one_moment_draw_the_same_until_they_are_reseeded() {
     };
     assert!(words.iter().all(|word| word.len() == 32), "{drew:?}");
     let shared = |one: &[&str], other: &[&str]| one.iter().filter(|number| other.contains(number)).count();
-    // As if without the reseed: if the kernel made them differ by itself, the test would prove nothing about ours.
+    // As if without the reseed: if the kernel made them differ by itself, the test would prove nothing about
+    // ours.
     assert!(shared(before, before_too) > 0, "{drew:?}");
     assert_eq!(shared(after, after_too), 0, "{drew:?}");
 }
 
-/// A machine made ahead of its use is a lease like any other, with the right time and unique; another one takes its place.
+/// A machine made ahead of its use is a lease like any other, with the right time and unique; another one
+/// takes its place.
 #[track_caller]
 #[expect(
     clippy::panic,
@@ -136,7 +140,8 @@ fn restored_machines_share_nothing_and_do_what_booted_ones_do() {
         let off = there.parse::<i64>().unwrap() - here.parse::<i64>().unwrap();
         assert!((-10..=1).contains(&off), "its clock is {off} s off");
     }
-    // Only process 1 was alive when it was frozen: the first program of a machine is the SSH server started when it woke.
+    // Only process 1 was alive when it was frozen: the first program of a machine is the SSH server started
+    // when it woke.
     let oldest = host.sh(&format!(
         "cd {repo} && crabbox run --id clone-1 --no-sync -- sh -c '{OLDEST}'"
     ));
@@ -146,7 +151,8 @@ fn restored_machines_share_nothing_and_do_what_booted_ones_do() {
         .sh(&format!("cd {repo} && echo two >> tracked && crabbox run --id clone-0 -- sh -c 'cat tracked; sudo fstrim /'"))
         .exits(0);
     assert!(run.stdout.starts_with("one\ntwo\n"), "{run:?}");
-    // The template's memory contains none of their secrets; a word that every guest has shows that the search works.
+    // The template's memory contains none of their secrets; a word that every guest has shows that the search
+    // works.
     let searched = host
         .sh(&format!(
             "cd {repo} && key=$(crabbox run --id clone-0 --no-sync -- sudo sed -n 3p /etc/ssh/ssh_host_ed25519_key) && test ${{#key}} -gt 40 && \

@@ -1,7 +1,9 @@
 //! `arch`: the edges between our crates, held against the list of those that may exist.
 //!
-//! Reads `cargo metadata` and the crates' sources; an edge between crates that is not on the list fails, and so does a cycle of
-//! files in a crate, and a crate's `clippy.toml` without the lints of the workspace. ARCHITECTURE.md shows the list (`cargo xtask docs` writes it there). It must never be loosened only to let a build pass.
+//! Reads `cargo metadata` and the crates' sources; an edge between crates that is not on the list fails, and
+//! so does a cycle of files in a crate, and a crate's `clippy.toml` without the lints of the workspace.
+//! ARCHITECTURE.md shows the list (`cargo xtask docs` writes it there). It must never be loosened only to let
+//! a build pass.
 
 mod circles;
 mod features;

@@ -1,4 +1,5 @@
-//! `bench lease`: where the time of a lease goes: our own code, Firecracker, the guest, SSH. Medians, a table, a JSON file.
+//! `bench lease`: where the time of a lease goes: our own code, Firecracker, the guest, SSH. Medians, a
+//! table, a JSON file.
 //!
 //! Timings never decide a test; they are printed for a person and kept in `target/bench/lease.json`.
 

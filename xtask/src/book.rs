@@ -1,8 +1,8 @@
-//! `book`: the documents as HTML in target/book/html, made by mdBook from the chapters listed in docs/SUMMARY.md, with every link of the result
-//! checked.
+//! `book`: the documents as HTML in target/book/html, made by mdBook from the chapters listed in
+//! docs/SUMMARY.md, with every link of the result checked.
 //!
-//! Chapters keep their paths in the repository, so that their links work. It must never change a document, nor use the network to check a link within
-//! the book.
+//! Chapters keep their paths in the repository, so that their links work. It must never change a document,
+//! nor use the network to check a link within the book.
 
 mod html;
 

@@ -1,6 +1,8 @@
-//! `compat`: checks this program against the table of the Go program's behaviour (`crates/crabbox/tests/compat`).
+//! `compat`: checks this program against the table of the Go program's behaviour
+//! (`crates/crabbox/tests/compat`).
 //!
-//! The same table is an ordinary test of `crabbox`; this prints it. It must never report success while a case fails.
+//! The same table is an ordinary test of `crabbox`; this prints it. It must never report success while a case
+//! fails.
 
 use std::process::ExitCode;
 

@@ -1,7 +1,9 @@
-//! `cross`: a compiler for aarch64 machines, and its products: the agent, which every release embeds for such hosts, and the program.
+//! `cross`: a compiler for aarch64 machines, and its products: the agent, which every release embeds for such
+//! hosts, and the program.
 //!
-//! Debian has a Rust compiler with libraries for both architectures. It is unpacked beside this machine's toolchain and used for nothing else: it
-//! must never be installed, nor replace that toolchain. The results run here under qemu-user, which proves nothing about a real aarch64 machine.
+//! Debian has a Rust compiler with libraries for both architectures. It is unpacked beside this machine's
+//! toolchain and used for nothing else: it must never be installed, nor replace that toolchain. The results
+//! run here under qemu-user, which proves nothing about a real aarch64 machine.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -66,7 +68,8 @@ pub(crate) fn main(arguments: Arguments) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Puts the compiler where build scripts find it: from now on crabbox also embeds an agent for these machines.
+/// Puts the compiler where build scripts find it: from now on crabbox also embeds an agent for these
+/// machines.
 pub(crate) fn ready() -> Result<Cross> {
     packages::ensure_cross_tools()?;
     let key = sha256(format!("{VERSION} {}", packages::candidate(COMPILER)?).as_bytes());
@@ -143,7 +146,8 @@ fn agent(cross: &Cross) -> Result<PathBuf> {
     })
 }
 
-/// Tests of the agent, run on this machine: its own, which run the cross-compiled agent, and those of its crates.
+/// Tests of the agent, run on this machine: its own, which run the cross-compiled agent, and those of its
+/// crates.
 pub(crate) fn tests(own: Cmd) -> Result<Vec<Cmd>> {
     let cross = ready()?;
     let agent = agent(&cross)?;

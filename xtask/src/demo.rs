@@ -1,5 +1,5 @@
-//! `demo`: shows a person the main use: a real microVM leased, a dirty tree synced, a command run, the lease given back, and the proof that nothing
-//! is left behind.
+//! `demo`: shows a person the main use: a real microVM leased, a dirty tree synced, a command run, the lease
+//! given back, and the proof that nothing is left behind.
 
 pub(crate) mod place;
 mod recording;

@@ -1,7 +1,8 @@
-//! `dist`: what users install: a tarball, a Debian and an RPM package, the bill of materials (CycloneDX), the install script, and their digests.
+//! `dist`: what users install: a tarball, a Debian and an RPM package, the bill of materials (CycloneDX), the
+//! install script, and their digests.
 //!
-//! The same commit and toolchain give the same bytes, in whatever directory they are built. It must never include a file of this machine: every file
-//! of a package is listed in `contents`.
+//! The same commit and toolchain give the same bytes, in whatever directory they are built. It must never
+//! include a file of this machine: every file of a package is listed in `contents`.
 
 mod audit;
 mod components;
@@ -67,8 +68,9 @@ enum Part {
 /// The file with the digests of all others.
 const SUMS: &str = "SHA256SUMS";
 
-/// The maximum size of the program in bytes, so that it does not grow unnoticed. The goal is 10 MB; of 12.5 MB the JSON Schema validator with its
-/// regular expressions takes 1.7, the agent and the guest's first process 1.3, TLS for one download 0.7, and netlink packets 0.4.
+/// The maximum size of the program in bytes, so that it does not grow unnoticed. The goal is 10 MB; of 12.5
+/// MB the JSON Schema validator with its regular expressions takes 1.7, the agent and the guest's first
+/// process 1.3, TLS for one download 0.7, and netlink packets 0.4.
 const MOST: u64 = 13_000_000;
 
 /// What is packed, and as which version.
@@ -117,7 +119,8 @@ pub(crate) fn main(arguments: &Arguments) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Whether the Debian package `name` has a tool needed for making `only` this file, or all; `built` says whether the program is built, too.
+/// Whether the Debian package `name` has a tool needed for making `only` this file, or all; `built` says
+/// whether the program is built, too.
 fn calls_for(only: Option<Part>, built: bool, name: &str) -> bool {
     match name {
         "binutils" => built,
@@ -133,7 +136,8 @@ fn build() -> Result<PathBuf> {
     cross::ready()?;
     let root = workspace::root();
     let cargo = PathBuf::from(env!("CARGO"));
-    // cargo's home has the sources of dependencies; its path comes from the metadata, which names that of each source.
+    // cargo's home has the sources of dependencies; its path comes from the metadata, which names that of
+    // each source.
     let home = components::cargo_home()?;
     let flags = [
         format!("--remap-path-prefix={}=/crabbox", root.display()),
@@ -218,7 +222,8 @@ fn pack(release: &Release<'_>, only: Option<Part>, out: &Path) -> Result<Vec<Pat
     Ok(paths)
 }
 
-/// Removes the digests `sums` of an earlier release if they name a file of `paths`, which was replaced by one made alone.
+/// Removes the digests `sums` of an earlier release if they name a file of `paths`, which was replaced by one
+/// made alone.
 fn forget(sums: &Path, paths: &[PathBuf]) -> Result<()> {
     let Ok(text) = fs::read_to_string(sums) else {
         return Ok(());

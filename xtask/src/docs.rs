@@ -1,7 +1,7 @@
 //! `docs`: the generated parts of the documents, from the key registry and from the program itself.
 //!
-//! A document contains blocks between `<!-- generated: WHAT -->` and `<!-- end -->`; everything else in it is written by people and never touched.
-//! With `--check` nothing is written, and a stale block fails.
+//! A document contains blocks between `<!-- generated: WHAT -->` and `<!-- end -->`; everything else in it is
+//! written by people and never touched. With `--check` nothing is written, and a stale block fails.
 
 mod blocks;
 mod book;

@@ -1,7 +1,9 @@
-//! `fuzz`: coverage-guided fuzzing, by libFuzzer, of every parser of untrusted bytes, with the corpora in `fuzz/corpus`.
+//! `fuzz`: coverage-guided fuzzing, by libFuzzer, of every parser of untrusted bytes, with the corpora in
+//! `fuzz/corpus`.
 //!
-//! It builds the crate `fuzz/`, which is not a member of the workspace, with the compiler's coverage instrumentation, which a stable compiler
-//! supports. It must never succeed if a parser failed or a target could not be run.
+//! It builds the crate `fuzz/`, which is not a member of the workspace, with the compiler's coverage
+//! instrumentation, which a stable compiler supports. It must never succeed if a parser failed or a target
+//! could not be run.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;

@@ -1,7 +1,7 @@
 //! `licences`: checks every dependency's licence against the allow list of `deny.toml`, without cargo-deny.
 //!
-//! Reads `cargo metadata` for the one platform we build for. It must never accept a dependency without a licence, nor keep an allowed licence that no
-//! dependency uses any more.
+//! Reads `cargo metadata` for the one platform we build for. It must never accept a dependency without a
+//! licence, nor keep an allowed licence that no dependency uses any more.
 
 use std::process::ExitCode;
 
@@ -67,8 +67,8 @@ fn violations(packages: &[(&str, &str)], allowed: &[&str]) -> Vec<String> {
     refused.chain(unused).collect()
 }
 
-/// Whether an SPDX expression can be met by the allowed licences. AND is read as binding weaker than OR: an expression that means it the other way
-/// round is judged more strictly, never less.
+/// Whether an SPDX expression can be met by the allowed licences. AND is read as binding weaker than OR: an
+/// expression that means it the other way round is judged more strictly, never less.
 fn is_met(expression: &str, allowed: &[&str]) -> bool {
     expression
         .split(" AND ")

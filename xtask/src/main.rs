@@ -1,5 +1,5 @@
-//! Developer tasks: demo, test, lab, bench, arch, docs. One file (or directory) per task; this one only lists them and turns errors into an exit
-//! code.
+//! Developer tasks: demo, test, lab, bench, arch, docs. One file (or directory) per task; this one only lists
+//! them and turns errors into an exit code.
 #![expect(
     clippy::print_stdout,
     clippy::print_stderr,
@@ -45,7 +45,8 @@ enum Task {
         /// Which lab, should this host have no working KVM
         #[arg(long, default_value = "main")]
         name: String,
-        /// Write down what was seen, line by line with its time, and draw it: the figures go to the file of the same name that ends in .json
+        /// Write down what was seen, line by line with its time, and draw it: the figures go to the file of
+        /// the same name that ends in .json
         #[arg(long, value_name = "FILE.svg")]
         record: Option<PathBuf>,
     },
@@ -57,14 +58,16 @@ enum Task {
         /// The first lab, should this host have no working KVM
         #[arg(long, default_value = "main")]
         name: String,
-        /// How many labs side by side; each keeps one processor busy and has 6 GiB of memory [default: 2 where there is room, else 1]
+        /// How many labs side by side; each keeps one processor busy and has 6 GiB of memory [default: 2
+        /// where there is room, else 1]
         #[arg(long)]
         labs: Option<usize>,
     },
     /// Measure
     #[command(subcommand)]
     Bench(Bench),
-    /// Build everything and make hosts ready for the end-to-end tests: labs, or this machine where its KVM works
+    /// Build everything and make hosts ready for the end-to-end tests: labs, or this machine where its KVM
+    /// works
     Provision {
         /// Which labs; with several, so many tests run at a time
         #[arg(long, default_value = "main")]
@@ -82,7 +85,8 @@ enum Task {
     Book(book::Arguments),
     /// Fuzz what reads bytes that others wrote, guided by coverage
     Fuzz(fuzz::Arguments),
-    /// Get a compiler for aarch64, and build the agent for such machines: what is built from then on carries it
+    /// Get a compiler for aarch64, and build the agent for such machines: what is built from then on carries
+    /// it
     Cross(cross::Arguments),
     /// Build what users install: a tarball, a Debian package, a bill of materials, digests
     Dist(dist::Arguments),
@@ -122,7 +126,8 @@ enum Bench {
         #[arg(long, hide = true)]
         inside: bool,
     },
-    /// What a KVM host between costs: a command, bytes, and the memory of what serves there (root, a pretended host, loopback)
+    /// What a KVM host between costs: a command, bytes, and the memory of what serves there (root, a
+    /// pretended host, loopback)
     Remote {
         /// How often
         #[arg(long, default_value_t = 15)]

@@ -1,11 +1,13 @@
-//! `test`: everything that CI runs: format, lints, architecture checks, unit and integration tests, end-to-end tests on real microVMs.
+//! `test`: everything that CI runs: format, lints, architecture checks, unit and integration tests,
+//! end-to-end tests on real microVMs.
 //!
-//! This task prepares the hosts, runs the tests as cargo would, and measures; it never decides that one may be left out. Everything is compiled once,
-//! with the features of the whole workspace.
+//! This task prepares the hosts, runs the tests as cargo would, and measures; it never decides that one may
+//! be left out. Everything is compiled once, with the features of the whole workspace.
 //!
-//! The hosts of the last rung are prepared during the compilation. Then four lanes run in parallel: the checks and the tests that need no host; the
-//! pretended hosts, which mostly wait for processes and time limits; and two labs, each of which uses about two thirds of a processor, as measured.
-//! More labs would slow each other down beyond what is acceptable for a lease.
+//! The hosts of the last rung are prepared during the compilation. Then four lanes run in parallel: the
+//! checks and the tests that need no host; the pretended hosts, which mostly wait for processes and time
+//! limits; and two labs, each of which uses about two thirds of a processor, as measured. More labs would
+//! slow each other down beyond what is acceptable for a lease.
 
 mod deal;
 mod examples;
@@ -30,13 +32,15 @@ use deal::{END_TO_END, Executable, Queue, Unit, in_order};
 use ledger::{Budget, Ledger};
 use step::{Ended, Measured, Started};
 
-/// Tests that reset the host like a power cut, or install and purge packages on it: nothing to do to a machine that someone works on.
+/// Tests that reset the host like a power cut, or install and purge packages on it: nothing to do to a
+/// machine that someone works on.
 const FOR_LABS: [&str; 2] = [
     "after_a_power_cut_one_cleanup_is_enough",
     "a_package_is_installed_replaced_under_a_lease_removed_and_purged_and_leaves_nothing",
 ];
 
-/// The number of property test samples for parsers of untrusted bytes, many more than in a developer's loop: about a minute.
+/// The number of property test samples for parsers of untrusted bytes, many more than in a developer's loop:
+/// about a minute.
 const CASES: &str = "12000";
 
 /// Which tests.
@@ -155,7 +159,8 @@ impl Run {
         };
         std::thread::scope(|scope| {
             let labs = scope.spawn(|| rung.on_labs(hosts, &real));
-            // If the sources fail their checks, the rest is pointless. A failing test does not stop the others: report as much as possible.
+            // If the sources fail their checks, the rest is pointless. A failing test does not stop the
+            // others: report as much as possible.
             let checked = if which.local() { self.checks() } else { Ok(()) };
             if checked.is_err() {
                 rung.give_up();
@@ -340,8 +345,8 @@ struct LastRung<'a> {
 }
 
 impl LastRung<'_> {
-    /// Waits for `hosts` and has them run tests of `files`, except for this machine, which is busy otherwise. Also returns the measurements of the
-    /// preparation.
+    /// Waits for `hosts` and has them run tests of `files`, except for this machine, which is busy otherwise.
+    /// Also returns the measurements of the preparation.
     fn on_labs(&self, hosts: Started, files: &[&Executable]) -> Result<(Ended, Vec<Ended>)> {
         let dealt = Dealt(&self.queue);
         let prepared = hosts.end()?;
@@ -427,7 +432,8 @@ fn at_work<'a>(queue: &Queue, hosts: impl Iterator<Item = &'a Prepared>) -> Resu
     })
 }
 
-/// Reports the result of a test; of a failed one also its output, which is useful before all others have ended.
+/// Reports the result of a test; of a failed one also its output, which is useful before all others have
+/// ended.
 fn announce(host: Option<&Prepared>, ended: &Ended) {
     let place = host.map_or("pretended", |host| &host.name);
     let (name, wall) = (&ended.measured.name, ended.measured.wall);

@@ -1,10 +1,11 @@
 //! Frames, which separate messages and byte streams within one stream.
 //!
-//! A reader holds one frame at a time. It must never wait for more bytes than the frame announces, nor take the end of the stream within a frame for
-//! a regular end.
+//! A reader holds one frame at a time. It must never wait for more bytes than the frame announces, nor take
+//! the end of the stream within a frame for a regular end.
 //!
-//! Other programs that share the agent's stream may write into it, such as one that a start-up file of its login shell left running. So a frame has
-//! marks: foreign output between two frames is recognised, and foreign output within a frame makes it invalid.
+//! Other programs that share the agent's stream may write into it, such as one that a start-up file of its
+//! login shell left running. So a frame has marks: foreign output between two frames is recognised, and
+//! foreign output within a frame makes it invalid.
 
 use std::io::{self, BufRead, Read};
 
@@ -122,7 +123,8 @@ pub struct Frames<R> {
 }
 
 impl<R: Read> Frames<R> {
-    /// Reads from `from`, which should be buffered because a frame takes four reads. No other program writes there, so foreign output is an error.
+    /// Reads from `from`, which should be buffered because a frame takes four reads. No other program writes
+    /// there, so foreign output is an error.
     pub fn new(from: R) -> Self {
         Self {
             from,
@@ -218,8 +220,9 @@ impl<R: Read> Frames<R> {
 }
 
 impl<R: BufRead> Frames<R> {
-    /// Whether the buffered data holds the beginning of a frame, or something that [`Self::frame`] will report as an error. Foreign output before it
-    /// is skipped; false if there is nothing else. Does not block if data is buffered.
+    /// Whether the buffered data holds the beginning of a frame, or something that [`Self::frame`] will
+    /// report as an error. Foreign output before it is skipped; false if there is nothing else. Does not
+    /// block if data is buffered.
     pub fn begins(&mut self) -> bool {
         let Ok(ahead) = self.from.fill_buf() else {
             return true;

@@ -1,7 +1,7 @@
 //! Patterns of paths, as both sides read them: `*`, `?` and `**`.
 //!
-//! The side that walks a tree must never read a directory in which nothing can match. The other side checks the results against the same pattern.
-//! Time is bounded by the product of the lengths, whatever the pattern.
+//! The side that walks a tree must never read a directory in which nothing can match. The other side checks
+//! the results against the same pattern. Time is bounded by the product of the lengths, whatever the pattern.
 
 /// How a pattern reaches a path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -27,7 +27,8 @@ impl Glob {
     /// Whether it matches the file at this path.
     pub fn file(&self, path: &[u8]) -> Reach {
         let path = parts(path);
-        // A pattern that is used up early has matched a directory above the file, but the root itself does not count.
+        // A pattern that is used up early has matched a directory above the file, but the root itself does
+        // not count.
         if !self.rows(&path, Stars::Take).begins {
             Reach::No
         } else if self.rows(&path, Stars::Skip).all_of_it {
@@ -98,7 +99,8 @@ fn parts(path: &[u8]) -> Vec<&[u8]> {
         .collect()
 }
 
-/// Matches one component. A star takes as little as possible, and more when the rest does not match; only the last star needs to be retried.
+/// Matches one component. A star takes as little as possible, and more when the rest does not match; only the
+/// last star needs to be retried.
 fn segment(want: &[u8], part: &[u8]) -> bool {
     let (mut at, mut in_part, mut star) = (0, 0, None);
     while in_part < part.len() {

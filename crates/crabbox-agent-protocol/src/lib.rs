@@ -1,7 +1,7 @@
 //! The protocol between this program and the agent in a lease.
 //!
-//! Both are built from one source and find each other by the agent's digest, so there is only one version and no negotiation. All input is untrusted:
-//! it is bounded, and malformed bytes must never decode as a message.
+//! Both are built from one source and find each other by the agent's digest, so there is only one version and
+//! no negotiation. All input is untrusted: it is bounded, and malformed bytes must never decode as a message.
 //!
 //! ```text
 //!  frame     mark (4 bytes), tag (1 byte), length of the payload (4 bytes, big-endian), payload, end (4 bytes)

@@ -1,6 +1,7 @@
 //! The messages: requests to the agent and its replies.
 //!
-//! One request is answered before the next is sent. A path in a message must never be trusted to be below the tree.
+//! One request is answered before the next is sent. A path in a message must never be trusted to be below the
+//! tree.
 
 use crate::wire::{messages, record};
 
@@ -39,7 +40,8 @@ record! {
         pub name: String,
         /// Equal to that of the last sync only if nothing changed on the client.
         pub fingerprint: String,
-        /// The fingerprint of the manifest since which the client knows the changes; empty when there is none.
+        /// The fingerprint of the manifest since which the client knows the changes; empty when there is
+        /// none.
         pub base: String,
         /// Remove what earlier syncs brought and is no longer in the manifest.
         pub delete: bool,
@@ -61,8 +63,8 @@ record! {
         pub words: Vec<String>,
         /// Variables that it gets in addition to the agent's own.
         pub env: Vec<(String, String)>,
-        /// The name of a variable that is set to the pid of the process waiting for the command; empty for none. The command sends `SIGUSR1` to that
-        /// pid once its shell start-up files were read.
+        /// The name of a variable that is set to the pid of the process waiting for the command; empty for
+        /// none. The command sends `SIGUSR1` to that pid once its shell start-up files were read.
         pub tells: String,
         /// Whether its standard input follows as a list; otherwise it is `/dev/null`.
         pub input: bool,
@@ -72,10 +74,12 @@ record! {
 }
 
 messages! {
-    /// Requests to the agent. Lists that follow a message are sent as chunks ([`crate::Stream::Data`]) and [`Request::End`].
+    /// Requests to the agent. Lists that follow a message are sent as chunks ([`crate::Stream::Data`]) and
+    /// [`Request::End`].
     pub enum Request {
-        /// Wait for ownership of the tree: [`Reply::Busy`] and [`Reply::Child`] while that lasts, then [`Reply::Owned`]; then, if `make` is given,
-        /// the reply to [`Request::Make`]. No other request may be sent before it is owned.
+        /// Wait for ownership of the tree: [`Reply::Busy`] and [`Reply::Child`] while that lasts, then
+        /// [`Reply::Owned`]; then, if `make` is given, the reply to [`Request::Make`]. No other request may
+        /// be sent before it is owned.
         16 => Own {
             /// The name of the lock, hex.
             key: String,
@@ -86,7 +90,8 @@ messages! {
         },
         /// Release the tree. [`Reply::Released`].
         17 => Release {},
-        /// Check whether the tree is as the last sync left it. Not answered; the result is used for the next [`Request::Sync`].
+        /// Check whether the tree is as the last sync left it. Not answered; the result is used for the next
+        /// [`Request::Sync`].
         18 => Look {
             /// `<workRoot>/<leaseID>`.
             lease_dir: String,
@@ -100,7 +105,8 @@ messages! {
         },
         /// The end of a list.
         20 => End {},
-        /// A directory. Contents follow until [`Request::Finish`], [`Request::Pack`] or [`Request::Received`].
+        /// A directory. Contents follow until [`Request::Finish`], [`Request::Pack`] or
+        /// [`Request::Received`].
         21 => Directory {
             /// Below the workdir.
             path: Vec<u8>,
@@ -138,12 +144,13 @@ messages! {
         },
         /// All contents were sent. [`Reply::Received`].
         25 => Received {},
-        /// The repository follows, one list each: the staged changes, the marks, the settings, the attributes, the commits without parents, the pack.
-        /// [`Reply::Seeded`] or [`Reply::Unseeded`].
+        /// The repository follows, one list each: the staged changes, the marks, the settings, the
+        /// attributes, the commits without parents, the pack. [`Reply::Seeded`] or [`Reply::Unseeded`].
         26 => Pack {},
         /// Write the record of the sync. [`Reply::Done`].
         27 => Finish {},
-        /// List what has changed since the last sync: `<state> <identity> <mode> <path>` records, NUL after each.
+        /// List what has changed since the last sync: `<state> <identity> <mode> <path>` records, NUL after
+        /// each.
         28 => Changes {
             /// `<workRoot>/<leaseID>`.
             lease_dir: String,
@@ -157,9 +164,11 @@ messages! {
         },
         /// End the running command and all of its process group.
         30 => Stop {},
-        /// List the files below a directory that match patterns, and the targets of matching links if they are below the directory too. A list of
-        /// `<kind><text>` records, NUL after each: `f` and a path; `d` and a further path of a file that was already listed; `p` and why something
-        /// that a pattern names cannot be examined or is not a file; `w` and the same for something that a pattern only might have meant.
+        /// List the files below a directory that match patterns, and the targets of matching links if they
+        /// are below the directory too. A list of `<kind><text>` records, NUL after each: `f` and a path; `d`
+        /// and a further path of a file that was already listed; `p` and why something that a pattern names
+        /// cannot be examined or is not a file; `w` and the same for something that a pattern only might have
+        /// meant.
         31 => List {
             /// The directory, absolute.
             dir: String,
@@ -169,11 +178,12 @@ messages! {
             skipped: Vec<String>,
             /// Only files written since the last command of this agent began.
             written: bool,
-            /// Whether a file with several names is `f` under only one of them, its own if that is among them, and `d` under the others.
+            /// Whether a file with several names is `f` under only one of them, its own if that is among
+            /// them, and `d` under the others.
             once: bool,
         },
-        /// Send the contents of files, whose paths follow as a list: for each in order [`Reply::File`] and its chunks, or [`Reply::Problem`]; then
-        /// [`Reply::End`].
+        /// Send the contents of files, whose paths follow as a list: for each in order [`Reply::File`] and
+        /// its chunks, or [`Reply::Problem`]; then [`Reply::End`].
         32 => Fetch {
             /// The directory that they are below, as in [`Request::Tree`].
             dir: String,
@@ -189,16 +199,19 @@ messages! {
             /// The directory, absolute.
             dir: String,
         },
-        /// List what is at a path and below it, the path itself first. A list of `<kind><path>` records, NUL after each: the kind is the letter of
-        /// `find -type`; paths are relative to the first, which is empty.
+        /// List what is at a path and below it, the path itself first. A list of `<kind><path>` records, NUL
+        /// after each: the kind is the letter of `find -type`; paths are relative to the first, which is
+        /// empty.
         34 => Tree {
-            /// The path; `~` and a leading `~/` mean the home directory, and a relative path starts where a login does.
+            /// The path; `~` and a leading `~/` mean the home directory, and a relative path starts where a
+            /// login does.
             path: String,
             /// Whether links are followed.
             follow: bool,
         },
-        /// Receive a copy at a path. A list of names follows, to whose indexes files and links refer; then directories, files and links as in a sync,
-        /// all of them at or below `c`, and [`Request::Received`]. Answered with [`Reply::Received`] once everything is in place.
+        /// Receive a copy at a path. A list of names follows, to whose indexes files and links refer; then
+        /// directories, files and links as in a sync, all of them at or below `c`, and [`Request::Received`].
+        /// Answered with [`Reply::Received`] once everything is in place.
         35 => Put {
             /// The destination, as in [`Request::Tree`].
             to: String,
@@ -217,13 +230,15 @@ messages! {
             /// The directory, absolute.
             dir: String,
         },
-        /// Hash files, whose paths follow as a list; links are not followed. A list of `<kind><digest>` records, NUL after each: `f` and the SHA-256
-        /// of a file's contents in hex; `l` and that of a link's target; `-` for anything else and for what cannot be read.
+        /// Hash files, whose paths follow as a list; links are not followed. A list of `<kind><digest>`
+        /// records, NUL after each: `f` and the SHA-256 of a file's contents in hex; `l` and that of a link's
+        /// target; `-` for anything else and for what cannot be read.
         40 => Digest {
             /// The directory that they are below, absolute.
             dir: String,
         },
-        /// The client is still there. May be sent between any two other messages, even where no request is allowed, and is not answered.
+        /// The client is still there. May be sent between any two other messages, even where no request is
+        /// allowed, and is not answered.
         38 => Ping {},
     }
 }
@@ -253,7 +268,8 @@ messages! {
         69 => Same {},
         /// Send the manifest, then the paths whose content differs from git's index.
         70 => Differs {},
-        /// Send what changed since the base, what was removed since, then the paths whose content differs from git's index.
+        /// Send what changed since the base, what was removed since, then the paths whose content differs
+        /// from git's index.
         71 => Patch {},
         /// Send these entries; unless `all` is set, a list of their four-byte numbers follows.
         72 => Stale {
@@ -265,8 +281,8 @@ messages! {
             have: String,
             /// The base that it was given then, hex, or empty.
             have_base: String,
-            /// The directory below `tmp` for files in the making of another program's, hex. It goes with the conversation: what such a program
-            /// still brings when the tree is somebody else's gets nowhere.
+            /// The directory below `tmp` for files in the making of another program's, hex. It goes with the
+            /// conversation: what such a program still brings when the tree is somebody else's gets nowhere.
             stage: String,
         },
         /// The files arrived.

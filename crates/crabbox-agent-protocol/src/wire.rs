@@ -1,7 +1,7 @@
 //! Encodes the fields of a message as bytes.
 //!
-//! Numbers are big-endian; variable-length values have a four-byte length first. A reader must never read beyond its frame, nor reserve memory for
-//! data that did not arrive.
+//! Numbers are big-endian; variable-length values have a four-byte length first. A reader must never read
+//! beyond its frame, nor reserve memory for data that did not arrive.
 
 /// Why bytes are not a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -58,8 +58,8 @@ impl<R: BufRead> Records<R> {
         }
     }
 
-    /// The next part. A part over the limit ends the list, and so does a last part without its NUL, because a truncated part would mean something
-    /// else.
+    /// The next part. A part over the limit ends the list, and so does a last part without its NUL, because a
+    /// truncated part would mean something else.
     pub(crate) fn record(&mut self) -> io::Result<Option<&[u8]>> {
         loop {
             self.record.clear();

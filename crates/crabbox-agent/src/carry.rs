@@ -1,7 +1,7 @@
 //! Copies a file or link to another file system, where a rename is not possible.
 //!
-//! It is copied under a temporary name in the target directory and renamed there. What is at the target must neither be removed before that nor
-//! followed if it is a link.
+//! It is copied under a temporary name in the target directory and renamed there. What is at the target must
+//! neither be removed before that nor followed if it is a link.
 
 use std::fs::File;
 use std::io;
@@ -26,7 +26,8 @@ pub(crate) struct Carry<'a> {
 }
 
 impl Carry<'_> {
-    /// Copies the file or link that `stat` describes, with its mode and modification time. The original stays.
+    /// Copies the file or link that `stat` describes, with its mode and modification time. The original
+    /// stays.
     pub(crate) fn out(&self, stat: &Stat) -> io::Result<()> {
         let placed = self
             .make(stat)

@@ -1,8 +1,9 @@
 //! Lists what has changed in a tree since its last sync, without changing anything.
 //!
-//! The list holds `<state> <identity> <mode> <path>` records, NUL after each. States: M changed, N new, D gone, L a link or something else that is
-//! not a regular file, U could not be examined. The record `-` comes first if there is a record of a sync to compare with; otherwise the list is
-//! empty. Neither the list nor the names of the tree must ever be held in memory whole.
+//! The list holds `<state> <identity> <mode> <path>` records, NUL after each. States: M changed, N new, D
+//! gone, L a link or something else that is not a regular file, U could not be examined. The record `-` comes
+//! first if there is a record of a sync to compare with; otherwise the list is empty. Neither the list nor
+//! the names of the tree must ever be held in memory whole.
 
 use std::hash::{BuildHasher as _, RandomState};
 use std::io::Write as _;
@@ -118,8 +119,8 @@ impl List<'_> {
     }
 }
 
-/// A set of names that keeps 16 bytes per name: two hashes with random keys, so that names which collide cannot be crafted and two names of a tree
-/// practically never do.
+/// A set of names that keeps 16 bytes per name: two hashes with random keys, so that names which collide
+/// cannot be crafted and two names of a tree practically never do.
 #[derive(Default)]
 struct Marks {
     keys: [RandomState; 2],
@@ -150,8 +151,8 @@ fn is_directory(now: &Seen, name: &[u8]) -> bool {
     now.kind == Kind::Other && path(name).symlink_metadata().is_ok_and(|meta| meta.is_dir())
 }
 
-/// Passes every non-directory below `start` to `take`, by its path relative to the current directory. Links are not followed, and directories that
-/// cannot be read are skipped.
+/// Passes every non-directory below `start` to `take`, by its path relative to the current directory. Links
+/// are not followed, and directories that cannot be read are skipped.
 fn below(start: &[u8], take: &mut dyn FnMut(&[u8]) -> Result<(), Failure>) -> Result<(), Failure> {
     let mut todo = vec![start.to_vec()];
     while let Some(dir) = todo.pop() {

@@ -1,7 +1,8 @@
 //! Runs a command in the lease: its streams, its exit, and the end of everything in its process group.
 //!
-//! The command has its own process group, which is ended when the client asks for it or has gone. Values of variables must never appear in an
-//! argument vector, and a command must never start before the next client that wants the tree can see it.
+//! The command has its own process group, which is ended when the client asks for it or has gone. Values of
+//! variables must never appear in an argument vector, and a command must never start before the next client
+//! that wants the tree can see it.
 
 use std::io::{PipeReader, Read, Write as _};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -22,7 +23,8 @@ use crate::owner::Owner;
 use crate::process::{Ending, end_group};
 use crate::talk::{ClientMessage, Conversation};
 
-/// After this time, a running command is worth the extra `ps` process whose output identifies it for the Go program.
+/// After this time, a running command is worth the extra `ps` process whose output identifies it for the Go
+/// program.
 const NAME_AFTER: Duration = Duration::from_secs(1);
 /// How often to check whether a process group has ended.
 const LOOK: Duration = Duration::from_millis(20);
@@ -74,7 +76,8 @@ pub(crate) fn run(
     if let Some(owner) = &mut owner
         && let Err(failure) = owner.note(running.group)
     {
-        // A command that has already ended is no longer in `/proc` and needs no note, so only a disk error counts.
+        // A command that has already ended is no longer in `/proc` and needs no note, so only a disk error
+        // counts.
         if failure.is_of_the_disk() {
             end_group(running.group);
             owner.forget();
@@ -178,7 +181,8 @@ impl Running {
         })
     }
 
-    /// Forwards the command's output until it has ended and no process has its streams open any more, or until the client stops it.
+    /// Forwards the command's output until it has ended and no process has its streams open any more, or
+    /// until the client stops it.
     fn follow(mut self, talk: &mut Conversation, mut owner: Option<&Owner>) -> Result<Ended, Failure> {
         let (mut is_over, mut chunk) = (false, vec![0; PIECE]);
         loop {
@@ -217,7 +221,8 @@ impl Running {
         Ok(())
     }
 
-    /// Ends the command while still forwarding its output, since it may be unable to end while its pipes are full.
+    /// Ends the command while still forwarding its output, since it may be unable to end while its pipes are
+    /// full.
     fn stop(mut self, talk: &mut Conversation, chunk: &mut [u8]) -> Result<Ended, Failure> {
         let mut ending = Ending::begin(self.group);
         let gone = loop {
@@ -245,7 +250,8 @@ impl Running {
         Ok(Ended::Stopped { gone })
     }
 
-    /// Waits for an event, for at most `limit`. While output for the client is pending, no more of the command's output is read.
+    /// Waits for an event, for at most `limit`. While output for the client is pending, no more of the
+    /// command's output is read.
     fn wait(
         &self,
         talk: &mut Conversation,

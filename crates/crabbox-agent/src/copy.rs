@@ -1,8 +1,9 @@
 //! The lease's side of `cp`: lists what is at a path, and puts there what the client sends.
 //!
-//! A copy is received in a private directory beside its destination and moved there once complete. Only files and links may be replaced, and if
-//! something else is in the way, everything must stay as it was. If another file system is mounted inside the destination, a full disk there is only
-//! noticed after other parts are in place.
+//! A copy is received in a private directory beside its destination and moved there once complete. Only files
+//! and links may be replaced, and if something else is in the way, everything must stay as it was. If another
+//! file system is mounted inside the destination, a full disk there is only noticed after other parts are in
+//! place.
 
 mod place;
 
@@ -113,7 +114,8 @@ impl Walk<'_> {
         Ok(())
     }
 
-    /// Lists what is below `name` if that is a directory. Any error fails the copy, since it would be incomplete.
+    /// Lists what is below `name` if that is a directory. Any error fails the copy, since it would be
+    /// incomplete.
     fn enter(&mut self, meta: &Metadata, name: &[u8]) -> Result<(), Failure> {
         if !meta.is_dir() {
             return Ok(());

@@ -1,6 +1,7 @@
 //! Why a step could not be done.
 //!
-//! A failure is reported to the client as a path and a reason. It must never end the conversation unless the client has gone.
+//! A failure is reported to the client as a path and a reason. It must never end the conversation unless the
+//! client has gone.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -14,8 +15,8 @@ pub(crate) enum Failure {
     Gone,
     /// A reason of the agent itself.
     Refused(String),
-    /// A system call on this path failed. There is deliberately no conversion from an error alone: where there is no path, [`At::trying`] says what
-    /// was tried.
+    /// A system call on this path failed. There is deliberately no conversion from an error alone: where
+    /// there is no path, [`At::trying`] says what was tried.
     System { path: PathBuf, source: io::Error },
 }
 

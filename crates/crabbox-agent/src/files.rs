@@ -1,7 +1,7 @@
 //! Sends the contents of files in the lease to the client.
 //!
-//! Only regular files are sent, and links are followed only as far as the client allows. A file that cannot be read is reported, and must never
-//! prevent the others from being sent.
+//! Only regular files are sent, and links are followed only as far as the client allows. A file that cannot
+//! be read is reported, and must never prevent the others from being sent.
 
 use std::fs::{File, Metadata};
 use std::io::Read as _;
@@ -63,7 +63,8 @@ pub(crate) fn fetch(talk: &mut Conversation, dir: &str, taste: &FetchFilter) -> 
     talk.say(&Reply::End {})
 }
 
-/// Sends a file whose size is reported as zero: files in `/proc` and some FUSE file systems have contents anyway.
+/// Sends a file whose size is reported as zero: files in `/proc` and some FUSE file systems have contents
+/// anyway.
 fn send_unsized(
     talk: &mut Conversation,
     number: u32,
@@ -112,7 +113,8 @@ fn open(at: &Path, follow: bool) -> Result<File, Failure> {
     Ok(rustix::fs::open(at, flags, Mode::empty()).at(at)?.into())
 }
 
-/// Opens the file that a path leads to inside the tree. Links that replace it or a directory above it meanwhile are not followed.
+/// Opens the file that a path leads to inside the tree. Links that replace it or a directory above it
+/// meanwhile are not followed.
 fn open_within(root: &Path, dirs: &mut Dirs, name: &[u8]) -> Result<File, Failure> {
     let at = path(name);
     let real = within(root, name).map_err(|why| Failure::Refused(format!("{}: {why}", show(at))))?;

@@ -4,7 +4,8 @@ use crabbox_agent_protocol::{Frame, Frames, Request};
 
 use crate::rows::{of_bytes, paths};
 
-/// Parses `bytes` as client requests, as a manifest, as a manifest left by an earlier sync, as a record, as a git index, and as a command note.
+/// Parses `bytes` as client requests, as a manifest, as a manifest left by an earlier sync, as a record, as a
+/// git index, and as a command note.
 pub fn requests(bytes: &[u8]) {
     // Results are ignored; fuzzing looks for panics, hangs and excessive allocation.
     let mut frames = Frames::new(bytes);

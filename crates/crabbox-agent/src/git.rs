@@ -1,7 +1,8 @@
 //! Calls git in the tree.
 //!
-//! It must never run a hook or a monitor of the repository, nor work in a repository further up: neither the environment, nor the guest's
-//! configuration, nor a damaged `.git` may lead it there. Whose the repository is, git itself judges (`safe.directory`).
+//! It must never run a hook or a monitor of the repository, nor work in a repository further up: neither the
+//! environment, nor the guest's configuration, nor a damaged `.git` may lead it there. Whose the repository
+//! is, git itself judges (`safe.directory`).
 
 use std::fs::File;
 use std::io::{BufRead as _, BufReader};
@@ -42,7 +43,8 @@ pub(crate) struct Said {
 }
 
 impl Said {
-    /// Whether it succeeded without an error, which git reports about a configuration and may go on nevertheless.
+    /// Whether it succeeded without an error, which git reports about a configuration and may go on
+    /// nevertheless.
     pub(crate) fn is_clean(&self) -> bool {
         self.success && !self.err.lines().any(|line| line.starts_with("error: "))
     }
@@ -86,8 +88,8 @@ fn started(command: &mut Command) -> Result<Child, Failure> {
     })
 }
 
-/// Runs a git that only lists, whosever the repository is, and passes each NUL-terminated name that it prints to `take`. Returns whether git succeeded; if not, the names
-/// may be incomplete.
+/// Runs a git that only lists, whosever the repository is, and passes each NUL-terminated name that it prints
+/// to `take`. Returns whether git succeeded; if not, the names may be incomplete.
 pub(crate) fn names(
     args: &[&str],
     mut take: impl FnMut(&[u8]) -> Result<(), Failure>,
@@ -123,7 +125,8 @@ pub(crate) fn git(args: &[&str], feed: &Feed) -> Result<Said, Failure> {
     said_by(quiet(args).stdin(stdin))
 }
 
-/// Runs git in the current directory, without the configuration of the user and of the host, and whosever the repository is.
+/// Runs git in the current directory, without the configuration of the user and of the host, and whosever the
+/// repository is.
 pub(crate) fn isolated_git(args: &[&str]) -> Result<Said, Failure> {
     let mut command = quiet(args);
     // HOME for a git older than 2.32, which does not know GIT_CONFIG_GLOBAL.

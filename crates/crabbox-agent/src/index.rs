@@ -1,8 +1,10 @@
-//! Updates git's index so that a file which is clean on the client is clean here: git trusts the times that its index holds for a file.
+//! Updates git's index so that a file which is clean on the client is clean here: git trusts the times that
+//! its index holds for a file.
 //!
-//! A file that the client's git considered unchanged gets the times of the file that arrived, so git does not look into it; the filter (or whatever
-//! else made the two equal on the client) need not exist here. All other entries get no times, and git compares them. The format is that of
-//! gitformat-index(5), versions 2 and 3; if the guest left another version, the index is rebuilt.
+//! A file that the client's git considered unchanged gets the times of the file that arrived, so git does not
+//! look into it; the filter (or whatever else made the two equal on the client) need not exist here. All
+//! other entries get no times, and git compares them. The format is that of gitformat-index(5), versions 2
+//! and 3; if the guest left another version, the index is rebuilt.
 
 mod entries;
 pub(crate) mod marks;
@@ -134,7 +136,8 @@ impl Index {
         Entries::of(&self.file, (HEAD, self.stop), self.count, self.ids)
     }
 
-    /// Writes the index to `new`, with each entry changed as `change` says; `extended` if any entry is to have extended flags.
+    /// Writes the index to `new`, with each entry changed as `change` says; `extended` if any entry is to
+    /// have extended flags.
     fn write(
         &self,
         new: &Replacing,
@@ -170,7 +173,8 @@ impl Index {
         }
     }
 
-    /// Where the TREE extension (the trees of directories) is. The other extensions are dropped: they are hints, and some hold file offsets.
+    /// Where the TREE extension (the trees of directories) is. The other extensions are dropped: they are
+    /// hints, and some hold file offsets.
     fn trees(&self) -> Result<(u64, u64), Failure> {
         let (mut at, mut head) = (self.end, [0; 8]);
         while at + 8 <= self.stop {
@@ -326,7 +330,8 @@ impl Work {
         Ok(Index::load().ok().map(|index| index.digest) != known)
     }
 
-    /// Updates the index, once the files have arrived. A failure does not fail the sync; it is returned as text to report.
+    /// Updates the index, once the files have arrived. A failure does not fail the sync; it is returned as
+    /// text to report.
     pub(crate) fn finish(
         &self,
         place: &Place,
@@ -402,8 +407,8 @@ impl Work {
                 }
                 (!self.unlike.contains(name), marks != 0)
             } else {
-                // Git compares a file that is not older than the index. Such a file must not become trusted just because it is older than the new
-                // index.
+                // Git compares a file that is not older than the index. Such a file must not become trusted
+                // just because it is older than the new index.
                 let late = entry.modified() >= written;
                 (
                     self.trusts(tree, name)?,
@@ -461,7 +466,8 @@ impl Work {
     }
 }
 
-/// The stat data of a file for the index, if the file is still as this sync saw it, and its modification time.
+/// The stat data of a file for the index, if the file is still as this sync saw it, and its modification
+/// time.
 fn times_if_known(dirs: &mut Dirs, name: &[u8], known: Option<Seen>, mode: u32) -> Option<([u8; STAT], u32)> {
     let known = known?;
     let stat = dirs.stat(name).ok()?;
@@ -473,8 +479,9 @@ fn times_if_known(dirs: &mut Dirs, name: &[u8], known: Option<Seen>, mode: u32) 
     Some((times, modified))
 }
 
-/// Makes the index younger than those of these files that git finds changed when it compares them. A file modified in the second in which the index
-/// is written would look unchanged, so wait until that second has passed.
+/// Makes the index younger than those of these files that git finds changed when it compares them. A file
+/// modified in the second in which the index is written would look unchanged, so wait until that second has
+/// passed.
 fn outlive(late: &RacilyClean) -> Result<(), Failure> {
     if late.modified.is_empty() {
         return Ok(());

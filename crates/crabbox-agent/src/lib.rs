@@ -1,8 +1,10 @@
-//! The agent: the program that runs in a lease on behalf of one connected client, and ends with that connection.
+//! The agent: the program that runs in a lease on behalf of one connected client, and ends with that
+//! connection.
 //!
-//! It speaks the protocol of `crabbox-agent-protocol` over its standard streams: it locks the tree, brings it in line with the client's manifest,
-//! runs commands, lists and sends files. It must never keep holding the lock after its client has gone, follow a link out of the tree when it removes
-//! something, or act on a number that the client has not sent.
+//! It speaks the protocol of `crabbox-agent-protocol` over its standard streams: it locks the tree, brings it
+//! in line with the client's manifest, runs commands, lists and sends files. It must never keep holding the
+//! lock after its client has gone, follow a link out of the tree when it removes something, or act on a
+//! number that the client has not sent.
 
 mod bytes;
 mod caches;

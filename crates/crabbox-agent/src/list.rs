@@ -1,7 +1,8 @@
 //! Lists the files below a directory that match patterns.
 //!
-//! Directories where no pattern can match are not read, so that a problem there cannot fail the listing. A link counts as its target if that is in
-//! the tree; anything outside must never be opened or named to the client. A match that cannot be sent is reported.
+//! Directories where no pattern can match are not read, so that a problem there cannot fail the listing. A
+//! link counts as its target if that is in the tree; anything outside must never be opened or named to the
+//! client. A match that cannot be sent is reported.
 
 use std::collections::HashSet;
 use std::os::fd::OwnedFd;

@@ -1,5 +1,5 @@
-//! Sets of names, kept as the received bytes and one offset per name: for hundreds of thousands of names, separate allocations would cost more than
-//! the names themselves.
+//! Sets of names, kept as the received bytes and one offset per name: for hundreds of thousands of names,
+//! separate allocations would cost more than the names themselves.
 //!
 //! A name is found only by all of its bytes, never by a prefix.
 

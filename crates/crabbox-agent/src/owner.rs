@@ -1,9 +1,11 @@
 //! The lock of a tree, and the files through which this program and the Go program see each other.
 //!
-//! `.gate` is the lock, `.owner` names the owner of the tree, `.child` the command that runs there. Everything written here must be readable for the
-//! Go program: a file that it cannot parse locks it out of the lease for good. The Go program holds the gate only while it writes, and owns the tree
-//! until the time in its owner file, which it renews; so a free gate does not yet mean a free tree. We own the tree by holding the gate alone, which
-//! the kernel releases whenever we end: our owner file is expired from the start, so that the Go program can recover immediately when we are gone.
+//! `.gate` is the lock, `.owner` names the owner of the tree, `.child` the command that runs there.
+//! Everything written here must be readable for the Go program: a file that it cannot parse locks it out of
+//! the lease for good. The Go program holds the gate only while it writes, and owns the tree until the time
+//! in its owner file, which it renews; so a free gate does not yet mean a free tree. We own the tree by
+//! holding the gate alone, which the kernel releases whenever we end: our owner file is expired from the
+//! start, so that the Go program can recover immediately when we are gone.
 
 mod silence;
 
@@ -27,13 +29,15 @@ use silence::Silence;
 
 /// How often to try again while another client has the tree.
 const PAUSE: Duration = Duration::from_millis(50);
-/// How often a waiting agent renews its `.wanted` file. The agent of a silent client checks that file every few seconds.
+/// How often a waiting agent renews its `.wanted` file. The agent of a silent client checks that file every
+/// few seconds.
 const WANT_EVERY: Duration = Duration::from_secs(2);
 /// How often to check a Go program's owner file for expiry.
 const OWNER_PAUSE: Duration = Duration::from_millis(500);
-/// Written in place of the start time from ps(1) until ps was run. With no text there, the Go program would refuse the tree for good, even after the
-/// command has ended; with this text, it takes the command for another process with that pid and treats ours as gone. The Go program only sees this
-/// text if our agent was killed in the command's first second, or the whole host was.
+/// Written in place of the start time from ps(1) until ps was run. With no text there, the Go program would
+/// refuse the tree for good, even after the command has ended; with this text, it takes the command for
+/// another process with that pid and treats ours as gone. The Go program only sees this text if our agent was
+/// killed in the command's first second, or the whole host was.
 const UNNAMED: &str = "not asked yet";
 
 /// Ownership of the tree.
@@ -68,7 +72,8 @@ impl Files {
         self.named("child")
     }
 
-    /// Renewed while a client waits for the tree; an agent whose own client has fallen silent then gives it up.
+    /// Renewed while a client waits for the tree; an agent whose own client has fallen silent then gives it
+    /// up.
     fn wanted(&self) -> PathBuf {
         self.named("wanted")
     }
@@ -122,7 +127,8 @@ pub(crate) fn own(talk: &mut Conversation, key: &str, token: &str) -> Result<Own
         rustix::fs::flock(&gate, FlockOperation::Unlock).at(&files.gate())?;
         waiting.pause(OWNER_PAUSE, &Reply::Busy {})?;
     }
-    // The agent that started this command held the gate until it ended, so no client waits for the command any more.
+    // The agent that started this command held the gate until it ended, so no client waits for the command
+    // any more.
     let orphan = Child::load(&files)
         .filter(Child::is_alive)
         .and_then(|child| child.ours);
@@ -309,11 +315,11 @@ fn is_busy(files: &Files) -> bool {
 }
 
 impl Owner {
-    /// Records the process that the next client must wait for. The line from ps(1) comes later, see [`Self::name`], so that a short command need not
-    /// wait for that process.
+    /// Records the process that the next client must wait for. The line from ps(1) comes later, see
+    /// [`Self::name`], so that a short command need not wait for that process.
     ///
-    /// Refuses if `/proc` is missing or belongs to another pid namespace: its pids would name other processes, and the next client could start while
-    /// this command still runs.
+    /// Refuses if `/proc` is missing or belongs to another pid namespace: its pids would name other
+    /// processes, and the next client could start while this command still runs.
     pub(crate) fn note(&mut self, pid: u32) -> Result<(), Failure> {
         let own = std::process::id();
         let is_ours =
@@ -330,7 +336,8 @@ impl Owner {
         };
         let file = self.files.child();
         let open = put(&file, &child.text())?;
-        // The note with our own pid is written before the command starts, so anything that the command writes is newer.
+        // The note with our own pid is written before the command starts, so anything that the command writes
+        // is newer.
         if pid == own {
             self.began = Some(Seen::of(&open.metadata().at(&file)?).modified);
         }
@@ -352,7 +359,8 @@ impl Owner {
             return;
         };
         let text = Child { named, ..child }.text();
-        // Ignore a failure: without the line, the Go program may only believe that a command has ended whose agent was killed.
+        // Ignore a failure: without the line, the Go program may only believe that a command has ended whose
+        // agent was killed.
         if let Ok(open) = put(&file, &text) {
             let when = UNIX_EPOCH
                 + Duration::from_nanos(

@@ -1,7 +1,7 @@
 //! Processes by their number and start time, read from `/proc`.
 //!
-//! Pids are reused, so a process to wait for or to end is identified by both. A process that has ended counts as gone even if nobody has reaped it:
-//! in a container whose init does not reap, zombies stay forever.
+//! Pids are reused, so a process to wait for or to end is identified by both. A process that has ended counts
+//! as gone even if nobody has reaped it: in a container whose init does not reap, zombies stay forever.
 
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -44,7 +44,8 @@ impl Stat {
     }
 }
 
-/// The start time of a process as ps(1) prints it, which is what the Go program compares; `None` if there is no ps.
+/// The start time of a process as ps(1) prints it, which is what the Go program compares; `None` if there is
+/// no ps.
 pub(crate) fn lstart(pid: u32) -> Option<String> {
     let said = Command::new("ps")
         .args(["-o", "lstart=", "-p", &pid.to_string()])
@@ -85,8 +86,8 @@ impl Ending {
         }
     }
 
-    /// `Some(true)` once the group is gone, `Some(false)` if it could not be ended, `None` while that is undecided. To be called again every few
-    /// hundredths of a second.
+    /// `Some(true)` once the group is gone, `Some(false)` if it could not be ended, `None` while that is
+    /// undecided. To be called again every few hundredths of a second.
     pub(crate) fn gone(&mut self) -> Option<bool> {
         let pid = self.pid?;
         if !is_alive(self.group) {

@@ -1,7 +1,8 @@
 //! Receives directories, files and links of the tree.
 //!
-//! A new file is written directly to its path: an interrupted sync leaves it without a record, so the next sync sends it again. An existing file is
-//! replaced atomically by a rename. A partial file must never replace a complete one.
+//! A new file is written directly to its path: an interrupted sync leaves it without a record, so the next
+//! sync sends it again. An existing file is replaced atomically by a rename. A partial file must never
+//! replace a complete one.
 
 use std::fs::File;
 use std::io::{Seek as _, SeekFrom, Write as _};
@@ -21,8 +22,8 @@ use crate::talk::{ClientMessage, Conversation, out_of_order};
 /// Mode bits that a write clears, or that cannot be set when a file is created.
 const SPECIAL: u32 = 0o7000;
 
-/// The temporary name of a file that had to be copied to another file system, until it is complete. It is fixed, so that the next sync finds what a
-/// killed one left, and unlike any name in a real tree.
+/// The temporary name of a file that had to be copied to another file system, until it is complete. It is
+/// fixed, so that the next sync finds what a killed one left, and unlike any name in a real tree.
 pub(crate) const NEW: &str = ".crabbox-new-5d41b6a2";
 
 /// Where received files go.
@@ -77,8 +78,8 @@ struct Taking<'a> {
     modes: Modes,
 }
 
-/// Modes that new files in a directory really get when created with them, so that the umask (or a default ACL) is checked once per directory and
-/// mode.
+/// Modes that new files in a directory really get when created with them, so that the umask (or a default
+/// ACL) is checked once per directory and mode.
 #[derive(Default)]
 struct Modes {
     dir: Vec<u8>,
@@ -207,7 +208,8 @@ impl Taking<'_> {
         Ok(())
     }
 
-    /// Creates something with `make` at `name`, or outside the tree if something is there already; the flag says which (true: outside).
+    /// Creates something with `make` at `name`, or outside the tree if something is there already; the flag
+    /// says which (true: outside).
     fn made<T>(
         &mut self,
         name: &[u8],
@@ -311,7 +313,8 @@ impl Taking<'_> {
 /// Changes the mode of a directory, without following a link in its place.
 fn set_mode(within: BorrowedFd<'_>, leaf: &[u8], mode: u32) -> Result<(), Errno> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    // A directory that its owner may not read can only be opened with `O_PATH`, which does not allow fchmod(2); chmod through `/proc/self/fd` works.
+    // A directory that its owner may not read can only be opened with `O_PATH`, which does not allow
+    // fchmod(2); chmod through `/proc/self/fd` works.
     let dir = rustix::fs::openat(within, leaf, flags, Mode::empty())?;
     let own = format!("/proc/self/fd/{}", dir.as_raw_fd());
     rustix::fs::chmodat(CWD, own.as_str(), Mode::from_raw_mode(mode), AtFlags::empty())

@@ -1,7 +1,9 @@
-//! The record of the last finished sync, split into parts so that an edit rewrites only the part it belongs to.
+//! The record of the last finished sync, split into parts so that an edit rewrites only the part it belongs
+//! to.
 //!
-//! `index`: a header line, then the deleted paths. `rows.K`: `<identity> <what was seen> <path>` of the files of some directories. An incomplete
-//! record must never pass for a complete one; without a record, everything is compared again.
+//! `index`: a header line, then the deleted paths. `rows.K`: `<identity> <what was seen> <path>` of the files
+//! of some directories. An incomplete record must never pass for a complete one; without a record, everything
+//! is compared again.
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -179,7 +181,8 @@ impl Writing {
 /// The longest row, in bytes: no path of Linux is longer than 4096.
 const ROW: usize = 8192;
 
-/// Passes the rows of a part to `take` until that returns false. The last row of a truncated file is dropped, since it could name another path.
+/// Passes the rows of a part to `take` until that returns false. The last row of a truncated file is dropped,
+/// since it could name another path.
 pub(crate) fn each_of(
     place: &Place,
     part: u32,
@@ -200,7 +203,8 @@ pub(crate) fn each_of(
     Ok(())
 }
 
-/// Passes every file of a record to `take`, even of a record that a sync was about to replace: each row is valid or not by itself.
+/// Passes every file of a record to `take`, even of a record that a sync was about to replace: each row is
+/// valid or not by itself.
 pub(crate) fn each(
     place: &Place,
     head: Option<&Head>,
@@ -274,7 +278,8 @@ pub(crate) fn read_bytes(bytes: &[u8]) {
     }
 }
 
-/// Whether every file of the record is unchanged, and every path that was absent still is. The workdir must be the current directory.
+/// Whether every file of the record is unchanged, and every path that was absent still is. The workdir must
+/// be the current directory.
 pub(crate) fn is_unchanged(place: &Place, head: &Head) -> bool {
     let mut dirs = Dirs::default();
     let back = |path: &[u8]| dirs.look(path).is_some_and(|now| now.kind != Kind::Other);

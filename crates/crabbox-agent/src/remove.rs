@@ -94,8 +94,8 @@ fn parts(name: &[u8]) -> Vec<&[u8]> {
     name.split(|byte| *byte == b'/').collect()
 }
 
-/// Removes a file that an earlier sync brought, and then the directories that are empty without it. A directory in place of the file belongs to the
-/// guest, and so does everything beyond a link.
+/// Removes a file that an earlier sync brought, and then the directories that are empty without it. A
+/// directory in place of the file belongs to the guest, and so does everything beyond a link.
 pub(crate) fn prune(name: &[u8]) -> Result<(), Failure> {
     let parts = parts(name);
     let mut handles = way_to(&parts)?;
@@ -138,7 +138,8 @@ fn clear(name: &[u8]) -> Result<(), Failure> {
     })
 }
 
-/// Removes what is in the way of the manifest rows with these numbers: at their paths and above them, anything of another kind than needed.
+/// Removes what is in the way of the manifest rows with these numbers: at their paths and above them,
+/// anything of another kind than needed.
 pub(crate) fn make_way(rows: &mut Rows, numbers: &[u32]) -> Result<(), Failure> {
     let (mut dirs, mut free) = (Dirs::default(), None);
     for number in numbers {
@@ -157,7 +158,8 @@ pub(crate) fn make_way(rows: &mut Rows, numbers: &[u32]) -> Result<(), Failure> 
                         clear_above(&none)?;
                         free = Some(none);
                     }
-                    // A directory that the guest has made inaccessible is opened later, before anything is put there.
+                    // A directory that the guest has made inaccessible is opened later, before anything is
+                    // put there.
                     None if matches!(errno, Errno::NOENT | Errno::ACCESS) => {}
                     None => return Err(errno).at(path(row.path)),
                 }

@@ -1,7 +1,9 @@
-//! The manifest as received: one record for each path the tree is to have, and the paths that are to be absent.
+//! The manifest as received: one record for each path the tree is to have, and the paths that are to be
+//! absent.
 //!
-//! `<identity> <kind> <mode> <size> <mtime> <path>` records sorted by path, the record `-`, then the deleted paths; NUL after each. It is kept in a
-//! file and read a block at a time: it must never be held in memory whole, because there may be hundreds of thousands of records.
+//! `<identity> <kind> <mode> <size> <mtime> <path>` records sorted by path, the record `-`, then the deleted
+//! paths; NUL after each. It is kept in a file and read a block at a time: it must never be held in memory
+//! whole, because there may be hundreds of thousands of records.
 
 use std::fs::File;
 use std::io::{BufRead, BufWriter, ErrorKind, Write as _};
@@ -307,7 +309,8 @@ pub(crate) fn unread() -> Failure {
     )
 }
 
-/// Binary search: the first number for which `is_so` holds, which must then hold for all after it; the end of the range if there is none.
+/// Binary search: the first number for which `is_so` holds, which must then hold for all after it; the end of
+/// the range if there is none.
 fn first(numbers: std::ops::Range<usize>, is_so: impl Fn(usize) -> bool) -> usize {
     let (mut low, mut high) = (numbers.start, numbers.end);
     while low < high {
@@ -325,7 +328,8 @@ fn place(at: u32) -> usize {
     usize::try_from(at).unwrap_or(usize::MAX)
 }
 
-/// Passes the paths of a manifest that an earlier sync left to `take`, as far as it is complete; `shown` is its path for messages.
+/// Passes the paths of a manifest that an earlier sync left to `take`, as far as it is complete; `shown` is
+/// its path for messages.
 pub(crate) fn paths(
     from: impl BufRead,
     shown: &Path,

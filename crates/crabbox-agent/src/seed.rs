@@ -1,7 +1,8 @@
-//! The git repository in the lease: it gets the client's commit, branch and staged changes, so that commands find a repository.
+//! The git repository in the lease: it gets the client's commit, branch and staged changes, so that commands
+//! find a repository.
 //!
-//! It leaves the files of the tree alone, and a repository that is of no use is moved away and made again. What cannot be done is told, and must
-//! never fail the sync that it is part of.
+//! It leaves the files of the tree alone, and a repository that is of no use is moved away and made again.
+//! What cannot be done is told, and must never fail the sync that it is part of.
 
 mod repository;
 
@@ -118,8 +119,8 @@ pub(crate) fn state(place: &Place, seed: &Seed) -> Result<State, Failure> {
     })
 }
 
-/// Replaces a repository that git cannot use, or whose ids are of another length than those that come: all of it is then asked for. If that fails,
-/// the repository is as it was, and writing to it fails too.
+/// Replaces a repository that git cannot use, or whose ids are of another length than those that come: all of
+/// it is then asked for. If that fails, the repository is as it was, and writing to it fails too.
 pub(crate) fn make_usable(place: &Place, seed: &Seed, state: &mut State) {
     // Without a commit it is not known yet how long the ids are.
     if !seed.head.is_empty()
@@ -145,7 +146,8 @@ fn branch(seed: &Seed) -> String {
     format!("refs/heads/{}", seed.branch)
 }
 
-/// Stands for the files that say which commit is checked out and what kind of repository it is: if the guest changes them, the sync is not in sync.
+/// Stands for the files that say which commit is checked out and what kind of repository it is: if the guest
+/// changes them, the sync is not in sync.
 fn heads(seed: &Seed) -> Result<String, Failure> {
     let mut files = vec![".git/HEAD".to_owned()];
     if !seed.branch.is_empty() {
@@ -289,8 +291,8 @@ impl Came {
         Ok(id.map(|id| id.len() == LONG_ID))
     }
 
-    /// Takes over the settings and attributes that decide whether git finds a file unchanged. Settings that the guest made for itself stay as long as
-    /// the client has none.
+    /// Takes over the settings and attributes that decide whether git finds a file unchanged. Settings that
+    /// the guest made for itself stay as long as the client has none.
     fn configure(&self, place: &Place) -> Result<(), Failure> {
         let settings = Path::new(".git").join(SETTINGS);
         if !self.settings.is_empty() || settings.exists() {
@@ -327,7 +329,8 @@ impl Drop for Came {
     }
 }
 
-/// Receives a list into a file. If writing fails (disk full), the rest of the list is still received; the first error is returned as the inner value.
+/// Receives a list into a file. If writing fails (disk full), the rest of the list is still received; the
+/// first error is returned as the inner value.
 fn keep(talk: &mut Conversation, path: &Path) -> Result<Option<Failure>, Failure> {
     let mut file = File::create(path).at(path);
     let mut failed = None;
@@ -377,8 +380,8 @@ fn is_cut_off(commit: &str) -> Result<bool, Failure> {
     Ok(false)
 }
 
-/// Tells git which commits are shallow: those that the client sent as such, and those whose parents are missing. A commit from an earlier sync stops
-/// being shallow once its parents have arrived.
+/// Tells git which commits are shallow: those that the client sent as such, and those whose parents are
+/// missing. A commit from an earlier sync stops being shallow once its parents have arrived.
 fn cut_off(seed: &Seed, roots: &[u8]) -> Result<(), Failure> {
     let shallow = Path::new(".git/shallow");
     let words = |bytes: &[u8]| -> BTreeSet<String> {
@@ -417,7 +420,8 @@ pub(crate) fn write_seed(place: &Place, seed: &Seed, index: &str) -> Result<(), 
     write(&place.of("seed"), &[lines.as_bytes()])
 }
 
-/// Records the directories of submodules. A directory that is gone on the client is removed here if it is empty.
+/// Records the directories of submodules. A directory that is gone on the client is removed here if it is
+/// empty.
 pub(crate) fn keep_hollow(place: &Place, paths: &[&[u8]]) -> Result<(), Failure> {
     let file = place.of("hollow");
     let before = read(&file)?;

@@ -1,7 +1,7 @@
 //! The metadata of a path that shows whether it is still the very file that a sync brought.
 //!
-//! Kind, mode, size, both times and inode stand for the content, because a file cannot be changed without changing its ctime. Nothing beyond a link
-//! must ever pass for a file of the tree.
+//! Kind, mode, size, both times and inode stand for the content, because a file cannot be changed without
+//! changing its ctime. Nothing beyond a link must ever pass for a file of the tree.
 
 use std::fs::Metadata;
 use std::io::Write as _;
@@ -211,8 +211,8 @@ pub(crate) fn time(text: &[u8]) -> Option<Time> {
 /// How many directories along a path are held open at most: a process may have about a thousand descriptors.
 const HELD: usize = 64;
 
-/// Opens directories of the tree without following any link below the workdir. The last directory and those above it stay open, because neighbouring
-/// paths usually follow each other.
+/// Opens directories of the tree without following any link below the workdir. The last directory and those
+/// above it stay open, because neighbouring paths usually follow each other.
 #[derive(Debug, Default)]
 pub(crate) struct Dirs {
     /// What paths are relative to; the current directory if `None`.

@@ -13,7 +13,8 @@ const AGE: Duration = Duration::from_hours(30 * 24);
 /// The shortest time between two updates of our own last-use time.
 const FRESH: Duration = Duration::from_hours(24);
 
-/// Marks this agent as in use and removes those that no longer are. Errors are ignored: a later run tries again.
+/// Marks this agent as in use and removes those that no longer are. Errors are ignored: a later run tries
+/// again.
 pub(crate) fn sweep() {
     let Ok(own) = std::fs::read_link("/proc/self/exe") else {
         return;
@@ -24,7 +25,8 @@ pub(crate) fn sweep() {
     if !is_older(&own, FRESH) {
         return;
     }
-    // The rest runs once a day too. A running program cannot be opened for writing (ETXTBSY), but its times can be set.
+    // The rest runs once a day too. A running program cannot be opened for writing (ETXTBSY), but its times
+    // can be set.
     let now = rustix::fs::Timestamps {
         last_access: NOW,
         last_modification: NOW,

@@ -1,7 +1,8 @@
 //! A sync, as the lease does it: look, clear the way, take, write down what was seen.
 //!
-//! It must never call a file unchanged whose inode does not carry the very times that it carried right after the last sync. What is to go stays
-//! known until it is gone, and what a sync brings is known before it comes, so that one that broke off is finished by the next.
+//! It must never call a file unchanged whose inode does not carry the very times that it carried right after
+//! the last sync. What is to go stays known until it is gone, and what a sync brings is known before it
+//! comes, so that one that broke off is finished by the next.
 
 mod lost;
 mod patch;
@@ -47,7 +48,8 @@ pub(crate) fn look(lease_dir: &str, name: &str) -> Looked {
     let place = Place::new(lease_dir, name);
     let head = Head::load(&place);
     let is_kept = head.as_ref().is_some_and(|head| {
-        // A sync that broke off may have brought what no record has; a tree that cannot be entered is not as it was left.
+        // A sync that broke off may have brought what no record has; a tree that cannot be entered is not as
+        // it was left.
         !place.of("pending").exists()
             && std::env::set_current_dir(&place.workdir).is_ok()
             && is_unchanged(&place, head)
@@ -170,7 +172,8 @@ impl Lock {
     }
 }
 
-/// Makes a directory with those above it, for this user alone: on a shared host others need not read what is worked on.
+/// Makes a directory with those above it, for this user alone: on a shared host others need not read what is
+/// worked on.
 fn make_private(dir: &Path) -> Result<(), Failure> {
     std::fs::DirBuilder::new()
         .recursive(true)
@@ -179,9 +182,10 @@ fn make_private(dir: &Path) -> Result<(), Failure> {
         .at(dir)
 }
 
-/// Has a lease's directory that only this user can enter. One that stood there open is closed with the tree in it, and what is above them is left
-/// alone: a work root may be the user's home. Behind a closed one the tree's own mode is up to those who work in it: a command may open it
-/// for a container that runs as somebody else.
+/// Has a lease's directory that only this user can enter. One that stood there open is closed with the tree
+/// in it, and what is above them is left alone: a work root may be the user's home. Behind a closed one the
+/// tree's own mode is up to those who work in it: a command may open it for a container that runs as somebody
+/// else.
 fn make_lease(lease: &Path, workdir: &Path) -> Result<(), Failure> {
     make_private(lease)?;
     if close(lease)? {
@@ -198,8 +202,8 @@ pub(crate) fn make_tree(workdir: &Path) -> Result<(), Failure> {
     make_private(workdir)
 }
 
-/// Closes a directory of this user's to others; whether it was open. A link, and what belongs to somebody else, is not ours to close, and a file
-/// system without modes has nothing to close.
+/// Closes a directory of this user's to others; whether it was open. A link, and what belongs to somebody
+/// else, is not ours to close, and a file system without modes has nothing to close.
 fn close(dir: &Path) -> Result<bool, Failure> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let handle = match rustix::fs::openat(CWD, dir, flags, Mode::empty()) {
@@ -215,8 +219,8 @@ fn close(dir: &Path) -> Result<bool, Failure> {
     Ok(rustix::fs::fchmod(&handle, Mode::from_raw_mode(stat.st_mode & 0o7000 | PRIVATE)).is_ok())
 }
 
-/// Makes the tree its own, and goes there; with `is_reset` it is removed before. Only when all that was to be heard has come whole: whoever
-/// is not heard to the end has changed nothing.
+/// Makes the tree its own, and goes there; with `is_reset` it is removed before. Only when all that was to be
+/// heard has come whole: whoever is not heard to the end has changed nothing.
 fn occupy(place: &Place, is_reset: bool) -> Result<(), Failure> {
     if is_reset {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -405,8 +409,9 @@ fn finish(
     })
 }
 
-/// How every path looks now, by its number; those that are not what was to be sent are left out, and so sent again. A path that was left alone keeps
-/// what was seen of it: if it is not so any more, the next look finds that out.
+/// How every path looks now, by its number; those that are not what was to be sent are left out, and so sent
+/// again. A path that was left alone keeps what was seen of it: if it is not so any more, the next look finds
+/// that out.
 fn settle(
     place: &Place,
     rows: &mut Rows,
@@ -446,7 +451,8 @@ fn settle(
     Ok(now)
 }
 
-/// How far apart two change times are at least that are not one, in nanoseconds: a tick of the kernel, see clock_getres(2).
+/// How far apart two change times are at least that are not one, in nanoseconds: a tick of the kernel, see
+/// clock_getres(2).
 fn tick() -> i128 {
     let tick = rustix::time::clock_getres(ClockId::RealtimeCoarse);
     let tick = nanos(tick);

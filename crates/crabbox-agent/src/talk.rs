@@ -1,6 +1,7 @@
 //! The conversation with the client, over this process's standard streams.
 //!
-//! The conversation ends wherever it is when the client goes, and for no other reason. Nothing but frames may be written to standard output.
+//! The conversation ends wherever it is when the client goes, and for no other reason. Nothing but frames may
+//! be written to standard output.
 
 use std::fs::File;
 use std::io::{self, BufReader, Read, Write as _};
@@ -220,8 +221,8 @@ impl Conversation {
         self.out.as_fd()
     }
 
-    /// Writes as much of the queue as the pipe takes without blocking, after a poll has shown that it takes some: a client that does not read must
-    /// not keep us from reading its requests.
+    /// Writes as much of the queue as the pipe takes without blocking, after a poll has shown that it takes
+    /// some: a client that does not read must not keep us from reading its requests.
     pub(crate) fn push(&mut self) -> Result<(), Failure> {
         hold();
         let mut written = 0;

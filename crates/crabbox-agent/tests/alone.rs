@@ -1,4 +1,5 @@
-//! Tests of the agent as a program, with requests that no real client sends, and of what becomes of a command whose agent or client goes.
+//! Tests of the agent as a program, with requests that no real client sends, and of what becomes of a command
+//! whose agent or client goes.
 
 #![expect(
     clippy::unwrap_used,
@@ -19,8 +20,8 @@ mod listing;
 mod memory;
 mod syncing;
 
-/// The command line of the agent: the one built with these tests, or the words in `CRABBOX_TESTED_AGENT`, such as an emulator and an agent for
-/// another architecture. The last word is the agent.
+/// The command line of the agent: the one built with these tests, or the words in `CRABBOX_TESTED_AGENT`,
+/// such as an emulator and an agent for another architecture. The last word is the agent.
 fn program() -> Vec<String> {
     let built = || env!("CARGO_BIN_EXE_crabbox-agent").to_owned();
     let words = std::env::var("CRABBOX_TESTED_AGENT").unwrap_or_else(|_| built());
@@ -352,7 +353,8 @@ fn what_a_killed_agent_leaves_the_go_program_can_read() {
     agent.process.wait().unwrap();
     // The owner file is expired, so the Go program does not wait for it.
     assert_eq!(file("owner"), format!("v1\n{}\n0\n", "cd".repeat(32)));
-    // A pid and a text of at most 96 bytes: without the text, the Go program is locked out even after the command has ended.
+    // A pid and a text of at most 96 bytes: without the text, the Go program is locked out even after the
+    // command has ended.
     let named = |pid: u32| {
         let child = file("child");
         let mut lines = child.lines();

@@ -1,7 +1,7 @@
 //! One container's attachment to one network: ADD along the chain, DEL back along it.
 //!
-//! An [`Attachment`] is saved by its owner before [`add`], and [`del`] works from it alone. A chain that fails half
-//! way is undone; a DEL must never stop at the first plugin that fails.
+//! An [`Attachment`] is saved by its owner before [`add`], and [`del`] works from it alone. A chain that
+//! fails half way is undone; a DEL must never stop at the first plugin that fails.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -106,7 +106,8 @@ impl Attachment {
     }
 }
 
-/// Why a container could not be attached. The plugins that had run were undone, except for the failures in `undo`.
+/// Why a container could not be attached. The plugins that had run were undone, except for the failures in
+/// `undo`.
 #[derive(Debug, thiserror::Error)]
 pub enum AddError {
     /// A plugin of the chain failed.
@@ -159,7 +160,8 @@ pub struct DelError {
 }
 
 fn listed(failures: &[PluginError]) -> String {
-    // In a list of errors each chain of sources must be part of the text, because `source` can only return one.
+    // In a list of errors each chain of sources must be part of the text, because `source` can only return
+    // one.
     let all: Vec<String> = failures.iter().map(|failure| fault::chain(failure)).collect();
     all.join("; ")
 }
@@ -181,7 +183,8 @@ pub fn add(attachment: &Attachment) -> Result<CniResult, AddError> {
         match call.run_for_result(attachment.place()) {
             Ok(result) => previous = Some(result),
             Err(source) => {
-                // A plugin that was never started has nothing to undo; one that failed half way may have something.
+                // A plugin that was never started has nothing to undo; one that failed half way may have
+                // something.
                 let ran = if matches!(source, PluginError::Missing { .. }) {
                     index
                 } else {
@@ -213,13 +216,14 @@ pub fn add(attachment: &Attachment) -> Result<CniResult, AddError> {
     Ok(result)
 }
 
-/// Detaches: runs every plugin in reverse order, even if some fail. Succeeds if a namespace, interface or address is
-/// gone already, and when called twice. The cached result is removed if all plugins succeeded.
+/// Detaches: runs every plugin in reverse order, even if some fail. Succeeds if a namespace, interface or
+/// address is gone already, and when called twice. The cached result is removed if all plugins succeeded.
 pub fn del(attachment: &Attachment) -> Result<(), DelError> {
     let previous = cache::load(attachment);
     let failures = backwards(attachment, attachment.conf.plugins.len(), previous.as_ref());
     if failures.is_empty() {
-        // A stale entry is harmless: it is in the attachment's own directory, and its container never comes back.
+        // A stale entry is harmless: it is in the attachment's own directory, and its container never comes
+        // back.
         cache::forget(attachment).ok();
         return Ok(());
     }

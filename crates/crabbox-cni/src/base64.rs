@@ -1,5 +1,5 @@
-//! Standard base64, in which Go's JSON stores bytes, and therefore libcni's cache file. It must never accept text
-//! that is incomplete.
+//! Standard base64, in which Go's JSON stores bytes, and therefore libcni's cache file. It must never accept
+//! text that is incomplete.
 
 const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
 

@@ -62,8 +62,8 @@ pub(crate) fn load(attachment: &Attachment) -> Option<Value> {
     entry.get_mut("result").map(Value::take).filter(Value::is_object)
 }
 
-/// The attachments of `container` that a runtime with libcni's cache format (libcni or this one) has cached below
-/// `cache_dir`: for a DEL when nothing else is known of them. Unreadable entries are left out.
+/// The attachments of `container` that a runtime with libcni's cache format (libcni or this one) has cached
+/// below `cache_dir`: for a DEL when nothing else is known of them. Unreadable entries are left out.
 pub fn cached(cache_dir: &Path, container: &str, netns: &Path, bin_dirs: &[PathBuf]) -> Vec<Attachment> {
     let entries =
         std::fs::read_dir(cache_dir.join("results")).map(|entries| entries.filter_map(Result::ok).collect());

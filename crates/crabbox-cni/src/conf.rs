@@ -1,7 +1,8 @@
-//! Network configurations: found by name in a directory, checked once, and kept in the form in which they were used.
+//! Network configurations: found by name in a directory, checked once, and kept in the form in which they
+//! were used.
 //!
-//! A broken file of another network must not hide the requested one; it is reported if the requested one is not
-//! found. Nothing here may run a plugin.
+//! A broken file of another network must not hide the requested one; it is reported if the requested one is
+//! not found. Nothing here may run a plugin.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -194,8 +195,8 @@ fn shown(file: &Path) -> String {
     name.to_string_lossy().escape_debug().to_string()
 }
 
-/// Finds the network `name` in `conf_dir`: lists (`.conflist`) before single plugins (`.conf`, `.json`), each in
-/// lexical order of file names; the first match wins, as in libcni.
+/// Finds the network `name` in `conf_dir`: lists (`.conflist`) before single plugins (`.conf`, `.json`), each
+/// in lexical order of file names; the first match wins, as in libcni.
 pub fn load(conf_dir: &Path, name: &str) -> Result<ConfList, LoadError> {
     let fail = |source| LoadError::Directory {
         dir: conf_dir.to_owned(),

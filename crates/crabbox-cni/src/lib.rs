@@ -1,9 +1,11 @@
-//! The runtime side of the CNI specification, versions 0.3.0 to 1.1.0: finds a network configuration by name, runs
-//! its chain of plugins for ADD and DEL, and reads their results. CHECK, STATUS and GC are not implemented.
+//! The runtime side of the CNI specification, versions 0.3.0 to 1.1.0: finds a network configuration by name,
+//! runs its chain of plugins for ADD and DEL, and reads their results. CHECK, STATUS and GC are not
+//! implemented.
 //!
-//! [`load`] reads a configuration once; everything after works from the [`Attachment`], which is meant to be saved
-//! before [`add`], so that [`del`] works even if the configuration is gone by then. This crate must keep no state of
-//! its own except the result cache that the specification asks for, and it knows nothing of crabbox.
+//! [`load`] reads a configuration once; everything after works from the [`Attachment`], which is meant to be
+//! saved before [`add`], so that [`del`] works even if the configuration is gone by then. This crate must
+//! keep no state of its own except the result cache that the specification asks for, and it knows nothing of
+//! crabbox.
 
 mod attachment;
 mod base64;

@@ -1,8 +1,8 @@
 //! One run of one plugin: its environment, its configuration on standard input, its result or its error.
 //!
-//! A plugin is a program of the host that runs with our privileges, so it is taken only from the given directories,
-//! gets a time limit, and is killed with all its children when it exceeds it. Nothing here may decide in which order
-//! plugins run.
+//! A plugin is a program of the host that runs with our privileges, so it is taken only from the given
+//! directories, gets a time limit, and is killed with all its children when it exceeds it. Nothing here may
+//! decide in which order plugins run.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -249,8 +249,8 @@ impl Call<'_> {
         Ok(Value::Object(object))
     }
 
-    /// The execution configuration: the plugin's own, with the keys that the specification adds and without those it
-    /// reserves for the runtime.
+    /// The execution configuration: the plugin's own, with the keys that the specification adds and without
+    /// those it reserves for the runtime.
     fn input(&self) -> Map<String, Value> {
         let mut input: Map<String, Value> = self
             .plugin

@@ -1,6 +1,6 @@
-//! Addresses that the plugin `host-local` has assigned: one file per address, whose content names the holder. The
-//! plugin does not sync these files, so a power cut leaves them empty, and then no DEL ever finds them again. They
-//! are synced here, and never changed.
+//! Addresses that the plugin `host-local` has assigned: one file per address, whose content names the holder.
+//! The plugin does not sync these files, so a power cut leaves them empty, and then no DEL ever finds them
+//! again. They are synced here, and never changed.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -13,13 +13,14 @@ use crate::result::CniResult;
 /// Where `host-local` keeps its files unless its `dataDir` says otherwise (its `backend/disk/backend.go`).
 const DATA_DIR: &str = "/var/lib/cni/networks";
 
-/// Syncs the files of the addresses in `result`. If a file does not exist, the address was assigned by another plugin
-/// or stored elsewhere, and nothing is done.
+/// Syncs the files of the addresses in `result`. If a file does not exist, the address was assigned by
+/// another plugin or stored elsewhere, and nothing is done.
 pub(crate) fn make_durable(conf: &ConfList, result: &CniResult) {
     for file in files(conf, result) {
         let dir = file.parent().map(File::open);
         for open in [Some(File::open(&file)), dir].into_iter().flatten().flatten() {
-            // Ignore errors: they matter only if the power fails within the next seconds, and nothing could be done.
+            // Ignore errors: they matter only if the power fails within the next seconds, and nothing could
+            // be done.
             open.sync_all().ok();
         }
     }

@@ -1,7 +1,7 @@
 //! The result of ADD by a chain of plugins: interfaces, addresses, routes, name servers.
 //!
-//! One type reads every version from 0.3.0 to 1.1.0, whose results differ only in optional fields. The next plugin
-//! must never get a result that was serialised from here: it gets the previous plugin's own output.
+//! One type reads every version from 0.3.0 to 1.1.0, whose results differ only in optional fields. The next
+//! plugin must never get a result that was serialised from here: it gets the previous plugin's own output.
 
 use std::net::IpAddr;
 

@@ -46,8 +46,8 @@ impl Fixture {
             inputs = self.dir.path().display(),
         );
         let file = self.path("bin").join(name);
-        // The file is written by a child process: if we wrote it, a fork by another test's thread could hold the
-        // writable descriptor when the script is run ("text file busy").
+        // The file is written by a child process: if we wrote it, a fork by another test's thread could hold
+        // the writable descriptor when the script is run ("text file busy").
         Cmd::new("install")
             .args(["-m", "755", "/dev/stdin"])
             .arg(file)

@@ -1,7 +1,8 @@
-//! Admission: whether a host has room for one more lease, decided from observed numbers before anything is made.
+//! Admission: whether a host has room for one more lease, decided from observed numbers before anything is
+//! made.
 //!
-//! An admitted lease must never make the kernel's OOM killer end another process. Disks are sparse and may be overcommitted,
-//! but never so far that the next lease cannot even start.
+//! An admitted lease must never make the kernel's OOM killer end another process. Disks are sparse and may be
+//! overcommitted, but never so far that the next lease cannot even start.
 
 use crate::fault::{Fault, Kind};
 
@@ -26,7 +27,8 @@ pub struct Limits {
 pub struct Quota {
     /// Maximum number of leases; 0 is no limit. `firecracker.maxLeasesPerOwner`.
     pub max_leases: u64,
-    /// Maximum total memory in MiB, including that of the VMMs; 0 is no limit. `firecracker.maxMemoryMiBPerOwner`.
+    /// Maximum total memory in MiB, including that of the VMMs; 0 is no limit.
+    /// `firecracker.maxMemoryMiBPerOwner`.
     pub max_memory_mib: u64,
 }
 
@@ -266,8 +268,9 @@ pub fn admit_owner(quota: &Quota, owner: &str, had: &OwnerUsage, demand: &Demand
     Ok(())
 }
 
-/// Admits a volume that may still grow by `growth_mib`, if `free_mib` are free and not promised to another volume. Unlike the disk of a lease it is
-/// counted in full: data on a volume stays when its lease ends, so a full host would have nothing to stop.
+/// Admits a volume that may still grow by `growth_mib`, if `free_mib` are free and not promised to another
+/// volume. Unlike the disk of a lease it is counted in full: data on a volume stays when its lease ends, so a
+/// full host would have nothing to stop.
 pub fn admit_volume(name: &str, growth_mib: u64, free_mib: u64, limits: &Limits) -> Result<(), Refusal> {
     let reserve_mib = limits.reserve_disk_mib;
     if growth_mib.saturating_add(reserve_mib) > free_mib {

@@ -103,8 +103,8 @@ fn is_zero(value: &i64) -> bool {
     *value == 0
 }
 
-/// Whether `id` can be the name of a claim file, by the Go program's rule: a name that every supported system can store,
-/// Windows included.
+/// Whether `id` can be the name of a claim file, by the Go program's rule: a name that every supported system
+/// can store, Windows included.
 pub fn is_valid_claim_id(id: &str) -> bool {
     const RESERVED: [&str; 4] = ["con", "prn", "aux", "nul"];
     let stem = id.split('.').next().unwrap_or_default().to_ascii_lowercase();

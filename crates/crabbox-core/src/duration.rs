@@ -1,8 +1,8 @@
 //! Durations in Go's syntax: `1h30m0s`, `250ms`, `.5s`, `-1h`.
 //!
-//! Configuration files, flags and JSON of crabbox contain such texts, so this module parses and prints them exactly like
-//! Go's `time.ParseDuration` and `Duration.String`. It must never accept what Go refuses (`5d`, `2 minutes`) or round a
-//! value.
+//! Configuration files, flags and JSON of crabbox contain such texts, so this module parses and prints them
+//! exactly like Go's `time.ParseDuration` and `Duration.String`. It must never accept what Go refuses (`5d`,
+//! `2 minutes`) or round a value.
 
 use std::fmt;
 use std::str::FromStr;
@@ -177,8 +177,8 @@ fn digits_of(text: &str) -> &str {
     &text[..text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len())]
 }
 
-/// The nanoseconds of `0.<digits>` units, truncated towards zero. Go computes this in floating point; so do we, otherwise
-/// the last nanosecond would differ.
+/// The nanoseconds of `0.<digits>` units, truncated towards zero. Go computes this in floating point; so do
+/// we, otherwise the last nanosecond would differ.
 #[expect(
     clippy::cast_precision_loss,
     reason = "Go's own arithmetic, rounding included"

@@ -1,7 +1,8 @@
-//! The identity of a lease in another program that requested it: its id, slug and name there, stored in the labels of the lease.
+//! The identity of a lease in another program that requested it: its id, slug and name there, stored in the
+//! labels of the lease.
 //!
-//! All three come from the other program, so each must be a valid label value. They must never be used as this program's own
-//! id, because the claims of both programs would then be the same file.
+//! All three come from the other program, so each must be a valid label value. They must never be used as
+//! this program's own id, because the claims of both programs would then be the same file.
 
 use serde::{Deserialize, Serialize};
 
@@ -89,7 +90,8 @@ impl External {
         &self.name
     }
 
-    /// Our own slug of the lease: the other program's id. So no slug is claimed by both programs, and no second lease is made for the same id.
+    /// Our own slug of the lease: the other program's id. So no slug is claimed by both programs, and no
+    /// second lease is made for the same id.
     pub fn slug_here(&self) -> String {
         normalise(self.lease.as_str())
     }

@@ -1,7 +1,7 @@
 //! The kinds of failure, and the process exit code of each.
 //!
-//! The codes are the Go program's, because scripts depend on them. Libraries name the kind; only the binary turns it into an
-//! exit code and a message, and no other place may choose a number.
+//! The codes are the Go program's, because scripts depend on them. Libraries name the kind; only the binary
+//! turns it into an exit code and a message, and no other place may choose a number.
 
 use std::error::Error;
 
@@ -13,8 +13,8 @@ pub enum Kind {
     General,
     /// A check completed and found problems (`doctor`), or test results failed their policy.
     Problems,
-    /// Wrong usage, flag or configuration, an operation that the provider does not support, or local state that cannot be
-    /// read or written.
+    /// Wrong usage, flag or configuration, an operation that the provider does not support, or local state
+    /// that cannot be read or written.
     Usage,
     /// The provider's doctor was not given a static host to check.
     MissingHost,
@@ -53,7 +53,8 @@ pub enum Connectivity {
     TimedOut,
     /// Nothing answers by SSH, or the connection is closed before the login; a retry may succeed.
     Unreached,
-    /// A retry is pointless: there is no such host, it refuses our key or has a different host key, or ssh refuses to connect.
+    /// A retry is pointless: there is no such host, it refuses our key or has a different host key, or ssh
+    /// refuses to connect.
     Hopeless,
     /// The connection, or the machine behind it, was lost while a command ran.
     Lost,
@@ -69,7 +70,8 @@ pub trait Fault: Error + Send + Sync {
         None
     }
 
-    /// What the user can do about it: whole sentences or commands, the best one first. They are printed as `hint:` lines.
+    /// What the user can do about it: whole sentences or commands, the best one first. They are printed as
+    /// `hint:` lines.
     fn hints(&self) -> Vec<String> {
         Vec::new()
     }
@@ -90,7 +92,8 @@ pub fn chain(error: &dyn Error) -> String {
     causes(error).fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }
 
-/// The message of an error, followed by those of its causes that add information: many messages already quote their cause.
+/// The message of an error, followed by those of its causes that add information: many messages already quote
+/// their cause.
 pub fn messages(error: &dyn Error) -> Vec<String> {
     let mut messages = vec![error.to_string()];
     for cause in causes(error) {

@@ -1,7 +1,8 @@
-//! The exclusive resources of one lease on this host, across all state directories: the entry in the host's registry, and
-//! the decision whether the lease still exists.
+//! The exclusive resources of one lease on this host, across all state directories: the entry in the host's
+//! registry, and the decision whether the lease still exists.
 //!
-//! A pure module. It must never treat an entry as released because of its age, or while anything of its lease was seen.
+//! A pure module. It must never treat an entry as released because of its age, or while anything of its lease
+//! was seen.
 
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
@@ -25,8 +26,8 @@ pub struct Holding {
     pub block: Option<String>,
 }
 
-/// A state directory, distinguished from others that have the same path in another mount namespace or had it at another
-/// time.
+/// A state directory, distinguished from others that have the same path in another mount namespace or had it
+/// at another time.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Owner {
     /// Its path, with links resolved.
@@ -95,8 +96,8 @@ fn is_block(text: &str) -> bool {
     })
 }
 
-/// The observed state of a lease with an entry. The lock is checked before the directory, because a lease's maker holds the
-/// lock until the directory exists.
+/// The observed state of a lease with an entry. The lock is checked before the directory, because a lease's
+/// maker holds the lock until the directory exists.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Sight {
     /// A process holds its lock: the lease is being made or torn down.
@@ -108,10 +109,10 @@ pub struct Sight {
 }
 
 impl Sight {
-    /// Whether the lease still has the resources in its entry. `own` says that the entry belongs to the observing state
-    /// directory: then the path of the lease's directory is reliable, and a process that outlived the directory no longer
-    /// protects the entry. The path of another state directory may be invisible here (a missing mount, another mount
-    /// namespace), so there a process counts.
+    /// Whether the lease still has the resources in its entry. `own` says that the entry belongs to the
+    /// observing state directory: then the path of the lease's directory is reliable, and a process that
+    /// outlived the directory no longer protects the entry. The path of another state directory may be
+    /// invisible here (a missing mount, another mount namespace), so there a process counts.
     pub fn is_held(self, own: bool) -> bool {
         self.locked || self.directory || (!own && self.process)
     }
@@ -129,7 +130,8 @@ impl Owner {
     }
 }
 
-/// The lease whose namespace is mounted at `mount`: `<state>/firecracker/leases/<id>/netns`, the path in every version.
+/// The lease whose namespace is mounted at `mount`: `<state>/firecracker/leases/<id>/netns`, the path in
+/// every version.
 pub fn lease_of_namespace(mount: &Path) -> Option<(LeaseId, &Path)> {
     let dir = mount
         .parent()

@@ -1,7 +1,7 @@
 //! Identifiers: lease ids, slugs, run ids and the names derived from them.
 //!
-//! The formats are the Go program's, so that both programs can read each other's state. Nothing here may draw random
-//! numbers: callers pass the bytes in.
+//! The formats are the Go program's, so that both programs can read each other's state. Nothing here may draw
+//! random numbers: callers pass the bytes in.
 
 use std::fmt;
 
@@ -58,7 +58,8 @@ impl LeaseId {
         &self.0
     }
 
-    /// Eight hexadecimal digits that identify the lease's objects on the host (link names have at most 15 bytes).
+    /// Eight hexadecimal digits that identify the lease's objects on the host (link names have at most 15
+    /// bytes).
     pub fn tag(&self) -> String {
         format!("{:08x}", fnv1a32(self.0.as_bytes()))
     }

@@ -5,8 +5,8 @@
 //!        │                                                    undo(step) ──> undone(step)
 //!        └── death here: the step counts as live, its undo must bear that the effect never happened
 //! ```
-//! This module defines the entries. The store writes the file, and other crates make the effects. A step carries everything
-//! that its undo needs; an undo must never need the current configuration.
+//! This module defines the entries. The store writes the file, and other crates make the effects. A step
+//! carries everything that its undo needs; an undo must never need the current configuration.
 
 use serde::{Deserialize, Serialize};
 
@@ -115,8 +115,8 @@ impl Step {
         }
     }
 
-    /// Whether its effect is on a disk outside the lease directory and so survives a power cut. Then its line must be synced
-    /// to the disk before the effect.
+    /// Whether its effect is on a disk outside the lease directory and so survives a power cut. Then its line
+    /// must be synced to the disk before the effect.
     pub fn outlives_boot(&self) -> bool {
         match self {
             Self::Key { .. }
@@ -202,7 +202,8 @@ pub struct Live {
     pub seq: u32,
     /// The step.
     pub step: Step,
-    /// Whether its effect is known to have happened; otherwise its writer died in between, or is still working on it.
+    /// Whether its effect is known to have happened; otherwise its writer died in between, or is still
+    /// working on it.
     pub done: bool,
     /// The process that it started.
     pub process: Option<ProcessId>,
@@ -247,8 +248,8 @@ pub enum JournalError {
 }
 
 impl Journal {
-    /// Parses the text of a journal file. A last line without its newline is an incomplete write of a dead process and is
-    /// dropped: its effect had not begun, because effects start after their line is written.
+    /// Parses the text of a journal file. A last line without its newline is an incomplete write of a dead
+    /// process and is dropped: its effect had not begun, because effects start after their line is written.
     pub fn parse(text: &str) -> Result<Self, JournalError> {
         let whole = text.rfind('\n').map_or("", |end| &text[..=end]);
         let mut journal = Self::default();

@@ -1,7 +1,8 @@
-//! Labels of a lease: the string map that the Go program keeps in metadata and claims, and the values computed from it.
+//! Labels of a lease: the string map that the Go program keeps in metadata and claims, and the values
+//! computed from it.
 //!
-//! Times are Unix seconds as decimal text, durations are whole seconds. This module must never read the clock: `now` is
-//! always an argument.
+//! Times are Unix seconds as decimal text, durations are whole seconds. This module must never read the
+//! clock: `now` is always an argument.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -57,8 +58,8 @@ pub struct NewLease<'a> {
     pub exposed: &'a str,
 }
 
-/// Ports in the form of the label: sorted, without duplicates, separated by hyphens, the only separator that a label
-/// preserves.
+/// Ports in the form of the label: sorted, without duplicates, separated by hyphens, the only separator that
+/// a label preserves.
 pub fn exposed(ports: &[u16]) -> String {
     let sorted: BTreeSet<u16> = ports.iter().copied().collect();
     let texts: Vec<String> = sorted.iter().map(u16::to_string).collect();
@@ -113,7 +114,8 @@ pub fn new_lease(new: &NewLease<'_>, now: i64) -> Labels {
     labels
 }
 
-/// Refreshes `labels` at `now`: `state` and `idle` replace the recorded values if given, and the expiry is extended.
+/// Refreshes `labels` at `now`: `state` and `idle` replace the recorded values if given, and the expiry is
+/// extended.
 pub fn touch(labels: &mut Labels, state: Option<&LeaseState>, idle: Option<Duration>, now: i64) {
     let created = time(labels, "created_at").unwrap_or(now);
     let idle = idle.map_or_else(|| idle_seconds(labels), seconds);
@@ -163,7 +165,8 @@ pub fn set_state(labels: &mut Labels, state: &LeaseState) {
     labels.insert("state".to_owned(), sanitise(state.as_str()));
 }
 
-/// The label of an unclaimed pool member, with the key of its pool. It is removed when a client takes the lease.
+/// The label of an unclaimed pool member, with the key of its pool. It is removed when a client takes the
+/// lease.
 const POOL: &str = "pool";
 
 /// The key of the pool of the lease; `None` once it is claimed.
@@ -184,7 +187,8 @@ pub fn owner(labels: &Labels) -> Option<&str> {
     labels.get(OWNER).map(String::as_str)
 }
 
-/// Whether `name` is a valid owner name: one that a label stores unchanged, so that different names stay different.
+/// Whether `name` is a valid owner name: one that a label stores unchanged, so that different names stay
+/// different.
 pub fn is_owner_name(name: &str) -> bool {
     let edge = |c: Option<char>| c.is_some_and(|c| c.is_ascii_alphanumeric());
     name.len() <= 32 && edge(name.chars().next()) && edge(name.chars().next_back()) && sanitise(name) == name
@@ -200,7 +204,8 @@ pub struct OwnerNameError {
     name: String,
 }
 
-/// How much of an invalid name its error repeats, in characters: the text could be a private key that was given by mistake.
+/// How much of an invalid name its error repeats, in characters: the text could be a private key that was
+/// given by mistake.
 const QUOTED: usize = 32;
 
 /// Fails unless `name` is a valid owner name ([`is_owner_name`]).
@@ -226,7 +231,8 @@ const JOB: &str = "job";
 /// The label with the scheduler's name of the host that a job's lease is on.
 const NODE: &str = "node";
 
-/// The scheduler's job that the lease belongs to, if any. Such a lease ends with its job and gets no second supervisor.
+/// The scheduler's job that the lease belongs to, if any. Such a lease ends with its job and gets no second
+/// supervisor.
 pub fn job(labels: &Labels) -> Option<&str> {
     labels.get(JOB).map(String::as_str)
 }
@@ -256,7 +262,8 @@ pub enum Verdict {
     Skip(String),
 }
 
-/// Decides about a lease with a running machine by its labels only, with the rules and reasons of the Go program's cleanup.
+/// Decides about a lease with a running machine by its labels only, with the rules and reasons of the Go
+/// program's cleanup.
 pub fn expired(labels: &Labels, now: i64) -> Verdict {
     use Verdict::{Remove, Skip};
     if labels.is_empty() {
@@ -281,7 +288,8 @@ pub fn expired(labels: &Labels, now: i64) -> Verdict {
         | LeaseState::Ready
         | LeaseState::Active => Skip(format!("state={state}")),
         LeaseState::Failed | LeaseState::Released | LeaseState::Expired => Remove(format!("state={state}")),
-        // The Go program's table has no other state, not even `stopped`: such a lease is judged by its time alone.
+        // The Go program's table has no other state, not even `stopped`: such a lease is judged by its time
+        // alone.
         LeaseState::Pooled
         | LeaseState::Stopped
         | LeaseState::StoppedWithCode
@@ -304,8 +312,8 @@ fn seconds(duration: Duration) -> i64 {
     i64::try_from(duration.as_secs()).unwrap_or(i64::MAX / 4)
 }
 
-/// Trims, replaces characters outside `[A-Za-z0-9_.-]` by `_`, truncates to 63 characters, and names an empty value
-/// `unknown`.
+/// Trims, replaces characters outside `[A-Za-z0-9_.-]` by `_`, truncates to 63 characters, and names an empty
+/// value `unknown`.
 pub(crate) fn sanitise(value: &str) -> String {
     let kept = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-');
     let folded: String = value

@@ -1,7 +1,7 @@
 //! The network modes of a lease, and the choice for `auto`.
 //!
-//! The same type is used from the settings to the record, so that doctor and a lease cannot choose differently. It must never inspect the host: facts
-//! about it are arguments.
+//! The same type is used from the settings to the record, so that doctor and a lease cannot choose
+//! differently. It must never inspect the host: facts about it are arguments.
 
 use serde::{Deserialize, Serialize};
 
@@ -32,7 +32,8 @@ impl NetworkMode {
         Self::ALL.into_iter().find(|mode| mode.name() == name)
     }
 
-    /// The mode of a lease with the setting `wanted`; `None` is `auto`: CNI if the configured network loads, otherwise NAT.
+    /// The mode of a lease with the setting `wanted`; `None` is `auto`: CNI if the configured network loads,
+    /// otherwise NAT.
     pub fn choose(wanted: Option<Self>, cni_loads: impl FnOnce() -> bool) -> Self {
         match wanted {
             Some(mode) => mode,

@@ -1,15 +1,16 @@
 //! The identity of a process, in the one form that journal, record, supervisor and tools share.
 //!
-//! Pids are reused; together with the start time and the boot id they identify one process permanently. This module must
-//! never look at a process: liveness and handles are in `process` of `crabbox-host`.
+//! Pids are reused; together with the start time and the boot id they identify one process permanently. This
+//! module must never look at a process: liveness and handles are in `process` of `crabbox-host`.
 
 use serde::{Deserialize, Serialize};
 
-/// The identity of one process, unique on this host across reboots. The fields and their order are those of the journal.
+/// The identity of one process, unique on this host across reboots. The fields and their order are those of
+/// the journal.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct ProcessId {
-    /// The pid. 0, and numbers outside the kernel's signed range, identify no process; a journal may contain such a number,
-    /// and it is preserved.
+    /// The pid. 0, and numbers outside the kernel's signed range, identify no process; a journal may contain
+    /// such a number, and it is preserved.
     pub pid: u32,
     /// Field 22 of `/proc/<pid>/stat`: start time in clock ticks since boot, as printed by the kernel.
     pub started: String,
@@ -18,8 +19,8 @@ pub struct ProcessId {
 }
 
 impl ProcessId {
-    /// The pid for system calls; `None` for a number that identifies no process, or that would mean a group or all
-    /// processes.
+    /// The pid for system calls; `None` for a number that identifies no process, or that would mean a group
+    /// or all processes.
     pub fn raw(&self) -> Option<i32> {
         i32::try_from(self.pid).ok().filter(|pid| *pid > 0)
     }

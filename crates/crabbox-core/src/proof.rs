@@ -1,7 +1,9 @@
-//! The content of a proof: that the complete lifecycle of a lease ran on some host, and which kind of host that was.
+//! The content of a proof: that the complete lifecycle of a lease ran on some host, and which kind of host
+//! that was.
 //!
-//! It is a closed set of typed fields, none of which can hold a name, an address or a path of the host. Its conclusions must
-//! never be stored independently of the observations: a reader derives them again and refuses the document if they differ.
+//! It is a closed set of typed fields, none of which can hold a name, an address or a path of the host. Its
+//! conclusions must never be stored independently of the observations: a reader derives them again and
+//! refuses the document if they differ.
 
 pub mod redact;
 pub mod rung;
@@ -126,7 +128,8 @@ pub struct Stage {
     pub exit: Option<u8>,
     /// Its duration, in milliseconds.
     pub millis: u64,
-    /// Number of output lines that are not shown, because there were too many, or they are about other leases.
+    /// Number of output lines that are not shown, because there were too many, or they are about other
+    /// leases.
     pub cut: u32,
     /// Its output on both streams, in order, redacted.
     pub transcript: Vec<Line>,

@@ -1,6 +1,8 @@
-//! A signed receipt of a run: its fields, the signed bytes, and the validation of a file, in the Go program's formats.
+//! A signed receipt of a run: its fields, the signed bytes, and the validation of a file, in the Go program's
+//! formats.
 //!
-//! Nothing here signs or verifies a signature. It must never treat a field as signed that the signature does not cover.
+//! Nothing here signs or verifies a signature. It must never treat a field as signed that the signature does
+//! not cover.
 
 mod run;
 mod terminal;

@@ -1,7 +1,8 @@
-//! The record of a lease, `metadata.json`: exactly the fields of the Go program (schema 1), in the same order.
+//! The record of a lease, `metadata.json`: exactly the fields of the Go program (schema 1), in the same
+//! order.
 //!
-//! Other programs read the record. Data for our own teardown is in the journal, which the Go program never rewrites; so no
-//! field of our own may be added here.
+//! Other programs read the record. Data for our own teardown is in the journal, which the Go program never
+//! rewrites; so no field of our own may be added here.
 
 use serde::{Deserialize, Serialize};
 

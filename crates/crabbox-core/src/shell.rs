@@ -1,6 +1,7 @@
 //! Words of a POSIX shell. The one place that knows how text is made a word that no shell interprets.
 
-/// `word` between single quotes, whatever it contains: `it's` becomes `'it'\''s'`. It reads back as exactly the same bytes.
+/// `word` between single quotes, whatever it contains: `it's` becomes `'it'\''s'`. It reads back as exactly
+/// the same bytes.
 pub fn single_quoted(word: &str) -> String {
     let mut quoted = String::with_capacity(word.len() + 2);
     quoted.push('\'');

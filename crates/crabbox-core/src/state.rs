@@ -14,12 +14,13 @@
 //!       the directory goes: no state         the directory stays: released
 //! ```
 //!
-//! `stopped` is never written: it is what `lease::find` in `crabbox-machine` computes for a record whose process is gone and
-//! whose label does not settle the matter. `active`, `failed` and `expired` are only read; the Go program may have written
-//! them. The remaining words are statuses of its other providers. An unknown word is preserved.
+//! `stopped` is never written: it is what `lease::find` in `crabbox-machine` computes for a record whose
+//! process is gone and whose label does not settle the matter. `active`, `failed` and `expired` are only
+//! read; the Go program may have written them. The remaining words are statuses of its other providers. An
+//! unknown word is preserved.
 //!
-//! Parsing a word and printing it again gives the same word. This module must never look at a process, a clock or a file,
-//! and nothing else may compare a state with text.
+//! Parsing a word and printing it again gives the same word. This module must never look at a process, a
+//! clock or a file, and nothing else may compare a state with text.
 
 use std::fmt;
 
@@ -125,8 +126,8 @@ impl LeaseState {
         !self.is_terminal() && *self != Self::Provisioning
     }
 
-    /// Whether a label with this word applies regardless of the process: the lease ended by decision, so it is not just
-    /// `stopped`.
+    /// Whether a label with this word applies regardless of the process: the lease ended by decision, so it
+    /// is not just `stopped`.
     pub fn is_settled(&self) -> bool {
         matches!(self, Self::Released | Self::Failed | Self::Expired)
     }

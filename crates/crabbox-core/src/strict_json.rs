@@ -1,7 +1,8 @@
 //! Unambiguous JSON: no duplicate name in an object, nothing after the value, limited depth and size.
 //!
-//! Signed or validated documents are parsed with it. It must never choose between two values of one name, because JSON parsers differ in which one
-//! they use: one program would then show what another has not verified.
+//! Signed or validated documents are parsed with it. It must never choose between two values of one name,
+//! because JSON parsers differ in which one they use: one program would then show what another has not
+//! verified.
 
 use std::cell::Cell;
 use std::fmt;

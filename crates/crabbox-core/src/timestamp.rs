@@ -1,4 +1,5 @@
-//! RFC 3339 times in the Go program's format. It must never read the clock: seconds and nanoseconds are arguments.
+//! RFC 3339 times in the Go program's format. It must never read the clock: seconds and nanoseconds are
+//! arguments.
 
 use jiff::Timestamp;
 

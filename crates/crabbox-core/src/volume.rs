@@ -1,6 +1,7 @@
 //! Cache volumes: drives that outlive their leases, as named in a configuration.
 //!
-//! This module only describes and checks them. A path that would hide files that a guest needs for logins must never become a [`MountPath`].
+//! This module only describes and checks them. A path that would hide files that a guest needs for logins
+//! must never become a [`MountPath`].
 
 use serde::{Deserialize, Serialize};
 
@@ -8,7 +9,8 @@ use serde::{Deserialize, Serialize};
 pub const DEFAULT_GIB: u32 = 10;
 /// Largest size in GiB; a larger value is a typing error.
 pub const MAX_GIB: u32 = 1024;
-/// Maximum number of volumes of one lease: Firecracker has 24 interrupts, one per device, and a lease needs four anyway.
+/// Maximum number of volumes of one lease: Firecracker has 24 interrupts, one per device, and a lease needs
+/// four anyway.
 pub const MOST: usize = 8;
 /// Longest name or key in bytes.
 pub const MAX_WORD: usize = 200;
@@ -231,8 +233,8 @@ fn size(found: Option<i64>) -> Result<u32, Invalid> {
         .ok_or(Invalid::Size)
 }
 
-/// Checks whether one lease can have all of `volumes`: no drive may be attached twice, and no mount may be below another. The error has the index of
-/// the first that conflicts with those before it.
+/// Checks whether one lease can have all of `volumes`: no drive may be attached twice, and no mount may be
+/// below another. The error has the index of the first that conflicts with those before it.
 pub fn check_set(volumes: &[Volume]) -> Result<(), (usize, Invalid)> {
     for (at, volume) in volumes.iter().enumerate() {
         let before = volumes.get(..at).unwrap_or_default();

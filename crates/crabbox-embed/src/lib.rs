@@ -1,8 +1,10 @@
-//! Builds the programs that crabbox embeds and runs elsewhere: the guest's first process and the agent. Only for build scripts and developers' tasks.
+//! Builds the programs that crabbox embeds and runs elsewhere: the guest's first process and the agent. Only
+//! for build scripts and developers' tasks.
 //!
-//! A separate cargo builds them in its own target directory, so that every build of crabbox embeds the same programs and they are built once. The
-//! result must never contain a path of this machine, nor depend on the settings of the surrounding cargo build, apart from its processor: the
-//! programs are always static and small.
+//! A separate cargo builds them in its own target directory, so that every build of crabbox embeds the same
+//! programs and they are built once. The result must never contain a path of this machine, nor depend on the
+//! settings of the surrounding cargo build, apart from its processor: the programs are always static and
+//! small.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -10,8 +12,9 @@ use std::io::{Error, Result, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// The programs, each named like its crate. Both are built together: built separately, their dependencies would be compiled twice with different
-/// features. For machines of another kind only [`FOREIGN`] is built, as a rule.
+/// The programs, each named like its crate. Both are built together: built separately, their dependencies
+/// would be compiled twice with different features. For machines of another kind only [`FOREIGN`] is built,
+/// as a rule.
 const PROGRAMS: [&str; 2] = ["crabbox-agent", "crabbox-guest"];
 
 /// The crates that they consist of.
@@ -25,7 +28,8 @@ const SOURCES: [&str; 4] = [
 /// The parts of a crate that affect the built program.
 const PARTS: [&str; 3] = ["src", "build.rs", "Cargo.toml"];
 
-/// rustc's flags: static, and without data that only a debugger uses, because the programs are copied over the network.
+/// rustc's flags: static, and without data that only a debugger uses, because the programs are copied over
+/// the network.
 const FLAGS: [&str; 3] = [
     "-Ctarget-feature=+crt-static",
     "-Crelocation-model=static",
@@ -38,8 +42,9 @@ const FOLDED: &str = "-Clink-arg=-Wl,--icf=all";
 /// The program that is also built for machines of other kinds, because any host can be leased by its address.
 const FOREIGN: &str = "crabbox-agent";
 
-/// A cross compiler, put together by `cargo xtask cross`: `rustc`, its libraries in `lib`, and in `ld` the linker of this machine's toolchain, which
-/// supports all targets. The C library comes from Debian's cross compiler.
+/// A cross compiler, put together by `cargo xtask cross`: `rustc`, its libraries in `lib`, and in `ld` the
+/// linker of this machine's toolchain, which supports all targets. The C library comes from Debian's cross
+/// compiler.
 #[derive(Debug, Clone)]
 pub struct Cross {
     dir: PathBuf,
@@ -181,8 +186,9 @@ pub struct Carried {
     pub packed: PathBuf,
 }
 
-/// For the build script of a crate in `crates/`: builds `name` again when its sources change, and writes it compressed into the script's output
-/// directory. The first one is for the machine that is built for; one for another kind of machine follows, if there is a [`Cross`].
+/// For the build script of a crate in `crates/`: builds `name` again when its sources change, and writes it
+/// compressed into the script's output directory. The first one is for the machine that is built for; one for
+/// another kind of machine follows, if there is a [`Cross`].
 ///
 /// # Errors
 /// When it cannot be built or written.
@@ -192,7 +198,8 @@ pub fn for_build_script(name: &str) -> Result<Vec<Carried>> {
     let (Some(crates), Some(root)) = (here.parent(), here.ancestors().nth(2)) else {
         return Err(Error::other(format!("{} is in no workspace", here.display())));
     };
-    // The layout is <target>/[<triple>/]<profile>/build/<this crate>/out; cargo marks the target directory and that of the triple.
+    // The layout is <target>/[<triple>/]<profile>/build/<this crate>/out; cargo marks the target directory
+    // and that of the triple.
     let is_root = |dir: &&Path| dir.join("CACHEDIR.TAG").is_file();
     let target = out.ancestors().skip(4).take(2).filter(is_root).last();
     let target = target.or(out.ancestors().nth(4)).unwrap_or(&out);

@@ -1,8 +1,8 @@
 //! The entry to the lease that a command works in: a named lease, or a new one.
 //!
-//! The only way into a lease for `warmup`, `prewarm`, `run`, `job` and `watch`. It decides which provider to use, checks that the
-//! provider can satisfy the settings, and handles a machine that does not come up. It must never enter a lease that it has not
-//! claimed.
+//! The only way into a lease for `warmup`, `prewarm`, `run`, `job` and `watch`. It decides which provider to
+//! use, checks that the provider can satisfy the settings, and handles a machine that does not come up. It
+//! must never enter a lease that it has not claimed.
 
 use std::path::Path;
 
@@ -64,7 +64,8 @@ pub trait EntryEvents: Stages {
     /// Something happened.
     fn entry(&self, event: &EntryEvent<'_>);
 
-    /// Sets up this host if the user agrees, or has already `agreed`. Returns whether it was set up. `error` says what is missing.
+    /// Sets up this host if the user agrees, or has already `agreed`. Returns whether it was set up. `error`
+    /// says what is missing.
     fn set_up(&self, entry: &Entry<'_>, agreed: bool, error: Option<&LeaseError>)
     -> Result<bool, LeaseError>;
 }
@@ -163,7 +164,8 @@ impl Entry<'_> {
         let events = self.events;
         let stage = Stage::begin(events, "lease");
         let which = match self.settings.provider() {
-            // A user who has not chosen a provider and wants the host set up gets the provider that setup would choose.
+            // A user who has not chosen a provider and wants the host set up gets the provider that setup
+            // would choose.
             Err(ProviderError::NotSelected) if wanted.set_up => {
                 events.set_up(self, true, None)?;
                 registry::with(Capability::SetUp).ok_or(ProviderError::NotSelected)?
@@ -189,7 +191,8 @@ impl Entry<'_> {
         Ok((provider, acquired))
     }
 
-    /// Acquires a lease. Retries after setting up the host if that was missing, and once with a fresh machine if that may help.
+    /// Acquires a lease. Retries after setting up the host if that was missing, and once with a fresh machine
+    /// if that may help.
     fn acquire(&self, provider: &dyn Provider, wanted: &Wanted) -> Result<AcquiredLease, LeaseError> {
         let events = self.events;
         let acquire = || {

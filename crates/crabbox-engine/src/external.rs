@@ -1,8 +1,10 @@
-//! Leases for another program: the Go program's external protocol, over the same use cases as this program's own commands.
+//! Leases for another program: the Go program's external protocol, over the same use cases as this program's
+//! own commands.
 //!
-//! Serves one request and hands its answer to `deliver`. Only leases made through the adapter may be touched. The exception is
-//! `cleanup`, which does the same for the whole host as the command of that name and removes only leases that have ended and
-//! unowned leftovers. A lease whose answer was not delivered must not stay, because nobody would know about it.
+//! Serves one request and hands its answer to `deliver`. Only leases made through the adapter may be touched.
+//! The exception is `cleanup`, which does the same for the whole host as the command of that name and removes
+//! only leases that have ended and unowned leftovers. A lease whose answer was not delivered must not stay,
+//! because nobody would know about it.
 
 mod answer;
 pub mod config;
@@ -39,8 +41,8 @@ pub trait Conversation {
     fn decided(&self, dry_run: bool, decision: &Decision);
 }
 
-/// Serves `request` with the provider of `entry`, which must have the repository of the request. The caller answers when this
-/// fails.
+/// Serves `request` with the provider of `entry`, which must have the repository of the request. The caller
+/// answers when this fails.
 pub fn serve(
     entry: &Entry<'_>,
     request: &Request,
@@ -54,7 +56,8 @@ pub fn serve(
         provider: provider.as_ref(),
         conversation,
     };
-    // `doctor` is read-only and `cleanup` decides the fate of leases itself, so neither restarts lost supervisors first.
+    // `doctor` is read-only and `cleanup` decides the fate of leases itself, so neither restarts lost
+    // supervisors first.
     if !matches!(request.operation, Operation::Doctor | Operation::Cleanup { .. }) {
         adopt::orphans(entry.engine).ok();
     }

@@ -1,7 +1,7 @@
 //! Placing leases on many hosts: the interface to an external scheduler, which decides.
 //!
-//! Each lease is a job of that scheduler. Nothing here may choose a host, keep a queue, or remember a job: the scheduler's answers
-//! are the only source.
+//! Each lease is a job of that scheduler. Nothing here may choose a host, keep a queue, or remember a job:
+//! the scheduler's answers are the only source.
 
 pub mod gateway;
 pub mod queue;
@@ -132,8 +132,8 @@ pub trait Placement: Debug {
     /// Submits a job and returns its number.
     fn submit(&self, wish: &Wish<'_>) -> Result<u32, PlacementError>;
 
-    /// The state of the job that was submitted for `lease`. A job with this number but for another purpose is unknown: a scheduler
-    /// that lost its state reuses numbers, and we must not report another owner's job.
+    /// The state of the job that was submitted for `lease`. A job with this number but for another purpose is
+    /// unknown: a scheduler that lost its state reuses numbers, and we must not report another owner's job.
     fn state(&self, job: u32, lease: &LeaseId) -> Result<JobState, PlacementError>;
 
     /// The position of a job in the queue; `None` if it is not queued.

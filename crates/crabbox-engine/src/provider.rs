@@ -1,7 +1,7 @@
 //! The interface between commands and the providers of machines.
 //!
-//! Commands know leases and this trait; how a lease is made is up to the provider. A provider must never print, and must never
-//! touch a claim or a machine of another provider.
+//! Commands know leases and this trait; how a lease is made is up to the provider. A provider must never
+//! print, and must never touch a claim or a machine of another provider.
 
 pub mod capability;
 pub mod claim;
@@ -64,8 +64,8 @@ pub trait Provider: fmt::Debug {
     /// Whether the machine of `lease` is down; `None` if this host cannot tell.
     fn is_down(&self, lease: &Lease) -> Option<bool>;
 
-    /// The console of `lease`, opened so that it can still be read after the lease is gone; `None` if it is not a local
-    /// file.
+    /// The console of `lease`, opened so that it can still be read after the lease is gone; `None` if it is
+    /// not a local file.
     fn console(&self, _: &Lease) -> Option<OpenLog> {
         None
     }
@@ -75,7 +75,8 @@ pub trait Provider: fmt::Debug {
         lease.kvm_host.is_some()
     }
 
-    /// The end of a log of the lease that `text` names, if it is on another machine; `None` if the log is a local file.
+    /// The end of a log of the lease that `text` names, if it is on another machine; `None` if the log is a
+    /// local file.
     fn far_log(&self, _text: &str, _source: Source) -> Result<Option<String>, LeaseError> {
         Ok(None)
     }
@@ -83,7 +84,8 @@ pub trait Provider: fmt::Debug {
     /// All leases.
     fn list(&self) -> Result<Leases, LeaseError>;
 
-    /// Claims `lease` for the repository at `repo`. Another repository's claim is only taken over if `reclaim` is set.
+    /// Claims `lease` for the repository at `repo`. Another repository's claim is only taken over if
+    /// `reclaim` is set.
     fn claim(&self, lease: &Lease, repo: &Path, reclaim: bool) -> Result<(), LeaseError>;
 
     /// Refreshes `lease` and returns its updated labels.
@@ -97,14 +99,14 @@ pub trait Provider: fmt::Debug {
     /// Ends the lease that `text` names, even if it is in use.
     fn release(&self, text: &str) -> Result<Released, LeaseError>;
 
-    /// Ends the lease that [`Provider::acquire`] returned, unless somebody else uses it or it existed before. Returns whether it
-    /// has ended.
+    /// Ends the lease that [`Provider::acquire`] returned, unless somebody else uses it or it existed before.
+    /// Returns whether it has ended.
     fn give_back(&self, lease: &Lease) -> Result<bool, LeaseError> {
         self.give_back_as(lease, Ending::Done)
     }
 
-    /// Ends the lease that this command works in, according to `ending`, unless somebody else uses it. Returns whether it has
-    /// ended.
+    /// Ends the lease that this command works in, according to `ending`, unless somebody else uses it.
+    /// Returns whether it has ended.
     fn give_back_as(&self, lease: &Lease, _ending: Ending) -> Result<bool, LeaseError> {
         self.release(&lease.id).map(|_| true)
     }
@@ -114,8 +116,8 @@ pub trait Provider: fmt::Debug {
         false
     }
 
-    /// The flags, beyond the settings, that lead to the machine of `lease` after the lease was released; `None` if the machine
-    /// disappears with its lease.
+    /// The flags, beyond the settings, that lead to the machine of `lease` after the lease was released;
+    /// `None` if the machine disappears with its lease.
     fn after_release(&self, _: &Lease) -> Option<Vec<FlagValue>> {
         None
     }

@@ -1,7 +1,7 @@
 //! Verifies the receipt of a run in a file: whether it is what its signer signed.
 //!
-//! We do not know who the signer is, since the key is in the receipt itself. It must never accept a receipt that it cannot parse
-//! completely.
+//! We do not know who the signer is, since the key is in the receipt itself. It must never accept a receipt
+//! that it cannot parse completely.
 
 use std::path::{Path, PathBuf};
 

@@ -10,8 +10,9 @@
 //!  finish    digest and bundle of a failure; gives the tree back, and the lease if it is due
 //! ```
 //!
-//! Everything that happens is reported as an event ([`event`]), which the caller puts into words; the result is a [`RunEnd`].
-//! Nothing here may print, or hide why a run failed: the command's own exit code takes precedence over errors after it.
+//! Everything that happens is reported as an event ([`event`]), which the caller puts into words; the result
+//! is a [`RunEnd`]. Nothing here may print, or hide why a run failed: the command's own exit code takes
+//! precedence over errors after it.
 
 mod attest;
 mod bundle;
@@ -145,7 +146,8 @@ pub struct RunEnd {
     pub outcome: Result<(), RunError>,
 }
 
-/// Checks a request as far as that needs no machine, for callers that acquire the lease first and run in it later.
+/// Checks a request as far as that needs no machine, for callers that acquire the lease first and run in it
+/// later.
 pub fn judge(request: &RunRequest, settings: &Settings, here: &Here) -> Result<(), RunError> {
     judged(request, settings, here, Work::new(request)?).map(drop)
 }
@@ -193,7 +195,8 @@ pub fn look(given: Given<'_>, work: Work) -> Result<Looked<'_>, RunError> {
 }
 
 impl Looked<'_> {
-    /// Enters the lease, runs there, and gives the lease back if it is due. `Err` means that no lease was attempted.
+    /// Enters the lease, runs there, and gives the lease back if it is due. `Err` means that no lease was
+    /// attempted.
     pub fn run(self, engine: &Engine, interrupts: &Interrupts) -> Result<RunEnd, RunError> {
         let id = RunId::from_random(crabbox_host::random::bytes().map_err(RunFailure::Random)?);
         let Given {

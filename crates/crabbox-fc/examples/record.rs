@@ -1,4 +1,5 @@
-//! Sends the catalogue of requests to a real Firecracker and records what went over the wire, for `tests/golden.rs`.
+//! Sends the catalogue of requests to a real Firecracker and records what went over the wire, for
+//! `tests/golden.rs`.
 //!
 //! ```sh
 //! mkdir vm && cd vm && truncate -s 4K vmlinux initrd.img && truncate -s 1M base.ext4 disk.ext4 && touch vmm.log metrics
@@ -6,7 +7,8 @@
 //!   cargo run -p crabbox-fc --example record -- api.sock /path/to/crates/crabbox-fc/testdata/api-1.12.1.jsonl; kill %1'
 //! ```
 //!
-//! No KVM is needed: the machine is configured, and its start is refused because its kernel is a file of zeros.
+//! No KVM is needed: the machine is configured, and its start is refused because its kernel is a file of
+//! zeros.
 
 use std::error::Error;
 use std::fmt::Write as _;

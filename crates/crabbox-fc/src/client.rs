@@ -1,8 +1,8 @@
 //! The conversation with one Firecracker: a request, its response, the next request, over one connection.
 //!
-//! The caller opens the stream and sets its deadlines. If a request ends without a response, the position in the
-//! stream is unknown, so the client refuses to continue: it must never take the response to one request for that of
-//! another.
+//! The caller opens the stream and sets its deadlines. If a request ends without a response, the position in
+//! the stream is unknown, so the client refuses to continue: it must never take the response to one request
+//! for that of another.
 
 use std::io::{ErrorKind, Read, Write};
 
@@ -27,7 +27,8 @@ pub enum ClientError {
         #[source]
         source: std::io::Error,
     },
-    /// Firecracker closed the connection without a complete response, usually because it ended; its log says why.
+    /// Firecracker closed the connection without a complete response, usually because it ended; its log says
+    /// why.
     #[error("Firecracker closed the connection before it answered {endpoint}")]
     Closed {
         /// The request.
@@ -98,7 +99,8 @@ impl<S> Client<S> {
 }
 
 impl<S: Read + Write> Client<S> {
-    /// Sends `request` and reads its response. A refusal is an error, after which the client can still be used.
+    /// Sends `request` and reads its response. A refusal is an error, after which the client can still be
+    /// used.
     pub fn send(&mut self, request: &Request) -> Result<Response, ClientError> {
         let endpoint = &request.endpoint;
         if !self.usable {
@@ -127,8 +129,8 @@ impl<S: Read + Write> Client<S> {
             .and_then(|()| self.stream.flush());
         match sent {
             Ok(()) => {}
-            // Firecracker may have responded and closed the connection before reading everything (a body that is too
-            // long), so read on.
+            // Firecracker may have responded and closed the connection before reading everything (a body that
+            // is too long), so read on.
             Err(error) if error.kind() == ErrorKind::BrokenPipe => {}
             Err(error) if matches!(error.kind(), ErrorKind::TimedOut | ErrorKind::WouldBlock) => {
                 return Err(ReadFailure::TimedOut);

@@ -1,8 +1,8 @@
-//! How Firecracker and its jailer are called, and where the jailer puts things. Pure: it computes arguments and
-//! paths, and runs nothing.
+//! How Firecracker and its jailer are called, and where the jailer puts things. Pure: it computes arguments
+//! and paths, and runs nothing.
 //!
-//! The jailer's rules in this file were found by running version 1.12.1. A path given to Firecracker itself must stay
-//! relative to its working directory, which under the jailer is the jail.
+//! The jailer's rules in this file were found by running version 1.12.1. A path given to Firecracker itself
+//! must stay relative to its working directory, which under the jailer is the jail.
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;
@@ -59,11 +59,13 @@ impl fmt::Display for VmId {
 pub struct VmmOptions {
     /// The API socket, relative to the working directory; its name must be free.
     pub api_socket: String,
-    /// Where Firecracker logs from its first line on: an existing file or pipe, relative to the working directory.
+    /// Where Firecracker logs from its first line on: an existing file or pipe, relative to the working
+    /// directory.
     pub log_path: Option<String>,
     /// The least severe level that is logged, as in [`crate::types::LogLevel`].
     pub level: Option<crate::types::LogLevel>,
-    /// A device by which the guest can report that it has booted; Firecracker then logs the time since its start.
+    /// A device by which the guest can report that it has booted; Firecracker then logs the time since its
+    /// start.
     pub boot_timer: bool,
     /// The guest's devices on PCI instead of MMIO, since 1.13.
     pub enable_pci: bool,
@@ -116,7 +118,8 @@ impl DirectLaunch {
     }
 }
 
-/// Launches Firecracker in a jail: the jailer makes it, drops its privileges and becomes Firecracker, with the same pid.
+/// Launches Firecracker in a jail: the jailer makes it, drops its privileges and becomes Firecracker, with
+/// the same pid.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct JailLaunch {
     /// The jailer.
@@ -140,8 +143,9 @@ pub struct JailLaunch {
 /// The jailer's settings for control groups (version 2).
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Cgroup {
-    /// The parent, relative to the root of the cgroup file system. Without `values` the process itself goes there, so it
-    /// must exist and have no children; with them it goes to `<parent>/<id>`, which the jailer makes and never removes.
+    /// The parent, relative to the root of the cgroup file system. Without `values` the process itself goes
+    /// there, so it must exist and have no children; with them it goes to `<parent>/<id>`, which the jailer
+    /// makes and never removes.
     pub parent: Option<String>,
     /// Files to write, as (`cpu.max`, `50000 100000`).
     pub values: Vec<(String, String)>,
@@ -211,8 +215,8 @@ pub struct InvalidExecFile {
 }
 
 impl JailLayout {
-    /// The layout of the jail of `id` below `base`. `exec_file` must be the real path of the program: the jailer resolves
-    /// symbolic links, and the last name that it finds becomes a part of the jail's path.
+    /// The layout of the jail of `id` below `base`. `exec_file` must be the real path of the program: the
+    /// jailer resolves symbolic links, and the last name that it finds becomes a part of the jail's path.
     pub fn new(base: &Path, exec_file: &Path, id: VmId) -> Result<Self, InvalidExecFile> {
         let named = exec_file
             .file_name()

@@ -1,8 +1,8 @@
 //! The requests of a cold boot, in order.
 //!
-//! A [`BootPlan`] is plain data, and its requests can be printed without a Firecracker. The start is always the last
-//! request, and nothing may be sent after a request that failed: a half-configured machine is discarded, not
-//! repaired.
+//! A [`BootPlan`] is plain data, and its requests can be printed without a Firecracker. The start is always
+//! the last request, and nothing may be sent after a request that failed: a half-configured machine is
+//! discarded, not repaired.
 
 use std::io::{Read, Write};
 

@@ -1,7 +1,7 @@
 //! One request to Firecracker: method, path and body, ready to be sent.
 //!
-//! Each endpoint has its constructor here, so that a path and the body that belongs to it are written in one place
-//! only. Leases send nothing that Firecracker 1.12 does not support; newer fields of the bodies say so.
+//! Each endpoint has its constructor here, so that a path and the body that belongs to it are written in one
+//! place only. Leases send nothing that Firecracker 1.12 does not support; newer fields of the bodies say so.
 
 use std::fmt;
 

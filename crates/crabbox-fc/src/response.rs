@@ -1,7 +1,7 @@
 //! Reading one HTTP response from a stream, exactly to its end.
 //!
-//! The other end is a process that a guest may have compromised: every length is bounded, a short read is never taken
-//! for the end of a message, and no input can cause a panic.
+//! The other end is a process that a guest may have compromised: every length is bounded, a short read is
+//! never taken for the end of a message, and no input can cause a panic.
 
 use std::io::{ErrorKind, Read};
 
@@ -71,7 +71,8 @@ pub(crate) fn read(stream: &mut impl Read, buffer: &mut Vec<u8>) -> Result<Respo
     })
 }
 
-/// Adds the bytes of one read. The end of the stream is a failure, because this is called only inside a message.
+/// Adds the bytes of one read. The end of the stream is a failure, because this is called only inside a
+/// message.
 fn fill(stream: &mut impl Read, buffer: &mut Vec<u8>) -> Result<(), ReadFailure> {
     let mut block = [0; 4096];
     loop {

@@ -1,7 +1,8 @@
 //! The bodies of Firecracker's API, named as its specification names them.
 //!
-//! Firecracker refuses unknown fields, so an absent option is left out and never sent as null. Responses, however,
-//! may have fields that we do not know yet. All paths are as the VMM sees them: relative to its own directory.
+//! Firecracker refuses unknown fields, so an absent option is left out and never sent as null. Responses,
+//! however, may have fields that we do not know yet. All paths are as the VMM sees them: relative to its own
+//! directory.
 
 use serde::{Deserialize, Serialize};
 
@@ -123,7 +124,8 @@ pub enum Action {
     InstanceStart,
     /// Writes the metrics now.
     FlushMetrics,
-    /// Sends Ctrl-Alt-Del to the guest's keyboard (x86 only), which a Linux guest takes as a request to restart.
+    /// Sends Ctrl-Alt-Del to the guest's keyboard (x86 only), which a Linux guest takes as a request to
+    /// restart.
     SendCtrlAltDel,
 }
 

@@ -38,8 +38,8 @@ impl fmt::Display for Version {
 impl FromStr for Version {
     type Err = NoVersion;
 
-    /// Parses `1.12.1` as returned by the API, or the first line of `firecracker --version` or `jailer --version`
-    /// (`Firecracker v1.12.1`); a suffix (`-dev`) is ignored.
+    /// Parses `1.12.1` as returned by the API, or the first line of `firecracker --version` or
+    /// `jailer --version` (`Firecracker v1.12.1`); a suffix (`-dev`) is ignored.
     fn from_str(text: &str) -> Result<Self, NoVersion> {
         let line = text.trim_start().lines().next().unwrap_or_default();
         let word = line.split_whitespace().next_back().unwrap_or_default();

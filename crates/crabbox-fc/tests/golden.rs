@@ -1,6 +1,6 @@
 //! Every body that this crate sends, with the response of a real Firecracker 1.12.1 (recorded by
-//! `examples/record.rs`; its head comment has the command). If a body changes, this fails until it has been recorded
-//! again.
+//! `examples/record.rs`; its head comment has the command). If a body changes, this fails until it has been
+//! recorded again.
 
 use std::io::{Read, Write};
 

@@ -1,5 +1,5 @@
-//! The lease's user among the users of an image. Its builder gives files to the user, and its first process finds or adds the
-//! user: both must come to the same id.
+//! The lease's user among the users of an image. Its builder gives files to the user, and its first process
+//! finds or adds the user: both must come to the same id.
 //!
 //! Pure functions on the text of `/etc/passwd` and `/etc/group`.
 
@@ -36,8 +36,8 @@ pub fn find(passwd: &str, name: &str) -> Option<Account> {
     })
 }
 
-/// The account that `name` gets if it has none: the first id that is free among users and groups, or the group of its name, and
-/// a home under `/home`. `None` if all ids for people are taken.
+/// The account that `name` gets if it has none: the first id that is free among users and groups, or the
+/// group of its name, and a home under `/home`. `None` if all ids for people are taken.
 pub fn new(passwd: &str, group: &str, name: &str) -> Option<Account> {
     let own_group = group_of(group, name);
     let ids = |text: &str| text.lines().filter_map(id).collect::<Vec<_>>();

@@ -1,8 +1,9 @@
-//! The contract between the host and the first process of crabbox's own guests: vsock ports, the seed's files, the lines exchanged, and paths in an
-//! image.
+//! The contract between the host and the first process of crabbox's own guests: vsock ports, the seed's
+//! files, the lines exchanged, and paths in an image.
 //!
-//! Constants, and the rule by which both choose the lease's user; without dependencies, because the guest is small and static. A guest is as old as its image, so no value here may ever change;
-//! only new ones may be added.
+//! Constants, and the rule by which both choose the lease's user; without dependencies, because the guest is
+//! small and static. A guest is as old as its image, so no value here may ever change; only new ones may be
+//! added.
 
 pub mod accounts;
 pub mod identity;

@@ -1,4 +1,5 @@
-//! The guest's report of its boot: one `stage <name> <uptime>` line for each stage, then `ready <uptime>`, in decimal seconds.
+//! The guest's report of its boot: one `stage <name> <uptime>` line for each stage, then `ready <uptime>`, in
+//! decimal seconds.
 
 /// The first word of a stage's line.
 pub const STAGE: &str = "stage";

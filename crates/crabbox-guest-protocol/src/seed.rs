@@ -17,7 +17,8 @@ pub const FILES: [&str; 12] = [
     ENTROPY,
     VOLUMES,
 ];
-/// Marks a seed without an identity: the guest does what is common to all leases, then parks ([`crate::identity`]).
+/// Marks a seed without an identity: the guest does what is common to all leases, then parks
+/// ([`crate::identity`]).
 pub const TEMPLATE: &str = "template";
 /// The host name, one line.
 pub const HOSTNAME: &str = "hostname";
@@ -41,8 +42,9 @@ pub const WORK_ROOT: &str = "work_root";
 pub const TIME: &str = "time";
 /// Random bytes for the guest's generator.
 pub const ENTROPY: &str = "entropy";
-/// Drives that outlive their leases, one `<device> <mount point>` per line, mounted before the SSH server answers. A guest that supports them reports
-/// the stage [`VOLUMES`], and a stage [`NOT_MOUNTED`] for each that it could not mount; an older guest ignores the file.
+/// Drives that outlive their leases, one `<device> <mount point>` per line, mounted before the SSH server
+/// answers. A guest that supports them reports the stage [`VOLUMES`], and a stage [`NOT_MOUNTED`] for each
+/// that it could not mount; an older guest ignores the file.
 pub const VOLUMES: &str = "volumes";
 /// The stage name of a volume that is not mounted, before its line number in [`VOLUMES`], counted from 0.
 pub const NOT_MOUNTED: &str = "no-volume-";

@@ -1,4 +1,5 @@
-//! Trimming: the guest names free parts of its disk in bytes, one `<offset> <length>` per line, and ends the batch.
+//! Trimming: the guest names free parts of its disk in bytes, one `<offset> <length>` per line, and ends the
+//! batch.
 
 /// The first line, from the host: this word, then the length of the disk.
 pub const GO: &str = "go";

@@ -1,6 +1,7 @@
 //! `/etc/passwd`, `/etc/group` and `/etc/shadow` as text: finds the lease user, or adds it.
 //!
-//! Pure functions on text. They must never change another user's line; a line that they cannot parse is kept as it is.
+//! Pure functions on text. They must never change another user's line; a line that they cannot parse is kept
+//! as it is.
 
 use crabbox_guest_protocol::accounts;
 pub(crate) use crabbox_guest_protocol::accounts::{Account, find};
@@ -13,7 +14,8 @@ pub(crate) struct Databases {
     pub(crate) shadow: String,
 }
 
-/// Adds `name` with its own group, a home under `/home` and no password. `None` if all ids for people are taken.
+/// Adds `name` with its own group, a home under `/home` and no password. `None` if all ids for people are
+/// taken.
 pub(crate) fn add(databases: &mut Databases, name: &str, shell: &str) -> Option<Account> {
     let account = accounts::new(&databases.passwd, &databases.group, name)?;
     let Account { uid, gid, home } = &account;
@@ -24,12 +26,14 @@ pub(crate) fn add(databases: &mut Databases, name: &str, shell: &str) -> Option<
         &mut databases.passwd,
         &format!("{name}:x:{uid}:{gid}:crabbox lease:{home}:{shell}"),
     );
-    // `*` sets no password without locking the account: sshd without PAM refuses accounts whose field begins with `!`.
+    // `*` sets no password without locking the account: sshd without PAM refuses accounts whose field begins
+    // with `!`.
     append(&mut databases.shadow, &format!("{name}:*:19000:0:99999:7:::"));
     Some(account)
 }
 
-/// `/etc/shadow` with the account `name` unlocked, so that it can log in with a key where PAM is off; `None` if it is not locked.
+/// `/etc/shadow` with the account `name` unlocked, so that it can log in with a key where PAM is off; `None`
+/// if it is not locked.
 pub(crate) fn unlock(shadow: &str, name: &str) -> Option<String> {
     let locked = |line: &&str| {
         line.split_once(':')

@@ -1,4 +1,5 @@
-//! The serial console and the record of completed stages: the host reads them to see why a boot failed or where its time went.
+//! The serial console and the record of completed stages: the host reads them to see why a boot failed or
+//! where its time went.
 //!
 //! It must never print anything from the seed but the host name: the host keeps this output in a file.
 

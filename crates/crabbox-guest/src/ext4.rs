@@ -1,8 +1,9 @@
 //! Finds the free space of an ext4 file system from its block bitmaps.
 //!
-//! The format is that of the kernel's `Documentation/filesystems/ext4`. Blocks reported as free lose their contents, so a single source is never
-//! enough: a group counts only if its descriptor, its bitmap and its count of free blocks agree, including checksums if present. The caller must
-//! ensure that nothing changes meanwhile (a frozen file system).
+//! The format is that of the kernel's `Documentation/filesystems/ext4`. Blocks reported as free lose their
+//! contents, so a single source is never enough: a group counts only if its descriptor, its bitmap and its
+//! count of free blocks agree, including checksums if present. The caller must ensure that nothing changes
+//! meanwhile (a frozen file system).
 
 use std::fs::File;
 use std::io;
@@ -15,14 +16,15 @@ const SUPERBLOCK: (u64, usize) = (1024, 1024);
 
 const MAGIC: u16 = 0xEF53;
 
-/// Incompatible features that do not change where data is: file types in directories, extents, 64-bit block numbers, `flex_bg`, a separate checksum
-/// seed. Any other one (`meta_bg`, an external journal, a journal to be replayed, ...) is refused.
+/// Incompatible features that do not change where data is: file types in directories, extents, 64-bit block
+/// numbers, `flex_bg`, a separate checksum seed. Any other one (`meta_bg`, an external journal, a journal to
+/// be replayed, ...) is refused.
 const KNOWN_INCOMPAT: u32 = 0x2 | 0x40 | INCOMPAT_64BIT | 0x200 | INCOMPAT_CSUM_SEED;
 const INCOMPAT_64BIT: u32 = 0x80;
 const INCOMPAT_CSUM_SEED: u32 = 0x2000;
 
-/// Read-only-compatible features that do not matter here: `sparse_super`, `large_file`, `huge_file`, `gdt_csum`, `dir_nlink`, `extra_isize`,
-/// `metadata_csum`. Block clusters (`bigalloc`) are refused.
+/// Read-only-compatible features that do not matter here: `sparse_super`, `large_file`, `huge_file`,
+/// `gdt_csum`, `dir_nlink`, `extra_isize`, `metadata_csum`. Block clusters (`bigalloc`) are refused.
 const KNOWN_RO_COMPAT: u32 = 0x1 | 0x2 | 0x8 | 0x10 | 0x20 | 0x40 | RO_COMPAT_METADATA_CSUM;
 const RO_COMPAT_METADATA_CSUM: u32 = 0x400;
 
@@ -74,7 +76,8 @@ pub(crate) enum Group {
     Contradictory,
 }
 
-/// Little-endian numbers at fixed offsets. An offset outside of the bytes reads as zero, which every check rejects.
+/// Little-endian numbers at fixed offsets. An offset outside of the bytes reads as zero, which every check
+/// rejects.
 struct Fields<'a>(&'a [u8]);
 
 impl Fields<'_> {
@@ -170,7 +173,8 @@ impl Layout {
         self.blocks * self.block_size
     }
 
-    /// Adds the free extents of group number `group` to `free`: those with at least `least` bytes after being cut to [`GRAIN`].
+    /// Adds the free extents of group number `group` to `free`: those with at least `least` bytes after being
+    /// cut to [`GRAIN`].
     pub(crate) fn free(
         &self,
         disk: &File,

@@ -1,4 +1,5 @@
-//! Why a boot step failed: one enum for the whole program, because every failure ends the same way (a line on the console and a reset).
+//! Why a boot step failed: one enum for the whole program, because every failure ends the same way (a line on
+//! the console and a reset).
 
 use std::fmt;
 use std::io;

@@ -1,8 +1,9 @@
 //! Freezes the private layer for a moment, and makes sure that it thaws whatever happens.
 //!
-//! A frozen root file system stops the whole machine, so it stays frozen for [`LIMIT`] at most, when a separate thread thaws it. Both threads belong
-//! to one process, which for the root file system is process 1 and cannot be killed. While it is frozen, neither may write to a file, read one that
-//! is not in memory, or wait for anything without a time limit.
+//! A frozen root file system stops the whole machine, so it stays frozen for [`LIMIT`] at most, when a
+//! separate thread thaws it. Both threads belong to one process, which for the root file system is process 1
+//! and cannot be killed. While it is frozen, neither may write to a file, read one that is not in memory, or
+//! wait for anything without a time limit.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -16,8 +17,9 @@ use crate::sys;
 /// The longest time that the file system stays frozen.
 pub(crate) const LIMIT: Duration = Duration::from_secs(40);
 
-/// How long after the freeze the host may still be sent a request. The time from here to [`LIMIT`] exceeds what the host may take for a request (five
-/// seconds, by its own clock), so it never works on blocks that may be in use again.
+/// How long after the freeze the host may still be sent a request. The time from here to [`LIMIT`] exceeds
+/// what the host may take for a request (five seconds, by its own clock), so it never works on blocks that
+/// may be in use again.
 const ASK_LIMIT: Duration = Duration::from_secs(10);
 
 /// A change of the file system's state.
@@ -81,7 +83,8 @@ impl Freezer {
         Ok(Self { shared })
     }
 
-    /// Freezes it until the returned value is dropped. Fails if another process has frozen it; that freeze is left alone.
+    /// Freezes it until the returned value is dropped. Fails if another process has frozen it; that freeze is
+    /// left alone.
     pub(crate) fn freeze(&self) -> io::Result<Frozen<'_>> {
         (self.shared.switch)(Turn::Freeze)?;
         *self.shared.since() = Some(clock::uptime());

@@ -1,10 +1,12 @@
-//! Hands process 1 over to the image's own init: over a root file system that is entirely the image's, or over crabbox's layers.
+//! Hands process 1 over to the image's own init: over a root file system that is entirely the image's, or
+//! over crabbox's layers.
 //!
 //! ```text
 //! crabbox.init=/sbin/init   on the kernel's command line: nothing is set up here but modules and the root, /dev/vda, writable
 //! /usr/lib/crabbox/init     in the base: everything is set up as for an ordinary lease, but the image's init starts sshd
 //! ```
-//! In the second case a process of this program stays behind to report to the host when sshd listens. It must never stay longer.
+//! In the second case a process of this program stays behind to report to the host when sshd listens. It must
+//! never stay longer.
 
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
@@ -65,7 +67,8 @@ pub(crate) fn to_image(console: &mut Console, init: &str) -> Failure {
     become_init(console, init)
 }
 
-/// Leaves a process behind that reports to the host when sshd listens, and executes `init`; returns only if that fails.
+/// Leaves a process behind that reports to the host when sshd listens, and executes `init`; returns only if
+/// that fails.
 #[expect(
     clippy::disallowed_methods,
     reason = "process 1 of a guest has no crabbox_host; the process is its own program"
@@ -85,7 +88,8 @@ pub(crate) fn with_waiter(console: &mut Console, init: &str) -> Failure {
 )]
 fn become_init(console: &mut Console, init: &str) -> Failure {
     console.say(&format!("handing over to {init}"));
-    // `exec` restores the signals that this process blocks. The variables are those that the kernel passes to an init.
+    // `exec` restores the signals that this process blocks. The variables are those that the kernel passes to
+    // an init.
     let error = Command::new(init)
         .env_clear()
         .envs([("HOME", "/"), ("TERM", "linux")])

@@ -1,7 +1,7 @@
 //! The identity of this instance: host name, machine id, lease user, keys, and the shutdown commands.
 //!
-//! Runs inside the new root. Files are replaced, never appended to or written through a symlink, so that nothing in the image decides where a key
-//! goes.
+//! Runs inside the new root. Files are replaced, never appended to or written through a symlink, so that
+//! nothing in the image decides where a key goes.
 
 use std::fs::File;
 use std::io::{self, Write as _};
@@ -74,9 +74,9 @@ pub(crate) fn write_host_key(seed: &Seed) -> Result<(), Failure> {
     }
 }
 
-/// Makes `poweroff` and the like reach process 1. The image's own ones talk to an init that does not run, so ours come first on `PATH`; where the
-/// image has none, they are also put into the usual place. The same for `crabbox-trim` and `fstrim` (the image's own cannot reach the host), but
-/// without the usual place.
+/// Makes `poweroff` and the like reach process 1. The image's own ones talk to an init that does not run, so
+/// ours come first on `PATH`; where the image has none, they are also put into the usual place. The same for
+/// `crabbox-trim` and `fstrim` (the image's own cannot reach the host), but without the usual place.
 pub(crate) fn link_commands() -> Result<(), Failure> {
     for name in POWER_COMMANDS.into_iter().chain([TRIM, FSTRIM]) {
         let usual = Path::new("/usr/sbin").join(name);
@@ -190,7 +190,8 @@ fn hosts(name: &str) -> String {
     format!("127.0.0.1 localhost\n127.0.1.1 {names}\n::1 localhost ip6-localhost ip6-loopback\n")
 }
 
-/// A machine id derived from the instance id by 128-bit FNV-1a. It need not be secret, only unique and stable.
+/// A machine id derived from the instance id by 128-bit FNV-1a. It need not be secret, only unique and
+/// stable.
 fn machine_id(instance: &[u8]) -> String {
     const BASIS: u128 = 0x6c62_272e_07bb_0142_62b8_2175_6295_c58d;
     const PRIME: u128 = 0x0000_0000_0100_0000_0000_0000_0000_013b;

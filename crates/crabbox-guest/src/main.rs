@@ -1,8 +1,10 @@
-//! The first process inside crabbox's own guest images: from the kernel's start to an SSH server, then as process 1.
+//! The first process inside crabbox's own guest images: from the kernel's start to an SSH server, then as
+//! process 1.
 //!
-//! It runs as `/init` of the initramfs and prints one line per stage on the console, so that a failed boot can be diagnosed. It must never continue
-//! with an incomplete instance: a failure is printed, and the machine is reset, which ends the VMM. Called as `poweroff`, `reboot`, `halt` or
-//! `shutdown` it asks process 1 to end the machine; as `crabbox-trim` or `fstrim`, to return freed blocks to the host.
+//! It runs as `/init` of the initramfs and prints one line per stage on the console, so that a failed boot
+//! can be diagnosed. It must never continue with an incomplete instance: a failure is printed, and the
+//! machine is reset, which ends the VMM. Called as `poweroff`, `reboot`, `halt` or `shutdown` it asks process
+//! 1 to end the machine; as `crabbox-trim` or `fstrim`, to return freed blocks to the host.
 
 #[cfg(not(target_os = "linux"))]
 compile_error!("crabbox-guest is the first process of a Linux guest");
@@ -103,8 +105,8 @@ struct Booted {
     layer: OwnedFd,
 }
 
-/// Boots from the initramfs to a listening SSH server; a template waits on the way until it is frozen and thawed. With an init of the image's own, it
-/// returns only if that could not be started.
+/// Boots from the initramfs to a listening SSH server; a template waits on the way until it is frozen and
+/// thawed. With an init of the image's own, it returns only if that could not be started.
 fn boot(console: &mut Console) -> Result<Booted, Failure> {
     // The time before this program began.
     console.begin("kernel");
@@ -157,7 +159,8 @@ fn boot(console: &mut Console) -> Result<Booted, Failure> {
     Ok(booted)
 }
 
-/// Mounts the `volumes` that can be mounted and reports the others to the host, which knows whether the machine is useful without them.
+/// Mounts the `volumes` that can be mounted and reports the others to the host, which knows whether the
+/// machine is useful without them.
 fn mount_volumes(console: &mut Console, volumes: &[Volume], account: &Account) {
     let (mut mounted, mut others) = (Vec::new(), Vec::new());
     for (number, volume) in volumes.iter().enumerate() {
@@ -175,7 +178,8 @@ fn mount_volumes(console: &mut Console, volumes: &[Volume], account: &Account) {
     if mounted.is_empty() {
         return;
     }
-    // The machine works without it: the host's request at the end goes unanswered, and the journals keep the volumes consistent.
+    // The machine works without it: the host's request at the end goes unanswered, and the journals keep the
+    // volumes consistent.
     if let Err(failure) = settle::start(&mounted) {
         console.say(&failure.to_string());
     }
@@ -217,7 +221,8 @@ fn become_instance(console: &mut Console, mut seed: Seed, layer: root::Layer) ->
     Ok(Booted { server, layer })
 }
 
-/// Sets the clock if it is behind the host's: it may be slightly ahead, but never before the start of a certificate's validity.
+/// Sets the clock if it is behind the host's: it may be slightly ahead, but never before the start of a
+/// certificate's validity.
 fn set_clock(seed: &Seed) -> Result<(), Failure> {
     let Some(time) = seed.time.filter(|time| *time > clock::unix_seconds()) else {
         return Ok(());
@@ -237,7 +242,8 @@ fn credit_entropy(seed: &Seed) -> Result<(), Failure> {
     sys::credit_entropy(&random, entropy).map_err(Failure::path("credit entropy to", path))
 }
 
-/// Reports to the host that the guest is ready. Failure is fine, because a host without vsock polls port 22 instead.
+/// Reports to the host that the guest is ready. Failure is fine, because a host without vsock polls port 22
+/// instead.
 fn tell_host(console: &mut Console) {
     let report = console.report();
     let told = sys::connect_host(READY_PORT)

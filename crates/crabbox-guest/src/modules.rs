@@ -10,7 +10,8 @@ use rustix::io::Errno;
 
 use crate::failure::Failure;
 
-/// More modules than any of crabbox's initrds has; crabbox writes this file, so more means that it is damaged.
+/// More modules than any of crabbox's initrds has; crabbox writes this file, so more means that it is
+/// damaged.
 const MODULE_LIMIT: usize = 64;
 
 const NO_PARAMETERS: &CStr = c"";

@@ -1,6 +1,8 @@
-//! The loopback interface and the one network interface, set up with ioctls: starting a child process would take longer than all of this module.
+//! The loopback interface and the one network interface, set up with ioctls: starting a child process would
+//! take longer than all of this module.
 //!
-//! IPv6 is switched off on the outer interface: the host's rules cover IPv4 only, and an autoconfigured address would bypass them.
+//! IPv6 is switched off on the outer interface: the host's rules cover IPv4 only, and an autoconfigured
+//! address would bypass them.
 
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};

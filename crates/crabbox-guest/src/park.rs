@@ -1,7 +1,9 @@
-//! A guest that is frozen before it has an identity: it parks, and becomes an instance each time it is thawed.
+//! A guest that is frozen before it has an identity: it parks, and becomes an instance each time it is
+//! thawed.
 //!
-//! Until the host sends an identity, only process 1 is alive, and there is no key, no name and no user. It must never continue with the random
-//! numbers, the clock or the identity that other clones share: a failure is reported to the host and ends the machine, before an SSH server runs.
+//! Until the host sends an identity, only process 1 is alive, and there is no key, no name and no user. It
+//! must never continue with the random numbers, the clock or the identity that other clones share: a failure
+//! is reported to the host and ends the machine, before an SSH server runs.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
@@ -141,7 +143,8 @@ fn nonsense(why: &'static str) -> Failure {
     Failure::Content { path: place(), why }
 }
 
-/// Waits on `host` until the connection ends, which freezing and thawing this machine causes; returns the template's token.
+/// Waits on `host` until the connection ends, which freezing and thawing this machine causes; returns the
+/// template's token.
 fn park(mut host: UnixStream) -> Result<String, Failure> {
     limited(&host)?;
     say(&mut host, &format!("{PARK} {VERSION}\n"))?;
@@ -187,7 +190,8 @@ fn become_one(
     seed::wipe(files)?;
     console.begin("random");
     reseed(seed.entropy.as_deref().unwrap_or_default())?;
-    // Drawn immediately: if the reseed had been skipped, nothing else would have made these bytes differ yet, so the host notices.
+    // Drawn immediately: if the reseed had been skipped, nothing else would have made these bytes differ yet,
+    // so the host notices.
     let drawn = draw()?;
     clock::set_nanoseconds(time).map_err(Failure::path("set", Path::new("the clock")))?;
     Ok((seed, nonce, drawn))
@@ -215,7 +219,8 @@ pub(crate) fn reseed(entropy: &[u8]) -> Result<(), Failure> {
     sys::reseed(&random).map_err(Failure::path("reseed", path))
 }
 
-/// Receives the new identity into the directory `files`; returns its nonce and the host's clock in nanoseconds since 1970.
+/// Receives the new identity into the directory `files`; returns its nonce and the host's clock in
+/// nanoseconds since 1970.
 fn receive(host: &mut impl BufRead, files: &Path) -> Result<(String, i128), Failure> {
     let first = line(host)?;
     let words: Vec<&str> = first.split(' ').collect();

@@ -1,5 +1,5 @@
-//! The end of the machine. With `reboot=k` a reset goes through the keyboard controller, which makes Firecracker exit; its guests have no power
-//! switch, so a power-off is a reset too.
+//! The end of the machine. With `reboot=k` a reset goes through the keyboard controller, which makes
+//! Firecracker exit; its guests have no power switch, so a power-off is a reset too.
 
 use std::path::Path;
 use std::time::Duration;
@@ -17,7 +17,8 @@ use crate::sys;
 const TERM_WAIT: Duration = Duration::from_secs(2);
 const KILL_WAIT: Duration = Duration::from_secs(2);
 
-/// Whether a signal asks process 1 to end the machine; the numbers are those of the small inits in common images (busybox).
+/// Whether a signal asks process 1 to end the machine; the numbers are those of the small inits in common
+/// images (busybox).
 pub(crate) fn means_end(signal: libc::c_int) -> bool {
     matches!(
         signal,
@@ -48,8 +49,8 @@ pub(crate) fn end_all() -> Result<(), Failure> {
     })
 }
 
-/// Fails if a program besides process 1 is alive: it would be in every clone of this machine, with the random numbers that it has drawn. Kernel
-/// threads do not count, and helpers started by the kernel get time to end.
+/// Fails if a program besides process 1 is alive: it would be in every clone of this machine, with the random
+/// numbers that it has drawn. Kernel threads do not count, and helpers started by the kernel get time to end.
 pub(crate) fn must_be_alone() -> Result<(), Failure> {
     let processes = Path::new("/proc");
     clock::poll_until(KILL_WAIT, Duration::from_millis(2), || {
@@ -103,7 +104,8 @@ fn is_kernel_thread(stat: &str) -> bool {
 /// Writes everything out and resets the machine, even with processes running.
 pub(crate) fn reset(console: &mut Console) -> ! {
     rustix::fs::sync();
-    // Best effort: these are private to this machine and end with it. Volumes have been written out, and their journals do the rest.
+    // Best effort: these are private to this machine and end with it. Volumes have been written out, and
+    // their journals do the rest.
     for mounted in ["/tmp", "/"] {
         mount_remount(mounted, MountFlags::RDONLY, c"").ok();
     }

@@ -1,5 +1,5 @@
-//! The probe of the host's KVM: with `crabbox.probe` on the kernel's command line, the machine only reports that it booted. It must never touch a
-//! disk, a module or the network.
+//! The probe of the host's KVM: with `crabbox.probe` on the kernel's command line, the machine only reports
+//! that it booted. It must never touch a disk, a module or the network.
 
 use std::path::Path;
 

@@ -38,8 +38,9 @@ pub(crate) const PROGRAM: &str = "/run/crabbox/guest";
 
 /// The read-ahead of the base device, and where to set it.
 ///
-/// The kernel's default of 128 KiB is meant for disks that seek. On the base, every request is a memory copy on the host and a world switch for which
-/// the guest waits: sshd and its libraries took over a hundred of them in sequence.
+/// The kernel's default of 128 KiB is meant for disks that seek. On the base, every request is a memory copy
+/// on the host and a world switch for which the guest waits: sshd and its libraries took over a hundred of
+/// them in sequence.
 const READ_AHEAD: (&str, &str) = ("/sys/block/vda/queue/read_ahead_kb", "2048");
 
 /// Directories of the private layer that are mounted beside the overlay, once the root is switched.
@@ -51,7 +52,8 @@ pub(crate) struct Layer {
 }
 
 impl Layer {
-    /// The layer's own root, once everything is mounted; the switch has put it out of reach of every other process.
+    /// The layer's own root, once everything is mounted; the switch has put it out of reach of every other
+    /// process.
     pub(crate) fn into_whole(self) -> OwnedFd {
         self.whole
     }
@@ -115,7 +117,8 @@ pub(crate) fn assemble() -> Result<Layer, Failure> {
         create_dir(dir)?;
     }
     set_mode("/layer/tmp", 0o1777)?;
-    // `redirect_dir`: a directory of the base can be renamed; `xino`: one device number, inode numbers that stay.
+    // `redirect_dir`: a directory of the base can be renamed; `xino`: one device number, inode numbers that
+    // stay.
     let options = "lowerdir=/base,upperdir=/layer/upper,workdir=/layer/work,redirect_dir=on,xino=on";
     mount_at("overlay", NEW_ROOT, "overlay", MountFlags::NOATIME, options)?;
     let whole = rustix::fs::open(
@@ -208,7 +211,8 @@ pub(crate) fn mount_runtime_filesystems(layer: &Layer) -> Result<(), Failure> {
     attach(&layer.tmp, "/tmp")
 }
 
-/// Creates the work root, on the private layer unless the image already has something there, and makes it its user's.
+/// Creates the work root, on the private layer unless the image already has something there, and makes it its
+/// user's.
 pub(crate) fn mount_work_root(layer: &Layer, path: &Path, uid: u32, gid: u32) -> Result<(), Failure> {
     std::fs::create_dir_all(path).map_err(Failure::path("create", path))?;
     let mut entries = std::fs::read_dir(path).map_err(Failure::path("list", path))?;
@@ -219,8 +223,9 @@ pub(crate) fn mount_work_root(layer: &Layer, path: &Path, uid: u32, gid: u32) ->
     rustix::fs::chown(path, Some(uid), Some(gid)).map_err(Failure::path("give away", path))
 }
 
-/// Mounts `volume` for `account`, after the switch of the root. It is a whole ext4 file system with a journal, which the host has checked for damage;
-/// but an earlier machine may have given it features unknown to this kernel.
+/// Mounts `volume` for `account`, after the switch of the root. It is a whole ext4 file system with a
+/// journal, which the host has checked for damage; but an earlier machine may have given it features unknown
+/// to this kernel.
 pub(crate) fn mount_volume(volume: &Volume, account: &Account) -> Result<(), Failure> {
     let Volume { device, path } = volume;
     clock::poll_until(DISK_WAIT, Duration::from_millis(1), || {
@@ -231,8 +236,8 @@ pub(crate) fn mount_volume(volume: &Volume, account: &Account) -> Result<(), Fai
         seconds: DISK_WAIT.as_secs(),
     })?;
     make_mount_point(path, account)?;
-    // As for the layer, no kernel thread writes inode tables while the lease works. Override the error behaviour stored in the volume, which might be
-    // to panic.
+    // As for the layer, no kernel thread writes inode tables while the lease works. Override the error
+    // behaviour stored in the volume, which might be to panic.
     mount(
         device,
         path,
@@ -250,7 +255,8 @@ pub(crate) fn mount_volume(volume: &Volume, account: &Account) -> Result<(), Fai
     })
 }
 
-/// Creates the directory `path`. Missing directories inside the user's home become the user's, so that others can be created beside them.
+/// Creates the directory `path`. Missing directories inside the user's home become the user's, so that others
+/// can be created beside them.
 fn make_mount_point(path: &Path, account: &Account) -> Result<(), Failure> {
     let mut missing: Vec<&Path> = path.ancestors().take_while(|dir| !dir.exists()).collect();
     missing.reverse();

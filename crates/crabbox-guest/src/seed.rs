@@ -1,7 +1,8 @@
-//! The seed: what the host passes to this instance about itself, as small files in the initramfs (`/crabbox-seed`).
+//! The seed: what the host passes to this instance about itself, as small files in the initramfs
+//! (`/crabbox-seed`).
 //!
-//! It is read once, completely, before anything is written, and wiped. Values that end up in a path, in `/etc/passwd` or in a host name are checked
-//! here; an invalid seed must never yield an incomplete instance.
+//! It is read once, completely, before anything is written, and wiped. Values that end up in a path, in
+//! `/etc/passwd` or in a host name are checked here; an invalid seed must never yield an incomplete instance.
 
 use std::fs::File;
 use std::io::{Read as _, Seek as _, Write as _};
@@ -155,7 +156,8 @@ impl Seed {
         Self::read_as(dir, false)
     }
 
-    /// Overwrites the secrets after they were written to their places, because a snapshot includes the memory of process 1.
+    /// Overwrites the secrets after they were written to their places, because a snapshot includes the memory
+    /// of process 1.
     pub(crate) fn forget_secrets(&mut self) {
         for secret in [Some(&mut self.host_key), self.entropy.as_mut()]
             .into_iter()

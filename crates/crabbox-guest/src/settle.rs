@@ -1,8 +1,8 @@
 //! Settles a machine with volumes before its end: writes them out, and freezes them until the machine ends.
 //!
-//! A separate process serves this, because an image's init may replace process 1. Only the host is listened to. A volume must never stay frozen if
-//! the host goes away or takes too long: then the machine lives on. (Root in the guest can kill this process at that moment, and thaw the volume
-//! itself.)
+//! A separate process serves this, because an image's init may replace process 1. Only the host is listened
+//! to. A volume must never stay frozen if the host goes away or takes too long: then the machine lives on.
+//! (Root in the guest can kill this process at that moment, and thaw the volume itself.)
 
 use std::ffi::OsString;
 use std::io::{self, Read as _, Write as _};
@@ -65,7 +65,8 @@ pub(crate) fn serve_paths(paths: impl Iterator<Item = OsString>) {
     }
 }
 
-/// One per path. Opening may fail, for example for a volume that its user has unmounted and removed; the others are still settled.
+/// One per path. Opening may fail, for example for a volume that its user has unmounted and removed; the
+/// others are still settled.
 fn freezers(paths: &[OsString]) -> Vec<io::Result<Freezer>> {
     let open = |path: &OsString| -> io::Result<Freezer> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -95,7 +96,8 @@ fn serve(mut host: UnixStream, freezers: impl FnOnce() -> Vec<io::Result<Freezer
         None => format!("{SETTLED} {}\n", frozen.len()),
         Some(error) => format!("{NO} {error}\n"),
     };
-    // A host that hangs up or sends more has changed its mind. Each file system thaws by itself after its limit, whatever happens here.
+    // A host that hangs up or sends more has changed its mind. Each file system thaws by itself after its
+    // limit, whatever happens here.
     if host.write_all(answer.as_bytes()).is_ok() && refused.is_none() {
         host.set_read_timeout(Some(crate::freeze::LIMIT)).ok();
         read_line(&mut host);

@@ -1,8 +1,8 @@
 //! The SSH server: started immediately, watched, and restarted when it dies.
 //!
-//! Readiness comes from sshd itself if it speaks systemd's notification protocol (Debian's does, and OpenSSH from 9.8 on), and from the kernel's
-//! socket table otherwise: a connection would make sshd fork and exec needlessly, and reading the table frequently takes the only processor away from
-//! the server.
+//! Readiness comes from sshd itself if it speaks systemd's notification protocol (Debian's does, and OpenSSH
+//! from 9.8 on), and from the kernel's socket table otherwise: a connection would make sshd fork and exec
+//! needlessly, and reading the table frequently takes the only processor away from the server.
 
 use std::fs::File;
 use std::io::{Read as _, Seek as _, SeekFrom};
@@ -78,7 +78,8 @@ pub(crate) fn start() -> Result<Pid, Failure> {
         })
 }
 
-/// The settings of a lease as arguments, which count before whatever the image's configuration says and includes.
+/// The settings of a lease as arguments, which count before whatever the image's configuration says and
+/// includes.
 fn settings() -> impl Iterator<Item = String> {
     let all = SSHD_SETTINGS.into_iter().chain([("PidFile", "none")]);
     all.flat_map(|(name, value)| ["-o".to_owned(), format!("{name} {value}")])

@@ -1,4 +1,5 @@
-//! The system calls that rustix does not wrap, each in a safe function; the only `unsafe` code of this program.
+//! The system calls that rustix does not wrap, each in a safe function; the only `unsafe` code of this
+//! program.
 //!
 //! It must never keep a pointer beyond its system call.
 
@@ -55,7 +56,8 @@ const RNDADDENTROPY: libc::c_ulong = 0x4008_5203;
 /// `RNDRESEEDCRNG` of `linux/random.h`: `_IO('R', 0x07)`.
 const RNDRESEEDCRNG: libc::c_ulong = 0x5207;
 
-/// `FIFREEZE` and `FITHAW` of `linux/fs.h`: `_IOWR('X', 119, int)` and the next number; the kernel ignores the argument.
+/// `FIFREEZE` and `FITHAW` of `linux/fs.h`: `_IOWR('X', 119, int)` and the next number; the kernel ignores
+/// the argument.
 const FIFREEZE: libc::c_ulong = 0xC004_5877;
 const FITHAW: libc::c_ulong = 0xC004_5878;
 
@@ -93,8 +95,8 @@ fn checked(result: libc::c_int) -> io::Result<libc::c_int> {
 
 #[expect(unsafe_code, reason = "signal sets are C structs that libc fills in")]
 fn waited_set() -> libc::sigset_t {
-    // SAFETY: an all-zero `sigset_t` is a valid value, `sigemptyset` and `sigaddset` only write into it, and every number
-    // in `WAITED` is a signal, so neither can fail.
+    // SAFETY: an all-zero `sigset_t` is a valid value, `sigemptyset` and `sigaddset` only write into it, and
+    // every number in `WAITED` is a signal, so neither can fail.
     unsafe {
         let mut set: libc::sigset_t = std::mem::zeroed();
         libc::sigemptyset(&raw mut set);
@@ -122,7 +124,8 @@ pub(crate) fn next_signal(limit: Option<Duration>) -> Option<libc::c_int> {
         tv_nsec: limit.subsec_nanos().into(),
     });
     let time = time.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
-    // SAFETY: `set` and, when not null, `time` live until the call returns; no signal information is asked for.
+    // SAFETY: `set` and, when not null, `time` live until the call returns; no signal information is asked
+    // for.
     let signal = unsafe { libc::sigtimedwait(&raw const set, std::ptr::null_mut(), time) };
     (signal > 0).then_some(signal)
 }
@@ -130,7 +133,8 @@ pub(crate) fn next_signal(limit: Option<Duration>) -> Option<libc::c_int> {
 /// Sends `signal` to every process but the caller.
 #[expect(unsafe_code, reason = "rustix has no kill(-1)")]
 pub(crate) fn signal_all(signal: libc::c_int) {
-    // SAFETY: `kill` takes plain numbers. It fails only if there is no other process, which is what the caller wants.
+    // SAFETY: `kill` takes plain numbers. It fails only if there is no other process, which is what the
+    // caller wants.
     unsafe { libc::kill(-1, signal) };
 }
 
@@ -170,8 +174,8 @@ pub(crate) fn reseed(random: impl AsFd) -> io::Result<()> {
     checked(unsafe { libc::ioctl(random.as_fd().as_raw_fd(), RNDRESEEDCRNG) }).map(drop)
 }
 
-/// Writes out the file system in which `inside` is an open descriptor, and blocks every write to it until [`thaw`]. Fails (`EBUSY`) if it is already
-/// frozen.
+/// Writes out the file system in which `inside` is an open descriptor, and blocks every write to it until
+/// [`thaw`]. Fails (`EBUSY`) if it is already frozen.
 #[expect(unsafe_code, reason = "FIFREEZE is an ioctl without a wrapper")]
 pub(crate) fn freeze(inside: impl AsFd) -> io::Result<()> {
     // SAFETY: the argument is not used; the descriptor lives until the call returns.
@@ -275,7 +279,8 @@ impl Interface {
             window: 0,
             rtt: 0,
         };
-        // SAFETY: the kernel reads one `rtentry`, which lives until the call returns; a null device means "any".
+        // SAFETY: the kernel reads one `rtentry`, which lives until the call returns; a null device means
+        // "any".
         checked(unsafe { libc::ioctl(self.socket.as_raw_fd(), libc::SIOCADDRT, &raw const route) }).map(drop)
     }
 }
@@ -283,7 +288,8 @@ impl Interface {
 /// A new vsock socket, and the address of `port` on the machine `cid`.
 #[expect(unsafe_code, reason = "rustix has no vsock addresses")]
 fn vsock(cid: u32, port: u32) -> io::Result<(OwnedFd, libc::sockaddr_vm)> {
-    // SAFETY: `socket` takes plain numbers, and the descriptor is checked and has no other owner; an all-zero `sockaddr_vm` is a valid value.
+    // SAFETY: `socket` takes plain numbers, and the descriptor is checked and has no other owner; an all-zero
+    // `sockaddr_vm` is a valid value.
     let (socket, mut address) = unsafe {
         let number = checked(libc::socket(
             libc::AF_VSOCK,
@@ -305,7 +311,8 @@ fn vsock(cid: u32, port: u32) -> io::Result<(OwnedFd, libc::sockaddr_vm)> {
 #[expect(unsafe_code, reason = "rustix has no vsock addresses")]
 pub(crate) fn listen_vsock(port: u32) -> io::Result<OwnedFd> {
     let (socket, address) = vsock(libc::VMADDR_CID_ANY, port)?;
-    // SAFETY: `bind` reads `size_of::<sockaddr_vm>()` bytes of `address`, which outlives the call; `listen` takes plain numbers.
+    // SAFETY: `bind` reads `size_of::<sockaddr_vm>()` bytes of `address`, which outlives the call; `listen`
+    // takes plain numbers.
     unsafe {
         checked(libc::bind(
             socket.as_raw_fd(),
@@ -320,8 +327,9 @@ pub(crate) fn listen_vsock(port: u32) -> io::Result<OwnedFd> {
 /// The next connection on `listener`, and whether it comes from the host.
 #[expect(unsafe_code, reason = "rustix has no vsock addresses")]
 pub(crate) fn accept_vsock(listener: impl AsFd) -> io::Result<(OwnedFd, bool)> {
-    // SAFETY: an all-zero `sockaddr_vm` is a valid value, `accept4` writes at most `length` bytes into it, which is its size, and both outlive the
-    // call; the returned descriptor is checked and has no other owner.
+    // SAFETY: an all-zero `sockaddr_vm` is a valid value, `accept4` writes at most `length` bytes into it,
+    // which is its size, and both outlive the call; the returned descriptor is checked and has no other
+    // owner.
     unsafe {
         let mut address: libc::sockaddr_vm = std::mem::zeroed();
         let mut length = VSOCK_ADDRESS_LENGTH;

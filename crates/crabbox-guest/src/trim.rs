@@ -6,8 +6,9 @@
 //!    guest: <offset> <length> ... end            free parts of the disk in bytes, one a line
 //!    host:  done <bytes given back so far>       or `late` (ask again), or `refused <why>`
 //! ```
-//! A block may be named to the host only while the layer is frozen, and the layer may be thawed only after the host has replied or can no longer act
-//! on what was named ([`crate::freeze`]). Neither may depend on what a client does.
+//! A block may be named to the host only while the layer is frozen, and the layer may be thawed only after
+//! the host has replied or can no longer act on what was named ([`crate::freeze`]). Neither may depend on
+//! what a client does.
 
 use std::fmt::Write as _;
 use std::fs::File;
@@ -34,7 +35,8 @@ pub(crate) const SOCKET: &str = "/run/crabbox/trim";
 /// The smallest piece to return, in bytes: smaller ones cost more than they gain.
 const LEAST: u64 = 64 * 1024;
 
-/// How long writers wait before they get a turn. It takes effect between two groups of blocks, each of which is quick.
+/// How long writers wait before they get a turn. It takes effect between two groups of blocks, each of which
+/// is quick.
 const SLICE: Duration = Duration::from_secs(1);
 
 /// How long to wait for the host's reply.
@@ -153,7 +155,8 @@ impl Host {
     }
 }
 
-/// Reads a line of at most `limit` bytes, without its end. The other side waits for a reply after each line, so nothing follows it.
+/// Reads a line of at most `limit` bytes, without its end. The other side waits for a reply after each line,
+/// so nothing follows it.
 fn read_line(stream: &mut UnixStream, limit: usize) -> io::Result<String> {
     let mut text = Vec::new();
     while text.last() != Some(&b'\n') {
@@ -213,7 +216,8 @@ fn slice(
     Ok(false)
 }
 
-/// Serves trims of the file system that contains the directory `layer`, one at a time, for the rest of the machine's life.
+/// Serves trims of the file system that contains the directory `layer`, one at a time, for the rest of the
+/// machine's life.
 pub(crate) fn start(layer: OwnedFd) -> Result<(), Failure> {
     let socket = Path::new(SOCKET);
     let listener = UnixListener::bind(socket).map_err(Failure::path("make the socket", socket))?;

@@ -1,4 +1,5 @@
-//! `crabbox-trim`, and the `fstrim` that precedes the image's own on `PATH`: they ask process 1 to return freed blocks.
+//! `crabbox-trim`, and the `fstrim` that precedes the image's own on `PATH`: they ask process 1 to return
+//! freed blocks.
 //!
 //! `fstrim` does so for the lease's file systems, and passes any other call on to the image's own.
 

@@ -1,8 +1,8 @@
-//! Shows what two machines resumed from one frozen moment draw before and after the reseed: with `crabbox.twins` on the kernel's command line, the
-//! machine exists only to be frozen and to print that.
+//! Shows what two machines resumed from one frozen moment draw before and after the reseed: with
+//! `crabbox.twins` on the kernel's command line, the machine exists only to be frozen and to print that.
 //!
-//! A test uses it to show that the reseed of [`crate::park`] is what makes clones differ. It must never become a lease, nor touch a disk, a module or
-//! the network.
+//! A test uses it to show that the reseed of [`crate::park`] is what makes clones differ. It must never
+//! become a lease, nor touch a disk, a module or the network.
 
 use std::path::Path;
 use std::time::Duration;
@@ -16,18 +16,21 @@ use crate::power;
 /// The argument on the kernel's command line.
 const WORD: &str = "crabbox.twins";
 
-/// The machine's age before it can be frozen. The kernel (6.1, `drivers/char/random.c`) draws a new key by itself when its own is older than half of
-/// the uptime, or a minute: so the host has 20 s in which only our reseed does.
+/// The machine's age before it can be frozen. The kernel (6.1, `drivers/char/random.c`) draws a new key by
+/// itself when its own is older than half of the uptime, or a minute: so the host has 20 s in which only our
+/// reseed does.
 const AGE: Duration = Duration::from_secs(40);
 
-/// How long it waits to be frozen. A clock that jumps on resume ends this at once, one that does not a little later.
+/// How long it waits to be frozen. A clock that jumps on resume ends this at once, one that does not a little
+/// later.
 const NAP: Duration = Duration::from_secs(5);
 
-/// How many numbers each machine draws. The kernel also draws for its allocators, at different moments in each machine, so the same sequence may be
-/// shifted by a few steps.
+/// How many numbers each machine draws. The kernel also draws for its allocators, at different moments in
+/// each machine, so the same sequence may be shifted by a few steps.
 const DRAWS: usize = 32;
 
-/// Waits to be frozen, draws, reseeds, draws and ends the machine, if the command line asks for it. `/proc` must be mounted.
+/// Waits to be frozen, draws, reseeds, draws and ends the machine, if the command line asks for it. `/proc`
+/// must be mounted.
 pub(crate) fn run_if_asked(console: &mut Console) {
     let line = std::fs::read_to_string(Path::new("/proc/cmdline")).unwrap_or_default();
     if !is_asked(&line) {

@@ -1,9 +1,10 @@
 //! Reads untrusted tar archives one member at a time, for `pull`, `cp`, artifacts and images.
 //!
-//! All memory of a [`Reader`] is bounded: long names and PAX headers by [`METADATA_LIMIT`], maps of sparse files by
-//! [`MAP_LIMIT`]; content is written through a [`Budget`]. It must never turn a name into a path, write to a file that it
-//! was not given, or trust a declared size without checking it against the content. The formats are those of tar(5): v7,
-//! ustar, GNU, PAX, and sparse files in the old GNU form and in PAX forms 0.0, 0.1 and 1.0.
+//! All memory of a [`Reader`] is bounded: long names and PAX headers by [`METADATA_LIMIT`], maps of sparse
+//! files by [`MAP_LIMIT`]; content is written through a [`Budget`]. It must never turn a name into a path,
+//! write to a file that it was not given, or trust a declared size without checking it against the content.
+//! The formats are those of tar(5): v7, ustar, GNU, PAX, and sparse files in the old GNU form and in PAX
+//! forms 0.0, 0.1 and 1.0.
 
 mod header;
 mod pax;
@@ -185,7 +186,8 @@ impl<R: Read> Reader<R> {
         }
     }
 
-    /// Copies the content of `member`, which must be the current one, into the empty file `to`; holes stay holes.
+    /// Copies the content of `member`, which must be the current one, into the empty file `to`; holes stay
+    /// holes.
     pub fn extract(&mut self, member: &Member, to: &File, budget: &mut Budget) -> Result<(), ArchiveError> {
         let over = |over| ArchiveError::Over {
             path: member.path.clone(),
@@ -220,7 +222,8 @@ impl<R: Read> Reader<R> {
             .map_err(|source| failed(FillError::Write(source)))
     }
 
-    /// The unread content of the current member, as it is in the archive: for a caller that checks its length itself.
+    /// The unread content of the current member, as it is in the archive: for a caller that checks its length
+    /// itself.
     pub fn content(&mut self) -> Content<'_, R> {
         let left = self.left;
         Content { reader: self, left }

@@ -1,8 +1,9 @@
 //! Files below one directory, reached without a symbolic link in any part of their path.
 //!
-//! Every file with bytes from a guest or a repository is created through [`Beneath`]. The kernel itself refuses symbolic
-//! links, `..` and magic links in the path (openat2(2)), and a file appears under its name complete or not at all. Nothing
-//! here may accept a path that is not an [`EntryPath`], or follow a link in place of the file.
+//! Every file with bytes from a guest or a repository is created through [`Beneath`]. The kernel itself
+//! refuses symbolic links, `..` and magic links in the path (openat2(2)), and a file appears under its name
+//! complete or not at all. Nothing here may accept a path that is not an [`EntryPath`], or follow a link in
+//! place of the file.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -86,7 +87,8 @@ impl BeneathError {
         matches!(self, Self::Io { source, .. } if source.kind() == io::ErrorKind::NotFound)
     }
 
-    /// Whether a listed entry is gone: it does not exist, or it or a part of its path was replaced by something else.
+    /// Whether a listed entry is gone: it does not exist, or it or a part of its path was replaced by
+    /// something else.
     pub fn is_gone(&self) -> bool {
         match self {
             Self::Link { .. } | Self::InTheWay { .. } => true,
@@ -159,8 +161,8 @@ impl Beneath {
         self.path.join(below.as_path())
     }
 
-    /// Opens `below` with `flags`, following no link. `NONBLOCK` is always set, so that a named pipe cannot block the
-    /// caller.
+    /// Opens `below` with `flags`, following no link. `NONBLOCK` is always set, so that a named pipe cannot
+    /// block the caller.
     pub fn open_file(&self, below: &EntryPath, flags: OFlags, mode: Mode) -> Result<File, BeneathError> {
         let flags = flags | OFlags::CLOEXEC | OFlags::NOCTTY | OFlags::NONBLOCK;
         rustix::fs::openat2(&self.handle, below.as_path(), flags, mode, NO_LINKS)
@@ -178,8 +180,8 @@ impl Beneath {
         })
     }
 
-    /// Whether a file system is mounted on the directory `below`: then nothing can be renamed into it from here. Linux
-    /// before 5.8 does not report mounts, so there only another device number shows it.
+    /// Whether a file system is mounted on the directory `below`: then nothing can be renamed into it from
+    /// here. Linux before 5.8 does not report mounts, so there only another device number shows it.
     pub fn is_mounted_on(&self, below: &EntryPath) -> Result<bool, BeneathError> {
         let inner = self.dir(below)?;
         let facts = |dir: &Self| {
@@ -213,8 +215,9 @@ impl Beneath {
         Ok(at)
     }
 
-    /// Starts a file that will be `below`; its parents must exist. The umask is applied to `mode`; with `mode` for the owner
-    /// only, the file never has wider permissions. Until [`Placing::commit`] it has a temporary name.
+    /// Starts a file that will be `below`; its parents must exist. The umask is applied to `mode`; with
+    /// `mode` for the owner only, the file never has wider permissions. Until [`Placing::commit`] it has a
+    /// temporary name.
     pub fn begin(&self, below: &EntryPath, mode: u32) -> Result<Placing, BeneathError> {
         let (parent, leaf) = below.split();
         let dir = match &parent {
@@ -236,7 +239,8 @@ impl Beneath {
         })
     }
 
-    /// Opens the regular file `below` for appending; creates it with permission bits `mode` if it does not exist.
+    /// Opens the regular file `below` for appending; creates it with permission bits `mode` if it does not
+    /// exist.
     pub fn append(&self, below: &EntryPath, mode: u32) -> Result<File, BeneathError> {
         let flags = OFlags::WRONLY | OFlags::APPEND | OFlags::CREATE;
         let file = self.open_file(below, flags, Mode::from_raw_mode(mode))?;
@@ -330,8 +334,8 @@ pub(crate) fn regular(file: &File, path: &Path) -> Result<(), BeneathError> {
     }
 }
 
-/// A file that is being written: it has a temporary name in the same directory, which is removed when this is dropped
-/// without a commit.
+/// A file that is being written: it has a temporary name in the same directory, which is removed when this is
+/// dropped without a commit.
 #[derive(Debug)]
 pub struct Placing {
     file: File,
@@ -351,7 +355,8 @@ impl Placing {
         self.dir.full(&self.leaf)
     }
 
-    /// Adds the permission bits `more` for an executable, as far as the umask permits the corresponding read bits.
+    /// Adds the permission bits `more` for an executable, as far as the umask permits the corresponding read
+    /// bits.
     pub fn make_executable(&self) -> Result<(), BeneathError> {
         let path = self.path();
         let failed = |errno| BeneathError::io("make executable", &path, errno);
@@ -402,8 +407,8 @@ impl Placing {
     }
 }
 
-/// Renames an entry to an unused name. File systems without that kind of rename (NFS, 9p, early FUSE) report an invalid
-/// flag.
+/// Renames an entry to an unused name. File systems without that kind of rename (NFS, 9p, early FUSE) report
+/// an invalid flag.
 fn name_anew<P: rustix::path::Arg + Copy, Q: rustix::path::Arg + Copy>(
     from: (&Beneath, P),
     to: (&Beneath, Q),
@@ -414,8 +419,9 @@ fn name_anew<P: rustix::path::Arg + Copy, Q: rustix::path::Arg + Copy>(
     }
 }
 
-/// The same in two steps; the first, a hard link, detects a used name. Directories and some file systems do not support
-/// links; then the name is checked first, and an entry of the same name that is made in between is lost.
+/// The same in two steps; the first, a hard link, detects a used name. Directories and some file systems do
+/// not support links; then the name is checked first, and an entry of the same name that is made in between
+/// is lost.
 fn link_anew<P: rustix::path::Arg + Copy, Q: rustix::path::Arg + Copy>(
     from: (&Beneath, P),
     to: (&Beneath, Q),

@@ -1,7 +1,7 @@
 //! A log file with a size limit: it is rotated, so that at most two files of that size are kept.
 //!
-//! Other users may be able to put a link or a pipe at its path. It must never write through either, and never make its
-//! writer wait.
+//! Other users may be able to put a link or a pipe at its path. It must never write through either, and never
+//! make its writer wait.
 
 use std::fs::File;
 use std::io::Write as _;
@@ -76,7 +76,8 @@ impl BoundedLog {
         })
     }
 
-    /// Appends `bytes`. They are lost if the disk is full or the directory is gone: a writer never fails because of its log.
+    /// Appends `bytes`. They are lost if the disk is full or the directory is gone: a writer never fails
+    /// because of its log.
     pub fn write(&mut self, bytes: &[u8]) {
         if self.size + bytes.len() as u64 > FILE_LIMIT {
             let fresh = std::fs::rename(&self.path, older(&self.path))

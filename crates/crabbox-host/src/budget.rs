@@ -1,8 +1,8 @@
 //! Limits on the bytes from untrusted sources that are stored on this host, and copying within these limits.
 //!
-//! A guest, an archive or a download decides how much it sends; a [`Budget`] decides how much is stored. It is the minimum
-//! of the declared size, the capacity of the lease for one file, and the free space less a reserve. Nothing here may write a
-//! byte that was not charged to a budget first. Runs of zeros become holes.
+//! A guest, an archive or a download decides how much it sends; a [`Budget`] decides how much is stored. It
+//! is the minimum of the declared size, the capacity of the lease for one file, and the free space less a
+//! reserve. Nothing here may write a byte that was not charged to a budget first. Runs of zeros become holes.
 
 use std::fmt;
 use std::fs::File;
@@ -14,8 +14,8 @@ use std::os::unix::fs::FileExt as _;
 const RESERVE_PART: u64 = 20;
 /// ... but at most this many bytes.
 const RESERVE_LIMIT: u64 = 1 << 30;
-/// Limit for the apparent size of sparse files if the size of the other side's disk is unknown: 16 TiB, the longest file of
-/// ext4.
+/// Limit for the apparent size of sparse files if the size of the other side's disk is unknown: 16 TiB, the
+/// longest file of ext4.
 const SPAN_LIMIT: u64 = 16 << 40;
 /// Unit of the search for zeros, in bytes: the block size of the usual file systems.
 const GRAIN: usize = 4096;
@@ -138,8 +138,8 @@ impl Budget {
         self
     }
 
-    /// The same, where no single file stores more than `limit` bytes, the size of the source's disk. The total may be
-    /// larger, since a file with several names is sent under each, and holes do not count.
+    /// The same, where no single file stores more than `limit` bytes, the size of the source's disk. The
+    /// total may be larger, since a file with several names is sent under each, and holes do not count.
     #[must_use]
     pub fn each_at_most(mut self, limit: u64, bound: Bound) -> Self {
         self.each.at_most(limit, bound);
@@ -193,8 +193,9 @@ pub enum FillError {
     Over(#[from] OverBudget),
 }
 
-/// Copies all of `from` into `to` at byte `offset`, with holes in place of zeros; returns the number of bytes copied. The
-/// range of `to` must be a hole or past its end; the length of `to` becomes `offset` plus that number.
+/// Copies all of `from` into `to` at byte `offset`, with holes in place of zeros; returns the number of bytes
+/// copied. The range of `to` must be a hole or past its end; the length of `to` becomes `offset` plus that
+/// number.
 pub fn fill(from: &mut impl Read, to: &File, offset: u64, budget: &mut Budget) -> Result<u64, FillError> {
     let mut chunk = vec![0; CHUNK];
     let (mut done, mut of_file) = (0, budget.each);

@@ -45,7 +45,8 @@ pub fn is_readable(fd: BorrowedFd<'_>, pause: Duration) -> bool {
     poll(&mut fds, limit.as_ref()).is_ok_and(|count| count > 0)
 }
 
-/// Calls `ready` until it returns `Some`, or until `limit` has passed; sleeps from 1 ms up to 20 ms between calls.
+/// Calls `ready` until it returns `Some`, or until `limit` has passed; sleeps from 1 ms up to 20 ms between
+/// calls.
 pub fn poll_until<T>(limit: Duration, mut ready: impl FnMut() -> Option<T>) -> Option<T> {
     let deadline = Instant::now() + limit;
     let mut pause = Duration::from_millis(1);

@@ -1,8 +1,8 @@
-//! Private copies of disk images: shared blocks (reflink) if the file system supports them, otherwise a copy of the data
-//! without the holes.
+//! Private copies of disk images: shared blocks (reflink) if the file system supports them, otherwise a copy
+//! of the data without the holes.
 //!
-//! The cost depends on the data in the image, not on its length. It must never fill holes (`std::fs::copy` does on ext4),
-//! overwrite an existing file, or leave a partial copy behind.
+//! The cost depends on the data in the image, not on its length. It must never fill holes (`std::fs::copy`
+//! does on ext4), overwrite an existing file, or leave a partial copy behind.
 
 use std::fs::File;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
@@ -73,10 +73,11 @@ fn mib(bytes: u64) -> String {
     format!("{} MiB", bytes.div_ceil(1024 * 1024))
 }
 
-/// Copies `from` to the new file `to` (mode 0600), sharing blocks where the file system can and keeping holes elsewhere.
+/// Copies `from` to the new file `to` (mode 0600), sharing blocks where the file system can and keeping holes
+/// elsewhere.
 ///
-/// The content is not synced to the medium: a lease's disk never outlives its microVM. On any error `to` does not exist,
-/// unless it existed before, in which case it is untouched.
+/// The content is not synced to the medium: a lease's disk never outlives its microVM. On any error `to` does
+/// not exist, unless it existed before, in which case it is untouched.
 pub fn clone_file(from: &Path, to: &Path) -> Result<CloneMethod, CloneError> {
     let source = open(from).map_err(|error| FileError::io("open", from, error))?;
     let facts = source
@@ -119,8 +120,8 @@ fn open(path: &Path) -> std::io::Result<File> {
     Ok(rustix::fs::open(path, flags, Mode::empty())?.into())
 }
 
-/// Removes a copy and frees its blocks. A child that another thread is just forking also has the descriptor until its
-/// exec, so the copy is truncated first: then it occupies no space meanwhile.
+/// Removes a copy and frees its blocks. A child that another thread is just forking also has the descriptor
+/// until its exec, so the copy is truncated first: then it occupies no space meanwhile.
 fn discard(partial: File, path: &Path) -> std::io::Result<()> {
     // Remove it even if it cannot be truncated.
     partial.set_len(0).ok();
@@ -131,8 +132,8 @@ fn discard(partial: File, path: &Path) -> std::io::Result<()> {
 fn fill(source: &File, target: &File, length: u64) -> Result<CloneMethod, Errno> {
     match ioctl_ficlone(target, source) {
         Ok(()) => return Ok(CloneMethod::Reflink),
-        // The file system does not support it (OPNOTSUPP, NOTTY, NOSYS), or not between these two (XDEV), or not for
-        // this file (INVAL, PERM, TXTBSY): fall back to copying.
+        // The file system does not support it (OPNOTSUPP, NOTTY, NOSYS), or not between these two (XDEV), or
+        // not for this file (INVAL, PERM, TXTBSY): fall back to copying.
         Err(
             Errno::OPNOTSUPP
             | Errno::NOTTY
@@ -153,7 +154,8 @@ fn fill(source: &File, target: &File, length: u64) -> Result<CloneMethod, Errno>
             Err(Errno::NXIO) => break,
             Err(error) => return Err(error),
         };
-        // The end of the file counts as a hole. If the file has grown meanwhile, copy only its original length.
+        // The end of the file counts as a hole. If the file has grown meanwhile, copy only its original
+        // length.
         let end = seek(source, SeekFrom::Hole(start))?.min(length);
         copy_range(source, target, start, end)?;
         position = end;

@@ -1,8 +1,9 @@
 //! Child processes: the only place that starts other programs.
 //!
-//! A [`Cmd`] is an argument vector, never a shell string. Its error names the program, its exit status and the last lines of
-//! its standard error. It must never let a child's output grow without limit in memory, pass on a file descriptor or a
-//! variable of the caller that was not requested, or wait forever if a time limit was given.
+//! A [`Cmd`] is an argument vector, never a shell string. Its error names the program, its exit status and
+//! the last lines of its standard error. It must never let a child's output grow without limit in memory,
+//! pass on a file descriptor or a variable of the caller that was not requested, or wait forever if a time
+//! limit was given.
 
 use std::ffi::{OsStr, OsString};
 use std::io::{Read, Write};
@@ -19,7 +20,8 @@ use crate::confine::Confinement;
 use crate::environment::Environment;
 use crate::{clock, process};
 
-/// Maximum number of bytes kept of each captured stream; a child that prints more keeps running, and its status counts.
+/// Maximum number of bytes kept of each captured stream; a child that prints more keeps running, and its
+/// status counts.
 pub const CAPTURE_LIMIT: usize = 64 * 1024 * 1024;
 
 /// Maximum number of bytes of standard error in an error message.
@@ -166,7 +168,8 @@ enum Ended {
 }
 
 impl Cmd {
-    /// A command for `program`, looked up on `PATH` if it has no slash. Its environment is that of [`Environment::Plain`].
+    /// A command for `program`, looked up on `PATH` if it has no slash. Its environment is that of
+    /// [`Environment::Plain`].
     pub fn new(program: impl AsRef<OsStr>) -> Self {
         Self {
             program: program.as_ref().to_owned(),
@@ -183,8 +186,8 @@ impl Cmd {
         }
     }
 
-    /// The same with the caller's whole environment, for developer tools and for programs that start others of the user's
-    /// choice.
+    /// The same with the caller's whole environment, for developer tools and for programs that start others
+    /// of the user's choice.
     pub fn inheriting(program: impl AsRef<OsStr>) -> Self {
         Self::new(program).environment(Environment::Whole)
     }
@@ -247,23 +250,25 @@ impl Cmd {
         self
     }
 
-    /// Starts the child as the leader of its own process group, and kills the whole group at its time limit: a shell script
-    /// that hangs in a child of its own would otherwise leave that child behind, with our pipes open.
+    /// Starts the child as the leader of its own process group, and kills the whole group at its time limit:
+    /// a shell script that hangs in a child of its own would otherwise leave that child behind, with our
+    /// pipes open.
     #[must_use]
     pub fn own_group(mut self) -> Self {
         self.group = true;
         self
     }
 
-    /// Lets the kernel kill the child when the thread that runs it ends, however that happens ([`process::die_with_us`]).
+    /// Lets the kernel kill the child when the thread that runs it ends, however that happens
+    /// ([`process::die_with_us`]).
     #[must_use]
     pub fn dies_with_us(mut self) -> Self {
         self.bound = true;
         self
     }
 
-    /// Kills the child once it has written more than `bytes` to its standard output, and keeps that many: [`Captured::cut`]
-    /// reports it, and for [`Self::run`] it is an error.
+    /// Kills the child once it has written more than `bytes` to its standard output, and keeps that many:
+    /// [`Captured::cut`] reports it, and for [`Self::run`] it is an error.
     #[must_use]
     pub fn output_limit(mut self, bytes: usize) -> Self {
         self.output = Some(bytes);
@@ -284,7 +289,8 @@ impl Cmd {
             .collect()
     }
 
-    /// The same command as a standard one, for callers that own its streams (interactive ssh, the supervisor, the VMM).
+    /// The same command as a standard one, for callers that own its streams (interactive ssh, the supervisor,
+    /// the VMM).
     #[expect(
         clippy::disallowed_methods,
         reason = "this module is the one place that starts processes"
@@ -292,8 +298,8 @@ impl Cmd {
     pub fn to_std(&self) -> std::process::Command {
         let mut command = std::process::Command::new(&self.program);
         command.args(&self.args);
-        // Remove variables one by one instead of clearing all and restoring some: the standard library spawns more
-        // slowly if `PATH` is set explicitly.
+        // Remove variables one by one instead of clearing all and restoring some: the standard library spawns
+        // more slowly if `PATH` is set explicitly.
         for name in self.environment.withheld() {
             command.env_remove(name);
         }
@@ -365,8 +371,8 @@ impl Cmd {
         }
     }
 
-    /// The same, but polls `cancelled` every 10 ms and kills the child, or does not even start it, once it returns
-    /// true.
+    /// The same, but polls `cancelled` every 10 ms and kills the child, or does not even start it, once it
+    /// returns true.
     pub fn capture_unless(&self, cancelled: &dyn Fn() -> bool) -> Result<Captured, CommandError> {
         self.capture_while(Some(cancelled))
     }
@@ -487,7 +493,8 @@ impl Cmd {
     }
 }
 
-/// Reads `stream` to its end, keeping the first [`CAPTURE_LIMIT`] bytes so that the child never blocks on a full pipe.
+/// Reads `stream` to its end, keeping the first [`CAPTURE_LIMIT`] bytes so that the child never blocks on a
+/// full pipe.
 fn drain(mut stream: impl Read) -> Vec<u8> {
     let mut kept = Vec::new();
     let mut chunk = vec![0; 64 * 1024];
@@ -520,7 +527,8 @@ fn tail(stderr: &[u8]) -> String {
     text.lines().map(str::trim_end).collect::<Vec<_>>().join("\n")
 }
 
-/// The full path of `program` as `PATH` (given as `path`) finds it, or `None`. A name with a slash is taken as it is.
+/// The full path of `program` as `PATH` (given as `path`) finds it, or `None`. A name with a slash is taken
+/// as it is.
 pub fn find_on_path(program: &OsStr, path: &OsStr) -> Option<PathBuf> {
     let executable = |candidate: &Path| {
         candidate.is_file() && rustix::fs::access(candidate, rustix::fs::Access::EXEC_OK).is_ok()

@@ -1,10 +1,11 @@
 //! Confinement of a child that parses one untrusted file, because a malicious file may compromise the parser.
 //!
-//! As root, the child gets a uid without an account, no capability, and a private root directory with only the
-//! system's programs and libraries, read-only, and that file; it has no network and cannot start a process. A child
-//! that changes its file, or reads a tree for it, has one capability: to open these regardless of their owner. For
-//! any other user only starting processes is forbidden, and the limits apply. It must never start the child with less
-//! confinement than promised: if something cannot be set up, that is an error.
+//! As root, the child gets a uid without an account, no capability, and a private root directory with only
+//! the system's programs and libraries, read-only, and that file; it has no network and cannot start a
+//! process. A child that changes its file, or reads a tree for it, has one capability: to open these
+//! regardless of their owner. For any other user only starting processes is forbidden, and the limits apply.
+//! It must never start the child with less confinement than promised: if something cannot be set up, that is
+//! an error.
 
 use std::ffi::{CStr, CString};
 use std::io;
@@ -36,12 +37,12 @@ const TREE: &str = "/tree";
 /// The files that dynamically linked programs of the system need.
 const SYSTEM: [&str; 7] = ["usr", "bin", "sbin", "lib", "lib32", "lib64", "nix"];
 
-/// The child's uid is this number plus our process id. The range is above all uids that systemd, container managers and
-/// subordinate ids use (`systemd.io/UIDS-GIDS`), and below 2^31, since process ids end at 2^22.
+/// The child's uid is this number plus our process id. The range is above all uids that systemd, container
+/// managers and subordinate ids use (`systemd.io/UIDS-GIDS`), and below 2^31, since process ids end at 2^22.
 const FIRST_UID: u32 = 0x7000_0000;
 
-/// Limit on the memory that the child may map, in bytes. A program that changes a file reads it with one thread per
-/// processor, each with a stack of [`STACK_LIMIT`].
+/// Limit on the memory that the child may map, in bytes. A program that changes a file reads it with one
+/// thread per processor, each with a stack of [`STACK_LIMIT`].
 const MEMORY_LIMIT: u64 = 2 << 30;
 const MEMORY_LIMIT_OF_CHANGES: u64 = 4 << 30;
 
@@ -51,8 +52,8 @@ const STACK_LIMIT: u64 = 2 << 20;
 /// Maximum number of threads of a child with its own uid.
 const THREAD_LIMIT: u64 = 512;
 
-/// CPU time limit, in seconds; the caller limits the waiting time. A program that changes a file reads a whole file
-/// system.
+/// CPU time limit, in seconds; the caller limits the waiting time. A program that changes a file reads a
+/// whole file system.
 const CPU_LIMIT: u64 = 120;
 const CPU_LIMIT_OF_CHANGES: u64 = 600;
 
@@ -75,8 +76,8 @@ pub struct Confinement {
 }
 
 impl Confinement {
-    /// A confinement for a child that may read the file at `path`. Root's child must be able to read the file with the
-    /// permissions of others; otherwise it is an error.
+    /// A confinement for a child that may read the file at `path`. Root's child must be able to read the file
+    /// with the permissions of others; otherwise it is an error.
     pub fn to_read(path: &Path) -> Result<Self, FileError> {
         let fail = |source| FileError::io("inspect", path, source);
         let file = path.canonicalize().map_err(fail)?;
@@ -90,13 +91,15 @@ impl Confinement {
         Self::new(file, None, Right::Read)
     }
 
-    /// A confinement for a child that may change the file at `path`, which belongs to us, and make it at most `bytes` long.
+    /// A confinement for a child that may change the file at `path`, which belongs to us, and make it at most
+    /// `bytes` long.
     pub fn to_change(path: &Path, bytes: u64) -> Result<Self, FileError> {
         let fail = |source| FileError::io("inspect", path, source);
         Self::new(path.canonicalize().map_err(fail)?, None, Right::Change(bytes))
     }
 
-    /// The same for a child that fills the file from the directory `tree`, which it can read completely and not change.
+    /// The same for a child that fills the file from the directory `tree`, which it can read completely and
+    /// not change.
     pub fn to_fill(path: &Path, bytes: u64, tree: &Path) -> Result<Self, FileError> {
         let whole = |path: &Path| {
             path.canonicalize()
@@ -107,8 +110,8 @@ impl Confinement {
 
     fn new(file: PathBuf, tree: Option<PathBuf>, right: Right) -> Result<Self, FileError> {
         let inside = if rustix::process::geteuid().is_root() {
-            // Make it beside a file of ours, so that it is removed with the lease or the build if we are killed; a
-            // file that is only read may be anywhere.
+            // Make it beside a file of ours, so that it is removed with the lease or the build if we are
+            // killed; a file that is only read may be anywhere.
             let place = match (right, file.parent()) {
                 (Right::Change(_), Some(parent)) => parent.to_owned(),
                 _ => std::env::temp_dir(),
@@ -167,8 +170,8 @@ impl Confinement {
             unsafe_code,
             reason = "code between fork and exec can only be given through pre_exec"
         )]
-        // SAFETY: `enter` makes system calls with arguments that were made before the fork; it neither allocates nor takes a
-        // lock, and turning an errno into an `io::Error` stores a number.
+        // SAFETY: `enter` makes system calls with arguments that were made before the fork; it neither
+        // allocates nor takes a lock, and turning an errno into an `io::Error` stores a number.
         unsafe {
             command.pre_exec(enter);
         }
@@ -272,9 +275,9 @@ impl Inside {
     }
 }
 
-/// Keeps only the capability to open a file regardless of its owner, also after exec. Everything else that the child sees is
-/// mounted read-only. A capability to read any file would also permit opening files by handle, which ignores the root
-/// directory.
+/// Keeps only the capability to open a file regardless of its owner, also after exec. Everything else that
+/// the child sees is mounted read-only. A capability to read any file would also permit opening files by
+/// handle, which ignores the root directory.
 fn keep_one_capability() -> io::Result<()> {
     let one = CapabilitySet::DAC_OVERRIDE;
     let sets = CapabilitySets {

@@ -1,8 +1,8 @@
 //! The guest's serial console, read from the VMM's standard output and stored in a file with a size limit.
 //!
-//! The VMM writes to a named pipe. Both ends hold it open for reading and writing, so that a VMM must never get a broken
-//! pipe when its supervisor dies, or block on a full pipe: it loses console output instead. At most two files of
-//! [`FILE_LIMIT`] bytes are kept.
+//! The VMM writes to a named pipe. Both ends hold it open for reading and writing, so that a VMM must never
+//! get a broken pipe when its supervisor dies, or block on a full pipe: it loses console output instead. At
+//! most two files of [`FILE_LIMIT`] bytes are kept.
 
 use std::fs::File;
 use std::io::{Read as _, Seek as _, SeekFrom};
@@ -107,11 +107,11 @@ fn record(mut pipe: File, mut log: BoundedLog, stop: &AtomicBool) -> BoundedLog 
     }
 }
 
-/// The last `lines` lines of a log with control characters neutralised, because a guest wrote them and a terminal will show
-/// them.
+/// The last `lines` lines of a log with control characters neutralised, because a guest wrote them and a
+/// terminal will show them.
 ///
-/// The log may be in a directory, such as a jail, where its writer can replace it: only a regular file is read, no link is
-/// followed, and of a long file at most the newest [`FILE_LIMIT`] bytes.
+/// The log may be in a directory, such as a jail, where its writer can replace it: only a regular file is
+/// read, no link is followed, and of a long file at most the newest [`FILE_LIMIT`] bytes.
 pub fn tail(path: &Path, lines: usize) -> Vec<String> {
     let mut bytes = newest(&older(path)).unwrap_or_default();
     bytes.extend(newest(path).unwrap_or_default());
@@ -138,8 +138,8 @@ impl OpenLog {
         open_regular(path).map(Self)
     }
 
-    /// Its last `lines` lines, as [`tail`] returns them. If a new file has taken the log's place since it was opened,
-    /// these are the last lines of the old one.
+    /// Its last `lines` lines, as [`tail`] returns them. If a new file has taken the log's place since it was
+    /// opened, these are the last lines of the old one.
     pub fn tail(&self, lines: usize) -> Vec<String> {
         last_lines(&newest_of(&self.0).unwrap_or_default(), lines)
     }
@@ -165,8 +165,9 @@ fn newest_of(mut file: &File) -> Option<Vec<u8>> {
     Some(bytes)
 }
 
-/// `line` in a form that a terminal only displays: terminal sequences and control characters except tabs are dropped, and
-/// characters that reorder or hide text are replaced by U+FFFD, so that their presence is visible.
+/// `line` in a form that a terminal only displays: terminal sequences and control characters except tabs are
+/// dropped, and characters that reorder or hide text are replaced by U+FFFD, so that their presence is
+/// visible.
 pub fn harmless(line: &str) -> String {
     let mut out = String::with_capacity(line.len());
     let mut chars = line.chars();
@@ -193,7 +194,8 @@ pub fn harmless(line: &str) -> String {
     out
 }
 
-/// Skips the rest of the C1 control `introducer`: the parameters of a control sequence, or the text of a string.
+/// Skips the rest of the C1 control `introducer`: the parameters of a control sequence, or the text of a
+/// string.
 fn skip_sequence(introducer: Option<char>, chars: &mut std::str::Chars<'_>) {
     match introducer {
         // CSI, up to its final character.
@@ -205,8 +207,8 @@ fn skip_sequence(introducer: Option<char>, chars: &mut std::str::Chars<'_>) {
                 }
             }
         }
-        // DCS, SOS, OSC, PM, APC: up to the string terminator; in xterm BEL also ends an OSC. An unterminated string
-        // is not skipped, so it hides nothing.
+        // DCS, SOS, OSC, PM, APC: up to the string terminator; in xterm BEL also ends an OSC. An unterminated
+        // string is not skipped, so it hides nothing.
         Some('\u{90}' | '\u{98}' | '\u{9d}' | '\u{9e}' | '\u{9f}') => {
             let mut ahead = chars.clone();
             while let Some(c) = ahead.next() {
@@ -221,8 +223,9 @@ fn skip_sequence(introducer: Option<char>, chars: &mut std::str::Chars<'_>) {
     }
 }
 
-/// Whether a character changes how others are displayed, or is invisible: the bidirectional controls, invisible operators,
-/// tags, and line separators (Unicode categories Cf, Zl and Zp, without the visible number signs of Arabic).
+/// Whether a character changes how others are displayed, or is invisible: the bidirectional controls,
+/// invisible operators, tags, and line separators (Unicode categories Cf, Zl and Zp, without the visible
+/// number signs of Arabic).
 pub fn is_format(c: char) -> bool {
     matches!(
         c,

@@ -1,7 +1,7 @@
 //! SHA-256 of files, as 64 lower-case hexadecimal digits.
 //!
-//! Artefacts are trusted by these digests, so they are always computed from the contents. It must never use a name, a size
-//! or a cache instead.
+//! Artefacts are trusted by these digests, so they are always computed from the contents. It must never use a
+//! name, a size or a cache instead.
 
 use std::fs::File;
 use std::io::Read as _;
@@ -19,8 +19,8 @@ pub fn sha256_file(path: &Path) -> Result<String, FileError> {
     sha256_open(&mut file, path)
 }
 
-/// The SHA-256 of the open `file`, read from its offset to its end; `path` is for messages. For a file that is used afterwards:
-/// its path may lead to another one by then.
+/// The SHA-256 of the open `file`, read from its offset to its end; `path` is for messages. For a file that
+/// is used afterwards: its path may lead to another one by then.
 pub fn sha256_open(file: &mut File, path: &Path) -> Result<String, FileError> {
     let mut hash = Sha256::new();
     let mut chunk = vec![0; 1024 * 1024];
@@ -37,9 +37,9 @@ pub fn sha256_open(file: &mut File, path: &Path) -> Result<String, FileError> {
 /// Unit of hashing of a sparse file, in bytes: the page size of a machine's memory.
 const PAGE: usize = 4096;
 
-/// A SHA-256 of the file at `path` whose cost depends on its data, not on its length: over the length, and over the offset
-/// and contents of each page that is not all zeros. Holes are not read, and a page of zeros counts as a hole. Stops with
-/// `None` as soon as `stop` says so, which is called before each MiB.
+/// A SHA-256 of the file at `path` whose cost depends on its data, not on its length: over the length, and
+/// over the offset and contents of each page that is not all zeros. Holes are not read, and a page of zeros
+/// counts as a hole. Stops with `None` as soon as `stop` says so, which is called before each MiB.
 pub fn sha256_sparse(path: &Path, stop: &dyn Fn() -> bool) -> Result<Option<String>, FileError> {
     let fail = |source| FileError::io("read", path, source);
     let file = files::open_regular(path).map_err(|source| FileError::io("open", path, source))?;

@@ -1,8 +1,8 @@
 //! Downloads over HTTP: they resume where they stopped, and the target is complete or absent.
 //!
-//! A partial download is kept next to the target as `<name>.part`, with the server's validator (`ETag` or date) in
-//! `<name>.tag`; it is resumed only with the same validator. It must never join two versions of a file, or return one that
-//! is shorter than the server announced.
+//! A partial download is kept next to the target as `<name>.part`, with the server's validator (`ETag` or
+//! date) in `<name>.tag`; it is resumed only with the same validator. It must never join two versions of a
+//! file, or return one that is shorter than the server announced.
 
 use std::fs::File;
 use std::io::{Read as _, Write as _};
@@ -85,10 +85,12 @@ impl DownloadError {
     }
 }
 
-/// Downloads `url` to the file `to`, which is complete afterwards or unchanged; `sha256` is the expected digest, if known.
+/// Downloads `url` to the file `to`, which is complete afterwards or unchanged; `sha256` is the expected
+/// digest, if known.
 ///
-/// `told` is called with the number of bytes received and expected. If the server fails, the partial download stays next to
-/// `to`, and the next call resumes it; after a write error or with a wrong digest nothing is kept.
+/// `told` is called with the number of bytes received and expected. If the server fails, the partial download
+/// stays next to `to`, and the next call resumes it; after a write error or with a wrong digest nothing is
+/// kept.
 pub fn fetch(
     url: &str,
     to: &Path,

@@ -1,7 +1,8 @@
 //! Untrusted paths: a name from a guest, an archive or a repository, as a path below one directory.
 //!
-//! An [`EntryPath`] has no root, no `..`, no `.`, no empty part and no NUL, so it can be joined to any directory and has
-//! only one spelling. It must never be made from unchecked parts. Whether a part is a link is not known here.
+//! An [`EntryPath`] has no root, no `..`, no `.`, no empty part and no NUL, so it can be joined to any
+//! directory and has only one spelling. It must never be made from unchecked parts. Whether a part is a link
+//! is not known here.
 
 use std::ffi::OsStr;
 use std::fmt;
@@ -42,7 +43,8 @@ pub enum EntryPathError {
 }
 
 impl EntryPath {
-    /// Accepts `path` only in its normal form; `a//b`, `./a` and `a/` are refused. For lists in which names must be unique.
+    /// Accepts `path` only in its normal form; `a//b`, `./a` and `a/` are refused. For lists in which names
+    /// must be unique.
     pub fn exact(path: &[u8]) -> Result<Self, EntryPathError> {
         let normal = Self::normal(path)?;
         if normal.0 == path {

@@ -1,7 +1,7 @@
 //! The environment of child processes: the variables of a named policy, never all of them by accident.
 //!
-//! A caller's shell contains tokens, and no parser, VMM or git needs them. A policy passes variables on by name; it must
-//! never decide by a variable's value.
+//! A caller's shell contains tokens, and no parser, VMM or git needs them. A policy passes variables on by
+//! name; it must never decide by a variable's value.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
@@ -12,21 +12,23 @@ pub enum Environment {
     /// The variables that any program needs to find its files and the user's language.
     #[default]
     Plain,
-    /// Also those that an SSH client needs to log in as the user: the agent, and programs that ask for passwords.
+    /// Also those that an SSH client needs to log in as the user: the agent, and programs that ask for
+    /// passwords.
     Login,
     /// Also those that a program needs for downloads on behalf of the user: proxies and certificates, and the
     /// settings of pip and apt.
     Fetch,
-    /// Also the location of the user's git configuration; nothing that redirects git, and nothing that it would start
-    /// ([`git_settings`]).
+    /// Also the location of the user's git configuration; nothing that redirects git, and nothing that it
+    /// would start ([`git_settings`]).
     Git,
-    /// Also those for this program's own child processes only: the filter of its log, the failpoint of a test.
+    /// Also those for this program's own child processes only: the filter of its log, the failpoint of a
+    /// test.
     Own,
-    /// Only the six that name the user and the program paths, and nothing about this session or this machine's files:
-    /// for a program that sends its environment to another machine.
+    /// Only the six that name the user and the program paths, and nothing about this session or this
+    /// machine's files: for a program that sends its environment to another machine.
     Bare,
-    /// All variables: for a program that starts others of the user's choice, as an SSH client does by the user's
-    /// `ssh_config`.
+    /// All variables: for a program that starts others of the user's choice, as an SSH client does by the
+    /// user's `ssh_config`.
     Whole,
 }
 
@@ -135,8 +137,8 @@ impl Environment {
 /// Maximum accepted `GIT_CONFIG_COUNT`.
 const MOST_SETTINGS: usize = 1024;
 
-/// The settings that the caller passed to git in `GIT_CONFIG_COUNT` (git-config(1)) and as `git -c`, if their key is in `harmless`,
-/// a lower-case list. All others may name a program.
+/// The settings that the caller passed to git in `GIT_CONFIG_COUNT` (git-config(1)) and as `git -c`, if their
+/// key is in `harmless`, a lower-case list. All others may name a program.
 #[expect(
     clippy::disallowed_methods,
     reason = "like the rest of a child's environment it is read where the child is made, whatever the caller knows"
@@ -159,8 +161,9 @@ fn settings_of(harmless: &[&str], variable: impl Fn(&str) -> Option<OsString>) -
         .collect()
 }
 
-/// The settings with a value in `GIT_CONFIG_PARAMETERS`, in which git passes on its `-c`: `'key'='value'`, separated by blanks, or `'key=value'`
-/// before git 2.31. Returns nothing if any part has another form, because then git did not write it.
+/// The settings with a value in `GIT_CONFIG_PARAMETERS`, in which git passes on its `-c`: `'key'='value'`,
+/// separated by blanks, or `'key=value'` before git 2.31. Returns nothing if any part has another form,
+/// because then git did not write it.
 fn parameters(text: &[u8]) -> Option<Vec<(OsString, OsString)>> {
     let (mut rest, mut found) = (text.trim_ascii_start(), Vec::new());
     while !rest.is_empty() && found.len() < MOST_SETTINGS {
@@ -185,7 +188,8 @@ fn parameters(text: &[u8]) -> Option<Vec<(OsString, OsString)>> {
     Some(found)
 }
 
-/// Splits off the single-quoted text at the beginning. As in git's quoting, a quote or a `!` in it is written as `'\''` or `'\!'`.
+/// Splits off the single-quoted text at the beginning. As in git's quoting, a quote or a `!` in it is written
+/// as `'\''` or `'\!'`.
 fn unquoted(text: &[u8]) -> Option<(Vec<u8>, &[u8])> {
     let (mut rest, mut out) = (text.strip_prefix(b"'")?, Vec::new());
     loop {

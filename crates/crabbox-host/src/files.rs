@@ -1,7 +1,8 @@
 //! Files and directories: atomic replacement, private permissions, safe removal.
 //!
-//! Records are written so that a crash leaves the old or the new text, and removal of a tree never leaves the tree. It must
-//! never follow a symbolic link or cross a mount while removing, or leave a file more readable than requested.
+//! Records are written so that a crash leaves the old or the new text, and removal of a tree never leaves the
+//! tree. It must never follow a symbolic link or cross a mount while removing, or leave a file more readable
+//! than requested.
 
 use std::io::{Read as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _};
@@ -88,8 +89,9 @@ fn parent_of(path: &Path) -> &Path {
 
 /// Replaces `path` by a file with exactly `bytes` and permission bits `mode` (independent of the umask).
 ///
-/// The file and then its directory are synced: after it returns, not even a power cut brings the old text back.
-/// A reader sees the old file or the new one, never a part; a symbolic link at `path` is replaced, not followed.
+/// The file and then its directory are synced: after it returns, not even a power cut brings the old text
+/// back. A reader sees the old file or the new one, never a part; a symbolic link at `path` is replaced, not
+/// followed.
 pub fn write_atomic(path: &Path, bytes: &[u8], mode: u32) -> Result<(), FileError> {
     let dir = parent_of(path);
     let fail = |source| FileError::io("write", path, source);
@@ -113,10 +115,12 @@ pub fn sync_dir(dir: &Path) -> Result<(), FileError> {
         .map_err(|source| FileError::io("sync directory", dir, source))
 }
 
-/// Makes sure `path` is a directory that only its owner can enter (0700), creating it and its parents when missing.
+/// Makes sure `path` is a directory that only its owner can enter (0700), creating it and its parents when
+/// missing.
 ///
-/// The permissions of an existing directory are restricted. A symbolic link, or another user's directory, is refused,
-/// because its owner could change our records. Root accepts a user's directory, since `sudo` keeps the user's home.
+/// The permissions of an existing directory are restricted. A symbolic link, or another user's directory, is
+/// refused, because its owner could change our records. Root accepts a user's directory, since `sudo` keeps
+/// the user's home.
 pub fn create_private_dir(path: &Path) -> Result<(), FileError> {
     std::fs::DirBuilder::new()
         .recursive(true)
@@ -144,8 +148,9 @@ pub fn create_private_dir(path: &Path) -> Result<(), FileError> {
     Ok(())
 }
 
-/// The content of the regular file at `path`, at most `limit` bytes. Links are followed: the path is the caller's own. A
-/// pipe or a device is an error at once, without waiting, and so is a longer file ([`std::io::ErrorKind::FileTooLarge`]).
+/// The content of the regular file at `path`, at most `limit` bytes. Links are followed: the path is the
+/// caller's own. A pipe or a device is an error at once, without waiting, and so is a longer file
+/// ([`std::io::ErrorKind::FileTooLarge`]).
 pub fn read_regular(path: &Path, limit: u64) -> std::io::Result<Vec<u8>> {
     let mut content = Vec::new();
     let file = open_regular(path)?;
@@ -157,7 +162,8 @@ pub fn read_regular(path: &Path, limit: u64) -> std::io::Result<Vec<u8>> {
     Ok(content)
 }
 
-/// Whether an entry with the name `path` exists, including a dangling link. An error means that this is unknown.
+/// Whether an entry with the name `path` exists, including a dangling link. An error means that this is
+/// unknown.
 pub fn is_named(path: &Path) -> std::io::Result<bool> {
     match path.symlink_metadata() {
         Ok(_) => Ok(true),
@@ -175,8 +181,8 @@ pub fn remove_if_there(path: &Path) -> std::io::Result<bool> {
     }
 }
 
-/// The whole content of `path`; `None` only if nothing has that name. A dangling link is an error: its target may be
-/// on a disk that is not mounted now.
+/// The whole content of `path`; `None` only if nothing has that name. A dangling link is an error: its target
+/// may be on a disk that is not mounted now.
 pub fn read_named(path: &Path) -> std::io::Result<Option<Vec<u8>>> {
     match std::fs::read(path) {
         Ok(content) => Ok(Some(content)),

@@ -1,8 +1,9 @@
 //! Detects whether a file system supports hard links, without making one.
 //!
-//! An unnamed file that was opened to stay so (`O_TMPFILE` with `O_EXCL`, open(2)) can never be linked. If the file system
-//! has hard links, the kernel reports that there is no such file; otherwise it reports that the operation is not permitted
-//! (`vfs_link` in `fs/namei.c` checks in this order). It must never leave a trace, not even in the times of the directory.
+//! An unnamed file that was opened to stay so (`O_TMPFILE` with `O_EXCL`, open(2)) can never be linked. If
+//! the file system has hard links, the kernel reports that there is no such file; otherwise it reports that
+//! the operation is not permitted (`vfs_link` in `fs/namei.c` checks in this order). It must never leave a
+//! trace, not even in the times of the directory.
 
 use std::io;
 use std::os::fd::AsRawFd as _;

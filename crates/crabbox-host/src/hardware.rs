@@ -1,12 +1,13 @@
 //! The properties of this host on which a snapshot depends: processor, its mitigations, kernel and KVM.
 //!
-//! The text is only compared as a whole, never parsed. A value that cannot be read must never be left out: that it is
-//! unreadable is a fact, too.
+//! The text is only compared as a whole, never parsed. A value that cannot be read must never be left out:
+//! that it is unreadable is a fact, too.
 
 use std::fmt::Write as _;
 use std::path::Path;
 
-/// The lines of `/proc/cpuinfo` that identify a processor, including its microcode (`arch/x86/kernel/cpu/proc.c`).
+/// The lines of `/proc/cpuinfo` that identify a processor, including its microcode
+/// (`arch/x86/kernel/cpu/proc.c`).
 const PROCESSOR: [&str; 8] = [
     "vendor_id",
     "cpu family",
@@ -33,8 +34,8 @@ const DIRECTORIES: [&str; 4] = [
     "/sys/module/kvm_amd/parameters",
 ];
 
-/// The properties of this host, one per line. Firecracker requires "identical software and hardware" where a snapshot is
-/// loaded (its document on snapshot support), and checks little of it.
+/// The properties of this host, one per line. Firecracker requires "identical software and hardware" where a
+/// snapshot is loaded (its document on snapshot support), and checks little of it.
 pub fn facts() -> String {
     let mut text = String::new();
     match std::fs::read_to_string("/proc/cpuinfo") {

@@ -1,8 +1,9 @@
-//! Punches holes into a lease's disk file, so that blocks freed by the guest return to the host's file system.
+//! Punches holes into a lease's disk file, so that blocks freed by the guest return to the host's file
+//! system.
 //!
-//! The file is opened once and used only through its descriptor. The program that writes to it may be compromised, so
-//! a path that is a link, a shared file or another user's file is refused, and nothing beyond the file's length may
-//! be changed.
+//! The file is opened once and used only through its descriptor. The program that writes to it may be
+//! compromised, so a path that is a link, a shared file or another user's file is refused, and nothing beyond
+//! the file's length may be changed.
 
 use std::fs::File;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
@@ -13,8 +14,8 @@ use rustix::io::Errno;
 
 use crate::files::FileError;
 
-/// Alignment of offsets and lengths, in bytes: no common file system has smaller blocks, and partial blocks would be zeroed,
-/// not freed.
+/// Alignment of offsets and lengths, in bytes: no common file system has smaller blocks, and partial blocks
+/// would be zeroed, not freed.
 pub const GRAIN: u64 = 4096;
 
 /// Why a disk's blocks cannot be freed.
@@ -58,7 +59,8 @@ pub struct Holes {
 }
 
 impl Holes {
-    /// Opens the disk at `path`, which must be a regular file with no other name that belongs to user `owner`.
+    /// Opens the disk at `path`, which must be a regular file with no other name that belongs to user
+    /// `owner`.
     pub fn open(path: &Path, owner: u32) -> Result<Self, HoleError> {
         // NONBLOCK: opening a pipe of that name must not block.
         let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
@@ -107,8 +109,8 @@ impl Holes {
             && end.is_some_and(|end| end <= self.length)
     }
 
-    /// Frees every run of zeros of at least `least` bytes; the contents do not change. Returns the number of freed bytes.
-    /// Stops with `None` as soon as `stop` says so, which is called before each MiB.
+    /// Frees every run of zeros of at least `least` bytes; the contents do not change. Returns the number of
+    /// freed bytes. Stops with `None` as soon as `stop` says so, which is called before each MiB.
     pub fn punch_zeros(&self, least: u64, stop: &dyn Fn() -> bool) -> Result<Option<u64>, HoleError> {
         let fail = |source| FileError::io("read", &self.path, source);
         let (mut freed, mut run) = (0, 0);

@@ -1,6 +1,7 @@
 //! Detects whether this machine is virtual, from its processor and its firmware.
 //!
-//! A hypervisor can hide itself or report another name, so the result must never be taken for proof of hardware.
+//! A hypervisor can hide itself or report another name, so the result must never be taken for proof of
+//! hardware.
 
 use std::path::Path;
 

@@ -1,8 +1,8 @@
 //! Checks `/dev/kvm`: that it opens, and its API version.
 //!
-//! No VM is created, because creating the first and destroying the last VM on a host switches virtualization on and
-//! off on all processors, which is too much for a check. The result must never be taken for proof: KVM may answer and
-//! still be unable to run a guest, which only a boot shows.
+//! No VM is created, because creating the first and destroying the last VM on a host switches virtualization
+//! on and off on all processors, which is too much for a check. The result must never be taken for proof: KVM
+//! may answer and still be unable to run a guest, which only a boot shows.
 
 use std::fs::File;
 use std::io;

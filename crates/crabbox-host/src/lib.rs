@@ -1,7 +1,7 @@
 //! The only crate that touches the operating system, and the only one with `unsafe` code.
 //!
-//! Everything that opens a file, starts a process, uses netlink or reads the clock goes through a module here, so that the
-//! other crates contain only decisions. Nothing in this crate may know what a lease is.
+//! Everything that opens a file, starts a process, uses netlink or reads the clock goes through a module
+//! here, so that the other crates contain only decisions. Nothing in this crate may know what a lease is.
 
 pub mod archive;
 pub mod beneath;

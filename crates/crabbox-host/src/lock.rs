@@ -1,7 +1,8 @@
-//! File locks between processes with `flock(2)`: the kernel releases a lock when its holder dies, for whatever reason.
+//! File locks between processes with `flock(2)`: the kernel releases a lock when its holder dies, for
+//! whatever reason.
 //!
-//! They are compatible with `flock(1)` and with the Go program. A lock here must never be held on a file that has lost its
-//! name, since the next process would lock another file, and both would hold "the" lock.
+//! They are compatible with `flock(1)` and with the Go program. A lock here must never be held on a file that
+//! has lost its name, since the next process would lock another file, and both would hold "the" lock.
 
 use std::fs::{File, TryLockError};
 use std::io::ErrorKind;
@@ -36,7 +37,8 @@ pub enum LockError {
     },
 }
 
-/// A lock, exclusive unless it is [shared](FileLock::share); dropping it, or dying, releases it. The file stays where it is.
+/// A lock, exclusive unless it is [shared](FileLock::share); dropping it, or dying, releases it. The file
+/// stays where it is.
 #[derive(Debug)]
 #[must_use = "the lock is released when this value is dropped"]
 pub struct FileLock {
@@ -45,13 +47,14 @@ pub struct FileLock {
 }
 
 impl FileLock {
-    /// Waits for the lock without a limit. Creates the file (0600) and its directory (0700) if they are missing.
+    /// Waits for the lock without a limit. Creates the file (0600) and its directory (0700) if they are
+    /// missing.
     pub fn acquire(path: &Path) -> Result<Self, LockError> {
         Self::wait_for(path, File::lock)
     }
 
-    /// The same for a shared lock, which any number of holders may have; [`FileLock::acquire`] and similar calls exclude
-    /// them.
+    /// The same for a shared lock, which any number of holders may have; [`FileLock::acquire`] and similar
+    /// calls exclude them.
     pub fn share(path: &Path) -> Result<Self, LockError> {
         Self::wait_for(path, File::lock_shared)
     }
@@ -74,7 +77,8 @@ impl FileLock {
         }
     }
 
-    /// Takes the lock if it is free; `None` if it is held. Creates file and directory like [`FileLock::acquire`].
+    /// Takes the lock if it is free; `None` if it is held. Creates file and directory like
+    /// [`FileLock::acquire`].
     pub fn try_acquire(path: &Path) -> Result<Option<Self>, LockError> {
         Self::try_for(path, File::try_lock)
     }
@@ -149,8 +153,8 @@ impl FileLock {
 }
 
 impl Drop for FileLock {
-    /// Unlocks explicitly. Closing the file would not be enough: a child that another thread is starting has a copy
-    /// of the descriptor until its exec.
+    /// Unlocks explicitly. Closing the file would not be enough: a child that another thread is starting has
+    /// a copy of the descriptor until its exec.
     fn drop(&mut self) {
         // If unlocking fails, closing the descriptor releases the lock.
         self.file.unlock().ok();
@@ -173,8 +177,8 @@ fn make_parent(path: &Path) -> Result<(), LockError> {
     made.map_err(|source| failed("make the directory of", path, source))
 }
 
-/// The standard library opens files close-on-exec, so a child never holds our lock. A symbolic link is refused, since its
-/// target would be locked, and another user could choose that.
+/// The standard library opens files close-on-exec, so a child never holds our lock. A symbolic link is
+/// refused, since its target would be locked, and another user could choose that.
 fn open(path: &Path) -> Result<File, LockError> {
     let mut options = File::options();
     options

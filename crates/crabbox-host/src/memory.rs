@@ -1,10 +1,10 @@
-//! Memory of the host and of single processes, as counted by the kernel. The values are a snapshot in time and must never be
-//! taken for a promise, since other programs use memory meanwhile.
+//! Memory of the host and of single processes, as counted by the kernel. The values are a snapshot in time
+//! and must never be taken for a promise, since other programs use memory meanwhile.
 
 use std::path::Path;
 
-/// Memory available for new work without swapping, in MiB: `MemAvailable` of `/proc/meminfo` (`proc_meminfo(5)`). `None` if
-/// the kernel does not report it.
+/// Memory available for new work without swapping, in MiB: `MemAvailable` of `/proc/meminfo`
+/// (`proc_meminfo(5)`). `None` if the kernel does not report it.
 pub fn available_mib() -> Option<u64> {
     kib(&std::fs::read_to_string("/proc/meminfo").ok()?, "MemAvailable").map(|kib| kib / 1024)
 }
@@ -14,9 +14,9 @@ pub fn total_mib() -> Option<u64> {
     kib(&std::fs::read_to_string("/proc/meminfo").ok()?, "MemTotal").map(|kib| kib / 1024)
 }
 
-/// Private, non-reclaimable memory of the process `pid`, in MiB: `RssAnon` and `RssShmem` of `/proc/<pid>/status`
-/// (`proc_pid_status(5)`). Pages of files are left out: several processes may share them, and each page may still become
-/// private. `None` if the process does not exist.
+/// Private, non-reclaimable memory of the process `pid`, in MiB: `RssAnon` and `RssShmem` of
+/// `/proc/<pid>/status` (`proc_pid_status(5)`). Pages of files are left out: several processes may share
+/// them, and each page may still become private. `None` if the process does not exist.
 pub fn private_mib(pid: u32) -> Option<u64> {
     let status = Path::new("/proc").join(pid.to_string()).join("status");
     let status = std::fs::read_to_string(status).ok()?;

@@ -1,7 +1,7 @@
 //! The mount points of this process, by file system type.
 //!
-//! It reads `/proc/self/mountinfo` (proc_pid_mountinfo(5)). It must never access a mounted file system: a dead network file
-//! system would block it.
+//! It reads `/proc/self/mountinfo` (proc_pid_mountinfo(5)). It must never access a mounted file system: a
+//! dead network file system would block it.
 
 use std::ffi::OsString;
 use std::io;
@@ -36,7 +36,8 @@ fn points(mountinfo: &[u8], kind: &str) -> Vec<PathBuf> {
         .collect()
 }
 
-/// Decodes the kernel's escapes: blanks, tabs, newlines and backslashes are written as a backslash and three octal digits.
+/// Decodes the kernel's escapes: blanks, tabs, newlines and backslashes are written as a backslash and three
+/// octal digits.
 fn unescaped(text: &[u8]) -> PathBuf {
     let mut plain = Vec::with_capacity(text.len());
     let mut rest = text;

@@ -1,7 +1,7 @@
 //! Links, addresses and routes over a blocking netlink socket.
 //!
-//! A [`Netlink`] belongs to the network namespace of the thread that opened it, whichever thread uses it. It must never
-//! guess: a request names one link, and an error carries the kernel's own answer.
+//! A [`Netlink`] belongs to the network namespace of the thread that opened it, whichever thread uses it. It
+//! must never guess: a request names one link, and an error carries the kernel's own answer.
 
 use std::io;
 
@@ -57,8 +57,8 @@ pub enum NetlinkError {
     },
 }
 
-/// Whether the kernel accepts `name` for a link: 1 to 15 bytes, no slash, no white space, not `.` or `..`. Quotes and
-/// control characters are refused as well, so that a name is safe inside an nft rule.
+/// Whether the kernel accepts `name` for a link: 1 to 15 bytes, no slash, no white space, not `.` or `..`.
+/// Quotes and control characters are refused as well, so that a name is safe inside an nft rule.
 pub fn valid_name(name: &str) -> bool {
     (1..=15).contains(&name.len())
         && name != "."

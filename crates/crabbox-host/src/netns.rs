@@ -1,8 +1,9 @@
-//! Network namespaces bound to files: created on a temporary thread, entered by a scoped thread, removed by unmounting.
+//! Network namespaces bound to files: created on a temporary thread, entered by a scoped thread, removed by
+//! unmounting.
 //!
-//! The file keeps the namespace alive, so that no process is needed for it; a [`Scratch`] has no file and ends with this
-//! process. This module must never change the namespace of a thread that it did not start itself, and never unmount anything
-//! but a namespace.
+//! The file keeps the namespace alive, so that no process is needed for it; a [`Scratch`] has no file and
+//! ends with this process. This module must never change the namespace of a thread that it did not start
+//! itself, and never unmount anything but a namespace.
 
 use std::fs::File;
 use std::io;
@@ -20,7 +21,8 @@ use crate::files::remove_if_there;
 /// `NSFS_MAGIC` of `linux/magic.h`: the file system type of every namespace file.
 const NSFS_MAGIC: u64 = 0x6e73_6673;
 
-/// Maximum number of mounts that are removed from one file, in case several namespaces were mounted on it by mistake.
+/// Maximum number of mounts that are removed from one file, in case several namespaces were mounted on it by
+/// mistake.
 const MOST_MOUNTS: usize = 64;
 
 /// The network namespace of the calling thread, as a file.
@@ -139,7 +141,8 @@ pub fn create(path: &Path) -> Result<(), NetnsError> {
     made
 }
 
-/// Moves the calling thread into a new network namespace. Only a thread that ends right afterwards may call it.
+/// Moves the calling thread into a new network namespace. Only a thread that ends right afterwards may call
+/// it.
 fn unshare_network() -> io::Result<()> {
     #[expect(
         unsafe_code,
@@ -149,8 +152,8 @@ fn unshare_network() -> io::Result<()> {
     unsafe { unshare_unsafe(UnshareFlags::NEWNET) }.map_err(io::Error::from)
 }
 
-/// A network namespace without a file. It ends with its last descriptor, socket and child, so that nothing is left if this
-/// process dies.
+/// A network namespace without a file. It ends with its last descriptor, socket and child, so that nothing is
+/// left if this process dies.
 #[derive(Debug)]
 pub struct Scratch(OwnedFd);
 
@@ -184,8 +187,8 @@ impl Scratch {
     }
 }
 
-/// Unmounts the namespace from `path` and deletes the file. Succeeds if there is nothing. The namespace itself ends with its
-/// last process.
+/// Unmounts the namespace from `path` and deletes the file. Succeeds if there is nothing. The namespace
+/// itself ends with its last process.
 pub fn remove(path: &Path) -> Result<(), NetnsError> {
     for _ in 0..MOST_MOUNTS {
         if !exists(path) {
@@ -225,8 +228,9 @@ fn is_namespace(file: &OwnedFd) -> bool {
         .is_ok_and(|facts| u64::try_from(facts.f_type).is_ok_and(|kind| kind == NSFS_MAGIC))
 }
 
-/// Runs `work` on a thread inside the namespace of `path` and returns its result. Sockets opened and children started by
-/// `work` belong to that namespace; `/proc/sys/net` is the namespace's, `/proc/self/net` and `/sys` are not.
+/// Runs `work` on a thread inside the namespace of `path` and returns its result. Sockets opened and children
+/// started by `work` belong to that namespace; `/proc/sys/net` is the namespace's, `/proc/self/net` and
+/// `/sys` are not.
 pub fn within<T: Send>(path: &Path, work: impl FnOnce() -> T + Send) -> Result<T, NetnsError> {
     let entry = |source: Errno| NetnsError::Enter {
         path: path.to_owned(),

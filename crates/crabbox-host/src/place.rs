@@ -1,9 +1,9 @@
-//! Where to write a file whose path comes from a user or a repository: inside the repository without following links,
-//! elsewhere as the user specified.
+//! Where to write a file whose path comes from a user or a repository: inside the repository without
+//! following links, elsewhere as the user specified.
 //!
-//! A repository may contain committed links, so a path that leads into it is resolved by [`Beneath`] from its root on. A
-//! path outside is the user's own choice, and so are links in it. The file itself must never be written through a link in
-//! either case, and an existing file stays intact until the new one is complete.
+//! A repository may contain committed links, so a path that leads into it is resolved by [`Beneath`] from its
+//! root on. A path outside is the user's own choice, and so are links in it. The file itself must never be
+//! written through a link in either case, and an existing file stays intact until the new one is complete.
 
 use std::fs::File;
 use std::io;
@@ -150,8 +150,8 @@ impl Place {
         Ok(())
     }
 
-    /// An empty file that has its name from the start, for a stream that a user may want to watch. A pipe or a device
-    /// outside the repository is written to directly, because the user named it.
+    /// An empty file that has its name from the start, for a stream that a user may want to watch. A pipe or
+    /// a device outside the repository is written to directly, because the user named it.
     pub fn stream(&self) -> Result<File, PlaceError> {
         if self.is_node() {
             return self.as_user(File::options().write(true));
@@ -168,8 +168,8 @@ impl Place {
         Ok(dir.append(&leaf, self.access.file())?)
     }
 
-    /// Checks whether the file could be written in this manner, without creating anything, so that obstacles are
-    /// reported before any work is done for the file.
+    /// Checks whether the file could be written in this manner, without creating anything, so that obstacles
+    /// are reported before any work is done for the file.
     pub fn look(&self, manner: Manner) -> Result<(), PlaceError> {
         if self.is_node() {
             return match manner {
@@ -216,8 +216,8 @@ impl Place {
         }
     }
 
-    /// Whether the path, outside the repository, is not a file or is a link to something without a lasting path:
-    /// `/dev/null`, a named pipe, `/dev/stdout`. Replacing it by a file would destroy it for all users.
+    /// Whether the path, outside the repository, is not a file or is a link to something without a lasting
+    /// path: `/dev/null`, a named pipe, `/dev/stdout`. Replacing it by a file would destroy it for all users.
     fn is_node(&self) -> bool {
         let path = self.path();
         let is_special = |facts: std::fs::Metadata| !facts.is_file() && !facts.is_dir();
@@ -247,9 +247,9 @@ impl Place {
     }
 }
 
-/// The resolved `path`: links are followed as far as components exist, the rest is taken as text. Two paths of the same file
-/// give the same result, whether it exists or not; two hard links do not, since we never write into a file that has another
-/// name.
+/// The resolved `path`: links are followed as far as components exist, the rest is taken as text. Two paths
+/// of the same file give the same result, whether it exists or not; two hard links do not, since we never
+/// write into a file that has another name.
 pub fn straight(path: &Path) -> PathBuf {
     let mut path = path.to_owned();
     for _ in 0..MOST_LINKS {
@@ -286,7 +286,8 @@ fn by_text(path: &Path) -> PathBuf {
     kept
 }
 
-/// The directory in which `path` enters the repository: the first of its directories that is the root or inside it.
+/// The directory in which `path` enters the repository: the first of its directories that is the root or
+/// inside it.
 fn entrance(repository: &Path, path: &Path) -> Option<PathBuf> {
     if path.starts_with(repository) {
         return Some(repository.to_owned());

@@ -1,7 +1,8 @@
 //! A directory that only this user can enter and change, verified when it is opened.
 //!
-//! A socket or a record is only as trustworthy as the weakest directory in its path, so owner and mode of each are checked.
-//! It must never accept a directory that another user (except root) could fill, rename or replace.
+//! A socket or a record is only as trustworthy as the weakest directory in its path, so owner and mode of
+//! each are checked. It must never accept a directory that another user (except root) could fill, rename or
+//! replace.
 
 use std::fs::Metadata;
 use std::io::ErrorKind;
@@ -18,8 +19,8 @@ const WRITABLE_BY_OTHERS: u32 = 0o022;
 /// The sticky bit: only owners may remove or rename entries of such a directory (inode(7)).
 const STICKY: u32 = 0o1000;
 
-/// An absolute path without links whose directory has mode 0700, belongs to this user, and stands below directories that
-/// nobody but root and this user can change.
+/// An absolute path without links whose directory has mode 0700, belongs to this user, and stands below
+/// directories that nobody but root and this user can change.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PrivateDir(PathBuf);
 
@@ -83,8 +84,9 @@ impl PrivateDir {
 
     /// The directory at `path`, made with mode 0700 when it is missing. Its parent must exist.
     ///
-    /// If it is ours and others may only read or enter it, its permissions are restricted: others could not have changed its
-    /// contents. If others could write to it, it is refused, because its contents may be theirs.
+    /// If it is ours and others may only read or enter it, its permissions are restricted: others could not
+    /// have changed its contents. If others could write to it, it is refused, because its contents may be
+    /// theirs.
     pub fn create(path: &Path) -> Result<Self, PrivateDirError> {
         let path = below_trusted_parents(path)?;
         let io = |attempt| {
@@ -131,8 +133,8 @@ impl Deref for PrivateDir {
     }
 }
 
-/// Whether a private directory can be created in `dir`: it is an existing directory of this user, and others can change
-/// neither it nor one above it.
+/// Whether a private directory can be created in `dir`: it is an existing directory of this user, and others
+/// can change neither it nor one above it.
 pub fn can_hold_one(dir: &Path) -> bool {
     let ours = rustix::process::geteuid().as_raw();
     below_trusted_parents(&dir.join("x")).is_ok_and(|inside| {

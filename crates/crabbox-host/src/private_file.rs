@@ -1,7 +1,7 @@
 //! Files that only their owner may read, for example a private key.
 //!
-//! Such a file has private permissions from its creation. It must never be read through a link, or if others could have read
-//! or written it: then it cannot be trusted.
+//! Such a file has private permissions from its creation. It must never be read through a link, or if others
+//! could have read or written it: then it cannot be trusted.
 
 use std::fs::File;
 use std::io::{self, Read as _, Write as _};
@@ -110,10 +110,11 @@ pub fn read(path: &Path) -> Result<Vec<u8>, PrivateFileError> {
     Ok(content)
 }
 
-/// Makes the private file `path` in a private directory, unless there is one of that name. Returns whether it was made.
+/// Makes the private file `path` in a private directory, unless there is one of that name. Returns whether it
+/// was made.
 ///
-/// It is complete when it gets its name, so that of several concurrent callers one creates it and the others read the
-/// complete file.
+/// It is complete when it gets its name, so that of several concurrent callers one creates it and the others
+/// read the complete file.
 pub fn make(path: &Path, content: &[u8]) -> Result<bool, PrivateFileError> {
     let (Some(dir), Some(name)) = (path.parent(), path.file_name()) else {
         return Err(PrivateFileError::NoFile {

@@ -1,8 +1,8 @@
 //! Processes that outlive the command that started them: their identity, liveness and termination.
 //!
-//! A pid alone never identifies a process here: a [`ProcessId`] is the pid, the time the process started and the boot
-//! in which it started, and a signal is sent only through a pidfd whose identity was checked after it was opened.
-//! Nothing in this module may signal by pid, or treat "unknown" as "dead".
+//! A pid alone never identifies a process here: a [`ProcessId`] is the pid, the time the process started and
+//! the boot in which it started, and a signal is sent only through a pidfd whose identity was checked after
+//! it was opened. Nothing in this module may signal by pid, or treat "unknown" as "dead".
 
 use std::io::ErrorKind;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -26,7 +26,8 @@ pub use writer::writer_of;
 /// The kernel's random id of each boot.
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
-/// How long a process may take to disappear after SIGKILL before it is reported as stuck, usually in the kernel.
+/// How long a process may take to disappear after SIGKILL before it is reported as stuck, usually in the
+/// kernel.
 const KILL_LIMIT: Duration = Duration::from_secs(10);
 
 /// The effective uid of this process, which the kernel uses for file permissions.
@@ -39,8 +40,8 @@ pub fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }
 
-/// Whether this process may make, list and remove links and packet filters (`CAP_NET_ADMIN`, effective). If this is
-/// unknown, the result is `true`: the attempt then reports the reason.
+/// Whether this process may make, list and remove links and packet filters (`CAP_NET_ADMIN`, effective). If
+/// this is unknown, the result is `true`: the attempt then reports the reason.
 pub fn may_change_networks() -> bool {
     rustix::thread::capabilities(None).map_or(true, |sets| sets.effective.contains(CapabilitySet::NET_ADMIN))
 }
@@ -121,8 +122,8 @@ struct Stat {
     started: String,
 }
 
-/// Parses the fields of `/proc/<pid>/stat`. The command name is in parentheses and may itself contain spaces, parentheses
-/// and newlines, so fields are counted from the last closing parenthesis.
+/// Parses the fields of `/proc/<pid>/stat`. The command name is in parentheses and may itself contain spaces,
+/// parentheses and newlines, so fields are counted from the last closing parenthesis.
 fn parse_stat(text: &str) -> Option<Stat> {
     let (_, after) = text.rsplit_once(')')?;
     let mut fields = after.split_ascii_whitespace();
@@ -178,8 +179,8 @@ pub fn identify(pid: u32) -> Result<Option<ProcessId>, ProcessError> {
     }))
 }
 
-/// Whether exactly this process is still running. A zombie is not. If this is unknown, the result is `true`: the
-/// caller goes on to [`open`], which returns the reason.
+/// Whether exactly this process is still running. A zombie is not. If this is unknown, the result is `true`:
+/// the caller goes on to [`open`], which returns the reason.
 pub fn is_alive(id: &ProcessId) -> bool {
     if id.raw().is_none() {
         return false;
@@ -192,16 +193,16 @@ pub fn is_alive(id: &ProcessId) -> bool {
     }
 }
 
-/// A handle on exactly this process, or `None` if it is gone. The identity is read after the pidfd was opened, so that a
-/// process that has got the pid meanwhile is not affected.
+/// A handle on exactly this process, or `None` if it is gone. The identity is read after the pidfd was
+/// opened, so that a process that has got the pid meanwhile is not affected.
 pub fn open(id: &ProcessId) -> Result<Option<ProcessHandle>, ProcessError> {
     let Some(pid) = id.raw().and_then(Pid::from_raw) else {
         return Ok(None);
     };
     let fd = match pidfd_open(pid, PidfdFlags::empty()) {
         Ok(fd) => fd,
-        // Also if it has just been reaped while its pid is still referenced, or if the pid is now a thread's id
-        // (EINVAL, and ENOENT in newer kernels: `pidfd_prepare` in kernel/fork.c).
+        // Also if it has just been reaped while its pid is still referenced, or if the pid is now a thread's
+        // id (EINVAL, and ENOENT in newer kernels: `pidfd_prepare` in kernel/fork.c).
         Err(Errno::SRCH | Errno::INVAL | Errno::NOENT) => return Ok(None),
         Err(errno) => {
             return Err(ProcessError::Open {
@@ -223,7 +224,8 @@ pub enum ExitStatus {
     Signaled(i32),
 }
 
-/// How the process ended, which stays to be reaped; `None` if it still runs or is not (or no longer) our child.
+/// How the process ended, which stays to be reaped; `None` if it still runs or is not (or no longer) our
+/// child.
 pub fn exit_status(id: &ProcessId) -> Option<ExitStatus> {
     let pid = id.raw().and_then(Pid::from_raw)?;
     if identify(id.pid).ok()?.as_ref() != Some(id) {
@@ -246,7 +248,8 @@ pub enum Ending {
     Killed,
 }
 
-/// An open pidfd on a process whose identity was checked. Usable in poll: it becomes readable when the process ends.
+/// An open pidfd on a process whose identity was checked. Usable in poll: it becomes readable when the
+/// process ends.
 #[derive(Debug)]
 pub struct ProcessHandle {
     fd: OwnedFd,
@@ -304,8 +307,8 @@ impl ProcessHandle {
         }
     }
 
-    /// Ends the process: SIGTERM, a grace period of `grace`, then SIGKILL. Returns only when it has ended, or with
-    /// [`ProcessError::Stuck`].
+    /// Ends the process: SIGTERM, a grace period of `grace`, then SIGKILL. Returns only when it has ended, or
+    /// with [`ProcessError::Stuck`].
     pub fn terminate(&self, grace: Duration) -> Result<Ending, ProcessError> {
         if self.wait_exit(Duration::ZERO)? || !self.signal(Signal::TERM)? {
             return Ok(Ending::AlreadyGone);
@@ -324,24 +327,25 @@ impl ProcessHandle {
     }
 }
 
-/// Makes the child of `command` the leader of its own session and process group, without a controlling terminal: a Ctrl-C or
-/// a hang-up of our terminal does not reach it. Descriptors are not inherited because the standard library opens them
-/// close-on-exec; the caller chooses the three standard streams.
+/// Makes the child of `command` the leader of its own session and process group, without a controlling
+/// terminal: a Ctrl-C or a hang-up of our terminal does not reach it. Descriptors are not inherited because
+/// the standard library opens them close-on-exec; the caller chooses the three standard streams.
 pub fn new_session(command: &mut std::process::Command) -> &mut std::process::Command {
     let enter = || rustix::process::setsid().map(drop).map_err(std::io::Error::from);
     #[expect(
         unsafe_code,
         reason = "code between fork and exec can only be given through pre_exec"
     )]
-    // SAFETY: `enter` makes one system call, which is async-signal-safe; it neither allocates nor takes a lock, and
-    // turning an errno into an `io::Error` stores a number.
+    // SAFETY: `enter` makes one system call, which is async-signal-safe; it neither allocates nor takes a
+    // lock, and turning an errno into an `io::Error` stores a number.
     unsafe {
         command.pre_exec(enter)
     }
 }
 
-/// Makes the kernel kill the child of `command` when the thread that starts it ends, for whatever reason: for a child that
-/// must not outlive even a `kill -9` of this process. The starting thread must be the one that waits for it.
+/// Makes the kernel kill the child of `command` when the thread that starts it ends, for whatever reason: for
+/// a child that must not outlive even a `kill -9` of this process. The starting thread must be the one that
+/// waits for it.
 pub fn die_with_us(command: &mut std::process::Command) -> &mut std::process::Command {
     let ask =
         || rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).map_err(std::io::Error::from);
@@ -349,8 +353,8 @@ pub fn die_with_us(command: &mut std::process::Command) -> &mut std::process::Co
         unsafe_code,
         reason = "code between fork and exec can only be given through pre_exec"
     )]
-    // SAFETY: `ask` makes one system call, which is async-signal-safe; it neither allocates nor takes a lock, and
-    // turning an errno into an `io::Error` stores a number.
+    // SAFETY: `ask` makes one system call, which is async-signal-safe; it neither allocates nor takes a lock,
+    // and turning an errno into an `io::Error` stores a number.
     unsafe {
         command.pre_exec(ask)
     }

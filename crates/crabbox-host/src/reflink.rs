@@ -1,7 +1,7 @@
 //! Detects whether a file system can share blocks of files, by trying it.
 //!
-//! The test uses two unnamed files (`O_TMPFILE`), which no other process can see and which disappear when they are closed.
-//! It must never leave a file, even if this process dies.
+//! The test uses two unnamed files (`O_TMPFILE`), which no other process can see and which disappear when
+//! they are closed. It must never leave a file, even if this process dies.
 
 use std::fs::File;
 use std::io::{self, Write as _};
@@ -16,7 +16,8 @@ const BLOCK: [u8; 4096] = [1; 4096];
 /// Tests in `dir`. An error means that no file could be created there at all.
 pub fn works_in(dir: &Path) -> io::Result<bool> {
     let mut source = match unnamed(dir) {
-        // A file system without unnamed files cannot share blocks either: all those that share blocks support them.
+        // A file system without unnamed files cannot share blocks either: all those that share blocks support
+        // them.
         Err(Errno::OPNOTSUPP | Errno::ISDIR) => return Ok(false),
         other => other?,
     };

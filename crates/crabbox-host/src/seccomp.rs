@@ -1,7 +1,7 @@
 //! A system call filter under which a process cannot start another process, but can start threads.
 //!
-//! A limit on processes (`RLIMIT_NPROC`) counts threads too, and e2fsck reads a large file system with several. It is
-//! installed between fork and exec: nothing here may allocate.
+//! A limit on processes (`RLIMIT_NPROC`) counts threads too, and e2fsck reads a large file system with
+//! several. It is installed between fork and exec: nothing here may allocate.
 
 use std::io;
 
@@ -11,7 +11,8 @@ use libc::{
     sock_filter, sock_fprog,
 };
 
-/// `AUDIT_ARCH_X86_64` (`linux/audit.h`): other call tables, such as that of 32-bit programs, have other numbers.
+/// `AUDIT_ARCH_X86_64` (`linux/audit.h`): other call tables, such as that of 32-bit programs, have other
+/// numbers.
 #[cfg(target_arch = "x86_64")]
 const ARCHITECTURE: u32 = 0xC000_003E;
 /// `AUDIT_ARCH_AARCH64`.
@@ -28,7 +29,8 @@ const FORKS: [i64; 2] = [libc::SYS_clone3, libc::SYS_clone3];
 /// `__X32_SYSCALL_BIT`.
 const OTHER_TABLE: u32 = 0x4000_0000;
 
-/// Offsets in `struct seccomp_data` of the call's number, its table, and the lower half of its first argument.
+/// Offsets in `struct seccomp_data` of the call's number, its table, and the lower half of its first
+/// argument.
 const NUMBER: u32 = 0;
 const TABLE: u32 = 4;
 const FIRST_ARGUMENT: u32 = 16;
@@ -91,7 +93,8 @@ const fn instruction(code: u32, k: u32, jt: u8, jf: u8) -> sock_filter {
     }
 }
 
-/// From here on this thread and its successors can start threads but no process. `no_new_privs` must be set already.
+/// From here on this thread and its successors can start threads but no process. `no_new_privs` must be set
+/// already.
 #[expect(unsafe_code, reason = "rustix has no call for it")]
 pub(crate) fn start_no_process() -> io::Result<()> {
     let filter = FILTER;
@@ -140,7 +143,8 @@ mod tests {
     /// Makes the call and returns its error; if a child was started by mistake, it ends at once.
     #[expect(unsafe_code, reason = "a call that makes a process")]
     fn started(number: i64, argument: i64) -> i64 {
-        // SAFETY: the child, if there is one, has a copy of the memory, or its parent waits, and makes one more call.
+        // SAFETY: the child, if there is one, has a copy of the memory, or its parent waits, and makes one
+        // more call.
         unsafe {
             match libc::syscall(number, argument, 0, 0, 0, 0) {
                 0 => libc::_exit(0),

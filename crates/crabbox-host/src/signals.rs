@@ -1,7 +1,8 @@
-//! SIGINT, SIGTERM and SIGHUP: the first one requests an orderly end, the second one ends the program at once.
+//! SIGINT, SIGTERM and SIGHUP: the first one requests an orderly end, the second one ends the program at
+//! once.
 //!
-//! The first signal is recorded in a flag and on a pipe that poll can watch; the handler does nothing else. A program that
-//! installed this must check it in every wait, or one Ctrl-C cannot stop it.
+//! The first signal is recorded in a flag and on a pipe that poll can watch; the handler does nothing else. A
+//! program that installed this must check it in every wait, or one Ctrl-C cannot stop it.
 
 use std::io::Write as _;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -48,14 +49,14 @@ struct Gate {
     is_open: AtomicBool,
 }
 
-/// What ends a wait: which requests to end, if any, a wait heeds. It is made once for all waits of one operation, so
-/// that a signal between two of them ends the second.
+/// What ends a wait: which requests to end, if any, a wait heeds. It is made once for all waits of one
+/// operation, so that a signal between two of them ends the second.
 #[derive(Debug, Clone, Copy)]
 pub struct Cancellation(Option<BorrowedFd<'static>>);
 
 impl Cancellation {
-    /// Heeds requests to end from now on. If there was one before, this heeds none: the caller is already cleaning
-    /// up, and the next signal ends the program. Without a handler the first signal ends it.
+    /// Heeds requests to end from now on. If there was one before, this heeds none: the caller is already
+    /// cleaning up, and the next signal ends the program. Without a handler the first signal ends it.
     pub fn from_now_on() -> Self {
         Self(watched().filter(|_| !is_asked()))
     }
@@ -109,9 +110,10 @@ impl Interrupts {
                 continue;
             }
             let (number, failed) = (signal.as_raw(), failed(signal));
-            // The order matters: handlers run in the order of registration, so the second signal finds the flag that
-            // the first one set, and only then does the default action run. Not for SIGHUP: a closed terminal may
-            // send it twice (from the kernel and the shell), without any user who insists.
+            // The order matters: handlers run in the order of registration, so the second signal finds the
+            // flag that the first one set, and only then does the default action run. Not for SIGHUP: a
+            // closed terminal may send it twice (from the kernel and the shell), without any user who
+            // insists.
             if signal != Signal::HUP {
                 signal_hook::flag::register_conditional_default(number, Arc::clone(&asked))
                     .map_err(failed)?;
@@ -150,8 +152,8 @@ impl Interrupts {
 }
 
 impl Gate {
-    /// A closed gate. Its handlers are registered before those of the watch, so that a signal ends the program before
-    /// it is recorded.
+    /// A closed gate. Its handlers are registered before those of the watch, so that a signal ends the
+    /// program before it is recorded.
     fn install() -> Option<Self> {
         let is_shut = Arc::new(AtomicBool::new(true));
         for signal in ASKING.into_iter().filter(|signal| !is_ignored(*signal)) {
@@ -172,9 +174,10 @@ impl Gate {
     }
 }
 
-/// Runs `act` in a program that a first signal would otherwise kill, and makes the signal end those waits in `act`
-/// that use a [`Cancellation`]. If a signal arrived and the outcome does not report it (`is_told`), it ends the program
-/// afterwards, as it would have before. If the whole program handles signals already, this only runs `act`.
+/// Runs `act` in a program that a first signal would otherwise kill, and makes the signal end those waits in
+/// `act` that use a [`Cancellation`]. If a signal arrived and the outcome does not report it (`is_told`), it
+/// ends the program afterwards, as it would have before. If the whole program handles signals already, this
+/// only runs `act`.
 pub fn watching<T>(act: impl FnOnce() -> T, is_told: impl FnOnce(&T) -> bool) -> T {
     static INSTALLED: OnceLock<Option<Interrupts>> = OnceLock::new();
     if GATE.get().is_none() && WATCH.get().is_some() {
@@ -265,8 +268,8 @@ mod tests {
         crate::clock::nap(Duration::from_millis(20));
     }
 
-    /// A copy of this program that runs only the test `name`. `env` starts it, because under nohup SIGHUP is ignored from
-    /// the start, which is not what is tested here.
+    /// A copy of this program that runs only the test `name`. `env` starts it, because under nohup SIGHUP is
+    /// ignored from the start, which is not what is tested here.
     fn copy(name: &str) -> Cmd {
         Cmd::new("env")
             .arg("--default-signal=HUP")
@@ -275,8 +278,8 @@ mod tests {
             .limit(Duration::from_secs(30))
     }
 
-    /// Runs only the test `name` in a copy of this program, which must pass there. A name that no test has would
-    /// succeed too, with no test run.
+    /// Runs only the test `name` in a copy of this program, which must pass there. A name that no test has
+    /// would succeed too, with no test run.
     fn pass_in_copy(name: &str) {
         let ended = copy(name).capture().unwrap();
         let passed = String::from_utf8_lossy(&ended.stdout).contains("1 passed");

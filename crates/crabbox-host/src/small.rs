@@ -1,7 +1,7 @@
 //! Small untrusted files: an ignore file, a record, a list in a foreign tree.
 //!
-//! [`read_small`] reads a regular file of bounded length and nothing else. It must never follow a link, open a device, wait
-//! for a named pipe, or hold more than `limit` bytes.
+//! [`read_small`] reads a regular file of bounded length and nothing else. It must never follow a link, open
+//! a device, wait for a named pipe, or hold more than `limit` bytes.
 
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};

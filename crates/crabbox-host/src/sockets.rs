@@ -1,6 +1,7 @@
 //! Socket connections according to the kernel's socket tables, used to detect whether a machine is in use.
 //!
-//! It only reads: it must never open a connection itself, and a table that cannot be read is an error, never an empty one.
+//! It only reads: it must never open a connection itself, and a table that cannot be read is an error, never
+//! an empty one.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::path::{Path, PathBuf};
@@ -28,8 +29,8 @@ pub struct UnixUse {
 /// The number of established TCP connections from this network namespace to `peer`.
 pub fn established_to(peer: SocketAddrV4) -> Result<usize, SocketTableError> {
     let mut count = count_tcp(&read("/proc/net/tcp")?, peer);
-    // A kernel without IPv6 has no such table. Include IPv6, because a program may use an IPv6 socket for an IPv4
-    // address.
+    // A kernel without IPv6 has no such table. Include IPv6, because a program may use an IPv6 socket for an
+    // IPv4 address.
     match read("/proc/net/tcp6") {
         Ok(text) => count += count_tcp(&text, peer),
         Err(error) if error.source.kind() == std::io::ErrorKind::NotFound => {}
@@ -38,8 +39,8 @@ pub fn established_to(peer: SocketAddrV4) -> Result<usize, SocketTableError> {
     Ok(count)
 }
 
-/// The state of the Unix socket `path`. OpenSSH binds its control socket as `<path>.<16 letters>` and renames it; the table
-/// keeps showing the first name.
+/// The state of the Unix socket `path`. OpenSSH binds its control socket as `<path>.<16 letters>` and renames
+/// it; the table keeps showing the first name.
 pub fn unix_use(path: &Path) -> Result<UnixUse, SocketTableError> {
     Ok(parse_unix(&read("/proc/net/unix")?, &path.to_string_lossy()))
 }
@@ -55,7 +56,8 @@ fn read(table: &str) -> Result<String, SocketTableError> {
     }
 }
 
-/// Parses lines of `/proc/net/tcp` (proc(5)): the third word is the peer, the fourth the state, 01 is ESTABLISHED.
+/// Parses lines of `/proc/net/tcp` (proc(5)): the third word is the peer, the fourth the state, 01 is
+/// ESTABLISHED.
 fn count_tcp(text: &str, peer: SocketAddrV4) -> usize {
     let is_peer = |word: &str| {
         let Some((address, port)) = word.split_once(':') else {
@@ -78,8 +80,8 @@ fn count_tcp(text: &str, peer: SocketAddrV4) -> usize {
         .count()
 }
 
-/// Parses lines of `/proc/net/unix`: number, references, protocol, flags, type, state, inode, path. A listening socket has
-/// the flag 00010000; an accepted connection has the same path, in state 03.
+/// Parses lines of `/proc/net/unix`: number, references, protocol, flags, type, state, inode, path. A
+/// listening socket has the flag 00010000; an accepted connection has the same path, in state 03.
 fn parse_unix(text: &str, path: &str) -> UnixUse {
     let mut found = UnixUse::default();
     for line in text.lines().skip(1) {
@@ -122,8 +124,8 @@ mod tests {
         let mapped = (peer.ip().to_ipv6_mapped(), peer.port());
         let second = TcpStream::connect(mapped).ok();
         assert_eq!(established_to(peer).unwrap(), 1 + usize::from(second.is_some()));
-        // Shut down, because closing is not enough: a process that another test is just starting may have copies of
-        // the descriptors.
+        // Shut down, because closing is not enough: a process that another test is just starting may have
+        // copies of the descriptors.
         for stream in std::iter::once(first).chain(second) {
             stream.shutdown(std::net::Shutdown::Both).unwrap();
         }

@@ -1,7 +1,7 @@
 //! Tap devices, the one kind of link that netlink cannot create.
 //!
-//! A device is made persistent and closed again, so that an unprivileged VMM can open it later as its owner. This module
-//! must never bring a device up or give it an address: that is the task of `netlink`.
+//! A device is made persistent and closed again, so that an unprivileged VMM can open it later as its owner.
+//! This module must never bring a device up or give it an address: that is the task of `netlink`.
 
 use std::fs::File;
 use std::io;
@@ -63,8 +63,9 @@ pub enum TapError {
     },
 }
 
-/// Creates the persistent tap device `name` in the network namespace of the calling thread; the user `owner` (uid, gid) may
-/// then open it without privileges. An existing, unused tap device of that name is reused and gets this owner.
+/// Creates the persistent tap device `name` in the network namespace of the calling thread; the user `owner`
+/// (uid, gid) may then open it without privileges. An existing, unused tap device of that name is reused and
+/// gets this owner.
 pub fn create(name: &str, owner: Option<(u32, u32)>) -> Result<(), TapError> {
     let device = attach(name, libc::IFF_VNET_HDR)?;
     if let Some((uid, gid)) = owner {
@@ -73,8 +74,8 @@ pub fn create(name: &str, owner: Option<(u32, u32)>) -> Result<(), TapError> {
     }
     set(&device, name, "keep", libc::TUNSETPERSIST, 1)?;
     drop(device);
-    // A child that another thread has forked holds copies of all descriptors until its exec, including this one;
-    // until then, opening the tap fails because it is busy.
+    // A child that another thread has forked holds copies of all descriptors until its exec, including this
+    // one; until then, opening the tap fails because it is busy.
     poll_until(RELEASE, || is_released(name).transpose()).unwrap_or_else(|| {
         Err(TapError::Held {
             name: name.to_owned(),
@@ -113,7 +114,8 @@ fn attach(name: &str, extra: libc::c_int) -> Result<File, TapError> {
             source,
         })?;
     #[expect(unsafe_code, reason = "ifreq is plain old data with a union")]
-    // SAFETY: every field of ifreq is an integer, an array or a union of those; all zero bytes is a valid value.
+    // SAFETY: every field of ifreq is an integer, an array or a union of those; all zero bytes is a valid
+    // value.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     for (slot, byte) in request.ifr_name.iter_mut().zip(name.bytes()) {
         *slot = libc::c_char::from_ne_bytes([byte]);
@@ -122,7 +124,8 @@ fn attach(name: &str, extra: libc::c_int) -> Result<File, TapError> {
     request.ifr_ifru.ifru_flags =
         libc::c_short::try_from(libc::IFF_TAP | libc::IFF_NO_PI | extra).unwrap_or_default();
     #[expect(unsafe_code, reason = "no safe wrapper knows TUNSETIFF")]
-    // SAFETY: TUNSETIFF reads and writes one ifreq; `request` is one, lives through the call, and its name ends in a zero byte.
+    // SAFETY: TUNSETIFF reads and writes one ifreq; `request` is one, lives through the call, and its name
+    // ends in a zero byte.
     let answer = unsafe { libc::ioctl(device.as_raw_fd(), libc::TUNSETIFF, &raw mut request) };
     checked(answer, name, "create")?;
     Ok(device)

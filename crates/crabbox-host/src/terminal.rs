@@ -1,5 +1,5 @@
-//! Properties of standard output: terminal size, and whether it still has a reader. It must never change a setting of the
-//! terminal.
+//! Properties of standard output: terminal size, and whether it still has a reader. It must never change a
+//! setting of the terminal.
 
 use std::io;
 
@@ -11,8 +11,8 @@ pub fn rows() -> Option<u16> {
     Some(size.ws_row).filter(|rows| *rows > 0)
 }
 
-/// Whether standard output may still have a reader: `false` once the other end of a pipe is closed, or a terminal has hung
-/// up (poll(2)).
+/// Whether standard output may still have a reader: `false` once the other end of a pipe is closed, or a
+/// terminal has hung up (poll(2)).
 pub fn is_read() -> bool {
     let out = io::stdout();
     let mut fds = [PollFd::new(&out, PollFlags::empty())];

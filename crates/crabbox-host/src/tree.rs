@@ -1,8 +1,9 @@
-//! An untrusted root tree: every name in it is looked up with the tree as `/`, or without following links at all.
+//! An untrusted root tree: every name in it is looked up with the tree as `/`, or without following links at
+//! all.
 //!
-//! The kernel resolves (`openat2(2)` with `RESOLVE_IN_ROOT` or `RESOLVE_NO_SYMLINKS`) and every change is made on a
-//! descriptor, so that neither `..` nor a symbolic link, absolute or relative, can reach a file of this host, in whatever
-//! order entries are made. It must never return a path of the tree for others to open.
+//! The kernel resolves (`openat2(2)` with `RESOLVE_IN_ROOT` or `RESOLVE_NO_SYMLINKS`) and every change is
+//! made on a descriptor, so that neither `..` nor a symbolic link, absolute or relative, can reach a file of
+//! this host, in whatever order entries are made. It must never return a path of the tree for others to open.
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
@@ -37,7 +38,8 @@ const WITHOUT_LINKS: ResolveFlags = ResolveFlags::BENEATH.union(ResolveFlags::NO
 pub struct Tree {
     root: OwnedFd,
     path: PathBuf,
-    /// The times of the directories that were put into it, by inode: every entry that is made in one changes its time.
+    /// The times of the directories that were put into it, by inode: every entry that is made in one changes
+    /// its time.
     times: Mutex<BTreeMap<u64, i64>>,
 }
 
@@ -76,8 +78,8 @@ impl Tree {
         Ok(Self::of(root, path.to_owned()))
     }
 
-    /// The directory `path` of this tree, as its guest sees it, as a separate tree; `None` if it does not exist. Links that
-    /// lead out of it do not resolve.
+    /// The directory `path` of this tree, as its guest sees it, as a separate tree; `None` if it does not
+    /// exist. Links that lead out of it do not resolve.
     pub fn below(&self, path: &Path) -> io::Result<Option<Self>> {
         let found = self.look_up(path, OFlags::DIRECTORY, AS_GUEST);
         Ok(absent(found)?.map(|root| Self::of(root, self.shown(path))))
@@ -103,8 +105,9 @@ impl Tree {
         self.path.join(path)
     }
 
-    /// Opens `path`. If it contains `..` and a rename or mount happens anywhere on this machine at that moment, the kernel
-    /// cannot be sure that the path stays inside, and the call must be repeated (openat2(2)).
+    /// Opens `path`. If it contains `..` and a rename or mount happens anywhere on this machine at that
+    /// moment, the kernel cannot be sure that the path stays inside, and the call must be repeated
+    /// (openat2(2)).
     fn look_up(&self, path: &Path, flags: OFlags, resolve: ResolveFlags) -> Result<OwnedFd, Errno> {
         let path = if path.as_os_str().is_empty() {
             Path::new(".")
@@ -120,8 +123,8 @@ impl Tree {
         Err(Errno::AGAIN)
     }
 
-    /// Opens the regular file `path` as the guest would; `None` if it does not exist. Nothing else is opened: opening a
-    /// device may have effects, opening a pipe may block.
+    /// Opens the regular file `path` as the guest would; `None` if it does not exist. Nothing else is opened:
+    /// opening a device may have effects, opening a pipe may block.
     pub fn file(&self, path: &Path) -> io::Result<Option<File>> {
         self.regular(path, AS_GUEST)
     }
@@ -146,8 +149,8 @@ impl Tree {
         Ok(file.metadata()?.is_file().then_some(file))
     }
 
-    /// The content of the regular file `path`, as the guest sees it, at most `limit` bytes; `None` if it does not exist.
-    /// Longer content is an error ([`io::ErrorKind::FileTooLarge`]).
+    /// The content of the regular file `path`, as the guest sees it, at most `limit` bytes; `None` if it does
+    /// not exist. Longer content is an error ([`io::ErrorKind::FileTooLarge`]).
     pub fn read(&self, path: &Path, limit: u64) -> io::Result<Option<Vec<u8>>> {
         let Some(file) = self.file(path)? else {
             return Ok(None);
@@ -176,7 +179,8 @@ impl Tree {
         Ok(PathBuf::from(OsStr::from_bytes(target.to_bytes())))
     }
 
-    /// The sorted names in the directory `path`, without any link in the path; empty if there is no such directory.
+    /// The sorted names in the directory `path`, without any link in the path; empty if there is no such
+    /// directory.
     pub fn names(&self, path: &Path) -> io::Result<Vec<OsString>> {
         match absent(self.look_up(path, OFlags::DIRECTORY, WITHOUT_LINKS))? {
             Some(dir) => names(&dir),
@@ -184,7 +188,8 @@ impl Tree {
         }
     }
 
-    /// Whether `path` is a directory or could be created as one, without any link in the path: nothing else is in its place.
+    /// Whether `path` is a directory or could be created as one, without any link in the path: nothing else
+    /// is in its place.
     pub fn is_real_directory(&self, path: &Path) -> io::Result<bool> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW;
         match self.look_up(path, flags, WITHOUT_LINKS) {

@@ -1,7 +1,8 @@
 //! Unix sockets by path, of any length, and streams with a deadline.
 //!
-//! The address of a Unix socket holds 107 bytes, and a lease's directory is often longer; then the socket is named through
-//! an open descriptor of its directory. Nothing here may change the working directory, which all threads share.
+//! The address of a Unix socket holds 107 bytes, and a lease's directory is often longer; then the socket is
+//! named through an open descriptor of its directory. Nothing here may change the working directory, which
+//! all threads share.
 
 use std::cell::Cell;
 use std::ffi::OsStr;
@@ -111,8 +112,8 @@ pub fn connect(path: &Path) -> Result<UnixStream, SocketError> {
     })
 }
 
-/// Connects to the socket at `path`, and waits at most `limit` if its queue of waiting clients is full (unix(7),
-/// `SO_SNDTIMEO` in socket(7)).
+/// Connects to the socket at `path`, and waits at most `limit` if its queue of waiting clients is full
+/// (unix(7), `SO_SNDTIMEO` in socket(7)).
 pub fn connect_within(path: &Path, limit: Duration) -> Result<UnixStream, SocketError> {
     let short = shorten(path)?;
     let until = Instant::now().checked_add(limit);
@@ -142,8 +143,9 @@ pub fn connect_within(path: &Path, limit: Duration) -> Result<UnixStream, Socket
     })
 }
 
-/// Connects to the socket at `path`, but only to a process of this user, because another user may be able to create a socket
-/// at that path. The kernel records the listener's user when it starts to listen (`SO_PEERCRED`, unix(7)).
+/// Connects to the socket at `path`, but only to a process of this user, because another user may be able to
+/// create a socket at that path. The kernel records the listener's user when it starts to listen
+/// (`SO_PEERCRED`, unix(7)).
 pub fn connect_to_own(path: &Path) -> Result<UnixStream, SocketError> {
     let stream = connect(path)?;
     let uid = peer_uid(&stream).map_err(|source| SocketError::Connect {
@@ -159,8 +161,8 @@ pub fn connect_to_own(path: &Path) -> Result<UnixStream, SocketError> {
     Ok(stream)
 }
 
-/// Whether `stream` was connected by a process of this user, as recorded by the kernel at that time (`SO_PEERCRED`,
-/// unix(7)).
+/// Whether `stream` was connected by a process of this user, as recorded by the kernel at that time
+/// (`SO_PEERCRED`, unix(7)).
 pub fn is_own_peer(stream: &UnixStream) -> std::io::Result<bool> {
     Ok(peer_uid(stream)? == rustix::process::geteuid())
 }
@@ -181,8 +183,8 @@ pub fn bind(path: &Path) -> Result<UnixListener, SocketError> {
 /// Interval at which a waiting read or write checks whether to stop.
 const STOP_EVERY: Duration = Duration::from_millis(50);
 
-/// A stream whose reads and writes must together be finished by a deadline, or as soon as a stop is requested. With a time
-/// limit per read, a peer that sends single bytes could block us forever.
+/// A stream whose reads and writes must together be finished by a deadline, or as soon as a stop is
+/// requested. With a time limit per read, a peer that sends single bytes could block us forever.
 pub struct DeadlineStream<'a> {
     stream: UnixStream,
     deadline: Cell<Option<Instant>>,
@@ -208,8 +210,8 @@ impl<'a> DeadlineStream<'a> {
         }
     }
 
-    /// Calls `stop` before each read and write, and every 50 ms while one waits; once it returns true they fail with
-    /// [`ErrorKind::ConnectionAborted`].
+    /// Calls `stop` before each read and write, and every 50 ms while one waits; once it returns true they
+    /// fail with [`ErrorKind::ConnectionAborted`].
     #[must_use]
     pub fn stopped_by(mut self, stop: &'a dyn Fn() -> bool) -> Self {
         self.stop = Some(stop);
@@ -223,12 +225,14 @@ impl<'a> DeadlineStream<'a> {
         Ok(self.stream)
     }
 
-    /// From now on, everything must be over within `limit`; later reads and writes fail with [`ErrorKind::TimedOut`].
+    /// From now on, everything must be over within `limit`; later reads and writes fail with
+    /// [`ErrorKind::TimedOut`].
     pub fn set_limit(&self, limit: Duration) {
         self.deadline.set(Instant::now().checked_add(limit));
     }
 
-    /// How long the next system call may wait, `None` for no limit; fails if no time is left or a stop was requested.
+    /// How long the next system call may wait, `None` for no limit; fails if no time is left or a stop was
+    /// requested.
     fn slice(&self) -> std::io::Result<Option<Duration>> {
         if self.stop.is_some_and(|stop| stop()) {
             return Err(ErrorKind::ConnectionAborted.into());
@@ -248,7 +252,8 @@ impl<'a> DeadlineStream<'a> {
     }
 }
 
-/// Whether a socket's own timeout expired, reported as `EAGAIN`; the next slice decides whether the deadline has passed.
+/// Whether a socket's own timeout expired, reported as `EAGAIN`; the next slice decides whether the deadline
+/// has passed.
 fn slice_is_over<T>(outcome: &std::io::Result<T>) -> bool {
     outcome
         .as_ref()
@@ -313,8 +318,8 @@ mod tests {
         assert!(connect(&path).unwrap_err().is_absent(), "no directory");
         std::fs::create_dir(path.parent().unwrap()).unwrap();
         assert!(connect(&path).unwrap_err().is_absent(), "no socket");
-        // Shut down, because closing is not enough: a process that another test is just starting may have a copy of
-        // the descriptor.
+        // Shut down, because closing is not enough: a process that another test is just starting may have a
+        // copy of the descriptor.
         let listener = bind(&path).unwrap();
         rustix::net::shutdown(&listener, rustix::net::Shutdown::Both).unwrap();
         drop(listener);

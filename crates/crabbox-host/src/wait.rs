@@ -20,8 +20,8 @@ pub enum Ready {
     Neither,
 }
 
-/// Waits until `first` has one of `events` (or an error), or `second` is readable or closed, or until `deadline`. If both
-/// are ready, the second one takes precedence.
+/// Waits until `first` has one of `events` (or an error), or `second` is readable or closed, or until
+/// `deadline`. If both are ready, the second one takes precedence.
 ///
 /// # Errors
 /// Those of poll(2), except for interruption by a signal.
@@ -40,8 +40,8 @@ pub fn wait(
     })
 }
 
-/// Waits until one of several descriptors has one of its events, has an error, or is closed; returns its index, or
-/// `None` at the deadline. If several are ready, the first one is returned.
+/// Waits until one of several descriptors has one of its events, has an error, or is closed; returns its
+/// index, or `None` at the deadline. If several are ready, the first one is returned.
 ///
 /// # Errors
 /// Those of poll(2), except for interruption by a signal.

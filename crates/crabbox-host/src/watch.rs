@@ -1,7 +1,7 @@
 //! Waits for changes in directories (inotify); it reports only that something changed, never what.
 //!
-//! The kernel drops events when there are too many, so an event must never be taken for complete information: the
-//! caller must check the directories itself.
+//! The kernel drops events when there are too many, so an event must never be taken for complete information:
+//! the caller must check the directories itself.
 
 use std::collections::HashSet;
 use std::io;
@@ -40,8 +40,8 @@ impl Watch {
         })
     }
 
-    /// Watches a directory; returns whether it was not watched before. A missing directory, or a link, is skipped. Fails
-    /// with `ENOSPC` when the system's limit of watches is reached.
+    /// Watches a directory; returns whether it was not watched before. A missing directory, or a link, is
+    /// skipped. Fails with `ENOSPC` when the system's limit of watches is reached.
     pub fn add(&mut self, dir: &Path) -> io::Result<bool> {
         let flags = WatchFlags::CREATE
             | WatchFlags::MODIFY

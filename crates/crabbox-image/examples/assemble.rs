@@ -1,5 +1,5 @@
-//! Makes the files for a manual boot with QEMU or Firecracker, with the crate's own code: `vmlinux`, `initrd.img` (seed
-//! behind it) and `cmdline` in OUT.
+//! Makes the files for a manual boot with QEMU or Firecracker, with the crate's own code: `vmlinux`,
+//! `initrd.img` (seed behind it) and `cmdline` in OUT.
 //!
 //! ```text
 //! assemble VMLINUZ MODULES_ROOT GUEST_BINARY SEED_DIR OUT     SEED_DIR: id.pub, host_key, host_key.pub

@@ -1,7 +1,9 @@
-//! Builds our guest image: Debian packages, the Debian cloud kernel, an initrd with `crabbox-guest`, one ext4 base.
+//! Builds our guest image: Debian packages, the Debian cloud kernel, an initrd with `crabbox-guest`, one ext4
+//! base.
 //!
-//! The same packages and the same `crabbox-guest` give the same bytes, and so the same digest. An interrupted build must
-//! never leave something that looks like an image, and an image must never contain a secret or a machine's identity.
+//! The same packages and the same `crabbox-guest` give the same bytes, and so the same digest. An interrupted
+//! build must never leave something that looks like an image, and an image must never contain a secret or a
+//! machine's identity.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -32,8 +34,8 @@ use contract::{Contract, Maker};
 pub use bootstrap::TOOLS;
 pub use from::{KernelOf, TreeRecipe, build_tree};
 
-/// Free space that a build requires, in bytes: the tree, the unpacked kernel package and the image together take about 700
-/// MiB.
+/// Free space that a build requires, in bytes: the tree, the unpacked kernel package and the image together
+/// take about 700 MiB.
 pub(crate) const SPACE_NEEDED: u64 = 1280 * 1024 * 1024;
 
 /// The default time stamp of everything in an image: 2025-01-01 00:00:00 UTC.
@@ -70,7 +72,8 @@ pub struct BuildRecipe {
     pub suite: String,
     /// Packages beyond the guest contract.
     pub extra_packages: Vec<String>,
-    /// A script that is run as root inside the new tree after all packages are installed, with the network of this host.
+    /// A script that is run as root inside the new tree after all packages are installed, with the network of
+    /// this host.
     pub script: Option<PathBuf>,
     /// Whether systemd is installed and runs in the guest.
     pub init: OwnInit,
@@ -80,7 +83,8 @@ pub struct BuildRecipe {
     pub guest_binary: PathBuf,
     /// The client agent to include, if any.
     pub agent: Option<Agent>,
-    /// Upper limit for the times of all files, in seconds since the Unix epoch; fixed, so that builds are reproducible.
+    /// Upper limit for the times of all files, in seconds since the Unix epoch; fixed, so that builds are
+    /// reproducible.
     pub stamp_unix: u32,
 }
 
@@ -289,8 +293,8 @@ pub enum BuildError {
 
 /// Builds the image of `recipe` and puts it into `store` under `recipe.name`.
 ///
-/// It holds the store's lock for the whole time and works in a scratch directory there, which is removed when it returns;
-/// after a kill, the next change of the store removes it.
+/// It holds the store's lock for the whole time and works in a scratch directory there, which is removed when
+/// it returns; after a kill, the next change of the store removes it.
 pub fn build_debian(
     recipe: &BuildRecipe,
     store: &Store,
@@ -398,7 +402,8 @@ fn check_word(what: &'static str, value: &str) -> Result<(), BuildError> {
     }
 }
 
-/// Each of `tools` is a program and the Debian package that contains it. A program that cannot be started counts as missing.
+/// Each of `tools` is a program and the Debian package that contains it. A program that cannot be started
+/// counts as missing.
 fn check_tools(tools: &[(&str, &str)]) -> Result<(), BuildError> {
     let missing: Vec<_> = tools
         .iter()

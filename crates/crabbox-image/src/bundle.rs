@@ -1,5 +1,5 @@
-//! An image, and the programs that run it, in one file: an image is built once, and every host of a site is set up from the
-//! bundle.
+//! An image, and the programs that run it, in one file: an image is built once, and every host of a site is
+//! set up from the bundle.
 //!
 //! ```text
 //! bundle.json         first: version, the image's record, digests of the programs
@@ -7,9 +7,9 @@
 //! bin/<program>       firecracker and jailer, when they are in it
 //! ```
 //!
-//! It is a tar archive, compressed with gzip if its name ends in `.gz` or `.tgz`. Its contents are verified while they are
-//! written to a scratch directory, and only a complete bundle is installed. A bundle must never decide what runs on a host:
-//! its programs are accepted only with the digests pinned in this program.
+//! It is a tar archive, compressed with gzip if its name ends in `.gz` or `.tgz`. Its contents are verified
+//! while they are written to a scratch directory, and only a complete bundle is installed. A bundle must
+//! never decide what runs on a host: its programs are accepted only with the digests pinned in this program.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

@@ -1,8 +1,8 @@
 //! Writing `newc` cpio archives, the only kind that the Linux kernel unpacks as an initramfs
 //! (`Documentation/driver-api/early-userspace/buffer-format.rst`).
 //!
-//! The same input gives the same bytes: no times, root as the only owner, consecutive inode numbers. The reader is the
-//! kernel; nothing here may depend on the machine that writes.
+//! The same input gives the same bytes: no times, root as the only owner, consecutive inode numbers. The
+//! reader is the kernel; nothing here may depend on the machine that writes.
 
 /// Directory bit of a mode (`S_IFDIR`).
 const DIRECTORY: u32 = 0o040_000;
@@ -13,8 +13,8 @@ const SYMLINK: u32 = 0o120_000;
 /// Character device bit of a mode (`S_IFCHR`).
 const CHARACTER: u32 = 0o020_000;
 
-/// An archive that is being written. Parents must be written before their contents: the kernel creates no directories by
-/// itself.
+/// An archive that is being written. Parents must be written before their contents: the kernel creates no
+/// directories by itself.
 #[derive(Debug, Default)]
 pub struct Writer {
     archive: Vec<u8>,
@@ -85,7 +85,8 @@ impl Writer {
         });
     }
 
-    /// The finished archive; its length is a multiple of four bytes, so that another archive can follow directly.
+    /// The finished archive; its length is a multiple of four bytes, so that another archive can follow
+    /// directly.
     pub fn finish(mut self) -> Vec<u8> {
         self.next_inode = 0;
         self.entry(&Entry {
@@ -142,7 +143,8 @@ pub(crate) struct Read<'a> {
     pub(crate) content: &'a [u8],
 }
 
-/// Every entry of one or more concatenated archives, as the kernel would read them; `None` if they are damaged.
+/// Every entry of one or more concatenated archives, as the kernel would read them; `None` if they are
+/// damaged.
 pub(crate) fn read(mut archive: &[u8]) -> Option<Vec<Read<'_>>> {
     let mut entries = Vec::new();
     while !archive.is_empty() {

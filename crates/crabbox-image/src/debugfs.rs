@@ -1,8 +1,8 @@
 //! Reads an ext4 image without mounting it, with `debugfs` (e2fsprogs), which never writes.
 //!
-//! The image is untrusted: the program that reads it is confined ([`Confinement`]), and its output is validated
-//! ([`listing`]). Files are named by the inode in their directory's listing and read over a pipe; no name from the image may
-//! become a path of this host.
+//! The image is untrusted: the program that reads it is confined ([`Confinement`]), and its output is
+//! validated ([`listing`]). Files are named by the inode in their directory's listing and read over a pipe;
+//! no name from the image may become a path of this host.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -113,8 +113,8 @@ pub struct Ext4<'a> {
 }
 
 impl<'a> Ext4<'a> {
-    /// Prepares to read the file system in `image` with the debugfs `program`, for at most `limit` in total. For root the
-    /// program runs as `nobody`, so others must be able to read the image.
+    /// Prepares to read the file system in `image` with the debugfs `program`, for at most `limit` in total.
+    /// For root the program runs as `nobody`, so others must be able to read the image.
     pub fn open(program: &'a Path, image: &'a Path, limit: Duration) -> Result<Self, DebugfsError> {
         let confinement = Arc::new(Confinement::to_read(image)?);
         Ok(Self {
@@ -173,8 +173,8 @@ impl<'a> Ext4<'a> {
         Ok(read.stdout)
     }
 
-    /// The first bytes of the file at `path`, at most `most`; empty if it does not exist. For anything but a regular file
-    /// the result is debugfs's own.
+    /// The first bytes of the file at `path`, at most `most`; empty if it does not exist. For anything but a
+    /// regular file the result is debugfs's own.
     pub fn head(&self, path: &str, most: u64) -> Result<Vec<u8>, DebugfsError> {
         Ok(self.run(&format!("cat {path}"), most)?.stdout)
     }
@@ -189,8 +189,8 @@ impl<'a> Ext4<'a> {
             .map_err(|source| self.failed(source))
     }
 
-    /// The outputs of `questions`, each of which is one request. They are separated by a random mark that an image cannot
-    /// contain.
+    /// The outputs of `questions`, each of which is one request. They are separated by a random mark that an
+    /// image cannot contain.
     fn ask(&self, questions: &[String]) -> Result<Vec<Vec<u8>>, DebugfsError> {
         if questions.is_empty() {
             return Ok(Vec::new());

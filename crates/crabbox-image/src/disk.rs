@@ -1,7 +1,8 @@
 //! The private writable disks of a lease.
 //!
-//! For our image it is an empty layer above the shared base, for a foreign image a private copy of the whole. The cost of
-//! neither may grow with the size of the disk, and neither may change its source image or leave an incomplete disk behind.
+//! For our image it is an empty layer above the shared base, for a foreign image a private copy of the whole.
+//! The cost of neither may grow with the size of the disk, and neither may change its source image or leave
+//! an incomplete disk behind.
 
 use std::os::fd::AsRawFd as _;
 use std::path::{Path, PathBuf};
@@ -19,10 +20,12 @@ use crate::inspect::{self, InspectError, Superblock};
 /// The label of a writable layer, which the guest may check before it mounts.
 pub(crate) const LAYER_LABEL: &str = "crabbox-layer";
 
-/// All format options of a layer are set here, so that the result does not depend on the host's `mke2fs.conf`.
+/// All format options of a layer are set here, so that the result does not depend on the host's
+/// `mke2fs.conf`.
 ///
-/// No journal: a layer never outlives its microVM. With `metadata_csum` the inode tables need not be written, so the cost is
-/// the same for every size. One backup superblock group less and packed metadata keep the file small.
+/// No journal: a layer never outlives its microVM. With `metadata_csum` the inode tables need not be written,
+/// so the cost is the same for every size. One backup superblock group less and packed metadata keep the file
+/// small.
 const LAYER_FEATURES: &str = "none,ext_attr,dir_index,filetype,extent,64bit,flex_bg,sparse_super2,large_file,\
                               huge_file,dir_nlink,extra_isize,metadata_csum";
 
@@ -107,11 +110,12 @@ pub struct DiskReport {
 
 /// Makes the new file `path` a private (mode 0600), empty, writable ext4 file system of `size_mib` MiB.
 ///
-/// The file is sparse: it takes some 100 KiB whatever its size. The guest should mount it with `noinit_itable`, or its
-/// kernel would write the unused inode tables in the background and make the file grow on the host.
+/// The file is sparse: it takes some 100 KiB whatever its size. The guest should mount it with
+/// `noinit_itable`, or its kernel would write the unused inode tables in the background and make the file
+/// grow on the host.
 ///
-/// It is formatted in memory and its few data blocks are copied: mke2fs syncs four times, each of which waits for a disk, and
-/// a layer never has to survive a power cut.
+/// It is formatted in memory and its few data blocks are copied: mke2fs syncs four times, each of which waits
+/// for a disk, and a layer never has to survive a power cut.
 pub fn make_layer(path: &Path, size_mib: u64) -> Result<(), DiskError> {
     if size_mib < LAYER_MIN_MIB {
         return Err(DiskError::LayerTooSmall { want_mib: size_mib });
@@ -166,9 +170,11 @@ fn run_mke2fs(memory: &Path, path: &Path, format: &Format) -> Result<(), DiskErr
     Ok(())
 }
 
-/// Copies the foreign image `image` to the new private file `disk` and grows its file system to `size_mib` MiB.
+/// Copies the foreign image `image` to the new private file `disk` and grows its file system to `size_mib`
+/// MiB.
 ///
-/// Size 0 keeps the image's own. The image must be a bare ext4 file system; it is only read. On an error `disk` is removed.
+/// Size 0 keeps the image's own. The image must be a bare ext4 file system; it is only read. On an error
+/// `disk` is removed.
 pub fn clone_rootfs(image: &Path, disk: &Path, size_mib: u64) -> Result<DiskReport, DiskError> {
     let facts = inspect::superblock(image)?;
     let length = files::open_regular(image)
@@ -248,11 +254,11 @@ fn confined(program: &str, confinement: &Arc<Confinement>) -> Cmd {
         .confined(Arc::clone(confinement))
         // If it outlived us, it could change a disk that belongs to the next lease by then.
         .dies_with_us()
-        // There is no mount table in the confinement, and a guest's disk is never mounted on the host: libext2fs,
-        // check_mntent.
+        // There is no mount table in the confinement, and a guest's disk is never mounted on the host:
+        // libext2fs, check_mntent.
         .env("EXT2FS_NO_MTAB_OK", "1")
-        // resize2fs checks in /sys whether inode tables may stay unwritten; every kernel that boots such a disk
-        // supports that: resize/main.c.
+        // resize2fs checks in /sys whether inode tables may stay unwritten; every kernel that boots such a
+        // disk supports that: resize/main.c.
         .env("RESIZE2FS_FORCE_LAZY_ITABLE_INIT", "1")
 }
 

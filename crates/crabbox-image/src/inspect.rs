@@ -1,7 +1,7 @@
 //! Detects the type of an image file from its first bytes.
 //!
-//! It decides "is this a root file system that we can boot" without mounting anything; if not, it names the type. It must
-//! never trust a length or offset in the image: it reads only fixed fields at fixed positions.
+//! It decides "is this a root file system that we can boot" without mounting anything; if not, it names the
+//! type. It must never trust a length or offset in the image: it reads only fixed fields at fixed positions.
 
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
@@ -12,7 +12,8 @@ use crabbox_host::files::{self, FileError};
 /// Offset of the ext superblock, in bytes; the format is in the kernel's `Documentation/filesystems/ext4`.
 const SUPERBLOCK_OFFSET: usize = 1024;
 
-/// Number of bytes read: they contain the superblock and every signature below, the farthest being Btrfs at 64 KiB + 0x40.
+/// Number of bytes read: they contain the superblock and every signature below, the farthest being Btrfs at
+/// 64 KiB + 0x40.
 const HEAD_BYTES: usize = 65 * 1024;
 
 /// The type of a file that is not a bare ext4 file system.

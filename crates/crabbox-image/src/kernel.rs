@@ -1,7 +1,9 @@
-//! The guest kernel: extracts the ELF from a distribution's bzImage, and checks whether Firecracker can boot a file.
+//! The guest kernel: extracts the ELF from a distribution's bzImage, and checks whether Firecracker can boot
+//! a file.
 //!
-//! Firecracker loads an uncompressed x86_64 ELF. A bzImage (`Documentation/arch/x86/boot.rst`) is a small real-mode loader
-//! with that ELF, compressed, as its payload. Nothing here may trust a length in the file, or decompress without a limit.
+//! Firecracker loads an uncompressed x86_64 ELF. A bzImage (`Documentation/arch/x86/boot.rst`) is a small
+//! real-mode loader with that ELF, compressed, as its payload. Nothing here may trust a length in the file,
+//! or decompress without a limit.
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -119,7 +121,8 @@ pub fn check_elf(path: &Path) -> Result<(), KernelError> {
     check_elf_header(&start)
 }
 
-/// Checks the first bytes of a kernel file, at least 64 of them (1024 to distinguish a bzImage from anything else).
+/// Checks the first bytes of a kernel file, at least 64 of them (1024 to distinguish a bzImage from anything
+/// else).
 pub(crate) fn check_elf_header(start: &[u8]) -> Result<(), KernelError> {
     if !start.starts_with(b"\x7fELF") {
         if is_bzimage(start) {
@@ -169,8 +172,8 @@ fn is_bzimage(image: &[u8]) -> bool {
     image.get(0x202..0x206) == Some(b"HdrS") && u16_at(image, 0x1fe) == Some(0xaa55)
 }
 
-/// Checks that `start`, the beginning of an ELF file, belongs to a statically linked x86_64 program; otherwise returns its
-/// type.
+/// Checks that `start`, the beginning of an ELF file, belongs to a statically linked x86_64 program;
+/// otherwise returns its type.
 pub(crate) fn check_static_program(start: &[u8]) -> Result<(), KernelError> {
     match check_elf_header(start) {
         Err(KernelError::NotAKernel { .. } | KernelError::Compressed) => Err(KernelError::WrongElf {
@@ -278,8 +281,8 @@ fn read_bounded(reader: impl Read, format: &'static str) -> Result<Vec<u8>, Kern
     Ok(elf)
 }
 
-/// Decodes the chunks of a legacy LZ4 stream (each has its compressed length, then one block) after the magic number. The
-/// kernel's build appends the uncompressed length of the whole, which ends the stream.
+/// Decodes the chunks of a legacy LZ4 stream (each has its compressed length, then one block) after the magic
+/// number. The kernel's build appends the uncompressed length of the whole, which ends the stream.
 fn lz4_legacy(stream: &[u8]) -> Result<Vec<u8>, KernelError> {
     let broken = |why: &'static str| KernelError::Decompress {
         format: "lz4",

@@ -1,6 +1,8 @@
-//! Images and disks: the content-addressed image store, build and import, private disks, seeds, and the guest contract.
+//! Images and disks: the content-addressed image store, build and import, private disks, seeds, and the guest
+//! contract.
 //!
-//! Foreign trees, archives and file systems are never mounted, and nothing in them may reach a file of this host.
+//! Foreign trees, archives and file systems are never mounted, and nothing in them may reach a file of this
+//! host.
 
 #![cfg_attr(
     test,

@@ -1,7 +1,7 @@
 //! The `.modinfo` section of a kernel module's ELF file (`elf(5)`): its dependencies.
 //!
-//! It is used instead of `modules.dep`, which does not exist yet in a package that was only unpacked. A damaged file gives
-//! `None` and must never cause a panic.
+//! It is used instead of `modules.dep`, which does not exist yet in a package that was only unpacked. A
+//! damaged file gives `None` and must never cause a panic.
 
 /// The modules that have to be loaded before this one; `None` if the bytes are not an ELF module.
 pub(crate) fn depends(module: &[u8]) -> Option<Vec<String>> {

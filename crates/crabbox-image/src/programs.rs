@@ -1,7 +1,7 @@
 //! The programs of the guest contract: what a lease needs in a guest, and their paths in distributions.
 //!
-//! It is the only list: build, import and doctor each use their part of it. It must never contain a path that only one of
-//! them checks.
+//! It is the only list: build, import and doctor each use their part of it. It must never contain a path that
+//! only one of them checks.
 
 use crabbox_guest_protocol::image::SSHD;
 
@@ -34,8 +34,8 @@ use Check::{Doctor, Import, Tree};
 /// The name of the program by which the lease's user becomes root. It must be set-uid root.
 pub const SUDO: &str = "sudo";
 
-/// The paths of a program that is found on `PATH`: the directories that an sshd without any configuration searches for a user
-/// who is not root, in Debian's build of it as in the original. `sbin` is not among them.
+/// The paths of a program that is found on `PATH`: the directories that an sshd without any configuration
+/// searches for a user who is not root, in Debian's build of it as in the original. `sbin` is not among them.
 macro_rules! on_path {
     ($name:literal) => {
         &[

@@ -1,7 +1,7 @@
 //! The seed of a guest: for our image a cpio archive after the initrd, for a foreign image a NoCloud volume.
 //!
-//! Both are made in memory, fresh for each lease. They contain the lease's private host key: a caller that writes them to a
-//! file must give it mode 0600 and remove it with the lease.
+//! Both are made in memory, fresh for each lease. They contain the lease's private host key: a caller that
+//! writes them to a file must give it mode 0600 and remove it with the lease.
 
 mod nocloud;
 
@@ -50,7 +50,8 @@ pub struct LeaseSeed {
     pub network: Option<SeedNetwork>,
     /// Absolute path of the work root.
     pub work_root: String,
-    /// Time of the host, in seconds since the Unix epoch; the guest's clock is set forward to it if it is behind.
+    /// Time of the host, in seconds since the Unix epoch; the guest's clock is set forward to it if it is
+    /// behind.
     pub unix_time: i64,
     /// Fresh random bytes, credited to the guest's pool.
     pub entropy: [u8; ENTROPY_BYTES],
@@ -58,7 +59,8 @@ pub struct LeaseSeed {
     pub volumes: Vec<String>,
 }
 
-/// The device name of volume number `index`, counted from 0, after the two drives that every lease of our image has.
+/// The device name of volume number `index`, counted from 0, after the two drives that every lease of our
+/// image has.
 fn volume_device(index: usize) -> Option<String> {
     let letter = ('c'..='z').nth(index)?;
     Some(format!("/dev/vd{letter}"))
@@ -128,14 +130,15 @@ impl LeaseSeed {
         files
     }
 
-    /// The archive to append to the initrd, whose length must be a multiple of four, as [`crate::initrd::build`] guarantees.
+    /// The archive to append to the initrd, whose length must be a multiple of four, as
+    /// [`crate::initrd::build`] guarantees.
     pub fn to_cpio(&self) -> Vec<u8> {
         to_cpio(&self.files())
     }
 }
 
-/// The seed of a template of our own image: without an identity, and with a host key that is discarded before the first
-/// restore.
+/// The seed of a template of our own image: without an identity, and with a host key that is discarded before
+/// the first restore.
 #[derive(Clone)]
 pub struct TemplateSeed {
     /// The SSH host key, in OpenSSH's private key format.

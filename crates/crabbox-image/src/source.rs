@@ -1,7 +1,8 @@
-//! Sources of an image's root tree other than Debian packages: a directory, a tar archive, an OCI image on disk.
+//! Sources of an image's root tree other than Debian packages: a directory, a tar archive, an OCI image on
+//! disk.
 //!
-//! The contents are untrusted: no entry may reach outside the tree, become a device of this host, or be used if its digest
-//! is not the one in its manifest. Nothing is fetched here.
+//! The contents are untrusted: no entry may reach outside the tree, become a device of this host, or be used
+//! if its digest is not the one in its manifest. Nothing is fetched here.
 
 use std::fs::File;
 use std::io::Read as _;
@@ -21,11 +22,12 @@ mod packing;
 
 use packing::Packing;
 
-/// Maximum total length of a tree's files including holes, in bytes: the digest of an image requires reading it completely.
+/// Maximum total length of a tree's files including holes, in bytes: the digest of an image requires reading
+/// it completely.
 const SPAN_LIMIT: u64 = 256 << 30;
 
-/// Maximum number of directories above an entry. A path of the kernel has at most 2048 parts; the deepest trees in use, of
-/// nested packages, have some dozens.
+/// Maximum number of directories above an entry. A path of the kernel has at most 2048 parts; the deepest
+/// trees in use, of nested packages, have some dozens.
 const DEPTH_LIMIT: usize = 256;
 
 /// The number of characters of a refused entry's long name that are shown.
@@ -38,7 +40,8 @@ pub enum Source {
     Directory(PathBuf),
     /// A tar archive of a root tree, plain or compressed.
     Tar(PathBuf),
-    /// An OCI image layout, as a directory or a tar archive of it (`skopeo copy … oci:DIR`, `oci-archive:FILE`).
+    /// An OCI image layout, as a directory or a tar archive of it (`skopeo copy … oci:DIR`,
+    /// `oci-archive:FILE`).
     Oci {
         /// The layout.
         path: PathBuf,
@@ -254,8 +257,8 @@ impl SourceError {
 }
 
 impl Source {
-    /// Interprets a source from the command line; a path is relative to `cwd`. Inspects the file to distinguish a directory,
-    /// a layout and an archive.
+    /// Interprets a source from the command line; a path is relative to `cwd`. Inspects the file to
+    /// distinguish a directory, a layout and an archive.
     pub fn named(text: &str, cwd: &Path) -> Result<Self, SourceError> {
         if let Some(rest) = text
             .strip_prefix("oci:")

@@ -7,8 +7,8 @@
 //! <store>/lock                held while an image is built, added or removed
 //! ```
 //!
-//! An image appears complete or not at all and is never changed afterwards. A damaged image must never hide others, and a
-//! name must never resolve to an image whose record does not match its directory.
+//! An image appears complete or not at all and is never changed afterwards. A damaged image must never hide
+//! others, and a name must never resolve to an image whose record does not match its directory.
 
 #![expect(
     clippy::disallowed_methods,
@@ -183,7 +183,8 @@ impl Store {
         self.root.join("names")
     }
 
-    /// Every image, and every directory that should be one but is unusable. Reads only the records, not the files.
+    /// Every image, and every directory that should be one but is unusable. Reads only the records, not the
+    /// files.
     pub fn list(&self) -> Result<Listing, StoreError> {
         let names = self.all_names()?;
         let mut listing = Listing::default();
@@ -254,8 +255,8 @@ impl Store {
     }
 }
 
-/// The names in `dir`, sorted. Temporary files begin with a dot and are left out, and so are names that are not UTF-8, which
-/// we never write.
+/// The names in `dir`, sorted. Temporary files begin with a dot and are left out, and so are names that are
+/// not UTF-8, which we never write.
 fn entries(dir: &Path) -> Result<Vec<String>, FileError> {
     let fail = |source| FileError::io("list", dir, source);
     let mut names = Vec::new();

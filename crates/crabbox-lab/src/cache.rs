@@ -1,8 +1,10 @@
-//! A cache, shared by all clones of this user, of things that are slow to make and seldom change: images and their inputs.
+//! A cache, shared by all clones of this user, of things that are slow to make and seldom change: images and
+//! their inputs.
 //!
-//! An entry is a directory named by the digest of its recipe. One process at a time makes it under another name, and renames it when it is complete;
-//! before each use every file in it is checked against the digests recorded when it was made. It must never be written to after that, except for
-//! additional files (a lock, say).
+//! An entry is a directory named by the digest of its recipe. One process at a time makes it under another
+//! name, and renames it when it is complete; before each use every file in it is checked against the digests
+//! recorded when it was made. It must never be written to after that, except for additional files (a lock,
+//! say).
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -57,7 +59,8 @@ pub struct Entry {
 }
 
 impl Cache {
-    /// The cache of this user: `crabbox/lab` in the cache directory (XDG Base Directory Specification), or below `target/` if there is none.
+    /// The cache of this user: `crabbox/lab` in the cache directory (XDG Base Directory Specification), or
+    /// below `target/` if there is none.
     pub fn of_user() -> Self {
         #[expect(
             clippy::disallowed_methods,
@@ -86,7 +89,8 @@ impl Cache {
         &self.dir
     }
 
-    /// The entry `kind` for the recipe with the digest `key`. If it is missing or damaged, `make` fills an empty directory.
+    /// The entry `kind` for the recipe with the digest `key`. If it is missing or damaged, `make` fills an
+    /// empty directory.
     pub fn entry(&self, kind: &str, key: &str, make: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
         let name = format!("{kind}-{key}");
         files::create_private_dir(&self.dir)?;
@@ -137,7 +141,8 @@ impl Cache {
         Ok(entries)
     }
 
-    /// Removes the entry `name`; `false` if it does not exist or a process holds it. A running lab keeps its open files.
+    /// Removes the entry `name`; `false` if it does not exist or a process holds it. A running lab keeps its
+    /// open files.
     pub fn remove(&self, name: &str) -> Result<bool> {
         ensure!(
             !name.is_empty() && !name.contains('/') && !name.starts_with('.'),
@@ -184,7 +189,8 @@ impl Cache {
                 continue;
             };
             if let Some(_lock) = FileLock::try_acquire(&self.dir.join(format!("{name}{LOCK}")))? {
-                // A killed build's child may still write or have something mounted for a moment; then the next call removes the rest.
+                // A killed build's child may still write or have something mounted for a moment; then the
+                // next call removes the rest.
                 remove_tree(&entry.path()).ok();
             }
         }
@@ -233,10 +239,11 @@ fn digests(dir: &Path) -> Result<BTreeMap<String, String>> {
     Ok(found)
 }
 
-/// Digest of a file's mode, length and contents, or of a symlink's target. Holes are skipped, since reading a sparse disk would take seconds.
+/// Digest of a file's mode, length and contents, or of a symlink's target. Holes are skipped, since reading a
+/// sparse disk would take seconds.
 ///
-/// The position of holes does not matter: file systems fill and create holes by themselves on writeback (delayed allocation, unwritten extents). So
-/// only blocks that are not zero count, each with its position.
+/// The position of holes does not matter: file systems fill and create holes by themselves on writeback
+/// (delayed allocation, unwritten extents). So only blocks that are not zero count, each with its position.
 fn digest_of(path: &Path) -> Result<String> {
     let context = || format!("cannot read {}", path.display());
     let meta = fs::symlink_metadata(path).with_context(context)?;

@@ -1,5 +1,6 @@
-//! The KVM host on which developers' tasks and end-to-end tests lease: the emulated lab, its installation, and the choice between it and this
-//! machine. It must never become part of the product, nor decide what a test claims.
+//! The KVM host on which developers' tasks and end-to-end tests lease: the emulated lab, its installation,
+//! and the choice between it and this machine. It must never become part of the product, nor decide what a
+//! test claims.
 #![expect(
     clippy::print_stderr,
     reason = "a developer's tool: how far it came is shown while it works"

@@ -1,6 +1,7 @@
 //! The payload of the lab: our binaries, Firecracker and guest images, built or fetched once.
 //!
-//! Each part is keyed by its inputs, so that a second call does nothing, even from another clone. Nothing here may be installed on this host.
+//! Each part is keyed by its inputs, so that a second call does nothing, even from another clone. Nothing
+//! here may be installed on this host.
 
 use std::path::{Path, PathBuf};
 
@@ -21,7 +22,8 @@ mod cloud;
 /// Test files for which cargo also builds our programs, those of their packages.
 pub const PROGRAMS_OF: [&str; 2] = ["cli", "fake_vmm"];
 
-/// Crates of the program that the tests compile with an extra feature; without it, cargo would compile them twice.
+/// Crates of the program that the tests compile with an extra feature; without it, cargo would compile them
+/// twice.
 const AS_TESTED: [(&str, &str); 5] = [
     ("crabbox-image", "crabbox-image/fuzzing"),
     ("crabbox-machine", "crabbox-machine/fuzzing"),
@@ -37,7 +39,8 @@ pub struct Payload {
     pub crabbox: PathBuf,
     /// The guest's first process.
     pub guest: PathBuf,
-    /// A directory with `bin/firecracker`, `bin/jailer` and the image store `images/`; changes only with its parts.
+    /// A directory with `bin/firecracker`, `bin/jailer` and the image store `images/`; changes only with its
+    /// parts.
     pub artefacts: PathBuf,
 }
 
@@ -117,7 +120,8 @@ pub(crate) fn program(build: Build) -> Result<PathBuf> {
     }
 }
 
-/// The packages to name to cargo for building the program so that a later run of the tests finds all of it compiled.
+/// The packages to name to cargo for building the program so that a later run of the tests finds all of it
+/// compiled.
 pub fn quick_packages() -> Vec<&'static str> {
     let mut args = vec!["--package", "crabbox", "--package", "xtask"];
     for (package, feature) in AS_TESTED {

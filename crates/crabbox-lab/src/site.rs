@@ -1,8 +1,9 @@
 //! The KVM host on which leases are made: this machine if a boot proved that its KVM works, else the lab.
 //!
-//! In the lab our program, Firecracker, the image and a CNI network are installed as a user would do it. On this machine nothing is installed and the
-//! user's files are not touched: home, state and caches are below `target/lab/local`. Either way a record `lab.json` says how to run a command there,
-//! which is all that the end-to-end tests know.
+//! In the lab our program, Firecracker, the image and a CNI network are installed as a user would do it. On
+//! this machine nothing is installed and the user's files are not touched: home, state and caches are below
+//! `target/lab/local`. Either way a record `lab.json` says how to run a command there, which is all that the
+//! end-to-end tests know.
 
 use std::fs;
 use std::io::{BufRead as _, BufReader};
@@ -31,8 +32,9 @@ pub const RESIDUE: &str = include_str!("site/residue.sh");
 const CURRENT: &str = "current";
 /// The name of this machine as a host of tests.
 pub const LOCAL: &str = "local";
-/// How long a guest on this machine's own KVM may be silent. On hardware the boot takes a quarter of a second; with more than this limit the tests
-/// would be no faster than in a lab, so a lab is the right choice even if the guest would come up eventually.
+/// How long a guest on this machine's own KVM may be silent. On hardware the boot takes a quarter of a
+/// second; with more than this limit the tests would be no faster than in a lab, so a lab is the right choice
+/// even if the guest would come up eventually.
 const BOOT_LIMIT: Duration = Duration::from_secs(5);
 /// How long one command may take.
 const LIMIT: Duration = Duration::from_mins(15);
@@ -84,7 +86,8 @@ impl Prepared {
         })
     }
 
-    /// The existing hosts, each locked against removal while it is held; without those that another task has exclusively.
+    /// The existing hosts, each locked against removal while it is held; without those that another task has
+    /// exclusively.
     pub fn all_used() -> Result<Vec<Self>> {
         let mut all = Vec::new();
         for name in Self::all().into_iter().map(|host| host.name) {
@@ -148,7 +151,8 @@ pub struct Site {
     _alone: Option<Alone>,
 }
 
-/// Builds missing parts, then chooses and prepares the site: this machine if a boot proved that its KVM works, else the lab `name`.
+/// Builds missing parts, then chooses and prepares the site: this machine if a boot proved that its KVM
+/// works, else the lab `name`.
 pub fn choose(images: Images, build: Build, name: &str) -> Result<(Payload, Site)> {
     let (payload, kvm_works) = prepare(images, build)?;
     let site = if kvm_works {
@@ -172,9 +176,10 @@ pub fn choose_for_tests(names: &[&str]) -> Result<()> {
     are_current(names)
 }
 
-/// Builds missing parts, and finds out whether this machine's KVM works. Installing packages, making an image and waiting for a guest use at most one
-/// processor, so the program is compiled in parallel. If this is a virtual machine, whose KVM seldom works, the lab's system is also made in parallel
-/// with the image: waiting for the verdict first would take as long as making it. The verdict comes from the program.
+/// Builds missing parts, and finds out whether this machine's KVM works. Installing packages, making an image
+/// and waiting for a guest use at most one processor, so the program is compiled in parallel. If this is a
+/// virtual machine, whose KVM seldom works, the lab's system is also made in parallel with the image: waiting
+/// for the verdict first would take as long as making it. The verdict comes from the program.
 fn prepare(images: Images, build: Build) -> Result<(Payload, bool)> {
     // Only root can install missing packages; report it to others before minutes of compiling.
     if !rustix::process::geteuid().is_root() {
@@ -265,12 +270,14 @@ fn kvm_works(payload: &Payload) -> Result<bool> {
 }
 
 impl Site {
-    /// The processor time used by all threads of the lab's emulator, in milliseconds; unaffected by other load on this machine.
+    /// The processor time used by all threads of the lab's emulator, in milliseconds; unaffected by other
+    /// load on this machine.
     pub fn processor_ms(&self) -> Option<f64> {
         emulated_ms(self.emulator?)
     }
 
-    /// Starts the lab `name` from scratch and installs `payload` in it: no test may see leftovers of an earlier one.
+    /// Starts the lab `name` from scratch and installs `payload` in it: no test may see leftovers of an
+    /// earlier one.
     pub fn lab(name: &str, payload: &Payload) -> Result<Self> {
         let alone = Alone::wait(name)?;
         alone.remove()?;
@@ -368,16 +375,17 @@ impl Site {
         Ok(self.cmd(&format!("cd && {script}")).capture()?)
     }
 
-    /// Runs a shell script there in the home directory, and passes every line to `heard` as it comes, with standard output and standard error
-    /// interleaved as in a terminal. Everything that the script started is told to end when this process ends, so that an interrupt leaves no command
-    /// behind.
+    /// Runs a shell script there in the home directory, and passes every line to `heard` as it comes, with
+    /// standard output and standard error interleaved as in a terminal. Everything that the script started is
+    /// told to end when this process ends, so that an interrupt leaves no command behind.
     pub fn listen(&self, script: &str, heard: impl FnMut(&str)) -> Result<ExitStatus> {
         self.listen_for(LIMIT, script, heard)
     }
 
-    /// The same within `limit`. `timeout` has its own process group, so that it can end all of it; an interrupt at a terminal goes to the other
-    /// group, ours. So the kernel signals `timeout` when its parent ends, and `timeout` signals its child and then its group. Its child is always the
-    /// shell: a command that was signalled twice would end at once and not give its lease back.
+    /// The same within `limit`. `timeout` has its own process group, so that it can end all of it; an
+    /// interrupt at a terminal goes to the other group, ours. So the kernel signals `timeout` when its parent
+    /// ends, and `timeout` signals its child and then its group. Its child is always the shell: a command
+    /// that was signalled twice would end at once and not give its lease back.
     fn listen_for(&self, limit: Duration, script: &str, mut heard: impl FnMut(&str)) -> Result<ExitStatus> {
         let within = format!(
             "exec setpriv --pdeathsig TERM timeout --kill-after {} {} sh -c {}",
@@ -448,7 +456,8 @@ mod tests {
     fn a_command_that_is_listened_to_is_told_when_we_end() {
         let dir = tempfile::tempdir().unwrap();
         let told = dir.path().join("told");
-        // A shell in the script, standing in for a command that the script started; it redirects its output because the reader goes away.
+        // A shell in the script, standing in for a command that the script started; it redirects its output
+        // because the reader goes away.
         let command = format!(
             "trap \"touch {}; exit 1\" TERM; echo ready; exec >/dev/null 2>&1; for i in $(seq 300); do sleep 0.1; done",
             told.display()

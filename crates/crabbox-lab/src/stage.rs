@@ -8,7 +8,8 @@ use anyhow::{Context as _, Result};
 /// Returns to the beginning of a terminal's line and clears it.
 const ANEW: &str = "\r\x1b[K";
 
-/// Does `work` and reports how long it took; a failure names the stage. Lines of concurrent stages do not mix.
+/// Does `work` and reports how long it took; a failure names the stage. Lines of concurrent stages do not
+/// mix.
 pub fn stage<T>(what: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
     let started = Instant::now();
     let anew = if std::io::stderr().is_terminal() { ANEW } else { "" };

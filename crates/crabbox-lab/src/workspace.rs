@@ -33,7 +33,8 @@ pub fn root() -> &'static Path {
     manifest.ancestors().nth(2).unwrap_or(manifest)
 }
 
-/// The directory of everything that the lab keeps; below the default target directory even if cargo builds elsewhere, so that it is found again.
+/// The directory of everything that the lab keeps; below the default target directory even if cargo builds
+/// elsewhere, so that it is found again.
 pub(crate) fn lab_dir() -> PathBuf {
     root().join("target/lab")
 }
@@ -43,9 +44,10 @@ pub fn target_dir() -> PathBuf {
     root().join("target")
 }
 
-/// The cargo that built this, in the workspace, with the environment of a call from outside of cargo: a build script that depends on a variable about
-/// its package (`ring`'s does) would run again because xtask's differs, and half of the workspace would be recompiled. The target directory does not
-/// depend on the caller either: the products are looked for in one place.
+/// The cargo that built this, in the workspace, with the environment of a call from outside of cargo: a build
+/// script that depends on a variable about its package (`ring`'s does) would run again because xtask's
+/// differs, and half of the workspace would be recompiled. The target directory does not depend on the caller
+/// either: the products are looked for in one place.
 pub fn cargo() -> Cmd {
     OF_PACKAGE
         .iter()

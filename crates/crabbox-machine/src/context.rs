@@ -1,5 +1,5 @@
-//! The environment of every use case: where state is stored, and the path of this program. It is passed in by the
-//! binary and must never be read from the process environment here.
+//! The environment of every use case: where state is stored, and the path of this program. It is passed in by
+//! the binary and must never be read from the process environment here.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -25,8 +25,8 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// Directory for the control sockets of shared SSH connections. It is created only by a caller that is about to use
-    /// it, so that a read-only command changes nothing.
+    /// Directory for the control sockets of shared SSH connections. It is created only by a caller that is
+    /// about to use it, so that a read-only command changes nothing.
     pub fn control_dir(&self) -> Result<PrivateDir, ControlError> {
         control::directory(self.runtime.as_deref())
     }

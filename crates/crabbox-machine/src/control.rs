@@ -1,8 +1,8 @@
-//! The control protocol of a lease's supervisor: one request and one reply, each one line of JSON, over a socket in the
-//! lease's directory.
+//! The control protocol of a lease's supervisor: one request and one reply, each one line of JSON, over a
+//! socket in the lease's directory.
 //!
-//! A reply is informational and never a proof: nothing may be torn down, ended or kept because of what a supervisor
-//! says. The lease's lock, its journal and the identity of its processes decide. The socket of a
+//! A reply is informational and never a proof: nothing may be torn down, ended or kept because of what a
+//! supervisor says. The lease's lock, its journal and the identity of its processes decide. The socket of a
 //! killed supervisor refuses connections: every caller must be able to work without the reply.
 
 pub mod client;
@@ -31,19 +31,20 @@ pub enum Verb {
         /// The filter as `CRABBOX_LOG` spells it.
         filter: String,
     },
-    /// Ends the lease, as SIGTERM does: once the supervisor gets the lease's lock, it tears down what is left.
+    /// Ends the lease, as SIGTERM does: once the supervisor gets the lease's lock, it tears down what is
+    /// left.
     End,
-    /// Ends the lease unless a client has taken it: it is a pool member, finished or in the making, and another lease
-    /// needs its room.
+    /// Ends the lease unless a client has taken it: it is a pool member, finished or in the making, and
+    /// another lease needs its room.
     GiveWay,
-    /// Claims a lease of this pool: the first client to ask gets it, and the connection continues as that of a lease
-    /// that is being made ([`crate::protocol`]).
+    /// Claims a lease of this pool: the first client to ask gets it, and the connection continues as that of
+    /// a lease that is being made ([`crate::protocol`]).
     Claim {
         /// The pool's key.
         pool: String,
     },
-    /// Changes nothing: reports that a lease of its pool was taken, so that the supervisor knows that the pool is in
-    /// use.
+    /// Changes nothing: reports that a lease of its pool was taken, so that the supervisor knows that the
+    /// pool is in use.
     PoolUsed,
 }
 

@@ -1,10 +1,11 @@
 //! Crash points for tests: they make a process die, as by `kill -9`, or stop, exactly at one journal entry.
 //!
-//! A point is written `<process>:<step>:<phase>`, for example `supervisor:attach:begun`; phases are `begun` (the intent
-//! is written, the effect has not happened) and `done` (the effect has happened and is marked). The creation of a
-//! template has its own points in the command line: `cli:seal:begun` and `cli:publish`, that of a lease on another
-//! machine `cli:keys:begun` and `cli:keys:done`. With the suffix `:wait` the process stops there until it gets SIGCONT.
-//! Only tests may arm a failpoint, and an unarmed one must cost no more than a comparison.
+//! A point is written `<process>:<step>:<phase>`, for example `supervisor:attach:begun`; phases are `begun`
+//! (the intent is written, the effect has not happened) and `done` (the effect has happened and is marked).
+//! The creation of a template has its own points in the command line: `cli:seal:begun` and `cli:publish`,
+//! that of a lease on another machine `cli:keys:begun` and `cli:keys:done`. With the suffix `:wait` the
+//! process stops there until it gets SIGCONT. Only tests may arm a failpoint, and an unarmed one must cost no
+//! more than a comparison.
 
 use std::fmt;
 

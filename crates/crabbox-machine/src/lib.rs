@@ -1,7 +1,7 @@
 //! The lifecycle of a microVM on this host: acquisition, supervision and teardown of a lease.
 //!
-//! Every effect has a journal entry before it, and every destructive step takes a proof of ownership. Nothing here may
-//! print, read configuration or the environment, or know other providers.
+//! Every effect has a journal entry before it, and every destructive step takes a proof of ownership. Nothing
+//! here may print, read configuration or the environment, or know other providers.
 
 pub mod context;
 pub mod control;

@@ -1,5 +1,5 @@
-//! The stages of a lease's life: acquired, watched, adopted, torn down. Each works through the lease's journal; none
-//! may have an effect without an entry.
+//! The stages of a lease's life: acquired, watched, adopted, torn down. Each works through the lease's
+//! journal; none may have an effect without an entry.
 
 pub mod acquire;
 pub mod adopt;

@@ -1,7 +1,8 @@
 //! Which diagnostics are logged: the value of `CRABBOX_LOG`, of `-v`, and of a supervisor's log level.
 //!
-//! The syntax is a list of `TARGET=LEVEL` and bare levels, for example `debug` or `info,crabbox_machine=trace`. It must
-//! never interpret a misspelt level as the name of a target, which would silently disable logging.
+//! The syntax is a list of `TARGET=LEVEL` and bare levels, for example `debug` or
+//! `info,crabbox_machine=trace`. It must never interpret a misspelt level as the name of a target, which
+//! would silently disable logging.
 
 use std::str::FromStr;
 
@@ -67,7 +68,8 @@ impl FromStr for LogFilter {
         let mut targets = Targets::new();
         for directive in comma_list::items(text) {
             let (target, level) = directive.split_once('=').unwrap_or((OURS, directive));
-            // `LevelFilter` also parses numbers and the empty string, which users would not recognise as levels.
+            // `LevelFilter` also parses numbers and the empty string, which users would not recognise as
+            // levels.
             if level.is_empty() || !level.bytes().all(|byte| byte.is_ascii_alphabetic()) {
                 return Err(refused("a level is a word"));
             }

@@ -1,7 +1,7 @@
 //! The request from the command line to the supervisor: a complete description of a lease.
 //!
-//! Everything is resolved before the request is written: absolute paths, chosen images, network mode. The supervisor
-//! must never read configuration or the environment.
+//! Everything is resolved before the request is written: absolute paths, chosen images, network mode. The
+//! supervisor must never read configuration or the environment.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -82,8 +82,8 @@ pub struct AcquireRequest {
     pub failpoint: String,
 }
 
-/// Additional memory for a VMM while it writes its guest's memory to a file, in MiB: the file's pages are charged to
-/// its control group until they are on the disk.
+/// Additional memory for a VMM while it writes its guest's memory to a file, in MiB: the file's pages are
+/// charged to its control group until they are on the disk.
 const FREEZING_MIB: u64 = 256;
 
 impl AcquireRequest {
@@ -135,8 +135,8 @@ pub struct Job {
 pub struct Pool {
     /// The key of the pool: identifies the common properties, in the form that a label can hold.
     pub key: String,
-    /// The image of its leases as requested, empty for the default one, which may change while a request to fill the
-    /// pool waits.
+    /// The image of its leases as requested, empty for the default one, which may change while a request to
+    /// fill the pool waits.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub image: String,
     /// The number of members.
@@ -213,7 +213,8 @@ pub enum Start {
     /// Its kernel boots.
     #[default]
     Boot,
-    /// It boots, and is snapshotted before it has an identity: the result is the parts of a template, not a lease.
+    /// It boots, and is snapshotted before it has an identity: the result is the parts of a template, not a
+    /// lease.
     Freeze {
         /// The empty directory for the parts, on the file system of the leases.
         dir: PathBuf,

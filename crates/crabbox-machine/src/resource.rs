@@ -1,5 +1,5 @@
-//! The resources of a lease: network, disk, control group, VMM, connection. Each file makes one kind of resource and
-//! contains its undo.
+//! The resources of a lease: network, disk, control group, VMM, connection. Each file makes one kind of
+//! resource and contains its undo.
 
 pub mod cgroup;
 pub mod connection;

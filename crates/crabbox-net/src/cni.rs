@@ -1,8 +1,9 @@
 //! The `cni` mode: an outer address from any chain of the host's CNI plugins.
 //!
-//! The plan is made once, from the configuration, and saved; attach and detach work from the plan. A chain with any other
-//! result than one IPv4 address for the interface is undone at once, and must never stay half attached. The plugins own what
-//! they make on the host; we add one table, which closes the host itself to the guest.
+//! The plan is made once, from the configuration, and saved; attach and detach work from the plan. A chain
+//! with any other result than one IPv4 address for the interface is undone at once, and must never stay half
+//! attached. The plugins own what they make on the host; we add one table, which closes the host itself to
+//! the guest.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
@@ -211,7 +212,8 @@ pub fn attach_cni(attachment: &Attachment) -> Result<Outer, AttachCniError> {
         undo: undo(),
     };
     let outer = outer_of(attachment, &result, seen).map_err(unfit)?;
-    // A guest with an address of its own can use any source address, so only the network's own rules can restrict it.
+    // A guest with an address of its own can use any source address, so only the network's own rules can
+    // restrict it.
     if outer.guest_tap.is_none() {
         let tag = tag_of(attachment).ok_or_else(|| {
             unfit(Misfit::NoTag {
@@ -309,8 +311,8 @@ fn outer_of(attachment: &Attachment, result: &CniResult, seen: Seen) -> Result<O
     })
 }
 
-/// The tap of a chain that ends in `tc-redirect-tap`: the result has the guest's interface, whose sandbox is the container
-/// id, and the tap of the same name.
+/// The tap of a chain that ends in `tc-redirect-tap`: the result has the guest's interface, whose sandbox is
+/// the container id, and the tap of the same name.
 fn guest_tap(result: &CniResult, container: &str) -> Result<Option<TapPartner>, Misfit> {
     let guests: Vec<_> = result
         .interfaces

@@ -1,9 +1,10 @@
-//! DNS for a guest: a forwarder that listens inside the lease's namespace and queries the host's resolvers from outside.
+//! DNS for a guest: a forwarder that listens inside the lease's namespace and queries the host's resolvers
+//! from outside.
 //!
-//! The guest may not reach any network of the host, and the host's resolver may be a stub on loopback; so the forwarder
-//! accepts each query at the guest's gateway and sends a new one from the host. Answers are passed on unchanged and not
-//! cached. The forwarder must never pass on anything but plain queries, never wait without a limit, and never work on more
-//! queries at once than its slots allow.
+//! The guest may not reach any network of the host, and the host's resolver may be a stub on loopback; so the
+//! forwarder accepts each query at the guest's gateway and sends a new one from the host. Answers are passed
+//! on unchanged and not cached. The forwarder must never pass on anything but plain queries, never wait
+//! without a limit, and never work on more queries at once than its slots allow.
 
 mod message;
 mod resolvers;
@@ -34,7 +35,8 @@ const UDP_SLOTS: usize = 64;
 /// Maximum number of open TCP connections; each may be idle for [`IDLE`].
 const TCP_SLOTS: usize = 16;
 
-/// Time limit of a TCP connection for one query, including the idle time before it, and for reading its answer.
+/// Time limit of a TCP connection for one query, including the idle time before it, and for reading its
+/// answer.
 const IDLE: Duration = Duration::from_secs(5);
 
 /// The longest message over UDP, and over TCP with its two bytes of length (RFC 1035, section 4.2).
@@ -83,8 +85,8 @@ pub struct Listeners {
 pub fn listen(netns: &Path, address: SocketAddr) -> Result<Listeners, DnsError> {
     netns::within(netns, || {
         let udp = UdpSocket::bind(address)?;
-        // Never block on either socket: poll(2) also reports a datagram whose checksum turns out to be wrong, and
-        // then there is nothing to read.
+        // Never block on either socket: poll(2) also reports a datagram whose checksum turns out to be wrong,
+        // and then there is nothing to read.
         udp.set_nonblocking(true)?;
         let tcp = TcpListener::bind(address)?;
         tcp.set_nonblocking(true)?;
@@ -104,8 +106,8 @@ pub fn listen(netns: &Path, address: SocketAddr) -> Result<Listeners, DnsError> 
     })
 }
 
-/// Serves queries until `stop` is readable or its other end is closed. Must run in the network namespace of the host. Open
-/// queries then end by themselves, within the time limit of a query.
+/// Serves queries until `stop` is readable or its other end is closed. Must run in the network namespace of
+/// the host. Open queries then end by themselves, within the time limit of a query.
 pub fn serve(listeners: &Listeners, resolvers: &Resolvers, stop: BorrowedFd<'_>) -> Result<(), DnsError> {
     let resolvers = Arc::new(resolvers.clone());
     let (udp_slots, tcp_slots) = (Slots::new(UDP_SLOTS), Slots::new(TCP_SLOTS));
@@ -148,16 +150,16 @@ pub fn serve(listeners: &Listeners, resolvers: &Resolvers, stop: BorrowedFd<'_>)
         {
             let resolvers = Arc::clone(&resolvers);
             on_thread(slot, move || {
-                // An error means that the guest hung up or was silent for too long; either way the connection ends
-                // here.
+                // An error means that the guest hung up or was silent for too long; either way the connection
+                // ends here.
                 converse(stream, &resolvers).ok();
             });
         }
     }
 }
 
-/// Runs `work` in a thread, which keeps `slot` until it ends. If no thread can be started, the query is lost, as by packet
-/// loss.
+/// Runs `work` in a thread, which keeps `slot` until it ends. If no thread can be started, the query is lost,
+/// as by packet loss.
 fn on_thread(slot: Slot, work: impl FnOnce() + Send + 'static) {
     let body = move || {
         work();
@@ -182,8 +184,8 @@ fn converse(mut stream: TcpStream, resolvers: &Resolvers) -> io::Result<()> {
     }
 }
 
-/// A stream whose next message must be complete by one deadline: with a limit per read, a client that sends single bytes
-/// could keep its slot forever.
+/// A stream whose next message must be complete by one deadline: with a limit per read, a client that sends
+/// single bytes could keep its slot forever.
 struct Until<'a> {
     stream: &'a mut TcpStream,
     deadline: Instant,
@@ -296,8 +298,8 @@ mod tests {
         let mut guest = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (mut stream, _) = listener.accept().unwrap();
         let dripping = std::thread::spawn(move || {
-            // The writer ends by itself, so a reader that restarted its time limit with each byte would see the end
-            // of the stream.
+            // The writer ends by itself, so a reader that restarted its time limit with each byte would see
+            // the end of the stream.
             for byte in [0xff; 200] {
                 if guest.write_all(&[byte]).is_err() {
                     break;
@@ -306,7 +308,8 @@ mod tests {
             }
         });
         let error = read_framed(&mut stream, Instant::now() + Duration::from_millis(100)).unwrap_err();
-        // The kernel reports an expired socket timeout as the first, `left` an expired deadline as the second.
+        // The kernel reports an expired socket timeout as the first, `left` an expired deadline as the
+        // second.
         let over = [io::ErrorKind::WouldBlock, io::ErrorKind::TimedOut];
         assert!(over.contains(&error.kind()), "{error:?}");
         drop(stream);

@@ -1,7 +1,9 @@
-//! The inner network of a lease: the tap, the fixed addresses, and the mapping of the outer address onto the guest.
+//! The inner network of a lease: the tap, the fixed addresses, and the mapping of the outer address onto the
+//! guest.
 //!
-//! It is the same in every lease, so that a snapshot of a guest fits all of them. Everything here belongs to the namespace
-//! and disappears with it, so there is no undo; nothing here may touch the host's own namespace.
+//! It is the same in every lease, so that a snapshot of a guest fits all of them. Everything here belongs to
+//! the namespace and disappears with it, so there is no undo; nothing here may touch the host's own
+//! namespace.
 
 use std::io;
 use std::net::Ipv4Addr;
@@ -62,7 +64,8 @@ pub enum MapError {
         /// The name.
         name: String,
     },
-    /// The outer subnet overlaps the inner one, so that the namespace could not distinguish the guest from a neighbour.
+    /// The outer subnet overlaps the inner one, so that the namespace could not distinguish the guest from a
+    /// neighbour.
     #[error(
         "the outer network {outer} overlaps {TAP_ADDRESS}/{INNER_PREFIX}, which every guest uses; choose another subnet for it"
     )]
@@ -112,8 +115,8 @@ pub enum MapError {
     },
 }
 
-/// Makes the tap and maps the outer address onto the guest. If the chain made the tap (`outer.guest_tap`), there is nothing
-/// to do.
+/// Makes the tap and maps the outer address onto the guest. If the chain made the tap (`outer.guest_tap`),
+/// there is nothing to do.
 pub fn map_inner(inner: &Inner) -> Result<(), MapError> {
     if inner.outer.guest_tap.is_some() {
         return Ok(());
@@ -123,8 +126,8 @@ pub fn map_inner(inner: &Inner) -> Result<(), MapError> {
     map_outer(inner)
 }
 
-/// Makes the tap with our end's address and nothing else: the namespace does not forward yet. A machine can be started on it
-/// while the outer side is still being made.
+/// Makes the tap with our end's address and nothing else: the namespace does not forward yet. A machine can
+/// be started on it while the outer side is still being made.
 pub fn make_tap(netns: &Path, tap: &str, owner: Option<(u32, u32)>) -> Result<(), MapError> {
     if !valid_name(tap) {
         return Err(MapError::Name { name: tap.to_owned() });
@@ -207,7 +210,8 @@ fn build_tap(netns: &Path, tap: &str, owner: Option<(u32, u32)>) -> Result<(), M
     netlink.set_up(tap).map_err(link)
 }
 
-/// Writes kernel settings of the namespace. On a kernel without IPv6 its settings do not exist and are skipped.
+/// Writes kernel settings of the namespace. On a kernel without IPv6 its settings do not exist and are
+/// skipped.
 fn settings(netns: &Path, names: &[&str], value: &'static str) -> Result<(), MapError> {
     for name in names {
         let setting = Path::new("/proc/sys/net").join(name);

@@ -1,12 +1,12 @@
-//! The network of a lease: an outer address from CNI or our own NAT, one tap with a fixed inner network, and between them
-//! the mapping and the policy.
+//! The network of a lease: an outer address from CNI or our own NAT, one tap with a fixed inner network, and
+//! between them the mapping and the policy.
 //!
 //! ```text
 //!   host                      namespace of the lease                        guest
 //!   bridge/veth  <-- outer --> veth0 10.x.y.z --nft 1:1-- tap0 172.16.0.1 <-- virtio --> 172.16.0.2
 //! ```
-//! All that the undo of an attachment needs is in its saved struct. Teardown must never read the current configuration, and
-//! must never delete a link or table whose name and label are not those of the lease.
+//! All that the undo of an attachment needs is in its saved struct. Teardown must never read the current
+//! configuration, and must never delete a link or table whose name and label are not those of the lease.
 
 pub mod cni;
 pub mod dns;

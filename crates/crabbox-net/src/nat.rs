@@ -6,10 +6,10 @@
 //!   table ip crabbox_host:  set forwarding = the interfaces whose forwarding we enabled; packets that arrive there and are not for
 //!                           one of our links are dropped
 //! ```
-//! [`attach_nat`] and [`detach_nat`] change what leases share and so must run under the engine's allocation lock. A link
-//! without our label must never be deleted, whatever its name is. An `accept` in our table does not override a `drop` in
-//! another program's (Docker's, firewalld's): [`passage()`] detects such drops, [`filters`] lists the chains, and we never
-//! edit them.
+//! [`attach_nat`] and [`detach_nat`] change what leases share and so must run under the engine's allocation
+//! lock. A link without our label must never be deleted, whatever its name is. An `accept` in our table does
+//! not override a `drop` in another program's (Docker's, firewalld's): [`passage()`] detects such drops,
+//! [`filters`] lists the chains, and we never edit them.
 
 mod blocks;
 mod forwarding;
@@ -195,8 +195,8 @@ fn build(spec: &NatSpec, host: Ipv4Addr, lease: Ipv4Addr) -> Result<Outer, NatEr
         .min(VETH_MTU);
     let here = netns::current().map_err(|source| NatError::HostNamespace { source })?;
     inside(spec, |netlink| {
-        // Create both ends in the namespace: if we die now, they disappear with it, and the host's end never exists
-        // without its label.
+        // Create both ends in the namespace: if we die now, they disappear with it, and the host's end never
+        // exists without its label.
         netlink.add_veth(&name, &spec.ifname)?;
         netlink.set_alias(&name, &spec.label())?;
         netlink.set_mtu(&name, mtu)?;
@@ -249,14 +249,15 @@ fn net(address: Ipv4Addr, prefix: u8) -> Ipv4Net {
     Ipv4Net::new(address, prefix).unwrap_or_else(|_| Ipv4Net::from(address))
 }
 
-/// Removes the link and the table; after the last lease also disables forwarding. Succeeds for what is already gone.
+/// Removes the link and the table; after the last lease also disables forwarding. Succeeds for what is
+/// already gone.
 pub fn detach_nat(spec: &NatSpec) -> Result<(), NatError> {
     spec.ends()?;
     remove(&spec.lease, &spec.tag)
 }
 
-/// Removes leftovers of a lease without a record, as found by [`owned_links`] or [`owned_tables`]. A tag without a link
-/// needs no lease: pass an empty one.
+/// Removes leftovers of a lease without a record, as found by [`owned_links`] or [`owned_tables`]. A tag
+/// without a link needs no lease: pass an empty one.
 pub fn remove(lease: &str, tag: &str) -> Result<(), NatError> {
     let name = format!("{LINK}{tag}");
     let link = |source| NatError::Link {
@@ -344,8 +345,9 @@ pub fn owned_links() -> Result<Vec<OwnedLink>, NatError> {
         .collect())
 }
 
-/// The tags of our tables on the host, except those of a forwarding test that is running ([`passage`](passage())):
-/// its links have no label and disappear with its process, and a table that outlives it counts as ours.
+/// The tags of our tables on the host, except those of a forwarding test that is running
+/// ([`passage`](passage())): its links have no label and disappear with its process, and a table that
+/// outlives it counts as ours.
 pub fn owned_tables() -> Result<Vec<String>, NatError> {
     // Check before and after, so that a test that starts or ends meanwhile is noticed.
     let mut on_trial = unlabelled_tags()?;

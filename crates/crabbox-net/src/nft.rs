@@ -1,12 +1,13 @@
-//! The `nft` program: one atomic transaction per call, in the namespace of the calling thread. No change may be split into
-//! two calls.
+//! The `nft` program: one atomic transaction per call, in the namespace of the calling thread. No change may
+//! be split into two calls.
 
 use std::path::Path;
 use std::time::Duration;
 
 use crabbox_host::command::{Captured, Cmd, CommandError};
 
-/// Path of `nft` on most distributions, where the `PATH` of unprivileged users does not lead; searched before `PATH`.
+/// Path of `nft` on most distributions, where the `PATH` of unprivileged users does not lead; searched before
+/// `PATH`.
 const PLACES: [&str; 4] = [
     "/usr/sbin/nft",
     "/sbin/nft",
@@ -14,8 +15,8 @@ const PLACES: [&str; 4] = [
     "/usr/bin/nft",
 ];
 
-/// Time limit. A transaction takes milliseconds, or a second or two while the kernel loads its modules for the first
-/// time; a minute allows for a heavily loaded host.
+/// Time limit. A transaction takes milliseconds, or a second or two while the kernel loads its modules for
+/// the first time; a minute allows for a heavily loaded host.
 const LIMIT: Duration = Duration::from_mins(1);
 
 /// Why a change of the packet filter failed. A change is all or nothing.

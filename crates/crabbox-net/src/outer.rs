@@ -1,5 +1,5 @@
-//! The outer side of a lease's network: the result that every network mode must yield. It holds values only and must never
-//! look at the host.
+//! The outer side of a lease's network: the result that every network mode must yield. It holds values only
+//! and must never look at the host.
 
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -34,8 +34,8 @@ pub struct Outer {
     pub dns: Vec<IpAddr>,
     /// The MTU of the interface, in bytes.
     pub mtu: u32,
-    /// Set if the chain ended in `tc-redirect-tap` or similar: the guest itself has `address`, on this tap. Then there is no
-    /// inner network, [`crate::map_inner`] has nothing to do, and our policy does not apply.
+    /// Set if the chain ended in `tc-redirect-tap` or similar: the guest itself has `address`, on this tap.
+    /// Then there is no inner network, [`crate::map_inner`] has nothing to do, and our policy does not apply.
     pub guest_tap: Option<TapPartner>,
 }
 

@@ -1,7 +1,8 @@
 //! What a guest may reach and who may reach it, as an nft rule set for the namespace of its lease.
 //!
-//! Only the host itself may open connections to the guest. The guest reaches the internet, but not the host, its networks or
-//! other leases. The rule set is text made only from typed values: no text from a user or a guest may enter it unchecked.
+//! Only the host itself may open connections to the guest. The guest reaches the internet, but not the host,
+//! its networks or other leases. The rule set is text made only from typed values: no text from a user or a
+//! guest may enter it unchecked.
 
 use std::fmt::Write as _;
 use std::net::Ipv4Addr;
@@ -15,8 +16,9 @@ use crate::inner::{GUEST_ADDRESS, Inner, TAP_ADDRESS};
 /// The networks of a site: private (RFC 1918) and carrier-grade NAT (RFC 6598) ranges.
 const SITE: [&str; 4] = ["10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10"];
 
-/// Ranges that are closed under every policy: the blocks of the IANA special-purpose registry (RFC 6890) that are not
-/// globally reachable, multicast, and the addresses outside of those blocks at which clouds serve a machine's credentials.
+/// Ranges that are closed under every policy: the blocks of the IANA special-purpose registry (RFC 6890) that
+/// are not globally reachable, multicast, and the addresses outside of those blocks at which clouds serve a
+/// machine's credentials.
 const SPECIAL: [&str; 12] = [
     "0.0.0.0/8",
     // Alibaba Cloud's metadata service, inside a range that `lan` opens.
@@ -37,13 +39,13 @@ const SPECIAL: [&str; 12] = [
     "224.0.0.0/3",
 ];
 
-/// Maximum number of open connections from a guest beyond its namespace. The host's connection tracking table, which all
-/// programs share (65,536 entries on a host with 2 GiB, `nf_conntrack_max`), has room for sixteen such guests; a build needs
-/// some hundreds.
+/// Maximum number of open connections from a guest beyond its namespace. The host's connection tracking
+/// table, which all programs share (65,536 entries on a host with 2 GiB, `nf_conntrack_max`), has room for
+/// sixteen such guests; a build needs some hundreds.
 const MOST_FLOWS: u32 = 4096;
 
-/// Rate of new connections per second from a guest, and the burst before the rate applies. A package manager opens some
-/// dozens.
+/// Rate of new connections per second from a guest, and the burst before the rate applies. A package manager
+/// opens some dozens.
 const NEW_FLOWS: &str = "300/second burst 2048 packets";
 
 /// DNS queries per second from a guest to the forwarder; each of them is a flow of the host.
@@ -61,14 +63,15 @@ const ETHERNET_MTU: u32 = 1500;
 pub struct Policy {
     /// The guest may open connections to the internet.
     pub internet: bool,
-    /// The guest may also reach private ranges beyond the host, but not the host and not its neighbours on the outer subnet.
+    /// The guest may also reach private ranges beyond the host, but not the host and not its neighbours on
+    /// the outer subnet.
     pub lan: bool,
     /// Destinations that the guest may reach regardless of the other settings.
     pub allow: Vec<Ipv4Net>,
     /// The guest may query the DNS forwarder at its gateway.
     pub dns: bool,
-    /// The host's own addresses (`crabbox_host::netlink::own_addresses`): the guest may not reach them, even public ones,
-    /// and connections from them to the guest count as the host's.
+    /// The host's own addresses (`crabbox_host::netlink::own_addresses`): the guest may not reach them, even
+    /// public ones, and connections from them to the guest count as the host's.
     pub host_addresses: Vec<Ipv4Addr>,
 }
 
@@ -197,8 +200,8 @@ fn incoming(inner: &Inner) -> String {
     rules
 }
 
-/// The guest assumes an MTU of 1500 bytes; if the outer network carries less, connections must negotiate a smaller segment
-/// size.
+/// The guest assumes an MTU of 1500 bytes; if the outer network carries less, connections must negotiate a
+/// smaller segment size.
 fn mss_clamp(inner: &Inner) -> String {
     let mut rules = String::new();
     if (1..ETHERNET_MTU).contains(&inner.outer.mtu) {

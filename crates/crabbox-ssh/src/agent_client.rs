@@ -1,7 +1,7 @@
 //! The agent on the remote side: one process over one session for everything that is asked of a lease.
 //!
-//! Replies come from a machine that runs foreign code: they are bounded and checked, and waited for no longer than the caller wants. A conversation
-//! that broke off must never be resumed, because its state is unknown.
+//! Replies come from a machine that runs foreign code: they are bounded and checked, and waited for no longer
+//! than the caller wants. A conversation that broke off must never be resumed, because its state is unknown.
 //!
 //! ```text
 //!   caller --requests--> pipe --\                          /--> login shell -> sh -> the agent
@@ -175,7 +175,8 @@ impl fmt::Display for End {
 }
 
 impl End {
-    /// The usual cause of such an end. Shells differ in their messages and exit codes for a program that the system cannot run.
+    /// The usual cause of such an end. Shells differ in their messages and exit codes for a program that the
+    /// system cannot run.
     fn hint(self, greeted: bool, said: &str) -> Option<&'static str> {
         let is_said = |words: &[&str]| words.iter().any(|word| said.contains(word));
         match self {
@@ -236,13 +237,14 @@ pub struct AgentClient {
 }
 
 impl AgentClient {
-    /// Starts the agent of `target`, uploading it first if it is not there. `cancel` ends every wait of the conversation when it becomes readable.
+    /// Starts the agent of `target`, uploading it first if it is not there. `cancel` ends every wait of the
+    /// conversation when it becomes readable.
     pub fn open(target: &Target, cancel: Option<BorrowedFd<'_>>) -> Result<Self, AgentError> {
         Self::open_asking(target, &[], cancel)
     }
 
-    /// Like [`Self::open`], but sends the first requests before the agent has greeted, which saves a round trip. They must hold no secret, because
-    /// something else in place of the agent would read them.
+    /// Like [`Self::open`], but sends the first requests before the agent has greeted, which saves a round
+    /// trip. They must hold no secret, because something else in place of the agent would read them.
     pub fn open_asking(
         target: &Target,
         first: &[Request],
@@ -292,22 +294,23 @@ impl AgentClient {
                 });
             }
         }
-        // Start again: an absent agent has read nothing, and whatever was in its place has not understood the requests.
+        // Start again: an absent agent has read nothing, and whatever was in its place has not understood the
+        // requests.
         let mut far = Self::begin(&agent::start_placed(), first, open)?;
         far.greet()?;
         Ok(far)
     }
 
-    /// The agent that has to be uploaded, if the error shows that it is missing or that its file is damaged (a full disk, a power cut). Otherwise
-    /// returns the error.
+    /// The agent that has to be uploaded, if the error shows that it is missing or that its file is damaged
+    /// (a full disk, a power cut). Otherwise returns the error.
     fn wanted(&self, error: AgentError) -> Result<&'static agent::Agent, AgentError> {
         let code = self.way.code();
         if let Some(agent) = code.and_then(agent::wanted) {
             return Ok(agent);
         }
         let is_absent = code == Some(agent::ABSENT);
-        // An agent that was killed may have run out of memory or may have a damaged file; upload it either way, and if it was memory, the next start
-        // reports that.
+        // An agent that was killed may have run out of memory or may have a damaged file; upload it either
+        // way, and if it was memory, the next start reports that.
         let is_damaged = match &error {
             AgentError::Broke { end, .. } => *end != End::Lingers,
             AgentError::Nonsense { .. } | AgentError::Mixed { .. } => true,
@@ -316,7 +319,8 @@ impl AgentClient {
         if !is_absent && !is_damaged {
             return Err(error);
         }
-        // It need not be the last line: a process left running by a start-up file may have printed more since.
+        // It need not be the last line: a process left running by a start-up file may have printed more
+        // since.
         match self.way.line(agent::MACHINE) {
             Some(machine) => agent::of_machine(&machine).ok_or(AgentError::Machine { machine }),
             None => Err(error),
@@ -359,7 +363,8 @@ impl AgentClient {
         greeted
     }
 
-    /// Whether rsync can be used: the lease has it, and no start-up file prints anything that would disturb its protocol.
+    /// Whether rsync can be used: the lease has it, and no start-up file prints anything that would disturb
+    /// its protocol.
     pub fn can_rsync(&self) -> bool {
         self.has_rsync && !self.is_noisy && self.frames.foreign().is_none()
     }
@@ -524,7 +529,8 @@ impl AgentClient {
                 AgentMessage::Bytes(Stream::Data) if list.len() < LIST_LIMIT => {
                     list.extend_from_slice(self.bytes());
                 }
-                // Skip the rest of a list that is too long, so that the conversation can go on; a list that never ends is an error.
+                // Skip the rest of a list that is too long, so that the conversation can go on; a list that
+                // never ends is an error.
                 AgentMessage::Bytes(Stream::Data) if surplus < LIST_LIMIT => {
                     surplus += self.bytes().len() + 1;
                 }

@@ -12,12 +12,13 @@ use rustix::event::PollFlags;
 use crate::remote_line::{RemoteLine, START_LIMIT, Start};
 use crabbox_host::wait;
 
-/// After this time on an open connection, we assume that something else reads our input: a start-up file that asks for a line, or another shell that
-/// it started.
+/// After this time on an open connection, we assume that something else reads our input: a start-up file that
+/// asks for a line, or another shell that it started.
 pub(crate) const RESCUE_AFTER: Duration = Duration::from_millis(500);
 
-/// How long to keep reading the streams of an ended session while they are silent. A process left running by a start-up file can keep them open
-/// forever; what was written before the end arrives within this time except on a very slow line.
+/// How long to keep reading the streams of an ended session while they are silent. A process left running by
+/// a start-up file can keep them open forever; what was written before the end arrives within this time
+/// except on a very slow line.
 pub(crate) const QUIET: Duration = Duration::from_secs(1);
 
 /// Why a remote line did not run.
@@ -79,8 +80,8 @@ pub enum StartOutcome {
     Begun {
         /// Output after the mark that has arrived already.
         behind: Vec<u8>,
-        /// Whether the start-up files printed something or took long: then a program that speaks its own protocol with the remote side (rsync) may
-        /// fail.
+        /// Whether the start-up files printed something or took long: then a program that speaks its own
+        /// protocol with the remote side (rsync) may fail.
         noisy: bool,
     },
     /// Standard output ended, or carried too much, before the mark came.
@@ -94,7 +95,8 @@ pub enum StartOutcome {
 /// What ends a wait for the mark besides the mark itself.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct WaitLimits<'a> {
-    /// Becomes readable when the session is over: a process that still holds its output open will not print the mark.
+    /// Becomes readable when the session is over: a process that still holds its output open will not print
+    /// the mark.
     pub over: Option<BorrowedFd<'a>>,
     /// Becomes readable when the wait is cancelled.
     pub cancel: Option<BorrowedFd<'a>>,
@@ -102,8 +104,8 @@ pub struct WaitLimits<'a> {
     pub deadline: Option<Instant>,
 }
 
-/// Reads `output` until the mark of `line`, for at most [`START_LIMIT`], or until one of `ends`. If the mark has not come after `patience`, sends the
-/// rescue lines to `input`, which lead another reader to our line.
+/// Reads `output` until the mark of `line`, for at most [`START_LIMIT`], or until one of `ends`. If the mark
+/// has not come after `patience`, sends the rescue lines to `input`, which lead another reader to our line.
 pub fn await_mark(
     line: &RemoteLine,
     input: &mut impl Write,

@@ -1,6 +1,7 @@
 //! Plumbing calls: a short script whose output the program itself wants.
 //!
-//! Both streams are kept, up to a limit. It must never be used for a user's command, whose output is streamed.
+//! Both streams are kept, up to a limit. It must never be used for a user's command, whose output is
+//! streamed.
 
 use std::io::{self, Write};
 use std::os::fd::BorrowedFd;
@@ -40,7 +41,8 @@ impl Captured {
     }
 }
 
-/// Runs `script` on `target` with `stdin` and captures both streams; it is stopped when it runs longer than `limit`.
+/// Runs `script` on `target` with `stdin` and captures both streams; it is stopped when it runs longer than
+/// `limit`.
 pub fn capture(
     target: &Target,
     script: &str,

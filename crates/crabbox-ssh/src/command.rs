@@ -1,7 +1,8 @@
 //! Turns the user's command into a request to the agent.
 //!
-//! It runs in the same shell as with the Go program (`bash -lc` after `cd`), except that environment values never appear in an argument vector, and
-//! win over what the login profile sets. A word of the user must never be split, expanded or dropped on the way.
+//! It runs in the same shell as with the Go program (`bash -lc` after `cd`), except that environment values
+//! never appear in an argument vector, and win over what the login profile sets. A word of the user must
+//! never be split, expanded or dropped on the way.
 
 use crabbox_agent_protocol::Command;
 use crabbox_core::config::allow::is_name;
@@ -23,21 +24,22 @@ const COPY_LIMIT: usize = 96 * 1024;
 /// The longest variable in bytes, counting name, `=`, value and NUL: `MAX_ARG_STRLEN` of execve(2).
 const VARIABLE_LIMIT: usize = 128 * 1024;
 
-/// The limit for all variables together, each counted twice (itself and its copy), in bytes: a quarter of the usual 8 MiB stack (execve(2)), less
-/// what the lease itself has of variables and arguments.
+/// The limit for all variables together, each counted twice (itself and its copy), in bytes: a quarter of the
+/// usual 8 MiB stack (execve(2)), less what the lease itself has of variables and arguments.
 const VARIABLES_LIMIT: usize = 7 << 18;
 
 /// Variables that bash does not let anyone set or unset.
 const BASHS_OWN: [&str; 6] = ["BASHOPTS", "BASH_VERSINFO", "EUID", "PPID", "SHELLOPTS", "UID"];
 
-/// Expands to `builtin` in bash, where a profile may define functions of any name, and to nothing in another shell that a profile may have started
-/// instead, which may not have it.
+/// Expands to `builtin` in bash, where a profile may define functions of any name, and to nothing in another
+/// shell that a profile may have started instead, which may not have it.
 const BUILTIN: &str = "${BASH_VERSION:+builtin}";
 
-/// Shell code that tells the waiting process that the login profile was read. It uses a signal because a process left running by the profile would
-/// hold a pipe open, and a file would need a place. The signal goes to a given pid because a profile may start another shell for the command. It is
-/// tried again without `builtin` because a profile may have disabled the builtin `kill`. `command` has to be the shell's own: with `set -e` in a
-/// profile, `builtin command` ignores `||`.
+/// Shell code that tells the waiting process that the login profile was read. It uses a signal because a
+/// process left running by the profile would hold a pipe open, and a file would need a place. The signal goes
+/// to a given pid because a profile may start another shell for the command. It is tried again without
+/// `builtin` because a profile may have disabled the builtin `kill`. `command` has to be the shell's own:
+/// with `set -e` in a profile, `builtin command` ignores `||`.
 fn past_profile() -> String {
     format!(
         "{BUILTIN} unset -f command 2>/dev/null || :; command trap - EXIT; {{ {BUILTIN} kill -USR1 \"$CRABBOX_SHELL\" || kill -USR1 \"$CRABBOX_SHELL\"; }} 2>/dev/null || :; \
@@ -52,7 +54,8 @@ const TELLS: &str = "CRABBOX_SHELL";
 const NO_BASH: &str =
     "the command was not run: there is no bash in the lease, or none on its PATH, and bash starts it\n";
 
-/// The message for a profile that ends the shell or replaces it (`exec zsh`), which must not pass for a successful command.
+/// The message for a profile that ends the shell or replaces it (`exec zsh`), which must not pass for a
+/// successful command.
 const NOT_PAST: &str = "the command was not run: the login profile there (.bash_profile, .profile or /etc/profile) ended the shell or started \
      another one in its place\n";
 
@@ -111,7 +114,8 @@ pub enum UserCommandError {
         /// Which part it is.
         part: String,
     },
-    /// The kernel does not accept a variable of that length. The value itself is not shown, because it may be a secret.
+    /// The kernel does not accept a variable of that length. The value itself is not shown, because it may be
+    /// a secret.
     #[error(
         "the variable {name} has {bytes} bytes, and no program takes one of more than {VARIABLE_LIMIT}; hand it on in a file"
     )]
@@ -137,8 +141,8 @@ impl UserCommand {
     pub fn prepared(&self) -> Result<Command, UserCommandError> {
         self.check()?;
         let workdir = quote::single(&self.workdir);
-        // The profile sees the values and may set its own; afterwards ours are set again. Further variables carry them past the profile, because `ps`
-        // shows the command line of the login shell.
+        // The profile sees the values and may set its own; afterwards ours are set again. Further variables
+        // carry them past the profile, because `ps` shows the command line of the login shell.
         let (mut env, mut all) = (self.env.clone(), String::new());
         for (index, text) in self.copies().into_iter().enumerate() {
             all.extend(["$", COPY, &index.to_string()]);
@@ -173,9 +177,10 @@ impl UserCommand {
         })
     }
 
-    /// Shell code that unsets the variables, with any attributes (`-i`, `-u`, nameref) that the profile gave them. A variable that the profile made
-    /// read-only is so only in that shell, so it is replaced with another shell, which reads no profile. `command`, because otherwise a failure would
-    /// end a shell in POSIX mode.
+    /// Shell code that unsets the variables, with any attributes (`-i`, `-u`, nameref) that the profile gave
+    /// them. A variable that the profile made read-only is so only in that shell, so it is replaced with
+    /// another shell, which reads no profile. `command`, because otherwise a failure would end a shell in
+    /// POSIX mode.
     fn given_up(&self) -> String {
         let names = self.env.iter().map(|(name, _)| name.as_str());
         let names: Vec<&str> = names.filter(|name| !BASHS_OWN.contains(name)).collect();
@@ -460,7 +465,8 @@ mod tests {
                 let said = seen.stderr_text();
                 assert!(said.contains("the login profile there"), "{profile}: {said}");
             }
-            // Nothing else that a profile does prevents the command, nor does a shell that cannot catch the signal.
+            // Nothing else that a profile does prevents the command, nor does a shell that cannot catch the
+            // signal.
             for profile in [
                 "set -e",
                 "kill() { exit 1; }; (sleep 30 >/dev/null 2>&1 &)",

@@ -1,7 +1,8 @@
 //! Where the socket of the shared connection is.
 //!
-//! The Go program uses `/tmp/crabbox-ssh-<8hex>-%C`, in a world-writable directory. Ours is `<private directory>/<16hex>`, in a [`PrivateDir`], and
-//! without `%C`, so that this program can speak to the socket itself. It must never accept a directory that another user can write to or replace.
+//! The Go program uses `/tmp/crabbox-ssh-<8hex>-%C`, in a world-writable directory. Ours is
+//! `<private directory>/<16hex>`, in a [`PrivateDir`], and without `%C`, so that this program can speak to
+//! the socket itself. It must never accept a directory that another user can write to or replace.
 
 use std::path::{Path, PathBuf};
 
@@ -11,8 +12,8 @@ use crabbox_host::private_dir::{self, PrivateDir, PrivateDirError};
 
 use crate::target::Target;
 
-/// Longest path for the socket, in bytes. An address holds 107 bytes on Linux and 103 on macOS; OpenSSH first listens
-/// under a name with 17 more characters and then renames it.
+/// Longest path for the socket, in bytes. An address holds 107 bytes on Linux and 103 on macOS; OpenSSH first
+/// listens under a name with 17 more characters and then renames it.
 pub const PATH_LIMIT: usize = 103 - 17;
 
 /// Why there is no place for the socket.
@@ -65,11 +66,12 @@ impl Fault for ControlError {
 /// Root's directory. No other user can create names in `/run`.
 const OF_ROOT: &str = "/run/crabbox";
 
-/// The directory for sockets: `<runtime>/crabbox` where the caller's runtime directory (`$XDG_RUNTIME_DIR`) is the caller's
-/// own, closed to writers, and short enough for a socket; otherwise `/run/crabbox` for root, and `/tmp/crabbox-ssh-<uid>` for others.
+/// The directory for sockets: `<runtime>/crabbox` where the caller's runtime directory (`$XDG_RUNTIME_DIR`)
+/// is the caller's own, closed to writers, and short enough for a socket; otherwise `/run/crabbox` for root,
+/// and `/tmp/crabbox-ssh-<uid>` for others.
 ///
-/// Any other runtime directory is skipped instead of refused: `sudo -E` and `su` leave another user's in the environment, and root must not put its
-/// sockets there.
+/// Any other runtime directory is skipped instead of refused: `sudo -E` and `su` leave another user's in the
+/// environment, and root must not put its sockets there.
 pub fn directory(runtime: Option<&Path>) -> Result<PrivateDir, ControlError> {
     let user = rustix::process::geteuid();
     if let Some(runtime) = runtime.filter(|dir| private_dir::can_hold_one(dir)) {
@@ -94,8 +96,8 @@ fn fits(dir: &Path) -> bool {
 /// Characters of a socket's name.
 const NAME_LENGTH: usize = 16;
 
-/// The socket in `dir` for exactly this user, host, port, key, host key file and proxy: two targets share a connection only
-/// when all of these are the same.
+/// The socket in `dir` for exactly this user, host, port, key, host key file and proxy: two targets share a
+/// connection only when all of these are the same.
 pub fn path(dir: &PrivateDir, target: &Target) -> Result<PathBuf, ControlError> {
     let port = target.port.to_string();
     let key = target
@@ -122,8 +124,9 @@ pub fn path(dir: &PrivateDir, target: &Target) -> Result<PathBuf, ControlError> 
     Ok(path)
 }
 
-/// A socket's path as a record has it. Records can be damaged or made by others: a path is accepted only if it is one that [`path`] can have made,
-/// 16 hex digits in a directory that is this user's alone. `None` if that directory is gone, and the socket with it.
+/// A socket's path as a record has it. Records can be damaged or made by others: a path is accepted only if
+/// it is one that [`path`] can have made, 16 hex digits in a directory that is this user's alone. `None` if
+/// that directory is gone, and the socket with it.
 pub fn recorded(path: &Path) -> Result<Option<PathBuf>, ControlError> {
     let foreign = || ControlError::Foreign {
         path: path.to_owned(),

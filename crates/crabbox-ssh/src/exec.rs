@@ -1,8 +1,9 @@
 //! Runs one command on the remote side: its streams, its status, and stopping it when we want.
 //!
-//! The remote login shell gets a constant line; the script itself, with the values of the environment, is sent over standard input once the line has
-//! printed its mark, so that no argument vector on either side shows them and no length limit applies. A status is only reported if it arrived: it
-//! must never be guessed from the exit code of `ssh`.
+//! The remote login shell gets a constant line; the script itself, with the values of the environment, is
+//! sent over standard input once the line has printed its mark, so that no argument vector on either side
+//! shows them and no length limit applies. A status is only reported if it arrived: it must never be guessed
+//! from the exit code of `ssh`.
 //!
 //! ```text
 //!   caller --script, stdin--> pipe --\                           /--> login shell -> sh (reads the script, waits)
@@ -40,8 +41,8 @@ pub enum Stdin<'a> {
     Bytes(&'a [u8]),
     /// Everything from here, then the end.
     ///
-    /// A read must end by itself: [`run`] returns only after it. For a source that may stay silent for longer than the command lives, use
-    /// [`Self::Pipe`].
+    /// A read must end by itself: [`run`] returns only after it. For a source that may stay silent for longer
+    /// than the command lives, use [`Self::Pipe`].
     Reader(Box<dyn Read + Send + 'a>),
     /// Everything written to this pipe, until its end or the end of the command, whichever comes first.
     Pipe(PipeReader),
@@ -90,7 +91,8 @@ pub struct Exec<'a> {
     pub stderr: Sink<'a>,
     /// Becomes readable when the command is to be stopped, as `crabbox_host::signals::Interrupts` does.
     pub cancel: Option<BorrowedFd<'a>>,
-    /// Limit for opening the connection (if there is none yet) and running the command together; a command that runs longer is stopped.
+    /// Limit for opening the connection (if there is none yet) and running the command together; a command
+    /// that runs longer is stopped.
     pub limit: Option<Duration>,
 }
 
@@ -108,9 +110,11 @@ impl fmt::Debug for Exec<'_> {
 /// How a command ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RemoteStatus {
-    /// It exited by itself with this code; a signal N counts as 128+N, as in every shell. 255 here is the command's own.
+    /// It exited by itself with this code; a signal N counts as 128+N, as in every shell. 255 here is the
+    /// command's own.
     Exited(u8),
-    /// The shell around it was killed, with the connection intact: `kill -9 0`, or the machine's out-of-memory killer.
+    /// The shell around it was killed, with the connection intact: `kill -9 0`, or the machine's
+    /// out-of-memory killer.
     Killed,
     /// The connection broke before a status arrived; the command may or may not still run.
     ConnectionLost,
@@ -145,7 +149,8 @@ pub enum ExecError {
         #[source]
         source: MuxError,
     },
-    /// The server gives no session, even on a private connection; the remote side has seen nothing of the command.
+    /// The server gives no session, even on a private connection; the remote side has seen nothing of the
+    /// command.
     #[error(
         "{destination} accepts the login but refuses a session ({reason}): raise MaxSessions in its sshd_config"
     )]
@@ -155,7 +160,8 @@ pub enum ExecError {
         /// What ssh said.
         reason: String,
     },
-    /// Something else ran in place of our line, or kept it from running; the remote side has seen nothing of the command.
+    /// Something else ran in place of our line, or kept it from running; the remote side has seen nothing of
+    /// the command.
     #[error("the remote command was not started on {destination}")]
     NotStarted {
         /// `user@host`.
@@ -197,8 +203,8 @@ impl ExecError {
     }
 }
 
-/// Opens the shared connection of `target` unless it is open already, without running anything. Gives up when `cancel` becomes readable, and then
-/// returns `false`.
+/// Opens the shared connection of `target` unless it is open already, without running anything. Gives up when
+/// `cancel` becomes readable, and then returns `false`.
 pub fn connect(target: &Target, cancel: BorrowedFd<'_>) -> Result<bool, ExecError> {
     match Shared::open(target, None, Some(cancel)) {
         Err(ExecError::Connect {
@@ -282,7 +288,8 @@ pub fn run(target: &Target, exec: Exec<'_>) -> Result<RemoteStatus, ExecError> {
                     &said,
                 ));
             }
-            // The script was not sent, so there is nothing to stop; whatever reads in its place would also read the stop request.
+            // The script was not sent, so there is nothing to stop; whatever reads in its place would also
+            // read the stop request.
             StartOutcome::Cancelled => {
                 drop((session, end_out));
                 drop(join(errors));
@@ -354,8 +361,9 @@ struct Watch<'a> {
 }
 
 impl Watch<'_> {
-    /// Waits for the end of the session; also returns whether all of its output has reached our pipes. A command that has ended may have left its
-    /// streams to another process, such as one that a start-up file put into the background: we keep reading until the streams fall silent.
+    /// Waits for the end of the session; also returns whether all of its output has reached our pipes. A
+    /// command that has ended may have left its streams to another process, such as one that a start-up file
+    /// put into the background: we keep reading until the streams fall silent.
     fn end_of(
         &self,
         session: &mut Session,
@@ -383,7 +391,8 @@ impl Watch<'_> {
                 (SessionEvent::Exited(arrived), _) => (code, seen) = (Some(arrived), self.flow.at_rest()),
                 (SessionEvent::Other, _) => {}
                 (SessionEvent::Closed, Some(code)) => return Ok((RemoteStatus::Exited(code), true)),
-                // A master that loses its connection removes its socket before it closes anything else, so here the connection is intact.
+                // A master that loses its connection removes its socket before it closes anything else, so
+                // here the connection is intact.
                 (SessionEvent::Closed, None) if master::check(self.control).is_some() => {
                     return Ok((RemoteStatus::Killed, true));
                 }
@@ -395,7 +404,8 @@ impl Watch<'_> {
     /// Stops the command, because the caller cancelled it or it ran into its limit.
     fn stop(&self, session: &mut Session, ready: Ready) -> io::Result<(RemoteStatus, bool)> {
         let until = Instant::now() + DRAIN_LIMIT;
-        // The command may hold the only session of its connection; then a private connection is opened for this request only.
+        // The command may hold the only session of its connection; then a private connection is opened for
+        // this request only.
         let mut way = Shared::at(self.control);
         let gone = group::stop(self.line, until, |line, fds| {
             way.session(self.target, &line.text(), fds, Some(until), None)

@@ -1,4 +1,5 @@
-//! Port forwards over a connection of their own, which stays open until it is ended; the shared connection ends when it is idle.
+//! Port forwards over a connection of their own, which stays open until it is ended; the shared connection
+//! ends when it is idle.
 //!
 //! It must never listen on anything but 127.0.0.1.
 
@@ -40,9 +41,9 @@ pub enum ForwardError {
     Ask(#[from] MuxError),
 }
 
-/// Listens on port `local` of 127.0.0.1 and forwards to `remote` of the remote loopback interface, over the connection at `control`, which is opened
-/// if it is not. Returns the pid of the ssh that listens, with which the forward ends, and the remote address: another than `loopback` if the remote
-/// side allows only that.
+/// Listens on port `local` of 127.0.0.1 and forwards to `remote` of the remote loopback interface, over the
+/// connection at `control`, which is opened if it is not. Returns the pid of the ssh that listens, with which
+/// the forward ends, and the remote address: another than `loopback` if the remote side allows only that.
 pub fn open(
     target: &Target,
     control: &Path,
@@ -63,8 +64,8 @@ pub fn open(
     Ok((pid, loopback))
 }
 
-/// The remote address that we may connect to. The service's own port is tried only if an unused port is forbidden too: a service that accepts a
-/// single connection must not lose it to us.
+/// The remote address that we may connect to. The service's own port is tried only if an unused port is
+/// forbidden too: a service that accepts a single connection must not lose it to us.
 fn allowed(
     target: &Target,
     control: &Path,
@@ -91,7 +92,8 @@ fn is_prohibited(control: &Path, loopback: Loopback, port: u16) -> Result<bool, 
     Ok(!reached && words.contains(PROHIBITED))
 }
 
-/// Reasons why the remote side did not make connections through the forwards at `control`, each with its count, since the last call.
+/// Reasons why the remote side did not make connections through the forwards at `control`, each with its
+/// count, since the last call.
 pub fn refusals(control: &Path) -> Vec<(String, usize)> {
     let mut reasons: Vec<(String, usize)> = Vec::new();
     for reason in master::words(control).lines().filter_map(reason) {
@@ -103,8 +105,9 @@ pub fn refusals(control: &Path) -> Vec<(String, usize)> {
     reasons
 }
 
-/// The reason for a refused channel, if this line of ssh has one: `channel 3: open failed: connect failed: Connection refused` (channels.c of
-/// OpenSSH, with this wording since 2.3).
+/// The reason for a refused channel, if this line of ssh has one:
+/// `channel 3: open failed: connect failed: Connection refused` (channels.c of OpenSSH, with this wording
+/// since 2.3).
 pub(crate) fn reason(line: &str) -> Option<&str> {
     Some(line.split_once(": open failed: ")?.1.trim())
 }

@@ -1,7 +1,8 @@
 //! Named forwards of a lease's ports: `crabbox ports`.
 //!
-//! They use an SSH connection of their own besides the shared one, which counts as use of the lease like any other, and a list file beside its
-//! socket. Neither must outlive the lease: closing the shared connection ends them too.
+//! They use an SSH connection of their own besides the shared one, which counts as use of the lease like any
+//! other, and a list file beside its socket. Neither must outlive the lease: closing the shared connection
+//! ends them too.
 
 use std::io::{self, ErrorKind};
 use std::net::{Ipv4Addr, TcpListener};
@@ -137,13 +138,14 @@ impl<'a> Ports<'a> {
             .collect())
     }
 
-    /// Reasons why the lease did not accept connections through the forwards, each with its count, since the last call.
+    /// Reasons why the lease did not accept connections through the forwards, each with its count, since the
+    /// last call.
     pub fn refusals(&self) -> Vec<(String, usize)> {
         forward::refusals(&socket(self.control))
     }
 
-    /// Opens a forward from `local` (a free port if `None`) to `remote`. An open forward is left alone unless its service has moved to another
-    /// loopback address, and a broken one is opened again.
+    /// Opens a forward from `local` (a free port if `None`) to `remote`. An open forward is left alone unless
+    /// its service has moved to another loopback address, and a broken one is opened again.
     pub fn add(&self, name: &str, local: Option<u16>, remote: u16) -> Result<Forward, PortsError> {
         let _lock = FileLock::acquire(&lock(self.control)).map_err(PortsError::Lock)?;
         let known = self.list()?;

@@ -5,7 +5,8 @@ pub fn packets(bytes: &[u8]) {
     crate::mux::read_packets(bytes);
 }
 
-/// Parses `bytes` as output of an agent; results are ignored, fuzzing looks for panics, hangs and excessive allocation.
+/// Parses `bytes` as output of an agent; results are ignored, fuzzing looks for panics, hangs and excessive
+/// allocation.
 pub fn answers(bytes: &[u8]) {
     use crabbox_agent_protocol::{Frame, Frames, Reply};
     // As a client does that checks for an answer in its buffer.

@@ -13,7 +13,8 @@ use crate::mux::Session;
 use crate::remote_line::RemoteLine;
 use crabbox_host::wait::{Ready, wait};
 
-/// Ends the process group that runs `line`; returns whether it is known to be gone before `until`. `open` opens the session.
+/// Ends the process group that runs `line`; returns whether it is known to be gone before `until`. `open`
+/// opens the session.
 pub(crate) fn stop(
     line: &RemoteLine,
     until: Instant,
@@ -23,7 +24,8 @@ pub(crate) fn stop(
     Ok(answer.lines().any(|line| matches!(line, "gone" | "none")))
 }
 
-/// Runs a short script and returns the lines that have arrived when the first one is whole; empty if none arrives before `until`.
+/// Runs a short script and returns the lines that have arrived when the first one is whole; empty if none
+/// arrives before `until`.
 fn ask(
     script: &str,
     until: Instant,

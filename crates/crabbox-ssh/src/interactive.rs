@@ -1,6 +1,7 @@
 //! A session for a person: `crabbox connect`.
 //!
-//! OpenSSH itself speaks to the terminal. It must never be used for a command whose status or output the program needs.
+//! OpenSSH itself speaks to the terminal. It must never be used for a command whose status or output the
+//! program needs.
 
 use std::io::IsTerminal as _;
 use std::os::unix::process::ExitStatusExt as _;
@@ -21,8 +22,8 @@ pub fn command(target: &Target, tty: bool) -> Cmd {
         .environment(target.environment())
 }
 
-/// Runs an interactive session on our own standard streams and returns its exit code: the remote shell's, 255 when the connection failed, 128 plus
-/// the number when a signal ended `ssh`.
+/// Runs an interactive session on our own standard streams and returns its exit code: the remote shell's, 255
+/// when the connection failed, 128 plus the number when a signal ended `ssh`.
 pub fn connect(target: &Target) -> Result<i32, CommandError> {
     let cmd = command(target, std::io::stdin().is_terminal());
     let failed = |source| CommandError::Spawn {

@@ -1,7 +1,8 @@
-//! Finds out why a private key cannot be used, after a server has refused a login, because ssh then says only `Permission denied`.
+//! Finds out why a private key cannot be used, after a server has refused a login, because ssh then says only
+//! `Permission denied`.
 //!
-//! OpenSSH itself checks the file, so the result matches what ssh did. It must never ask for a passphrase, and never blame a key that an agent holds,
-//! because that key was offered.
+//! OpenSSH itself checks the file, so the result matches what ssh did. It must never ask for a passphrase,
+//! and never blame a key that an agent holds, because that key was offered.
 
 use std::fs::File;
 use std::io::Read as _;
@@ -13,7 +14,8 @@ use crabbox_host::environment::Environment;
 
 /// Time limit, so that a file on a stalled file system does not hold up the message.
 const LIMIT: Duration = Duration::from_secs(10);
-/// The beginnings of public keys in OpenSSH's text form (RFC 4253 section 6.6, RFC 5656, PROTOCOL.u2f); a private key begins with a PEM header.
+/// The beginnings of public keys in OpenSSH's text form (RFC 4253 section 6.6, RFC 5656, PROTOCOL.u2f); a
+/// private key begins with a PEM header.
 const PUBLIC_PREFIXES: [&[u8]; 3] = [b"ssh-", b"ecdsa-sha2-", b"sk-"];
 
 /// Why ssh cannot log in with a key file.

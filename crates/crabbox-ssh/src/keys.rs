@@ -1,7 +1,8 @@
-//! Key pairs of leases and hosts, and the file that pins a host key. All are ed25519 and made in this process.
+//! Key pairs of leases and hosts, and the file that pins a host key. All are ed25519 and made in this
+//! process.
 //!
-//! A private key is written once, for its owner alone. It must never be printed, put into an error, or written through a
-//! symbolic link.
+//! A private key is written once, for its owner alone. It must never be printed, put into an error, or
+//! written through a symbolic link.
 
 use std::fmt;
 use std::os::unix::fs::PermissionsExt as _;
@@ -101,8 +102,8 @@ pub fn generate(comment: &str) -> Result<KeyPair, KeyError> {
     pair_of(&key).map_err(failed)
 }
 
-/// The public key in `text`, re-encoded with `comment`: only the key itself is kept, so that the text cannot bring options or further lines into an
-/// `authorized_keys` file.
+/// The public key in `text`, re-encoded with `comment`: only the key itself is kept, so that the text cannot
+/// bring options or further lines into an `authorized_keys` file.
 pub fn public(text: &str, comment: &str) -> Result<String, KeyError> {
     let failed = |source| KeyError::Public { source };
     let mut key = PublicKey::from_openssh(text.trim()).map_err(failed)?;
@@ -142,7 +143,8 @@ pub fn load(dir: &Path) -> Result<Option<KeyPair>, KeyError> {
     key.map(Some).map_err(|source| KeyError::Parse { path, source })
 }
 
-/// The pair in `dir`; if there is none, a new one is made and written. Wrong modes and a missing public key are repaired.
+/// The pair in `dir`; if there is none, a new one is made and written. Wrong modes and a missing public key
+/// are repaired.
 pub fn ensure(dir: &Path, comment: &str) -> Result<KeyPair, KeyError> {
     let Some(pair) = load(dir)? else {
         let pair = generate(comment)?;
@@ -157,7 +159,8 @@ pub fn ensure(dir: &Path, comment: &str) -> Result<KeyPair, KeyError> {
     Ok(pair)
 }
 
-/// Makes `known_hosts` (0600) hold exactly the key `public_key` for `host` and `port`. The comment of the key is dropped.
+/// Makes `known_hosts` (0600) hold exactly the key `public_key` for `host` and `port`. The comment of the key
+/// is dropped.
 pub fn pin(known_hosts: &Path, host: &str, port: u16, public_key: &str) -> Result<(), KeyError> {
     let failed = |source| KeyError::HostKey {
         host: host.to_owned(),

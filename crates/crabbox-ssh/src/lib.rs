@@ -1,8 +1,8 @@
 //! SSH to a lease through OpenSSH: keys, known hosts, readiness, one shared connection, remote commands.
 //!
-//! Turns a [`target::Target`] into connections and answers how they ended. It must never accept an unknown key for a
-//! pinned host, put a value of the environment into an argument vector, or leave a connection behind after
-//! [`master::exit`].
+//! Turns a [`target::Target`] into connections and answers how they ended. It must never accept an unknown
+//! key for a pinned host, put a value of the environment into an argument vector, or leave a connection
+//! behind after [`master::exit`].
 
 pub mod agent_client;
 pub mod beginning;

@@ -22,7 +22,8 @@ pub enum Loopback {
     V4,
     /// `::1`.
     V6,
-    /// `localhost`, whose addresses sshd tries one after the other: used if nothing listens yet or we cannot tell.
+    /// `localhost`, whose addresses sshd tries one after the other: used if nothing listens yet or we cannot
+    /// tell.
     Name,
 }
 
@@ -36,8 +37,9 @@ impl Loopback {
         }
     }
 
-    /// Where `port` is served now. Asks over the target's shared connection, or over a private one if that is not open: opening the shared one would
-    /// oblige us to close it, which a forward does not do. Without sharing it is not worth a login.
+    /// Where `port` is served now. Asks over the target's shared connection, or over a private one if that is
+    /// not open: opening the shared one would oblige us to close it, which a forward does not do. Without
+    /// sharing it is not worth a login.
     pub(crate) fn of(target: &Target, port: u16) -> Self {
         let Some(control) = &target.control else {
             return Self::Name;
@@ -60,8 +62,8 @@ impl Loopback {
     }
 }
 
-/// Looks in proc(5)'s `net/tcp` and `net/tcp6` for rows that listen (state 0A) on loopback or on all addresses. If the lease does not know the name
-/// localhost, only the IPv4 address remains.
+/// Looks in proc(5)'s `net/tcp` and `net/tcp6` for rows that listen (state 0A) on loopback or on all
+/// addresses. If the lease does not know the name localhost, only the IPv4 address remains.
 fn script(port: u16) -> String {
     format!(
         "at() {{ grep -qs \"^ *[0-9]*: $2:{port:04X} 0*:0000 0A\" /proc/net/$1; }}\n\

@@ -1,7 +1,7 @@
 //! The shared connection: opened once, used by every command and by rsync, closed with the lease.
 //!
-//! The master is a separate `ssh` process outside our process group, so that it outlives one call of the program. After [`exit`] no master may be
-//! left, whatever state it was in.
+//! The master is a separate `ssh` process outside our process group, so that it outlives one call of the
+//! program. After [`exit`] no master may be left, whatever state it was in.
 
 use std::ffi::OsString;
 use std::os::fd::BorrowedFd;
@@ -66,7 +66,8 @@ pub enum ConnectError {
         /// What is wrong with it.
         trouble: KeyTrouble,
     },
-    /// The server does not have this lease's host key: it is another machine, or there is a machine in the middle.
+    /// The server does not have this lease's host key: it is another machine, or there is a machine in the
+    /// middle.
     #[error(
         "the host key of {destination} is not the one pinned in {}: this is another machine or somebody is in \
          between; stop this lease and take a new one", known_hosts.display()
@@ -115,8 +116,9 @@ pub enum ConnectError {
 }
 
 impl ConnectError {
-    /// Whether the same attempt may succeed a moment later: true while a machine boots, false for a wrong host key or a missing client. A refused key
-    /// counts as passing, because a guest may accept logins before its keys are in place.
+    /// Whether the same attempt may succeed a moment later: true while a machine boots, false for a wrong
+    /// host key or a missing client. A refused key counts as passing, because a guest may accept logins
+    /// before its keys are in place.
     pub fn is_passing(&self) -> bool {
         matches!(
             self,
@@ -129,8 +131,8 @@ impl ConnectError {
         matches!(self, Self::Unreachable { said, .. } if said.contains("Could not resolve hostname"))
     }
 
-    /// Whether the server closed the connection, as an sshd does with too many concurrent logins. Other texts of ssh are its own refusals: an unknown
-    /// option, or a configuration file that others may write.
+    /// Whether the server closed the connection, as an sshd does with too many concurrent logins. Other texts
+    /// of ssh are its own refusals: an unknown option, or a configuration file that others may write.
     pub fn is_cut_off(&self) -> bool {
         const PHRASES: [&str; 4] = [
             "Connection closed",
@@ -161,8 +163,8 @@ impl ConnectError {
         matches!(self, Self::AuthDenied { said, .. } if said.contains(TOO_MANY_KEYS))
     }
 
-    /// Whether the server refused a login for which a key is not enough or no use: the remaining methods, which ssh lists in brackets, do not include
-    /// `publickey`.
+    /// Whether the server refused a login for which a key is not enough or no use: the remaining methods,
+    /// which ssh lists in brackets, do not include `publickey`.
     pub fn wants_more_than_a_key(&self) -> bool {
         let Self::AuthDenied { said, .. } = self else {
             return false;
@@ -217,7 +219,8 @@ pub enum ExitError {
     },
 }
 
-/// Opens the shared connection of `target` at `control` unless it is open already: one handshake, at most `limit` long.
+/// Opens the shared connection of `target` at `control` unless it is open already: one handshake, at most
+/// `limit` long.
 ///
 /// Concurrent callers are fine: one of them opens the connection, the others wait for it.
 pub fn open(
@@ -240,7 +243,8 @@ pub fn open(
 pub(crate) struct Opening<'a> {
     /// How long it stays open when idle, as in `ControlPersist`.
     pub(crate) persist: &'a str,
-    /// Whether the file of its messages is kept while it is open; later messages are then returned by [`words`].
+    /// Whether the file of its messages is kept while it is open; later messages are then returned by
+    /// [`words`].
     pub(crate) is_heard: bool,
     /// How long it may take.
     pub(crate) limit: Duration,
@@ -259,7 +263,8 @@ pub(crate) fn open_as(target: &Target, control: &Path, opening: &Opening<'_>) ->
     if Client::connect(control).is_ok() {
         return Ok(());
     }
-    // Without the lock two masters could start, and the one that finds the socket taken would stay around unused.
+    // Without the lock two masters could start, and the one that finds the socket taken would stay around
+    // unused.
     let _lock = lock(target, control, cancel)?;
     if Client::connect(control).is_ok() {
         return Ok(());
@@ -280,7 +285,8 @@ pub(crate) fn open_as(target: &Target, control: &Path, opening: &Opening<'_>) ->
         .args(&argv[1..])
         .environment(target.environment())
         .limit(limit);
-    // In its own process group, so that killing it on cancellation includes its proxy. Without `cancel` it stays in ours, where Ctrl-C ends it.
+    // In its own process group, so that killing it on cancellation includes its proxy. Without `cancel` it
+    // stays in ours, where Ctrl-C ends it.
     let command = if cancel.is_some() {
         command.own_group()
     } else {
@@ -331,7 +337,8 @@ fn cancelled(target: &Target) -> ConnectError {
     }
 }
 
-/// The lock that keeps two masters apart. It is held while a connection is opened, for as long as the remote side takes.
+/// The lock that keeps two masters apart. It is held while a connection is opened, for as long as the remote
+/// side takes.
 fn lock(target: &Target, control: &Path, cancel: Option<BorrowedFd<'_>>) -> Result<FileLock, ConnectError> {
     let path = lock_path(control);
     let failed = |source| ConnectError::Lock { source };
@@ -364,7 +371,8 @@ pub fn check(control: &Path) -> Option<i32> {
     Client::connect(control).ok()?.alive().ok()
 }
 
-/// Ends the master at `control`, with everything that runs over it, and removes its socket. `false` if there was none.
+/// Ends the master at `control`, with everything that runs over it, and removes its socket. `false` if there
+/// was none.
 pub fn exit(control: &Path) -> Result<bool, ExitError> {
     let lock = FileLock::acquire(&lock_path(control)).map_err(|source| ExitError::Lock { source })?;
     let ended = match Client::connect(control) {
@@ -390,7 +398,8 @@ pub fn exit(control: &Path) -> Result<bool, ExitError> {
         Err(MuxError::Absent) => false,
         Err(source) => return Err(ExitError::Ask { source }),
     };
-    // A master whose parent died during the handshake has no socket yet, and would go on waiting for the remote side.
+    // A master whose parent died during the handshake has no socket yet, and would go on waiting for the
+    // remote side.
     end_unheard(control)?;
     match control.symlink_metadata() {
         // To connect to any other file fails as it does to a socket that nobody listens on.
@@ -410,8 +419,9 @@ pub fn exit(control: &Path) -> Result<bool, ExitError> {
     Ok(ended)
 }
 
-/// The control sockets of the masters that this program opened with `key`. (Masters of the Go program have `%C` in their names.) Only processes of
-/// this user count, because another user's arguments must not choose what is ended and removed here.
+/// The control sockets of the masters that this program opened with `key`. (Masters of the Go program have
+/// `%C` in their names.) Only processes of this user count, because another user's arguments must not choose
+/// what is ended and removed here.
 pub fn of_key(key: &Path) -> Result<Vec<PathBuf>, ExitError> {
     let failed = |source| ExitError::Process { pid: 0, source };
     let mut found = Vec::new();
@@ -448,8 +458,8 @@ pub fn end_unheard(control: &Path) -> Result<(), ExitError> {
     Ok(())
 }
 
-/// Whether a process is an ssh of this user that was started as the master at `control`. The arguments alone prove nothing, because any user can
-/// choose those of their processes.
+/// Whether a process is an ssh of this user that was started as the master at `control`. The arguments alone
+/// prove nothing, because any user can choose those of their processes.
 fn is_master(found: &ProcessInfo, control: &Path) -> bool {
     let ours = found.uid == rustix::process::geteuid().as_raw();
     let is_ssh = found
@@ -495,7 +505,8 @@ const TOO_MANY_KEYS: &str = "Too many authentication failures";
 /// How ssh names the remote side when a proxy of the user's configuration leads there.
 const PROXIED: &str = "UNKNOWN port 65535";
 
-/// The messages of a failing proxy. A master with `ControlPersist` discards the proxy's standard error, so a session without one tries again.
+/// The messages of a failing proxy. A master with `ControlPersist` discards the proxy's standard error, so a
+/// session without one tries again.
 fn words_of_proxy(target: &Target, limit: Duration, cancel: Option<BorrowedFd<'_>>) -> Option<String> {
     let own = ArgvOptions {
         own_connection: true,
@@ -526,7 +537,8 @@ fn lock_path(control: &Path) -> PathBuf {
     control.with_extension("lock")
 }
 
-/// Classifies the messages of ssh. The phrases are those of OpenSSH 8.4 to 10, which have been stable for decades; unknown messages are passed on.
+/// Classifies the messages of ssh. The phrases are those of OpenSSH 8.4 to 10, which have been stable for
+/// decades; unknown messages are passed on.
 pub(crate) fn classify(target: &Target, text: &str) -> ConnectError {
     let destination = target.destination();
     let port = target.port;

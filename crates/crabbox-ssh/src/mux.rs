@@ -1,7 +1,8 @@
 //! The client side of OpenSSH's multiplexing protocol (`PROTOCOL.mux` in its sources), version 4.
 //!
-//! Speaking it directly saves an `ssh` process per command, and distinguishes what the exit code of `ssh` cannot: a command that exited with 255 and
-//! a broken connection. It must never wait without a limit for a reply that the master owes immediately.
+//! Speaking it directly saves an `ssh` process per command, and distinguishes what the exit code of `ssh`
+//! cannot: a command that exited with 255 and a broken connection. It must never wait without a limit for a
+//! reply that the master owes immediately.
 
 use std::io::{self, IoSlice, Read, Write};
 use std::mem::MaybeUninit;
@@ -32,8 +33,8 @@ const SESSION_OPENED: u32 = 0x8000_0006;
 /// No packet of the protocol comes near this; a longer one means that something else listens there.
 const PACKET_LIMIT: usize = 256 * 1024;
 
-/// How long the master may take for a reply that needs no network. It is one process with one loop, so a busy one is
-/// slow; on an emulated machine by a factor of fifty.
+/// How long the master may take for a reply that needs no network. It is one process with one loop, so a busy
+/// one is slow; on an emulated machine by a factor of fifty.
 const LOCAL_REPLY: Duration = Duration::from_secs(10);
 
 /// Forwards a local port to the remote side (`PROTOCOL.mux` section 4).
@@ -156,7 +157,8 @@ impl Client {
         }
     }
 
-    /// Makes the master listen on port `local` of 127.0.0.1 and forward each connection to `remote` of `host`, resolved on the remote side.
+    /// Makes the master listen on port `local` of 127.0.0.1 and forward each connection to `remote` of
+    /// `host`, resolved on the remote side.
     pub(crate) fn forward(&mut self, local: u16, host: &str, remote: u16) -> Result<(), MuxError> {
         self.change_forward("forward a port", OPEN_FORWARD, local, (host, remote))
     }
@@ -166,8 +168,8 @@ impl Client {
         self.change_forward("end a forward", CLOSE_FORWARD, local, (host, remote))
     }
 
-    /// Makes the remote side connect to `port` of `host` and closes that connection immediately; returns whether it succeeded. The reason for a
-    /// failure is in the master's own messages.
+    /// Makes the remote side connect to `port` of `host` and closes that connection immediately; returns
+    /// whether it succeeded. The reason for a failure is in the master's own messages.
     pub(crate) fn reaches(mut self, host: &str, port: u16) -> Result<bool, MuxError> {
         let asked = "connect to a port";
         let body = Body::default().number(0).text("").text(host).number(port.into());
@@ -204,8 +206,9 @@ impl Client {
         }
     }
 
-    /// Starts `command` with three of our descriptors as its standard streams; the master copies between them and the network. `limit` bounds the
-    /// wait for the remote side to accept, which takes one round trip; the wait also ends when `cancel` becomes readable.
+    /// Starts `command` with three of our descriptors as its standard streams; the master copies between them
+    /// and the network. `limit` bounds the wait for the remote side to accept, which takes one round trip;
+    /// the wait also ends when `cancel` becomes readable.
     pub(crate) fn session(
         mut self,
         command: &str,
@@ -215,7 +218,8 @@ impl Client {
     ) -> Result<Session, MuxError> {
         let asked = "start a command";
         self.limit(asked, Some(limit))?;
-        // Request id, a reserved string, then: terminal, X11, agent, subsystem, escape character, terminal type, command.
+        // Request id, a reserved string, then: terminal, X11, agent, subsystem, escape character, terminal
+        // type, command.
         let body = Body::default()
             .number(0)
             .text("")
@@ -338,7 +342,8 @@ impl AsFd for Session {
     }
 }
 
-/// Parses all packets in `bytes`; results are ignored, fuzzing looks for panics, hangs and excessive allocation.
+/// Parses all packets in `bytes`; results are ignored, fuzzing looks for panics, hangs and excessive
+/// allocation.
 #[cfg(feature = "fuzzing")]
 pub(crate) fn read_packets(bytes: &[u8]) {
     let Ok((stream, mut master)) = UnixStream::pair() else {

@@ -1,7 +1,8 @@
 //! A remote program that speaks its own protocol over its standard streams.
 //!
-//! It is one session of the shared connection; the protocol and checking the replies are up to the caller. A wait must never outlast the caller's
-//! deadline, and our own standard streams are never handed to the master.
+//! It is one session of the shared connection; the protocol and checking the replies are up to the caller. A
+//! wait must never outlast the caller's deadline, and our own standard streams are never handed to the
+//! master.
 
 use std::io::{self, PipeReader, PipeWriter, Read, Write as _};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -33,8 +34,8 @@ pub struct Peer {
 }
 
 impl Peer {
-    /// Makes the login shell of `target` run `command`, which must mean the same in every shell. Opens the connection if it is not open, which ends
-    /// when `cancel` becomes readable.
+    /// Makes the login shell of `target` run `command`, which must mean the same in every shell. Opens the
+    /// connection if it is not open, which ends when `cancel` becomes readable.
     pub fn start(target: &Target, command: &str, cancel: Option<BorrowedFd<'_>>) -> Result<Self, ExecError> {
         let local = |source| ExecError::Local { source };
         let mut shared = Shared::open(target, None, cancel)?;
@@ -54,7 +55,8 @@ impl Peer {
         })
     }
 
-    /// Writes all of `bytes` by `until`. It is no error if the program does not read any more: its output says why.
+    /// Writes all of `bytes` by `until`. It is no error if the program does not read any more: its output
+    /// says why.
     pub fn write(
         &mut self,
         mut bytes: &[u8],
@@ -93,7 +95,8 @@ impl Peer {
         Ok((input, self.output.try_clone()?))
     }
 
-    /// Its exit code, if one arrives, and what it wrote to standard error. To be called when its output has ended.
+    /// Its exit code, if one arrives, and what it wrote to standard error. To be called when its output has
+    /// ended.
     pub fn end(&mut self) -> (Option<u8>, String) {
         self.hang_up();
         let until = Some(Instant::now() + END_LIMIT);

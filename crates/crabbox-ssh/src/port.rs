@@ -1,8 +1,9 @@
 //! Waits for an SSH server on a port, and notices it soon after it starts.
 //!
-//! While a machine boots, packets to it are lost, and the kernel resends a lost SYN only after a second. So a new attempt starts every 100 ms while
-//! the older ones go on, and the first that connects counts; a distant host, which takes longer to answer, is reached too. It must never keep an
-//! attempt open once it has returned.
+//! While a machine boots, packets to it are lost, and the kernel resends a lost SYN only after a second. So a
+//! new attempt starts every 100 ms while the older ones go on, and the first that connects counts; a distant
+//! host, which takes longer to answer, is reached too. It must never keep an attempt open once it has
+//! returned.
 
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
@@ -20,10 +21,12 @@ const INTERVAL: Duration = Duration::from_millis(100);
 /// The most attempts pending at the same time; the oldest is dropped for a new one.
 const PENDING_LIMIT: usize = 20;
 
-/// How long a server that accepted the connection may take to greet. sshd greets before it does anything costly.
+/// How long a server that accepted the connection may take to greet. sshd greets before it does anything
+/// costly.
 const BANNER_LIMIT: Duration = Duration::from_secs(10);
 
-/// Lines and bytes that may come before the greeting (RFC 4253, section 4.2, sets no limit; OpenSSH uses these).
+/// Lines and bytes that may come before the greeting (RFC 4253, section 4.2, sets no limit; OpenSSH uses
+/// these).
 const BANNER_BYTES: u64 = 8 * 1024;
 
 /// First and longest pause after a refusal, which returns immediately.
@@ -70,8 +73,8 @@ pub enum Next {
     Stop,
 }
 
-/// Probes `address` until an SSH server greets there. After each failed probe, and at least ten times a second, `failed` decides whether to go on;
-/// the last failure is the error.
+/// Probes `address` until an SSH server greets there. After each failed probe, and at least ten times a
+/// second, `failed` decides whether to go on; the last failure is the error.
 pub(crate) fn wait_port(
     address: SocketAddr,
     mut failed: impl FnMut(&PortFailure) -> Next,

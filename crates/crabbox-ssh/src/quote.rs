@@ -1,7 +1,7 @@
 //! Quotes words for a POSIX shell and for `rsync -e`.
 //!
-//! A quoted word reads back as exactly the same bytes. Nothing here may try to be clever about words that look harmless to one shell but not to
-//! another.
+//! A quoted word reads back as exactly the same bytes. Nothing here may try to be clever about words that
+//! look harmless to one shell but not to another.
 
 use std::fmt::Write as _;
 
@@ -16,8 +16,8 @@ pub fn join<S: AsRef<str>>(words: impl IntoIterator<Item = S>) -> String {
         .join(" ")
 }
 
-/// `word` on one line in the `$'a\\nb'` form of bash, zsh, ksh and POSIX 2024. Older shells do not know it, but quoting the raw control characters
-/// would not show them on a terminal either.
+/// `word` on one line in the `$'a\\nb'` form of bash, zsh, ksh and POSIX 2024. Older shells do not know it,
+/// but quoting the raw control characters would not show them on a terminal either.
 fn escaped(word: &str) -> String {
     let mut quoted = "$'".to_owned();
     for letter in word.chars() {
@@ -40,7 +40,8 @@ fn escaped(word: &str) -> String {
     quoted
 }
 
-/// `words` as a line to read and to paste into a shell: a word is left unquoted if every shell reads it literally.
+/// `words` as a line to read and to paste into a shell: a word is left unquoted if every shell reads it
+/// literally.
 pub fn line<S: AsRef<str>>(words: impl IntoIterator<Item = S>) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:,@%+=".contains(c);
     // zsh replaces `=ls` by the path of `ls`.
@@ -56,7 +57,8 @@ pub fn line<S: AsRef<str>>(words: impl IntoIterator<Item = S>) -> String {
         .join(" ")
 }
 
-/// `word` quoted as `rsync -e` splits its argument: a quote inside single quotes is doubled, a backslash is literal.
+/// `word` quoted as `rsync -e` splits its argument: a quote inside single quotes is doubled, a backslash is
+/// literal.
 pub(crate) fn rsync_word(word: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_=./:,@+%".contains(c);
     if !word.is_empty() && word.chars().all(plain) {

@@ -1,7 +1,8 @@
 //! Waiting until a lease can run commands: port, login, ready command.
 //!
-//! One handshake opens the shared connection, and the ready command runs over it, so no work of the wait is wasted. It must never go on with a wrong
-//! host key, nor print anything: progress goes to the caller, at most one line every ten seconds.
+//! One handshake opens the shared connection, and the ready command runs over it, so no work of the wait is
+//! wasted. It must never go on with a wrong host key, nor print anything: progress goes to the caller, at
+//! most one line every ten seconds.
 
 use std::fmt;
 use std::io;
@@ -51,9 +52,11 @@ pub struct Wait<'a> {
     pub settled: bool,
     /// When to give up.
     pub deadline: Instant,
-    /// Probe the port first. Not needed if the guest has reported by other means that its sshd listens: each probe costs the guest a process.
+    /// Probe the port first. Not needed if the guest has reported by other means that its sshd listens: each
+    /// probe costs the guest a process.
     pub probe_port: bool,
-    /// Becomes readable when the wait is cancelled, as `crabbox_host::signals::Interrupts` does; this ends every wait within this one.
+    /// Becomes readable when the wait is cancelled, as `crabbox_host::signals::Interrupts` does; this ends
+    /// every wait within this one.
     pub cancel: Option<BorrowedFd<'a>>,
 }
 
@@ -153,7 +156,8 @@ pub fn wait_ssh(wait: &Wait<'_>, progress: &mut dyn FnMut(&Progress)) -> Result<
     }
 }
 
-/// Whether retrying an existing host is pointless. `cut_off` is when it first accepted a login and then closed the session.
+/// Whether retrying an existing host is pointless. `cut_off` is when it first accepted a login and then
+/// closed the session.
 fn is_final(failure: &NotReady, cut_off: &mut Option<Instant>) -> bool {
     match failure {
         NotReady::Check {

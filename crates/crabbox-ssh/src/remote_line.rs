@@ -1,18 +1,21 @@
-//! The line that a remote login shell gets, the script that follows it, and the mark that shows that the line runs.
+//! The line that a remote login shell gets, the script that follows it, and the mark that shows that the line
+//! runs.
 //!
-//! Every remote command of this program is such a line: the script itself travels over standard input. Output of start-up files before the mark is
-//! skipped, within a limit. A truncated script must never be run, and no byte of a script may be sent before the mark has arrived, because until then
-//! something else may be reading.
+//! Every remote command of this program is such a line: the script itself travels over standard input. Output
+//! of start-up files before the mark is skipped, within a limit. A truncated script must never be run, and no
+//! byte of a script may be sent before the mark has arrived, because until then something else may be
+//! reading.
 
 use std::io;
 use std::time::Duration;
 
-/// Runs in any POSIX shell. `$1` is the nonce; the script sees neither it nor the variables used here. `read` takes no byte beyond its line, so what
-/// follows the script is the command's own input. The shell stays as the parent of what it runs, so a signal that kills the command arrives as 128
-/// plus its number.
+/// Runs in any POSIX shell. `$1` is the nonce; the script sees neither it nor the variables used here. `read`
+/// takes no byte beyond its line, so what follows the script is the command's own input. The shell stays as
+/// the parent of what it runs, so a signal that kills the command arrives as 128 plus its number.
 ///
-/// csh allows no newline inside quotes and expands `!` there, fish gives a backslash there a meaning, and sh, bash, dash, zsh, fish, csh and tcsh
-/// agree on the rest. The third character of a shell's initial `IFS` is the newline.
+/// csh allows no newline inside quotes and expands `!` there, fish gives a backslash there a meaning, and sh,
+/// bash, dash, zsh, fish, csh and tcsh agree on the rest. The third character of a shell's initial `IFS` is
+/// the newline.
 const READER: &str = concat!(
     r#"cbx_n=${IFS#??}; cbx_s=; echo "$1=errors" >&2; echo "$1=begins"; "#,
     r#"while IFS= read -r cbx_l; do case $cbx_l in "$1+") cbx_s=;; "#,
@@ -20,7 +23,8 @@ const READER: &str = concat!(
     r#"*) cbx_s=$cbx_s$cbx_l$cbx_n;; esac; done; exit 255"#,
 );
 
-/// How long a session may take from its opening to the mark: generous for emulated machines and slow start-up files.
+/// How long a session may take from its opening to the mark: generous for emulated machines and slow start-up
+/// files.
 pub const START_LIMIT: Duration = Duration::from_mins(1);
 
 /// How many empty lines to send to start-up files that ask for input.
@@ -50,14 +54,15 @@ impl RemoteLine {
         })
     }
 
-    /// The command for the login shell: one line that means the same in sh, bash, dash, zsh, fish, csh and tcsh.
+    /// The command for the login shell: one line that means the same in sh, bash, dash, zsh, fish, csh and
+    /// tcsh.
     pub fn text(&self) -> String {
         let nonce = &self.nonce;
         format!("exec sh -c '{READER}' crabbox-{nonce} {nonce}")
     }
 
-    /// Sent when the mark does not come: empty lines for start-up files that read one each, then our line for a shell that reads its commands from
-    /// standard input. Our own shell ignores all of it.
+    /// Sent when the mark does not come: empty lines for start-up files that read one each, then our line for
+    /// a shell that reads its commands from standard input. Our own shell ignores all of it.
     pub(crate) fn rescue(&self) -> Vec<u8> {
         format!("{}{}\n", "\n".repeat(SPARE_LINES), self.text()).into_bytes()
     }
@@ -80,9 +85,9 @@ impl RemoteLine {
 
     /// A script that ends the process group which runs this line, and prints `gone`, `alive` or `none`.
     ///
-    /// sshd makes each session without a terminal the leader of a process group. Its number is found through the nonce in the argument vector of the
-    /// waiting shell, so nothing needs to be recorded in advance. (`[c]` keeps `grep` from finding itself.) Zombies do not count: in some containers
-    /// nothing reaps them.
+    /// sshd makes each session without a terminal the leader of a process group. Its number is found through
+    /// the nonce in the argument vector of the waiting shell, so nothing needs to be recorded in advance.
+    /// (`[c]` keeps `grep` from finding itself.) Zombies do not count: in some containers nothing reaps them.
     pub(crate) fn stop_script(&self) -> String {
         let nonce = &self.nonce;
         format!(

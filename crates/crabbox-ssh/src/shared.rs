@@ -1,7 +1,8 @@
 //! The connection that one execution uses: the target's shared one, or a private one that ends with it.
 //!
-//! There is always a master, so there is only one way to run a command. If a server limits the sessions per connection (`MaxSessions` of
-//! sshd_config(5)), the next session goes over a private connection. A private connection must never outlive its owner.
+//! There is always a master, so there is only one way to run a command. If a server limits the sessions per
+//! connection (`MaxSessions` of sshd_config(5)), the next session goes over a private connection. A private
+//! connection must never outlive its owner.
 
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -15,14 +16,15 @@ use crate::master::{self, ConnectError};
 use crate::mux::{Client, MuxError, Session};
 use crate::target::Target;
 
-/// Limit for opening a connection that should have been open; long because a handshake on an emulated machine is slow.
+/// Limit for opening a connection that should have been open; long because a handshake on an emulated machine
+/// is slow.
 const OPEN_LIMIT: Duration = Duration::from_mins(1);
 
 /// How long a session may take to start; sshd forks a process for it.
 const SESSION_LIMIT: Duration = Duration::from_secs(30);
 
-/// How long the shared connection may take to start a session before a private one is tried: it may be dead because the network has changed, which
-/// ssh notices only when its keepalives (`ServerAliveInterval`) fail.
+/// How long the shared connection may take to start a session before a private one is tried: it may be dead
+/// because the network has changed, which ssh notices only when its keepalives (`ServerAliveInterval`) fail.
 const SHARED_LIMIT: Duration = Duration::from_secs(15);
 
 /// Time between two attempts to get a session from a server that has none free.
@@ -37,7 +39,8 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    /// The connection of `target`, opened if it is not open, within `limit` and unless `cancel` becomes readable.
+    /// The connection of `target`, opened if it is not open, within `limit` and unless `cancel` becomes
+    /// readable.
     pub(crate) fn open(
         target: &Target,
         limit: Option<Duration>,
@@ -75,10 +78,11 @@ impl Shared {
         Ok(shared)
     }
 
-    /// Starts `command` with three of our descriptors as its standard streams, by `until` at the latest. A master whose connection has just died may
-    /// still have its socket, so the connection is reopened once. If a connection has no session left or does not answer, a private one is used; the
-    /// shared one stays open for others. Retrying is safe, because nothing was started: at worst, a line that waits for a script reaches the remote
-    /// side later.
+    /// Starts `command` with three of our descriptors as its standard streams, by `until` at the latest. A
+    /// master whose connection has just died may still have its socket, so the connection is reopened once.
+    /// If a connection has no session left or does not answer, a private one is used; the shared one stays
+    /// open for others. Retrying is safe, because nothing was started: at worst, a line that waits for a
+    /// script reaches the remote side later.
     pub(crate) fn session(
         &mut self,
         target: &Target,
@@ -166,7 +170,8 @@ impl Shared {
 impl Drop for Shared {
     fn drop(&mut self) {
         if self.private.is_some() {
-            // An error cannot be reported here; a leftover master loses its socket and ends with its connection.
+            // An error cannot be reported here; a leftover master loses its socket and ends with its
+            // connection.
             master::exit(&self.control).ok();
         }
     }

@@ -1,7 +1,8 @@
 //! Copies between a session's pipes and their local ends, in threads that can be stopped.
 //!
-//! Our real standard streams are never given to the master: it would switch them to non-blocking mode for every process that shares them. A copy must
-//! never outlive its command because a remote process keeps a pipe open.
+//! Our real standard streams are never given to the master: it would switch them to non-blocking mode for
+//! every process that shares them. A copy must never outlive its command because a remote process keeps a
+//! pipe open.
 
 use std::io::{self, PipeReader, PipeWriter, Read, Write as _};
 use std::os::fd::{AsFd as _, BorrowedFd};
@@ -43,7 +44,8 @@ impl Flow {
     }
 }
 
-/// Writes `preamble` and then all of `stdin` to `pipe`, until the end, until the reader is gone, or until `stop` is closed.
+/// Writes `preamble` and then all of `stdin` to `pipe`, until the end, until the reader is gone, or until
+/// `stop` is closed.
 ///
 /// Fails only if `stdin` cannot be read. It is no error if the command ends without reading its input.
 pub(crate) fn feed(
@@ -61,7 +63,8 @@ pub(crate) fn feed(
             write_whole(&mut pipe, bytes, stop);
         }
         Stdin::Reader(mut reader) => while copy_chunk(&mut reader, &mut pipe, stop)? {},
-        // The writer of this pipe may not write before it learns of the command's end, so the read must not block on it.
+        // The writer of this pipe may not write before it learns of the command's end, so the read must not
+        // block on it.
         Stdin::Pipe(mut source) => {
             while wait(source.as_fd(), PollFlags::IN, Some(stop.as_fd()), None)? == Ready::First
                 && copy_chunk(&mut source, &mut pipe, stop)?
@@ -104,8 +107,8 @@ fn write_whole(pipe: &mut PipeWriter, mut bytes: &[u8], stop: &PipeReader) -> bo
     true
 }
 
-/// Copies `first` and then `pipe` to `sink` until the end of the stream or until `stop` is closed. A process that writes to the pipe after that gets
-/// a broken pipe, as if `sink` were the pipe.
+/// Copies `first` and then `pipe` to `sink` until the end of the stream or until `stop` is closed. A process
+/// that writes to the pipe after that gets a broken pipe, as if `sink` were the pipe.
 pub(crate) fn drain(pipe: PipeReader, first: &[u8], sink: &mut Sink<'_>, flow: &Flow) -> io::Result<()> {
     if !first.is_empty() {
         put(sink, first, &flow.stop)?;
@@ -153,7 +156,8 @@ fn put(sink: &mut Sink<'_>, bytes: &[u8], stop: &PipeReader) -> io::Result<()> {
     }
 }
 
-/// Writes in chunks of at most `PIPE_BUF` bytes, which a ready pipe takes without blocking, so that a stalled reader cannot block us.
+/// Writes in chunks of at most `PIPE_BUF` bytes, which a ready pipe takes without blocking, so that a stalled
+/// reader cannot block us.
 fn write_fd(fd: BorrowedFd<'_>, mut bytes: &[u8], stop: &PipeReader) -> io::Result<()> {
     while !bytes.is_empty() {
         if wait(fd, PollFlags::OUT, Some(stop.as_fd()), None)? != Ready::First {

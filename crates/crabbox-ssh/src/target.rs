@@ -1,7 +1,7 @@
 //! The SSH destination and the options of every `ssh` that this program starts.
 //!
-//! One [`Target`] gives the same arguments to a remote command, to `rsync -e` and to the line that `crabbox ssh` prints. It must never let a host
-//! name, a path or a user name become an option.
+//! One [`Target`] gives the same arguments to a remote command, to `rsync -e` and to the line that
+//! `crabbox ssh` prints. It must never let a host name, a path or a user name become an option.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -19,9 +19,10 @@ pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the shared connection outlives its last user, in OpenSSH's notation, as in the Go program.
 pub(crate) const CONTROL_PERSIST: &str = "10m";
 
-/// The key exchange for a lease whose traffic never leaves this machine. OpenSSH's default since 9.0 adds a post-quantum part against recording
-/// traffic today and decrypting it later. Local traffic cannot be recorded, and that part is most of a handshake: 58 ms of the client's CPU time
-/// against 7 (ten handshakes with 9.2), and far more on an emulated CPU.
+/// The key exchange for a lease whose traffic never leaves this machine. OpenSSH's default since 9.0 adds a
+/// post-quantum part against recording traffic today and decrypting it later. Local traffic cannot be
+/// recorded, and that part is most of a handshake: 58 ms of the client's CPU time against 7 (ten handshakes
+/// with 9.2), and far more on an emulated CPU.
 const LOCAL_KEY_EXCHANGE: &str = "KexAlgorithms=^curve25519-sha256,curve25519-sha256@libssh.org";
 
 /// A machine reached by SSH.
@@ -37,7 +38,8 @@ pub struct Target {
     pub key: Option<PathBuf>,
     /// The `known_hosts` file of this lease.
     pub known_hosts: PathBuf,
-    /// True when `known_hosts` was written by us from the key that we gave to the host: no other key is ever accepted.
+    /// True when `known_hosts` was written by us from the key that we gave to the host: no other key is ever
+    /// accepted.
     pub host_key_pinned: bool,
     /// Where the shared connection's socket is (see [`crate::control`]); `None` switches sharing off.
     pub control: Option<PathBuf>,
@@ -47,8 +49,8 @@ pub struct Target {
     pub connection_attempts: u32,
     /// A command whose standard streams are the connection, for hosts without a route.
     pub proxy_command: Option<String>,
-    /// Read the user's and the system's `ssh_config` too. Set for a host that the user configured there; not set for our own leases, which a stray
-    /// `Host *` rule could only break.
+    /// Read the user's and the system's `ssh_config` too. Set for a host that the user configured there; not
+    /// set for our own leases, which a stray `Host *` rule could only break.
     pub user_config: bool,
     /// The lease runs on this machine: its traffic crosses no network, so a cheaper handshake is enough.
     pub on_this_machine: bool,
@@ -124,8 +126,9 @@ impl Target {
         })
     }
 
-    /// Sets a key that the user chose; `None` leaves the choice to OpenSSH. (A key in one of our own directories is put into [`Target::key`]
-    /// directly.) OpenSSH has an escape for `%` in a path, and none for `${`.
+    /// Sets a key that the user chose; `None` leaves the choice to OpenSSH. (A key in one of our own
+    /// directories is put into [`Target::key`] directly.) OpenSSH has an escape for `%` in a path, and none
+    /// for `${`.
     pub fn offer(&mut self, key: Option<&Path>) -> Result<(), TargetError> {
         if let Some(key) = key.filter(|key| key.to_string_lossy().contains("${")) {
             return Err(TargetError::Key { key: key.to_owned() });
@@ -139,15 +142,17 @@ impl Target {
         format!("{}@{}", self.user, self.host)
     }
 
-    /// The argument vector up to and including `user@host`; the first word is `ssh`, and a remote command may be appended.
+    /// The argument vector up to and including `user@host`; the first word is `ssh`, and a remote command may
+    /// be appended.
     pub fn ssh_argv(&self, options: ArgvOptions) -> Vec<OsString> {
         let mut words = self.words(options);
         words.push(self.destination());
         words.into_iter().map(OsString::from).collect()
     }
 
-    /// Which part of the caller's environment the SSH client for this target gets. A client that reads the user's configuration or has a proxy
-    /// command starts programs of the user's choice, which may need any variable.
+    /// Which part of the caller's environment the SSH client for this target gets. A client that reads the
+    /// user's configuration or has a proxy command starts programs of the user's choice, which may need any
+    /// variable.
     pub fn environment(&self) -> Environment {
         if self.user_config || self.proxy_command.is_some() {
             Environment::Whole
@@ -179,8 +184,8 @@ impl Target {
         quote::join(words)
     }
 
-    /// The options for calls of this program: those of the Go program, and if the user's configuration is read, further ones that keep it from
-    /// changing what the call does.
+    /// The options for calls of this program: those of the Go program, and if the user's configuration is
+    /// read, further ones that keep it from changing what the call does.
     fn words(&self, options: ArgvOptions) -> Vec<String> {
         let mut words = self.go_words(options);
         if self.user_config {
@@ -290,8 +295,8 @@ impl Target {
     }
 }
 
-/// Resets what a user's `ssh_config` sets for their own sessions. ssh uses the first value of an option, so a call that needs another value puts it
-/// before these.
+/// Resets what a user's `ssh_config` sets for their own sessions. ssh uses the first value of an option, so a
+/// call that needs another value puts it before these.
 const NEUTRAL: [&str; 9] = [
     "RemoteCommand=none",
     "PermitLocalCommand=no",
@@ -312,8 +317,8 @@ const NEUTRAL_NEWER: [&str; 3] = [
     "SessionType=default",
 ];
 
-/// Whether the client is OpenSSH 8.7 or newer; asked once. If the version is unknown, the newer options are left out, which such a client's
-/// configuration cannot have either.
+/// Whether the client is OpenSSH 8.7 or newer; asked once. If the version is unknown, the newer options are
+/// left out, which such a client's configuration cannot have either.
 fn client_is_8_7() -> bool {
     static NEWER: OnceLock<bool> = OnceLock::new();
     *NEWER.get_or_init(|| {
@@ -496,7 +501,8 @@ mod tests {
         }
     }
 
-    /// Checks every option that a user may set for their own sessions, with OpenSSH itself (`-G`), for each form of our calls.
+    /// Checks every option that a user may set for their own sessions, with OpenSSH itself (`-G`), for each
+    /// form of our calls.
     #[test]
     fn nothing_that_a_user_s_configuration_has_for_sessions_reaches_ours() {
         let dir = tempfile::tempdir().unwrap();

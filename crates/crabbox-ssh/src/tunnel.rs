@@ -1,7 +1,7 @@
 //! Forwards a port of this machine to a port of the lease, loopback at both ends: `crabbox tunnel`.
 //!
-//! The tunnel has a connection of its own and a remote `cat` that keeps it open: when this process ends, however it ends, its pipe closes and so does
-//! the tunnel. It must never listen on anything but 127.0.0.1.
+//! The tunnel has a connection of its own and a remote `cat` that keeps it open: when this process ends,
+//! however it ends, its pipe closes and so does the tunnel. It must never listen on anything but 127.0.0.1.
 
 use std::io::{self, BufRead as _, BufReader, PipeReader, PipeWriter, Read, Write as _};
 use std::net::{Ipv4Addr, TcpListener};
@@ -111,8 +111,8 @@ pub enum TunnelEnd {
     },
 }
 
-/// Opens a tunnel from `local_port` (a free one when `None`) to `remote_port` of the loopback interface of `target`, and
-/// waits until it accepts connections, at most [`OPEN_LIMIT`] or until `cancel` is readable.
+/// Opens a tunnel from `local_port` (a free one when `None`) to `remote_port` of the loopback interface of
+/// `target`, and waits until it accepts connections, at most [`OPEN_LIMIT`] or until `cancel` is readable.
 pub fn open(
     target: &Target,
     local_port: Option<u16>,
@@ -170,7 +170,8 @@ fn open_at(
         words,
         refusals,
     };
-    // ssh listens before it starts the remote command, so the command's mark says that the port accepts connections.
+    // ssh listens before it starts the remote command, so the command's mark says that the port accepts
+    // connections.
     let ends = WaitLimits {
         cancel,
         deadline: Some(deadline),
@@ -247,8 +248,9 @@ impl Tunnel {
         self.local_port
     }
 
-    /// Waits until the connection ends or `cancel` becomes readable, and closes the tunnel. `told` is called with the reason for each connection that
-    /// the remote side refused. If the service of `target` has moved to its other loopback address, the tunnel follows.
+    /// Waits until the connection ends or `cancel` becomes readable, and closes the tunnel. `told` is called
+    /// with the reason for each connection that the remote side refused. If the service of `target` has moved
+    /// to its other loopback address, the tunnel follows.
     pub fn wait(
         mut self,
         target: &Target,
@@ -316,7 +318,8 @@ impl Drop for Tunnel {
     }
 }
 
-/// Reads `stream` to its end, keeps the last of it in `words`, and sends why a channel was refused to `refused`.
+/// Reads `stream` to its end, keeps the last of it in `words`, and sends why a channel was refused to
+/// `refused`.
 fn hear(stream: impl Read, words: &Mutex<Vec<u8>>, refused: &Sender<String>) {
     let mut stream = BufReader::new(stream);
     let mut line = Vec::new();

@@ -491,7 +491,8 @@ fn a_master_that_dies_before_the_session_starts_is_replaced_by_a_new_one() {
     let lab = Lab::new();
     let listener = std::os::unix::net::UnixListener::bind(&lab.control).unwrap();
     let control = lab.control.clone();
-    // It sends the greeting twice like a live master (`PROTOCOL.mux`: length, type 1, version 4), and then goes away.
+    // It sends the greeting twice like a live master (`PROTOCOL.mux`: length, type 1, version 4), and then
+    // goes away.
     let dying = std::thread::spawn(move || {
         for call in 0..2 {
             let (mut stream, _) = listener.accept().unwrap();

@@ -22,8 +22,8 @@ struct Host {
 }
 
 impl Host {
-    /// `ForceCommand` simulates a login shell: sshd passes it to the real one with the line in a variable, and sshd itself calls `shell -c` in the
-    /// same way (session.c, `do_child`).
+    /// `ForceCommand` simulates a login shell: sshd passes it to the real one with the line in a variable,
+    /// and sshd itself calls `shell -c` in the same way (session.c, `do_child`).
     fn new(shell: &str, startup: (&str, &str)) -> Self {
         let sshd = Sshd::start_with(&format!("ForceCommand exec {shell} -c \"$SSH_ORIGINAL_COMMAND\""));
         let (file, text) = startup;

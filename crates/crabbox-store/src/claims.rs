@@ -1,7 +1,7 @@
 //! Claim files: `<state>/claims/<id>.json`, shared with the Go program, in exactly its format.
 //!
-//! Every access holds the claim's lock. A change must start from the file's current contents under that lock, and happen
-//! only if they are what the caller saw. Unknown fields of other programs are preserved.
+//! Every access holds the claim's lock. A change must start from the file's current contents under that lock,
+//! and happen only if they are what the caller saw. Unknown fields of other programs are preserved.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -119,8 +119,8 @@ pub fn read(places: &Places, id: &str) -> Result<Option<Claim>, ClaimError> {
     Ok(claim)
 }
 
-/// Changes the claim of lease `id` under its lock. `change` gets the current claim (`None` if it does not exist) and returns
-/// the new one, or `None` to change nothing. The new claim gets a new random revision.
+/// Changes the claim of lease `id` under its lock. `change` gets the current claim (`None` if it does not
+/// exist) and returns the new one, or `None` to change nothing. The new claim gets a new random revision.
 pub fn update<E: From<ClaimError>>(
     places: &Places,
     id: &str,
@@ -205,7 +205,8 @@ fn load(places: &Places, id: &str) -> Result<Option<Loaded>, ClaimError> {
         return Err(ClaimError::InvalidId { id: id.to_owned() });
     }
     let path = path_of(places, id);
-    // Refuse a link, which may lead to another file, and a pipe, which would block the read until it has a writer.
+    // Refuse a link, which may lead to another file, and a pipe, which would block the read until it has a
+    // writer.
     match std::fs::symlink_metadata(&path) {
         Ok(facts) if !facts.is_file() => return Err(ClaimError::NotAFile { path }),
         Ok(facts) if facts.len() > SIZE_LIMIT => return Err(ClaimError::TooLarge { path }),

@@ -1,9 +1,9 @@
 //! The journal file of a lease, `journal.jsonl`: one line per entry, appended before and after each effect.
 //!
-//! The first write creates the file and syncs it and its directory to disk, so that a lease is never without a
-//! journal. Later lines are one `write` each and are not synced unless their effect survives a reboot: they only need
-//! to survive the death of our processes, and the page cache does. After a crash of the host none of the kernel's
-//! objects exist any more, and files are found by their paths.
+//! The first write creates the file and syncs it and its directory to disk, so that a lease is never without
+//! a journal. Later lines are one `write` each and are not synced unless their effect survives a reboot: they
+//! only need to survive the death of our processes, and the page cache does. After a crash of the host none
+//! of the kernel's objects exist any more, and files are found by their paths.
 
 use std::fs::{File, OpenOptions};
 use std::io::Write as _;
@@ -69,8 +69,8 @@ pub struct JournalFile {
     state: Journal,
 }
 
-/// An effect that is about to happen. Close it with [`Pending::done`] once the effect has happened. Dropping it leaves the
-/// step live, which is right for a failed effect: its undo also handles a partial effect.
+/// An effect that is about to happen. Close it with [`Pending::done`] once the effect has happened. Dropping
+/// it leaves the step live, which is right for a failed effect: its undo also handles a partial effect.
 #[derive(Debug)]
 #[must_use = "an effect that happened must be marked done"]
 pub struct Pending {
@@ -176,8 +176,8 @@ impl JournalFile {
         };
         let mut line = serde_json::to_vec(entry).map_err(|error| fail(error.into()))?;
         line.push(b'\n');
-        // Cut off a partial line that a full disk has left; otherwise it would make this line unreadable, and with it
-        // the whole journal.
+        // Cut off a partial line that a full disk has left; otherwise it would make this line unreadable, and
+        // with it the whole journal.
         self.file.set_len(self.whole).map_err(fail)?;
         if let Err(error) = self.file.write_all(&line) {
             // Best effort: a partial line is also cut off before the next write and by `open`.

@@ -1,7 +1,7 @@
 //! Lease records, `metadata.json`, one directory per lease.
 //!
-//! A record is rewritten whole and atomically; unknown fields are preserved. Reading a list must never fail because of one
-//! record: an unreadable record is returned with its reason.
+//! A record is rewritten whole and atomically; unknown fields are preserved. Reading a list must never fail
+//! because of one record: an unreadable record is returned with its reason.
 
 use std::path::{Path, PathBuf};
 
@@ -145,8 +145,8 @@ pub fn read(dir: &LeaseDir) -> Result<StoredLease, RecordError> {
         source,
     };
     let raw: Map<String, Value> = serde_json::from_slice(&text).map_err(decode)?;
-    // Check the version before the fields, which may have another meaning in a newer version. A record without a
-    // version is of the first one.
+    // Check the version before the fields, which may have another meaning in a newer version. A record
+    // without a version is of the first one.
     if let Some(found) = raw.get("schemaVersion").and_then(Value::as_u64)
         && found > u64::from(SCHEMA_VERSION)
     {

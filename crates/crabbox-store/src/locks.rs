@@ -1,9 +1,9 @@
 //! Locks between crabbox processes on one state directory: one per lease, and a short one for allocations.
 //!
 //! All are `flock` locks on files that are never the data they guard. The order is: allocation, lease, volume
-//! ([`crate::volumes`]), room for volumes, host network, claim, registry ([`crate::registry`] has the two locks of
-//! the host). No process may wait for an earlier one while holding a later one, so the holder of the registry lock
-//! never waits.
+//! ([`crate::volumes`]), room for volumes, host network, claim, registry ([`crate::registry`] has the two
+//! locks of the host). No process may wait for an earlier one while holding a later one, so the holder of the
+//! registry lock never waits.
 
 use std::time::Duration;
 
@@ -35,8 +35,8 @@ pub fn lease(places: &Places, id: &str, limit: Duration) -> Result<FileLock, Loc
     FileLock::acquire_within(&places.lease_lock(id), limit)
 }
 
-/// Takes the allocation lock and then that of lease `id`, for whose holder it waits at most `limit`. It holds neither lock
-/// while it waits: a busy lease must not block all allocations.
+/// Takes the allocation lock and then that of lease `id`, for whose holder it waits at most `limit`. It holds
+/// neither lock while it waits: a busy lease must not block all allocations.
 pub fn allocation_and_lease(
     places: &Places,
     id: &str,

@@ -1,5 +1,5 @@
-//! The paths of all files of crabbox. They are the Go program's, so that both programs find each other's leases and claims;
-//! nothing here may create one.
+//! The paths of all files of crabbox. They are the Go program's, so that both programs find each other's
+//! leases and claims; nothing here may create one.
 
 use std::path::{Path, PathBuf};
 
@@ -17,7 +17,8 @@ pub struct Places {
     pub config: PathBuf,
     /// `$XDG_CACHE_HOME/crabbox`, or `~/.cache/crabbox`: images and fetched programs.
     pub cache: PathBuf,
-    /// `/var/lib/crabbox/registry` for root: the registry of the leases of all state directories on this host.
+    /// `/var/lib/crabbox/registry` for root: the registry of the leases of all state directories on this
+    /// host.
     pub registry: PathBuf,
 }
 
@@ -79,7 +80,8 @@ impl Places {
         paths.map(|entry| entry.path()).filter(is_one).collect()
     }
 
-    /// The directory of the volumes that outlive their leases: beside the leases, so that their images can be linked into those.
+    /// The directory of the volumes that outlive their leases: beside the leases, so that their images can be
+    /// linked into those.
     pub fn volumes(&self) -> PathBuf {
         self.state.join("firecracker/volumes")
     }

@@ -1,4 +1,5 @@
-//! The registry of this host: one entry for each lease of any state directory, with its exclusive uid, addresses and tag.
+//! The registry of this host: one entry for each lease of any state directory, with its exclusive uid,
+//! addresses and tag.
 //!
 //! ```text
 //!   <registry>/leases/<id>.json   written before the lease's directory, removed after it
@@ -20,14 +21,15 @@ use crabbox_host::small::{self, SmallError};
 
 use crate::places::Places;
 
-/// How long to wait for the registry lock before reporting that its holder is stuck; it is normally held for milliseconds.
+/// How long to wait for the registry lock before reporting that its holder is stuck; it is normally held for
+/// milliseconds.
 const LIMIT: Duration = Duration::from_mins(1);
 
 /// How long to wait for the host network lock before reporting that its holder is stuck.
 const HOST_NETWORK_LIMIT: Duration = Duration::from_mins(1);
 
-/// Maximum size of an entry in bytes: its longest part is a path of at most 4096 bytes (`PATH_MAX`), each of which JSON may
-/// write as six.
+/// Maximum size of an entry in bytes: its longest part is a path of at most 4096 bytes (`PATH_MAX`), each of
+/// which JSON may write as six.
 const ENTRY_LIMIT: u64 = 32 * 1024;
 
 /// The directory of the entries in the registry.
@@ -152,9 +154,9 @@ pub fn look(places: &Places) -> Result<Listing, RegistryError> {
     Ok(read(&PrivateDir::open(&entries)?)?.0)
 }
 
-/// Removes the entry of `lease` when the lease is gone. On a host without a registry it only checks that there is none. The
-/// existence of an entry is checked only under the lock: its holder may be about to write one, for a lease that it saw a
-/// moment ago.
+/// Removes the entry of `lease` when the lease is gone. On a host without a registry it only checks that
+/// there is none. The existence of an entry is checked only under the lock: its holder may be about to write
+/// one, for a lease that it saw a moment ago.
 pub fn forget(places: &Places, lease: &LeaseId) -> Result<(), RegistryError> {
     if !is_there(&places.registry.join(ENTRIES)) {
         return Ok(());
@@ -162,8 +164,9 @@ pub fn forget(places: &Places, lease: &LeaseId) -> Result<(), RegistryError> {
     Registry::lock(places)?.remove(lease)
 }
 
-/// Takes the lock for network state of the host that leases of all state directories share: forwarding of its uplinks, and
-/// the tables of built-in NAT. The caller already holds the lock of the lease whose network it makes or removes.
+/// Takes the lock for network state of the host that leases of all state directories share: forwarding of its
+/// uplinks, and the tables of built-in NAT. The caller already holds the lock of the lease whose network it
+/// makes or removes.
 pub fn host_network(places: &Places) -> Result<FileLock, RegistryError> {
     Ok(FileLock::acquire_within(
         &home(places)?.join("network.lock"),

@@ -1,4 +1,5 @@
-//! Templates: snapshots of guests without an identity, each stored under a key of everything that it depends on.
+//! Templates: snapshots of guests without an identity, each stored under a key of everything that it depends
+//! on.
 //!
 //! ```text
 //! <state>/firecracker/templates/
@@ -8,8 +9,8 @@
 //!     .making-<random>/  an unfinished template; abandoned if the lock is free
 //!     <key>/             memory, vmstate, layer, manifest.json; and `checked`, `failures`
 //! ```
-//! A template appears under its key in one rename, complete or not at all. It must never be used unless every file matches
-//! its manifest. A damaged template counts as absent and never causes an error of a lease.
+//! A template appears under its key in one rename, complete or not at all. It must never be used unless every
+//! file matches its manifest. A damaged template counts as absent and never causes an error of a lease.
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
@@ -51,7 +52,8 @@ const MAKING: &str = ".making-";
 const VERSION: u32 = 1;
 /// The longest accepted manifest, in bytes; a real one is about 1 KiB.
 const MANIFEST_LIMIT: u64 = 64 * 1024;
-/// The shortest run of zeros that becomes a hole, in bytes: shorter holes would cost more in extents than they save.
+/// The shortest run of zeros that becomes a hole, in bytes: shorter holes would cost more in extents than
+/// they save.
 const LEAST_HOLE: u64 = 64 * 1024;
 /// Number of consecutive failures after which a template is no longer used.
 pub const MOST_FAILURES: u64 = 2;
@@ -276,8 +278,8 @@ impl Templates {
         }
     }
 
-    /// The state of `key`. If this boot of the host has not verified the contents yet, every byte is read; afterwards file
-    /// attributes are enough, since only root can change a file.
+    /// The state of `key`. If this boot of the host has not verified the contents yet, every byte is read;
+    /// afterwards file attributes are enough, since only root can change a file.
     pub fn find(&self, key: &str) -> Found {
         self.found(key, Depth::OncePerBoot)
     }
@@ -298,13 +300,15 @@ impl Templates {
         program::digest(&self.dir, program)
     }
 
-    /// Removes the template of `key`, if there is one. Leases restored from it have their own links to its files.
+    /// Removes the template of `key`, if there is one. Leases restored from it have their own links to its
+    /// files.
     pub fn remove(&self, key: &str) -> Result<(), TemplateError> {
         let dir = self.dir.join(key);
         if dir.is_dir() { remove(&dir) } else { Ok(()) }
     }
 
-    /// Removes what remains in a store without templates; does nothing if there is a template, or while one is being made.
+    /// Removes what remains in a store without templates; does nothing if there is a template, or while one
+    /// is being made.
     pub fn dissolve(&self) -> Result<(), TemplateError> {
         if !self.dir.is_dir() {
             return Ok(());
@@ -344,7 +348,8 @@ impl Templates {
         Ok(FileLock::try_acquire(&self.dir.join(LOCK))?)
     }
 
-    /// An empty directory for the parts of a new template; removes leftovers of dead makers. The caller holds the lock.
+    /// An empty directory for the parts of a new template; removes leftovers of dead makers. The caller holds
+    /// the lock.
     pub fn workplace(&self, _lock: &FileLock) -> Result<PathBuf, TemplateError> {
         self.remove_unfinished()?;
         let name = hex(&random::bytes::<8>().map_err(TemplateError::Random)?);
@@ -353,7 +358,8 @@ impl Templates {
         Ok(dir)
     }
 
-    /// Removes leftovers of dead makers; does nothing while a template is being made, or if none was ever made.
+    /// Removes leftovers of dead makers; does nothing while a template is being made, or if none was ever
+    /// made.
     pub fn remove_dead(&self) -> Result<(), TemplateError> {
         if self.dir.is_dir()
             && let Some(_lock) = self.try_make()?
@@ -379,8 +385,8 @@ impl Templates {
         Ok(())
     }
 
-    /// Seals the parts in `workplace`: punches out their zeros, makes them read-only, and writes the manifest. It reads the
-    /// whole memory, which takes seconds; `stop` is polled all the time.
+    /// Seals the parts in `workplace`: punches out their zeros, makes them read-only, and writes the
+    /// manifest. It reads the whole memory, which takes seconds; `stop` is polled all the time.
     pub fn seal(
         &self,
         workplace: &Path,
@@ -398,8 +404,8 @@ impl Templates {
                 Err(error) => return Err(error.into()),
             }
             let fail = |source| FileError::io("seal", &path, source);
-            // Readable for everybody, because a jailed VMM has its own uid. The directories above are accessible only
-            // to root.
+            // Readable for everybody, because a jailed VMM has its own uid. The directories above are
+            // accessible only to root.
             std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o444)).map_err(fail)?;
             let file = files::open_regular(&path).map_err(fail)?;
             file.sync_all().map_err(fail)?;
@@ -446,8 +452,8 @@ impl Templates {
         Ok(Template { dir: place, ..sealed })
     }
 
-    /// Records a failed restore from the template of `key` with this token; a template that has replaced it meanwhile is not
-    /// affected.
+    /// Records a failed restore from the template of `key` with this token; a template that has replaced it
+    /// meanwhile is not affected.
     pub fn note_failure(&self, key: &str, token: &str) -> Result<(), TemplateError> {
         let dir = self.dir.join(key);
         if !manifest(&dir).is_ok_and(|manifest| manifest.about.token == token) {
@@ -472,8 +478,8 @@ impl Templates {
         }
     }
 
-    /// Removes unusable templates: unfinished ones, those of an image or host not in `images` and `host`, those unused for
-    /// long, and damaged ones. `None` while a template is being made.
+    /// Removes unusable templates: unfinished ones, those of an image or host not in `images` and `host`,
+    /// those unused for long, and damaged ones. `None` while a template is being made.
     pub fn sweep(
         &self,
         images: &[String],

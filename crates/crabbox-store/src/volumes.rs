@@ -6,9 +6,9 @@
 //!     <digest of the key>/       about.json, image.ext4; and set-aside.ext4, a damaged image
 //! volumes.lock                   held while space is promised to a volume; like the allocation lock it is never removed
 //! ```
-//! The holder in a record repeats what the lease's journal says: it is written after the journal's entry, and removed
-//! before it. An image is removed only at its user's request; nothing here may read its contents, shorten it, or
-//! replace it by anything but a copy of it.
+//! The holder in a record repeats what the lease's journal says: it is written after the journal's entry, and
+//! removed before it. An image is removed only at its user's request; nothing here may read its contents,
+//! shorten it, or replace it by anything but a copy of it.
 
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
@@ -53,8 +53,8 @@ pub struct About {
     pub name: String,
     /// Its key.
     pub key: String,
-    /// Size of its file system in MiB. It is recorded before the file system is grown; a smaller file system means
-    /// that growing was interrupted.
+    /// Size of its file system in MiB. It is recorded before the file system is grown; a smaller file system
+    /// means that growing was interrupted.
     pub size_mib: u64,
     /// When its current image was made, in seconds since 1970.
     pub created_at: i64,
@@ -330,8 +330,9 @@ impl Locked {
         Ok(())
     }
 
-    /// Restores the length of an image that its VMM has shortened, by a hole at the end, so that the checker sees
-    /// what is missing. An image is never shortened: only its superblock tells whether data would be lost.
+    /// Restores the length of an image that its VMM has shortened, by a hole at the end, so that the checker
+    /// sees what is missing. An image is never shortened: only its superblock tells whether data would be
+    /// lost.
     pub fn lengthen(&self, size_mib: u64) -> Result<(), VolumesError> {
         let file = self.open_image()?;
         let path = self.join(IMAGE);
@@ -382,7 +383,8 @@ impl Locked {
     }
 }
 
-/// Makes the directory `dir` and syncs its name, so that files recorded in it do not disappear in a power cut.
+/// Makes the directory `dir` and syncs its name, so that files recorded in it do not disappear in a power
+/// cut.
 fn make_dir(dir: &Path) -> Result<(), VolumesError> {
     let is_new = !dir.exists();
     files::create_private_dir(dir)?;

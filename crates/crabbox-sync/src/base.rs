@@ -1,8 +1,9 @@
-//! The base of a branch (`sync.baseRef`): a ref of the local repository that is also sent to the lease, with the history of it and of `HEAD` back to
-//! their merge base, so that `git diff base...` gives the same result there as here.
+//! The base of a branch (`sync.baseRef`): a ref of the local repository that is also sent to the lease, with
+//! the history of it and of `HEAD` back to their merge base, so that `git diff base...` gives the same result
+//! there as here.
 //!
-//! It uses local objects only. It must never accept an expression in place of a name: only branches, tags and full commit ids are sent, not arbitrary
-//! objects of the repository.
+//! It uses local objects only. It must never accept an expression in place of a name: only branches, tags and
+//! full commit ids are sent, not arbitrary objects of the repository.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -46,7 +47,8 @@ pub(crate) enum BaseError {
 }
 
 impl Base {
-    /// Finds `name` in `repo`: first as a branch of the origin, then in the order of git itself. `None` for an empty name.
+    /// Finds `name` in `repo`: first as a branch of the origin, then in the order of git itself. `None` for
+    /// an empty name.
     pub(crate) fn find(repo: &Repo, name: &str) -> Result<Option<Self>, BaseError> {
         let name = name.trim();
         if name.is_empty() {
@@ -135,7 +137,8 @@ fn commit_of(line: &str) -> Option<(&str, &str)> {
     }
 }
 
-/// Whether it is a valid ref name (git-check-ref-format(1)), and therefore neither an expression, a pattern nor a flag.
+/// Whether it is a valid ref name (git-check-ref-format(1)), and therefore neither an expression, a pattern
+/// nor a flag.
 fn is_name(name: &str) -> bool {
     let odd = |c: char| c.is_ascii_control() || c.is_whitespace() || r"~^:?*[\@{".contains(c);
     let is_part = |part: &str| !part.is_empty() && !part.starts_with(['.', '-']);
@@ -157,7 +160,8 @@ pub(crate) struct Span {
 }
 
 impl Span {
-    /// The history of `head` and `base` back to their merge bases; the whole history if there is none, or if cutting there would disconnect them.
+    /// The history of `head` and `base` back to their merge bases; the whole history if there is none, or if
+    /// cutting there would disconnect them.
     pub(crate) fn of(root: &Path, head: &str, base: &str) -> Result<Self, CommandError> {
         let ask = || unreplaced_git(root);
         // It exits with 1 if there is none.

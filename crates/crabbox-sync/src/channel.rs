@@ -1,7 +1,8 @@
 //! How rsync reaches the lease.
 //!
-//! Either SSH with the options of a [`Target`], or a shell on this machine that takes the very same arguments, so that tests can run the real code
-//! thousands of times. It must never add options of its own to a connection.
+//! Either SSH with the options of a [`Target`], or a shell on this machine that takes the very same
+//! arguments, so that tests can run the real code thousands of times. It must never add options of its own to
+//! a connection.
 
 use crabbox_host::environment::Environment;
 use crabbox_ssh::target::Target;

@@ -1,7 +1,9 @@
-//! Sends whole files over the sync's own conversation: no second process on either side, and no comparison of contents.
+//! Sends whole files over the sync's own conversation: no second process on either side, and no comparison of
+//! contents.
 //!
-//! This pays off where bytes are cheap: into a machine on this host, and for a few small files anywhere. It must never follow a link in any component
-//! of a path, even if the tree has changed since it was listed, and never send more of a file than its size when it was opened.
+//! This pays off where bytes are cheap: into a machine on this host, and for a few small files anywhere. It
+//! must never follow a link in any component of a path, even if the tree has changed since it was listed, and
+//! never send more of a file than its size when it was opened.
 
 use std::collections::HashSet;
 use std::io::Read as _;
@@ -78,13 +80,14 @@ impl To for AgentClient {
     }
 }
 
-/// Entries that were sent but not yet acknowledged. `None` if the agent answered before all were sent, because it does not read any more then.
+/// Entries that were sent but not yet acknowledged. `None` if the agent answered before all were sent,
+/// because it does not read any more then.
 #[derive(Debug)]
 #[must_use = "whether they arrived is not known yet"]
 pub(crate) struct Streamed(Option<Sent>);
 
-/// Sends the entries, each with its number in the manifest. `is_awaited` says whether the agent still owes a reply to another request: then an early
-/// reply is no reason to stop.
+/// Sends the entries, each with its number in the manifest. `is_awaited` says whether the agent still owes a
+/// reply to another request: then an early reply is no reason to stop.
 pub(crate) fn send<'e>(
     far: &mut AgentClient,
     root: &Path,

@@ -1,7 +1,7 @@
 //! The directories of a working tree in which a change could change its manifest.
 //!
-//! These are the directories of all tracked files, and untracked ones that are still empty. It must never descend into ignored directories, which may
-//! be huge.
+//! These are the directories of all tracked files, and untracked ones that are still empty. It must never
+//! descend into ignored directories, which may be huge.
 
 use std::collections::{BTreeSet, HashSet};
 use std::ffi::OsStr;

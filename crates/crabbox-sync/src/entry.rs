@@ -1,8 +1,9 @@
 //! One file or symbolic link of the manifest, and how it is read from the disk.
 //!
-//! The identity of an entry stands for its content without reading it, as in git's index: kind, permissions, size, modification time, change time and
-//! inode. It must never be trusted for a file that was touched so shortly before it was examined that a later change could have the same times; such
-//! an entry gets no identity and is sent again next time.
+//! The identity of an entry stands for its content without reading it, as in git's index: kind, permissions,
+//! size, modification time, change time and inode. It must never be trusted for a file that was touched so
+//! shortly before it was examined that a later change could have the same times; such an entry gets no
+//! identity and is sent again next time.
 
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::io;
@@ -21,7 +22,8 @@ use crate::manifest::ManifestError;
 
 /// The assumed granularity of change times that have nanoseconds: ten ticks of a slow kernel.
 const FINE_NS: i128 = 100_000_000;
-/// The assumed granularity of change times in whole seconds (old file systems): the worst known, and a margin.
+/// The assumed granularity of change times in whole seconds (old file systems): the worst known, and a
+/// margin.
 const COARSE_NS: i128 = 2_100_000_000;
 
 /// The type of an entry.
@@ -107,7 +109,8 @@ impl Scan {
         }
     }
 
-    /// The results of `look` for all items, in order; several threads share the items, each with its own memory.
+    /// The results of `look` for all items, in order; several threads share the items, each with its own
+    /// memory.
     pub(crate) fn all<T: Sync, R: Send, M>(
         &self,
         items: &[T],
@@ -148,7 +151,8 @@ impl Scan {
         Ok(all)
     }
 
-    /// Opens the directory `dir` if it and all directories above it are not links: what is beyond a link does not belong to this tree.
+    /// Opens the directory `dir` if it and all directories above it are not links: what is beyond a link does
+    /// not belong to this tree.
     fn own_dir(&self, dir: &[u8]) -> io::Result<Option<OwnedFd>> {
         let below = EntryPath::exact(dir).map_err(|why| io::Error::new(io::ErrorKind::InvalidInput, why))?;
         match self.tree.enter(&below) {
@@ -192,7 +196,8 @@ impl Scan {
         }
         let modified = nanoseconds(stat.st_mtime, stat.st_mtime_nsec);
         let changed = nanoseconds(stat.st_ctime, stat.st_ctime_nsec);
-        // If another version of the standard library uses another hash, that costs one full sync and nothing else.
+        // If another version of the standard library uses another hash, that costs one full sync and nothing
+        // else.
         let mut hash = DefaultHasher::new();
         (kind == Kind::Symlink).hash(&mut hash);
         (stat.st_mode, stat.st_size, modified, changed, stat.st_ino).hash(&mut hash);
@@ -226,8 +231,8 @@ impl Scan {
 #[derive(Debug)]
 pub(crate) struct Examiner<'a> {
     scan: &'a Scan,
-    /// The directory of the last path, open unless it is reached through a link. Neighbouring paths usually follow each other, so that the walk from
-    /// the root is saved.
+    /// The directory of the last path, open unless it is reached through a link. Neighbouring paths usually
+    /// follow each other, so that the walk from the root is saved.
     last: Option<(Vec<u8>, Option<OwnedFd>)>,
 }
 

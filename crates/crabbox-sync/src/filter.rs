@@ -1,8 +1,9 @@
-//! Which paths of the repository are in scope: the ordered rules of built-ins, configuration, `.crabboxignore`,
-//! protected names, and the include list.
+//! Which paths of the repository are in scope: the ordered rules of built-ins, configuration,
+//! `.crabboxignore`, protected names, and the include list.
 //!
-//! A pure matcher over path bytes: it opens no files and does not use git. It must never let a rule bring a protected path back, nor let an ambiguous
-//! built-in (`dist`, `target` …) drop a file that the user has committed.
+//! A pure matcher over path bytes: it opens no files and does not use git. It must never let a rule bring a
+//! protected path back, nor let an ambiguous built-in (`dist`, `target` …) drop a file that the user has
+//! committed.
 
 use std::collections::HashMap;
 
@@ -56,7 +57,8 @@ const AMBIGUOUS: [&str; 8] = [
     "target",
 ];
 
-/// What crabbox itself keeps in a working tree: never synced, whatever the rules, and matched case-insensitively.
+/// What crabbox itself keeps in a working tree: never synced, whatever the rules, and matched
+/// case-insensitively.
 const PROTECTED: [&str; 5] = [
     ".crabbox/env",
     ".crabbox/scripts",
@@ -121,7 +123,8 @@ pub struct Filter {
 }
 
 impl Filter {
-    /// The rules in their order: built-ins, `exclude`, the lines of `.crabboxignore`; then the whitelist `include`.
+    /// The rules in their order: built-ins, `exclude`, the lines of `.crabboxignore`; then the whitelist
+    /// `include`.
     pub fn new(exclude: &[String], ignore_file: &[u8], include: &[String]) -> Self {
         let mut filter = Self {
             rules: Vec::new(),
@@ -186,7 +189,8 @@ impl Filter {
         });
     }
 
-    /// Judges `path`, relative to the root, with `/` between components; `tracked` means that git tracks it as a regular file.
+    /// Judges `path`, relative to the root, with `/` between components; `tracked` means that git tracks it
+    /// as a regular file.
     pub fn judge(&self, path: &[u8], tracked: bool) -> Verdict<'_> {
         if is_protected(path)
             || !(self.includes.is_empty() || self.includes.iter().any(|text| path_matches(text, path)))

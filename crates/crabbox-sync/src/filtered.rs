@@ -1,8 +1,9 @@
 //! Handles files that pass through a filter and were written shortly before git's index.
 //!
-//! git considers a file unchanged if its times match the index, but not if the file is as young as the index (in whole seconds): then it compares
-//! contents. Our git compares without the filters, so such a file wrongly looks changed. The nanoseconds of the times decide. It must never call a
-//! file unchanged that git with its filters would find changed.
+//! git considers a file unchanged if its times match the index, but not if the file is as young as the index
+//! (in whole seconds): then it compares contents. Our git compares without the filters, so such a file
+//! wrongly looks changed. The nanoseconds of the times decide. It must never call a file unchanged that git
+//! with its filters would find changed.
 
 use std::collections::HashSet;
 use std::ffi::OsStr;

@@ -1,8 +1,8 @@
-//! Every call of git on this machine: without the caller's redirecting environment, without locks, and without any repository configuration that
-//! would run a program or use the network.
+//! Every call of git on this machine: without the caller's redirecting environment, without locks, and
+//! without any repository configuration that would run a program or use the network.
 //!
-//! A repository is untrusted input: running crabbox in it must be as safe as reading it. It must never let git start a program that the repository
-//! names, read another repository of the user, or write to this one.
+//! A repository is untrusted input: running crabbox in it must be as safe as reading it. It must never let
+//! git start a program that the repository names, read another repository of the user, or write to this one.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
@@ -12,12 +12,13 @@ use crabbox_host::command::{Cmd, CommandError};
 use crabbox_host::environment::{self, Environment};
 use sha2::{Digest as _, Sha256};
 
-/// Settings of the caller's environment (`GIT_CONFIG_COUNT`) that git still gets: trust in a directory of another owner.
+/// Settings of the caller's environment (`GIT_CONFIG_COUNT`) that git still gets: trust in a directory of
+/// another owner.
 const CALLERS: [&str; 1] = ["safe.directory"];
 
-/// Settings that name a program, or make git take a directory for a repository although the user never made it one. Each is given on the command
-/// line, which wins over every file. The names are those of git-config(1); settings that none of our commands uses today are included because a later
-/// command may.
+/// Settings that name a program, or make git take a directory for a repository although the user never made
+/// it one. Each is given on the command line, which wins over every file. The names are those of
+/// git-config(1); settings that none of our commands uses today are included because a later command may.
 const HARMLESS: [&str; 16] = [
     "core.fsmonitor=false",
     "core.hooksPath=/dev/null",
@@ -33,13 +34,15 @@ const HARMLESS: [&str; 16] = [
     "log.showSignature=false",
     "interactive.diffFilter=",
     "submodule.recurse=false",
-    // A bare repository committed into the tree is data, even if the current directory is inside it (git 2.38).
+    // A bare repository committed into the tree is data, even if the current directory is inside it (git
+    // 2.38).
     "safe.bareRepository=explicit",
     // A promisor remote may name any helper (`ext::`), which git would run to fetch a missing object.
     "protocol.allow=never",
 ];
 
-/// The settings of a filter driver (gitattributes(5)) to override: two programs, a third that replaces both, and whether git fails without them.
+/// The settings of a filter driver (gitattributes(5)) to override: two programs, a third that replaces both,
+/// and whether git fails without them.
 const FILTER: [(&str, &str); 4] = [
     ("clean", ""),
     ("smudge", ""),
@@ -47,10 +50,12 @@ const FILTER: [(&str, &str); 4] = [
     ("required", "false"),
 ];
 
-/// A probe setting passed in the environment, to see whether git reads settings there (git 2.31 and newer do).
+/// A probe setting passed in the environment, to see whether git reads settings there (git 2.31 and newer
+/// do).
 const BY_ENVIRONMENT: &str = "crabbox.environment";
 
-/// The most filters that we switch off; no real configuration has so many, and more would not fit into an argument vector.
+/// The most filters that we switch off; no real configuration has so many, and more would not fit into an
+/// argument vector.
 const MOST_FILTERS: usize = 256;
 
 /// Whether a command reads files of the working tree, which `filter.*` programs would do for it.
@@ -58,14 +63,15 @@ const MOST_FILTERS: usize = 256;
 pub(crate) enum Contents<'a> {
     /// It reads names, objects or configuration only.
     Unread,
-    /// It compares files with the index, with these filters switched off. A filtered file whose times have changed then counts as changed, which
-    /// costs a comparison but never hides a change.
+    /// It compares files with the index, with these filters switched off. A filtered file whose times have
+    /// changed then counts as changed, which costs a comparison but never hides a change.
     Compared(&'a Filters),
 }
 
-/// Settings that decide whether git finds a file unchanged, or whether `git status` shows it, with the values that every git knows. They are copied
-/// to the lease's repository. The names are those of git-config(1), in lower case as git lists them. None of them names a program, a file or an
-/// address. A value that only a newer git knows would make git fail in the lease.
+/// Settings that decide whether git finds a file unchanged, or whether `git status` shows it, with the values
+/// that every git knows. They are copied to the lease's repository. The names are those of git-config(1), in
+/// lower case as git lists them. None of them names a program, a file or an address. A value that only a
+/// newer git knows would make git fail in the lease.
 const DECIDING: [(&str, &[&str]); 11] = [
     ("core.autocrlf", &["true", "false", "input"]),
     ("core.eol", &["lf", "crlf", "native"]),
@@ -94,7 +100,8 @@ pub(crate) struct Configuration {
     pub(crate) hash: [u8; 32],
     /// Its filters.
     pub(crate) filters: Filters,
-    /// The settings that decide whether a file counts as unchanged, as a configuration file for another repository.
+    /// The settings that decide whether a file counts as unchanged, as a configuration file for another
+    /// repository.
     pub(crate) deciding: Vec<u8>,
 }
 
@@ -146,7 +153,8 @@ impl Configuration {
 }
 
 impl Filters {
-    /// Parses the output of `git config --list --show-origin -z`: an origin, then `key LF value`, NUL after each.
+    /// Parses the output of `git config --list --show-origin -z`: an origin, then `key LF value`, NUL after
+    /// each.
     fn of(list: &[u8]) -> Result<Self, ConfigurationError> {
         let mut names: Vec<Vec<u8>> = list
             .split(|byte| *byte == 0)
@@ -263,7 +271,8 @@ pub(crate) fn git(dir: &Path, contents: Contents<'_>) -> Cmd {
         .env("GIT_NO_LAZY_FETCH", "1")
 }
 
-/// The same for objects as they are. A replacement (git-replace(1)) stands for another object only where its ref is, and the lease has none.
+/// The same for objects as they are. A replacement (git-replace(1)) stands for another object only where its
+/// ref is, and the lease has none.
 pub(crate) fn unreplaced_git(dir: &Path) -> Cmd {
     git(dir, Contents::Unread).env("GIT_NO_REPLACE_OBJECTS", "1")
 }
@@ -271,7 +280,8 @@ pub(crate) fn unreplaced_git(dir: &Path) -> Cmd {
 /// How many lines of a message are kept; git's longest advice has fewer.
 const MOST_LINES: usize = 20;
 
-/// git's message on standard error, including its advice: for a tree of another user, for example, the command that allows it.
+/// git's message on standard error, including its advice: for a tree of another user, for example, the
+/// command that allows it.
 pub(crate) fn whole_message(stderr: &str) -> String {
     let lines = stderr.lines().map(str::trim_end).filter(|line| !line.is_empty());
     let kept: Vec<&str> = lines.take(MOST_LINES).collect();

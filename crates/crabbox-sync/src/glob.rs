@@ -1,7 +1,7 @@
 //! Shell globs over bytes: `*`, `?`, `[…]`, `\x`, and `**` for any number of directories.
 //!
-//! `*` and `?` never match a slash, as in Go's `path.Match`, whose syntax the configuration files use. Time must never grow exponentially with the
-//! pattern.
+//! `*` and `?` never match a slash, as in Go's `path.Match`, whose syntax the configuration files use. Time
+//! must never grow exponentially with the pattern.
 
 /// Whether the whole of `name` matches `pattern`. A malformed pattern matches only itself.
 pub(crate) fn matches(pattern: &[u8], name: &[u8]) -> bool {

@@ -1,7 +1,8 @@
 //! Git manifest, fingerprint, guardrails, rsync.
 //!
-//! `repo` finds the tree, `manifest` lists what the lease must have of it, `guardrail` checks whether that is too much, and `transfer` makes the
-//! lease's workdir equal to it. This crate prints nothing and never changes the local tree.
+//! `repo` finds the tree, `manifest` lists what the lease must have of it, `guardrail` checks whether that is
+//! too much, and `transfer` makes the lease's workdir equal to it. This crate prints nothing and never
+//! changes the local tree.
 
 mod base;
 mod channel;

@@ -1,7 +1,7 @@
 //! Parses the output of git: `ls-files -v --stage -z` and `status --porcelain=v2 -z`.
 //!
-//! Formats: git-ls-files(1), git-status(1) "Porcelain Format Version 2" with `-z`, where paths are never quoted.
-//! Pure parsing; it must never guess at a record it does not know.
+//! Formats: git-ls-files(1), git-status(1) "Porcelain Format Version 2" with `-z`, where paths are never
+//! quoted. Pure parsing; it must never guess at a record it does not know.
 
 use std::collections::HashSet;
 
@@ -90,7 +90,8 @@ pub struct Staged {
 const NO_MODE: &str = "000000";
 
 impl Staged {
-    /// A path added with intent-to-add: git stores it with the object id of an empty file, which has `digits` digits.
+    /// A path added with intent-to-add: git stores it with the object id of an empty file, which has `digits`
+    /// digits.
     fn intended(path: &[u8], mode: &[u8], digits: usize) -> Option<Self> {
         let object = EMPTY.into_iter().find(|object| object.len() == digits)?;
         Some(Self {
@@ -132,8 +133,8 @@ fn lossy(record: &[u8]) -> String {
     String::from_utf8_lossy(record).into_owned()
 }
 
-/// Checks a path from the index. git writes only valid paths, but it reads an index that another program wrote, and `../` in such an index would name
-/// files outside the tree or in the repository itself.
+/// Checks a path from the index. git writes only valid paths, but it reads an index that another program
+/// wrote, and `../` in such an index would name files outside the tree or in the repository itself.
 fn inside(path: &[u8]) -> Option<Vec<u8>> {
     let mut parts = path.split(|byte| *byte == b'/');
     parts
@@ -142,7 +143,8 @@ fn inside(path: &[u8]) -> Option<Vec<u8>> {
 }
 
 impl Index {
-    /// Reads `<tag> <mode> <object> <stage>TAB<path>` records; an unmerged path has several and is taken once.
+    /// Reads `<tag> <mode> <object> <stage>TAB<path>` records; an unmerged path has several and is taken
+    /// once.
     pub(crate) fn parse(bytes: &[u8]) -> Result<Self, String> {
         let mut index = Self::default();
         for record in records(bytes) {

@@ -1,7 +1,7 @@
 //! The lists that a sync sends and receives: manifests, paths, numbers.
 //!
-//! They are sent in chunks while they are generated: a list may have hundreds of thousands of paths, and must never be held whole in addition to its
-//! manifest.
+//! They are sent in chunks while they are generated: a list may have hundreds of thousands of paths, and must
+//! never be held whole in addition to its manifest.
 
 use std::io::Write as _;
 
@@ -47,7 +47,8 @@ impl<'f> Sending<'f> {
     }
 }
 
-/// Sends `<identity> <kind> <mode> <size> <mtime> <path>` records, the record `-`, then the deleted paths; NUL after each.
+/// Sends `<identity> <kind> <mode> <size> <mtime> <path>` records, the record `-`, then the deleted paths;
+/// NUL after each.
 pub(crate) fn send_manifest<'e>(
     far: &mut AgentClient,
     entries: impl Iterator<Item = &'e Entry>,

@@ -1,7 +1,9 @@
-//! The manifest: which files of the working tree the lease must have, which tracked paths are gone, and which files are dirty.
+//! The manifest: which files of the working tree the lease must have, which tracked paths are gone, and which
+//! files are dirty.
 //!
-//! git reports what is tracked, ignored and changed (two parallel processes in each repository); one `lstat` per path reports what exists. It must
-//! never write to the repository, follow a symbolic link out of it, or take a path for deleted that git merely hides.
+//! git reports what is tracked, ignored and changed (two parallel processes in each repository); one `lstat`
+//! per path reports what exists. It must never write to the repository, follow a symbolic link out of it, or
+//! take a path for deleted that git merely hides.
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -66,7 +68,8 @@ pub struct Manifest {
     pub attributes: Vec<u8>,
     /// The commit `HEAD` stands on, the branch it names, and the origin, for the repository in the guest.
     pub repo: Repo,
-    /// SHA-256 over the identity of every entry and the deleted list, as hex: equal means nothing changed here.
+    /// SHA-256 over the identity of every entry and the deleted list, as hex: equal means nothing changed
+    /// here.
     pub fingerprint: String,
     /// How it differs from the previous manifest, if that is still known.
     pub since: Option<ChangesSince>,
@@ -265,7 +268,8 @@ impl Manifest {
         let root = repo.root.as_path();
         let ignore_file = read_ignore_file(root)?;
         let filter = Filter::new(&scope.exclude, &ignore_file, &scope.include);
-        // Started before the first file is examined: files touched later than this are not trusted to stay as they were seen.
+        // Started before the first file is examined: files touched later than this are not trusted to stay as
+        // they were seen.
         let scan = Scan::start(root)?;
         let mut tree = submodules::ask(&scan, &filter, b"")?;
         let excluded = Filter::new(&scope.exclude, &ignore_file, &[]);
@@ -286,7 +290,8 @@ impl Manifest {
         draft.fill(&index, looks, &status)?.finish(repo, modules, status)
     }
 
-    /// The path prefix of each repository in the tree: submodules, ending in a slash, deeper ones first; then the empty prefix of the root.
+    /// The path prefix of each repository in the tree: submodules, ending in a slash, deeper ones first; then
+    /// the empty prefix of the root.
     pub(crate) fn prefixes(&self) -> impl Iterator<Item = Vec<u8>> {
         let submodules = self.submodules.iter().rev();
         submodules
@@ -354,7 +359,8 @@ impl ManifestBuilder {
     }
 
     fn fill(mut self, index: &Index, looks: Vec<Look>, status: &Status) -> Result<Self, ManifestError> {
-        // For each index entry, which git sorts by path: `None` if out of scope, else whether the file exists.
+        // For each index entry, which git sorts by path: `None` if out of scope, else whether the file
+        // exists.
         let mut there: Vec<Option<bool>> = Vec::with_capacity(looks.len());
         self.entries.reserve(looks.len());
         for (tracked, look) in index.paths.iter().zip(looks) {

@@ -1,10 +1,13 @@
-//! Flags of paths in git's index: the bits set by `git update-index`, which let a path that differs from the index count as unchanged.
+//! Flags of paths in git's index: the bits set by `git update-index`, which let a path that differs from the
+//! index count as unchanged.
 //!
-//! They are sent with the seed, because otherwise a tree that is clean here would not be clean in the lease. They do not affect what is synced.
+//! They are sent with the seed, because otherwise a tree that is clean here would not be clean in the lease.
+//! They do not affect what is synced.
 
 /// git assumes that it is unchanged (`--assume-unchanged`).
 pub(crate) const ASSUMED: u8 = 1;
-/// git does not examine it (`--skip-worktree`): either set here, or because an exclude rule keeps it out of the lease.
+/// git does not examine it (`--skip-worktree`): either set here, or because an exclude rule keeps it out of
+/// the lease.
 pub(crate) const SKIPPED: u8 = 2;
 /// It is to be added, without its content yet (`git add --intent-to-add`).
 pub(crate) const INTENDED: u8 = 4;

@@ -1,8 +1,10 @@
-//! Remembers the last manifest of a working tree, so that the next one need not ask git about everything again.
+//! Remembers the last manifest of a working tree, so that the next one need not ask git about everything
+//! again.
 //!
-//! It is stored outside the tree, one file per root. It must never yield another manifest than git would: it is trusted only if every entry, every
-//! directory in which a new file could appear, every file of ignore rules, the index, the commit and git's configuration are unchanged, judged by
-//! times that no later change can have; otherwise git is asked.
+//! It is stored outside the tree, one file per root. It must never yield another manifest than git would: it
+//! is trusted only if every entry, every directory in which a new file could appear, every file of ignore
+//! rules, the index, the commit and git's configuration are unchanged, judged by times that no later change
+//! can have; otherwise git is asked.
 
 use std::ffi::OsStr;
 use std::io::Write as _;
@@ -78,8 +80,8 @@ pub(crate) struct Seen {
 }
 
 impl Memory {
-    /// The memory of the tree at `root` in `dir`, which is created when needed. `ignore_files` are those that git may read for every repository of
-    /// this user (`core.excludesFile` and its default).
+    /// The memory of the tree at `root` in `dir`, which is created when needed. `ignore_files` are those that
+    /// git may read for every repository of this user (`core.excludesFile` and its default).
     pub fn of(dir: &Path, root: &Path, ignore_files: Vec<PathBuf>) -> Self {
         let name = hex(&Sha256::digest(root.as_os_str().as_bytes())[..NAME / 2]);
         Self {
@@ -114,8 +116,8 @@ impl Memory {
         hash.finalize().into()
     }
 
-    /// Stores a manifest. Errors are ignored, because the next call then asks git. It does not fsync: damage after a power cut is detected by the
-    /// checksum.
+    /// Stores a manifest. Errors are ignored, because the next call then asks git. It does not fsync: damage
+    /// after a power cut is detected by the checksum.
     pub(crate) fn keep(&self, seen: &Seen) {
         let dir = self.file.parent().unwrap_or(Path::new("/"));
         // A directory that is not our own is neither written to nor cleaned up.
@@ -269,7 +271,8 @@ impl Seen {
         }
     }
 
-    /// The entries that have changed, by index; `None` if anything else has changed, or too many entries have.
+    /// The entries that have changed, by index; `None` if anything else has changed, or too many entries
+    /// have.
     fn look(&self, scan: &Scan) -> Option<Vec<(usize, Entry)>> {
         if !self.places.iter().all(places::is_same) {
             return None;

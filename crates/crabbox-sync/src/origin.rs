@@ -1,7 +1,8 @@
 //! The URL of a remote in a form that may be shown to others: in a lease, a log, a message.
 //!
-//! Users put tokens into the URLs of their remotes, so git's answer is converted to an [`OriginUrl`] where it is read, and nothing else leaves that
-//! place. It must never contain a password, nor a user name that may be a token.
+//! Users put tokens into the URLs of their remotes, so git's answer is converted to an [`OriginUrl`] where it
+//! is read, and nothing else leaves that place. It must never contain a password, nor a user name that may be
+//! a token.
 
 use std::fmt;
 
@@ -10,8 +11,8 @@ use std::fmt;
 pub struct OriginUrl(String);
 
 impl OriginUrl {
-    /// Parses a remote's address from git's configuration (git-fetch(1), GIT URLS): a URL, `[user@]host:path`, or a path. `None` if a secret in it
-    /// cannot be separated from the rest.
+    /// Parses a remote's address from git's configuration (git-fetch(1), GIT URLS): a URL,
+    /// `[user@]host:path`, or a path. `None` if a secret in it cannot be separated from the rest.
     pub fn of(address: &str) -> Option<Self> {
         match address.split_once("://") {
             Some((scheme, rest)) if is_scheme(scheme) => url(scheme, rest),
@@ -78,7 +79,8 @@ fn scp_like(address: &str) -> Option<String> {
         return None;
     }
     match head.rsplit_once('@') {
-        // git itself takes the part before the first colon as the host, but the user who wrote this meant a password.
+        // git itself takes the part before the first colon as the host, but the user who wrote this meant a
+        // password.
         Some((user, _)) if user.contains(':') => Some(address[user.len() + 1..].to_owned()),
         _ => Some(address.to_owned()),
     }

@@ -1,8 +1,9 @@
-//! Compares the changes in a workdir since its last sync with the local tree, and plans what can be brought back and what cannot. Files that have
-//! become equal on both sides are neither.
+//! Compares the changes in a workdir since its last sync with the local tree, and plans what can be brought
+//! back and what cannot. Files that have become equal on both sides are neither.
 //!
-//! The list comes from a possibly hostile machine: a path from it is only accepted if it names a file of this tree, in scope and outside `.git`, and
-//! a local file is only replaced or removed if it is exactly the one that was sent.
+//! The list comes from a possibly hostile machine: a path from it is only accepted if it names a file of this
+//! tree, in scope and outside `.git`, and a local file is only replaced or removed if it is exactly the one
+//! that was sent.
 
 mod only;
 
@@ -105,8 +106,8 @@ struct LeftAlone {
     is_conflict: bool,
 }
 
-/// Compares the list from a lease with the local tree, as far as `only` reaches. `digests` asks the lease for digests of files
-/// (`Request::Digest`).
+/// Compares the list from a lease with the local tree, as far as `only` reaches. `digests` asks the lease for
+/// digests of files (`Request::Digest`).
 pub fn plan<E: From<PullError>>(
     manifest: &Manifest,
     scope: &Scope,

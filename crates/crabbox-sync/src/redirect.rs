@@ -1,8 +1,8 @@
 //! Checks that the repository that git found belongs to the directory where it was found.
 //!
-//! A repository's own files can refer to another repository: `core.worktree` to another working tree, a `.git` file or link and `commondir` to
-//! another repository's objects, a link in `.git` to another one's index or refs. It must never let an untrusted tree bring in a repository of the
-//! user from elsewhere.
+//! A repository's own files can refer to another repository: `core.worktree` to another working tree, a
+//! `.git` file or link and `commondir` to another repository's objects, a link in `.git` to another one's
+//! index or refs. It must never let an untrusted tree bring in a repository of the user from elsewhere.
 
 use std::ffi::OsStr;
 use std::fmt;
@@ -74,11 +74,12 @@ impl fmt::Display for Redirect {
     }
 }
 
-/// How the repository at `git_dir`, found from `cwd` and with the working tree `root`, refers to another place, if it does. All three paths are
-/// canonical; the last two are git's answers.
+/// How the repository at `git_dir`, found from `cwd` and with the working tree `root`, refers to another
+/// place, if it does. All three paths are canonical; the last two are git's answers.
 pub(crate) fn find(cwd: &Path, root: &Path, git_dir: &Path) -> Option<Redirect> {
     let link = root.join(".git");
-    // A deeper repository may name a directory above it as its working tree, and would then claim the files there.
+    // A deeper repository may name a directory above it as its working tree, and would then claim the files
+    // there.
     let is_of_root = link.canonicalize().is_ok_and(|found| found == git_dir)
         || leads_to(root, &link).is_some_and(|led| led == git_dir);
     if !cwd.starts_with(root) || !is_of_root {
@@ -87,7 +88,8 @@ pub(crate) fn find(cwd: &Path, root: &Path, git_dir: &Path) -> Option<Redirect> 
         });
     }
     if link.symlink_metadata().is_ok_and(|found| found.is_dir()) {
-        // The usual case. Here `commondir` is not legitimate: git only uses it in the directory of a linked working tree.
+        // The usual case. Here `commondir` is not legitimate: git only uses it in the directory of a linked
+        // working tree.
         if link.join("commondir").symlink_metadata().is_ok() {
             return Some(Redirect::CommonDir { dir: link });
         }
@@ -108,8 +110,8 @@ pub(crate) fn find(cwd: &Path, root: &Path, git_dir: &Path) -> Option<Redirect> 
     linked_out(git_dir, common)
 }
 
-/// The first of HEAD, the index and the refs that is a link to outside of both directories. Objects may come from elsewhere: sharing them with links
-/// and `alternates` is normal, and does not determine which are used.
+/// The first of HEAD, the index and the refs that is a link to outside of both directories. Objects may come
+/// from elsewhere: sharing them with links and `alternates` is normal, and does not determine which are used.
 fn linked_out(git_dir: &Path, common: &Path) -> Option<Redirect> {
     let dirs = [git_dir, common];
     let leads_out = |path: &Path| {
@@ -196,11 +198,12 @@ fn leads_to(root: &Path, link: &Path) -> Option<PathBuf> {
     root.join(OsStr::from_bytes(path)).canonicalize().ok()
 }
 
-/// Whether the repository at `led` belongs to the working tree `root`: it says so, with `gitdir` in a linked one (git-worktree(1)) or with
-/// `core.worktree`, which git sets in a submodule; or it names no working tree and is not inside one, as after `git init --separate-git-dir`.
+/// Whether the repository at `led` belongs to the working tree `root`: it says so, with `gitdir` in a linked
+/// one (git-worktree(1)) or with `core.worktree`, which git sets in a submodule; or it names no working tree
+/// and is not inside one, as after `git init --separate-git-dir`.
 fn leads_back(led: &Path, link: &Path, root: &Path) -> bool {
-    // Such a claim is worthless if its commits come from another repository: `commondir` is legitimate only in `<common>/worktrees/<name>`, which is
-    // inside that repository (gitrepository-layout(5)).
+    // Such a claim is worthless if its commits come from another repository: `commondir` is legitimate only
+    // in `<common>/worktrees/<name>`, which is inside that repository (gitrepository-layout(5)).
     if led.join("commondir").symlink_metadata().is_ok() {
         let common = small(&led.join("commondir")).and_then(|text| {
             led.join(OsStr::from_bytes(text.trim_ascii_end()))

@@ -1,7 +1,8 @@
 //! Finds the repository of the current directory: its root, name, origin, commit and base branch.
 //!
-//! Discovery itself does not fail without a repository (`--no-sync` works anywhere); whether it can be synced is checked with
-//! [`Repo::check_syncable`], before a lease is paid for. It must never run programs that a repository names.
+//! Discovery itself does not fail without a repository (`--no-sync` works anywhere); whether it can be synced
+//! is checked with [`Repo::check_syncable`], before a lease is paid for. It must never run programs that a
+//! repository names.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt as _;
@@ -19,7 +20,8 @@ use crate::redirect::{self, Redirect};
 pub struct Repo {
     /// The root of the working tree; the current directory itself when there is none. Absolute.
     pub root: PathBuf,
-    /// The repository part of the origin's URL, else the last component of the root. Never empty, one path component.
+    /// The repository part of the origin's URL, else the last component of the root. Never empty, one path
+    /// component.
     pub name: String,
     /// The URL of the remote `origin`, without secrets.
     pub origin: Option<OriginUrl>,
@@ -185,7 +187,8 @@ impl Repo {
     }
 }
 
-/// What `cwd` really belongs to, if that is not the repository at `git_dir` with the tree at `root` that git found.
+/// What `cwd` really belongs to, if that is not the repository at `git_dir` with the tree at `root` that git
+/// found.
 fn of_another(cwd: &Path, root: &Path, git_dir: &Path) -> Option<Vcs> {
     if jujutsu_below(cwd, Some(root)) {
         return Some(Vcs::JujutsuOnly);
@@ -193,8 +196,8 @@ fn of_another(cwd: &Path, root: &Path, git_dir: &Path) -> Option<Vcs> {
     redirect::find(cwd, root, git_dir).map(Vcs::Redirected)
 }
 
-/// The root of the working tree around `cwd`; `cwd` itself if there is none, if git refuses, or if its answer refers elsewhere. This is the root that
-/// [`Repo::discover`] finds, at less cost.
+/// The root of the working tree around `cwd`; `cwd` itself if there is none, if git refuses, or if its answer
+/// refers elsewhere. This is the root that [`Repo::discover`] finds, at less cost.
 pub fn root(cwd: &Path) -> PathBuf {
     let found = || {
         let canonical = cwd.canonicalize().ok()?;
@@ -210,7 +213,8 @@ pub fn root(cwd: &Path) -> PathBuf {
     found().unwrap_or_else(|| cwd.to_owned())
 }
 
-/// Arguments of rev-parse for the directory of the repository and the root of its working tree, one line each.
+/// Arguments of rev-parse for the directory of the repository and the root of its working tree, one line
+/// each.
 pub(crate) const PLACES: &[&str] = &["--absolute-git-dir", "--show-toplevel"];
 
 /// Parses the two paths; `None` if one of them contains a newline.
@@ -248,7 +252,8 @@ struct Facts {
 }
 
 impl Facts {
-    /// Further arguments of rev-parse. It prints a line for each; if it does not know the last one, it repeats the argument.
+    /// Further arguments of rev-parse. It prints a line for each; if it does not know the last one, it
+    /// repeats the argument.
     const ASKED: &[&str] = &["HEAD^{commit}", "--symbolic-full-name", "HEAD", Self::BASE];
     const BASE: &str = "refs/remotes/origin/HEAD";
 

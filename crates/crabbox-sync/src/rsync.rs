@@ -1,7 +1,7 @@
 //! Runs one rsync of named files and reports its progress.
 //!
-//! It must never delete (the agent does that, because it knows which files came from us), never follow links, and never skip a file that it was asked
-//! to send because its size and time look equal.
+//! It must never delete (the agent does that, because it knows which files came from us), never follow links,
+//! and never skip a file that it was asked to send because its size and time look equal.
 
 use std::io::{Read, Write as _};
 use std::process::{Child, Stdio};

@@ -1,8 +1,9 @@
 //! The repository in the lease: gets the local commit, branch and staged changes, from local objects only.
 //!
-//! It needs no internet and no credentials in the lease: a pack of the commit's tree is sent over the sync's own conversation. Hooks and
-//! configuration stay here, except for the origin's URL without credentials and the settings that decide whether a file counts as unchanged. It must
-//! never fail a sync, never write to the local repository, and never send anything that would make git run a program.
+//! It needs no internet and no credentials in the lease: a pack of the commit's tree is sent over the sync's
+//! own conversation. Hooks and configuration stay here, except for the origin's URL without credentials and
+//! the settings that decide whether a file counts as unchanged. It must never fail a sync, never write to the
+//! local repository, and never send anything that would make git run a program.
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
@@ -105,7 +106,8 @@ impl Seed {
         seed
     }
 
-    /// What is sent before the pack: the staged changes, the flags of the index, the settings and the attributes.
+    /// What is sent before the pack: the staged changes, the flags of the index, the settings and the
+    /// attributes.
     fn parts(manifest: &Manifest) -> [Cow<'_, [u8]>; 4] {
         [
             index_info(manifest).into(),
@@ -117,7 +119,8 @@ impl Seed {
 
     /// Begins to pack the objects that the lease lacks, given the commits it has.
     pub(crate) fn pack(&self, manifest: &Manifest, state: &SeedState) -> Packing {
-        // A submodule's commit is an object of another repository, and the object of an empty file need not exist.
+        // A submodule's commit is an object of another repository, and the object of an empty file need not
+        // exist.
         let packed = |staged: &&Staged| !(staged.is_removal() || staged.intended || staged.mode == "160000");
         let staged = manifest.staged.iter().filter(packed);
         let wish = Wish {
@@ -201,7 +204,8 @@ impl Seed {
     }
 }
 
-/// A pack that is made while files are sent, so that it is ready (up to the size of a pipe) when it is needed.
+/// A pack that is made while files are sent, so that it is ready (up to the size of a pipe) when it is
+/// needed.
 #[derive(Debug)]
 pub(crate) struct Packing {
     packer: Option<JoinHandle<Result<Packed, SeedError>>>,
@@ -291,7 +295,8 @@ impl Wish {
         })
     }
 
-    /// The objects of commits and staged changes that the lease does not have, and the commits that are to have no parents there.
+    /// The objects of commits and staged changes that the lease does not have, and the commits that are to
+    /// have no parents there.
     fn objects(&self) -> Result<(BTreeSet<String>, BTreeSet<String>), SeedError> {
         let span = match &self.base {
             Some(base) => self.span(&self.head, base)?,
@@ -358,7 +363,8 @@ fn lines(ids: &BTreeSet<String>) -> Vec<u8> {
         .into_bytes()
 }
 
-/// The staged changes as `git update-index -z --index-info` reads them: `<mode> SP <object> SP <stage> TAB <path>`.
+/// The staged changes as `git update-index -z --index-info` reads them:
+/// `<mode> SP <object> SP <stage> TAB <path>`.
 fn index_info(manifest: &Manifest) -> Vec<u8> {
     let mut info = Vec::new();
     for staged in &manifest.staged {
@@ -397,7 +403,8 @@ mod tests {
                 .count()
         };
         let seed = Seed::of(&manifest, None);
-        // The pack is larger than a pipe, so git blocks. Its command line shows up a moment after it was started.
+        // The pack is larger than a pipe, so git blocks. Its command line shows up a moment after it was
+        // started.
         let begun = seed.pack(&manifest, &SeedState::default()).begun().unwrap();
         let there = || (packers() == 1).then_some(());
         poll_until(std::time::Duration::from_secs(10), there).unwrap();

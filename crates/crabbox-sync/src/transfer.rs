@@ -1,13 +1,15 @@
-//! Makes the workdir in the lease equal to the manifest: one remote process, and one rsync when much goes over a network.
+//! Makes the workdir in the lease equal to the manifest: one remote process, and one rsync when much goes
+//! over a network.
 //!
-//! How a skip can be believed. After each transfer the agent writes down, for every path, the identity of the local file
-//! that was sent and the kind, mode, size, mtime, ctime and inode that the remote file then had; only for paths whose
-//! remote mode, size and mtime are those of the manifest. A later sync leaves a path alone only if both sides still match
-//! that record exactly. A program in the lease cannot change a file, its mode or its name and keep its ctime, whatever it
-//! does to the mtime; a new file in its place has another inode or a later ctime; a directory replaced by a link is seen
-//! because every directory on the way is looked at. Writes within one tick of the clock around the look are handled on
-//! both sides: here a just touched file has no identity, there the agent waits a tick and looks again. So the record
-//! needs no invalidation before a command runs, and an interrupted sync only leaves paths without a matching record.
+//! How a skip can be believed. After each transfer the agent writes down, for every path, the identity of the
+//! local file that was sent and the kind, mode, size, mtime, ctime and inode that the remote file then had;
+//! only for paths whose remote mode, size and mtime are those of the manifest. A later sync leaves a path
+//! alone only if both sides still match that record exactly. A program in the lease cannot change a file, its
+//! mode or its name and keep its ctime, whatever it does to the mtime; a new file in its place has another
+//! inode or a later ctime; a directory replaced by a link is seen because every directory on the way is
+//! looked at. Writes within one tick of the clock around the look are handled on both sides: here a just
+//! touched file has no identity, there the agent waits a tick and looks again. So the record needs no
+//! invalidation before a command runs, and an interrupted sync only leaves paths without a matching record.
 //! This module must never delete: the agent prunes what earlier syncs brought, nothing else.
 
 use std::time::{Duration, Instant};
@@ -81,9 +83,11 @@ pub struct Options {
     pub allow_mass_deletions: bool,
     /// Compress on the way: pays over a network, not into a microVM on this machine.
     pub compress: bool,
-    /// `sync.gitSeed`: whether the workdir is to be a git repository with the local commit and staged changes.
+    /// `sync.gitSeed`: whether the workdir is to be a git repository with the local commit and staged
+    /// changes.
     pub git_seed: GitSeed,
-    /// `sync.baseRef`: the branch, tag or commit that the repository in the lease is to have beside `HEAD`; empty for none.
+    /// `sync.baseRef`: the branch, tag or commit that the repository in the lease is to have beside `HEAD`;
+    /// empty for none.
     pub base_ref: String,
     /// `sync.timeout`, for each step.
     pub timeout: Option<Duration>,
@@ -142,7 +146,8 @@ struct Way {
     options: Options,
 }
 
-/// Lets the far side begin to look. Nobody else may change the workdir from here on. rsync, if it pays, goes over `channel`.
+/// Lets the far side begin to look. Nobody else may change the workdir from here on. rsync, if it pays, goes
+/// over `channel`.
 pub fn begin(
     far: &mut AgentClient,
     channel: &Channel,
@@ -260,7 +265,8 @@ impl Run<'_> {
         }
     }
 
-    /// Sends the lists that the first answer wants. What the far side then numbers from zero, when that is not the whole manifest.
+    /// Sends the lists that the first answer wants. What the far side then numbers from zero, when that is
+    /// not the whole manifest.
     fn lists(&self, far: &mut AgentClient, reply: &Reply) -> Result<Option<&[usize]>, AgentError> {
         let (entries, deleted) = (&self.manifest.entries, &self.manifest.deleted);
         match (reply, &self.manifest.since) {
@@ -393,7 +399,8 @@ impl Run<'_> {
         numbers.map(entry).collect()
     }
 
-    /// Whether these are some, so few that nobody would want another way for them, and no disk is full of them.
+    /// Whether these are some, so few that nobody would want another way for them, and no disk is full of
+    /// them.
     fn is_small(&self, entries: &[(usize, &Entry)]) -> bool {
         let bytes = |entries: &[(usize, &Entry)]| entries.iter().map(|(_, entry)| entry.size).sum::<u64>();
         !self.way.options.checksum
@@ -532,7 +539,8 @@ impl Run<'_> {
         outcome.steps.push(("git_seed", started.elapsed()));
     }
 
-    /// Has what was seen written down. What is still on its way is answered before that, and is not waited for by itself.
+    /// Has what was seen written down. What is still on its way is answered before that, and is not waited
+    /// for by itself.
     fn finish(
         &self,
         far: &mut AgentClient,

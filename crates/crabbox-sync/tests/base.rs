@@ -1,4 +1,5 @@
-//! Tests of the base of a branch in the lease: git reports the same about it there as here, from local objects alone.
+//! Tests of the base of a branch in the lease: git reports the same about it there as here, from local
+//! objects alone.
 
 #![expect(
     clippy::unwrap_used,

@@ -1,5 +1,6 @@
-//! Tests that git in the lease agrees with git here about what is clean, and reports the rest in the same way: `git status --short` on both sides,
-//! with none of this side's configuration, filters or programs in the lease.
+//! Tests that git in the lease agrees with git here about what is clean, and reports the rest in the same
+//! way: `git status --short` on both sides, with none of this side's configuration, filters or programs in
+//! the lease.
 
 #![expect(
     clippy::unwrap_used,
@@ -31,7 +32,8 @@ fn status(dir: &Path) -> String {
     String::from_utf8(out.stdout).unwrap()
 }
 
-/// Runs git status here (which may refresh its index), syncs the tree, and checks that both sides report `wanted`. Nothing that was seeded may fail.
+/// Runs git status here (which may refresh its index), syncs the tree, and checks that both sides report
+/// `wanted`. Nothing that was seeded may fail.
 fn check_in(world: &World, scope: &Scope, wanted: &str) -> Outcome {
     assert_eq!(status(&world.source()), wanted, "here");
     let manifest = Manifest::build(&Repo::discover(&world.source()).unwrap(), scope).unwrap();
@@ -318,7 +320,8 @@ fn an_index_that_the_guest_changed_is_not_trusted() {
     );
     settle();
     check(&world, "");
-    // A change staged in the lease is reverted by the sync, which must not take the staged object for the file that arrived.
+    // A change staged in the lease is reverted by the sync, which must not take the staged object for the
+    // file that arrived.
     world.guest("echo 9 > a; git add a");
     check(&world, "");
     world.guest("git update-index --index-version 4; git update-index --split-index; touch f.u");

@@ -1,4 +1,5 @@
-//! Tests with untrusted repositories: none of their programs runs on this side, and no other repository of the user is synced.
+//! Tests with untrusted repositories: none of their programs runs on this side, and no other repository of
+//! the user is synced.
 //!
 //! Each test first checks that its trap fires with plain git; a trap that cannot fire would prove nothing.
 
@@ -49,7 +50,8 @@ impl Trap {
     }
 }
 
-/// Does everything that this side does with a repository before and after a sync, twice, the second time from memory.
+/// Does everything that this side does with a repository before and after a sync, twice, the second time from
+/// memory.
 fn all_of(world: &World) {
     for _ in 0..2 {
         world.sync();
@@ -379,8 +381,8 @@ fn a_path_of_the_index_stays_in_the_tree() {
     let world = World::new();
     world.local("echo secret > ../s; mkdir xx; echo x > xx/s; git add .");
     let repo = Repo::discover(&world.source()).unwrap();
-    // git does not write such a name but reads it: replace a name of the same length, and leave out the checksum (gitformat-index(5)) as with
-    // `index.skipHash`.
+    // git does not write such a name but reads it: replace a name of the same length, and leave out the
+    // checksum (gitformat-index(5)) as with `index.skipHash`.
     let index = world.source().join(".git/index");
     let mut bytes = std::fs::read(&index).unwrap();
     let at = bytes.windows(4).position(|name| name == b"xx/s").unwrap();

@@ -1,4 +1,5 @@
-//! Tests of the real sync code against a shell on this machine: the state of a workdir after each kind of change.
+//! Tests of the real sync code against a shell on this machine: the state of a workdir after each kind of
+//! change.
 
 #![expect(
     clippy::unwrap_used,
@@ -350,7 +351,8 @@ fn what_a_sync_that_broke_off_had_brought_goes_though_nothing_else_has_changed()
     settle();
     world.sync();
     assert!(world.sync().skipped);
-    // As if the connection had broken after `c` arrived and before the record was written, and `c` is deleted here again.
+    // As if the connection had broken after `c` arrived and before the record was written, and `c` is deleted
+    // here again.
     world.guest("echo new > c");
     let pending = format!("{}/.crabbox-sync/w/pending", world.destination().lease_dir());
     std::fs::write(&pending, b"1f f 644 4 1 c\0").unwrap();

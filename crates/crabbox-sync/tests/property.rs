@@ -1,5 +1,5 @@
-//! Property tests with random repositories, random edits on both sides, and a real sshd between them: after a sync the workdir equals the manifest,
-//! byte for byte.
+//! Property tests with random repositories, random edits on both sides, and a real sshd between them: after a
+//! sync the workdir equals the manifest, byte for byte.
 
 #![expect(
     clippy::unwrap_used,
@@ -147,7 +147,8 @@ fn check(
     }
 }
 
-/// Defines one more run of the same property, so that runs are parallel; each has its own server and one connection to it.
+/// Defines one more run of the same property, so that runs are parallel; each has its own server and one
+/// connection to it.
 macro_rules! property {
     ($name:ident, $cases:expr, $rounds:expr, $seed:expr) => {
         #[test]
@@ -174,7 +175,8 @@ property!(the_workdir_equals_the_manifest_2, 160, 1..2, GitSeed::Off);
 property!(the_workdir_equals_the_manifest_3, 160, 1..2, GitSeed::Off);
 property!(with_a_repository_too, 40, 1..4, GitSeed::Shallow);
 
-/// Sends nothing, so that there is time for many small changes between calls that are old enough to be trusted.
+/// Sends nothing, so that there is time for many small changes between calls that are old enough to be
+/// trusted.
 #[test]
 fn what_is_remembered_of_a_tree_is_what_git_says() {
     let config = ProptestConfig {

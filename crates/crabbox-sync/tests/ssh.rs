@@ -1,4 +1,5 @@
-//! Tests of the same sync through a real sshd on loopback: quoting, shared connections, a connection that breaks.
+//! Tests of the same sync through a real sshd on loopback: quoting, shared connections, a connection that
+//! breaks.
 
 #![expect(
     clippy::unwrap_used,

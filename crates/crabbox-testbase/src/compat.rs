@@ -1,7 +1,9 @@
-//! The compatibility contract as a table: the Go program's behaviour recorded as facts, and compared with this program's.
+//! The compatibility contract as a table: the Go program's behaviour recorded as facts, and compared with
+//! this program's.
 //!
-//! A case runs in its own home and repository, without network and without a lease. No text of the Go program is kept here beyond the lines that
-//! scripts read, and a case may only say `differs` if a row of `docs/differences.md` explains it.
+//! A case runs in its own home and repository, without network and without a lease. No text of the Go program
+//! is kept here beyond the lines that scripts read, and a case may only say `differs` if a row of
+//! `docs/differences.md` explains it.
 
 #![expect(
     clippy::expect_used,

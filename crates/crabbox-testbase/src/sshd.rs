@@ -1,7 +1,8 @@
 //! A real OpenSSH server on a loopback port, as the current user, for tests.
 //!
-//! It has its own keys, configuration and home directory in a temporary directory, and kills all of its children when dropped. It must never read or
-//! change the machine's own SSH setup, and a test that needs it must fail, not pass, if it cannot start.
+//! It has its own keys, configuration and home directory in a temporary directory, and kills all of its
+//! children when dropped. It must never read or change the machine's own SSH setup, and a test that needs it
+//! must fail, not pass, if it cannot start.
 
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
@@ -125,7 +126,8 @@ impl Sshd {
             .count()
     }
 
-    /// Kills every connection and its processes, and leaves the server listening: a client sees a broken connection.
+    /// Kills every connection and its processes, and leaves the server listening: a client sees a broken
+    /// connection.
     ///
     /// # Panics
     /// When `/proc` cannot be read.
@@ -141,8 +143,8 @@ impl Sshd {
     /// # Panics
     /// When `/proc` cannot be read.
     pub fn stop(&mut self) {
-        // Kill the listener first, so that no new connection appears while the old ones are killed. Its children are looked up before, because they
-        // lose their parent with it.
+        // Kill the listener first, so that no new connection appears while the old ones are killed. Its
+        // children are looked up before, because they lose their parent with it.
         let server = i32::try_from(self.child.id()).expect("a pid is an i32");
         let sessions = descendants(server);
         self.child.kill().ok();
@@ -220,8 +222,8 @@ fn free_port() -> u16 {
     probe.local_addr().expect("its address").port()
 }
 
-/// All processes below `root`, children before grandchildren. The fourth field of `/proc/<pid>/stat` is the parent; the second one is in parentheses
-/// and may contain anything.
+/// All processes below `root`, children before grandchildren. The fourth field of `/proc/<pid>/stat` is the
+/// parent; the second one is in parentheses and may contain anything.
 fn descendants(root: i32) -> Vec<i32> {
     let parents: Vec<(i32, i32)> = std::fs::read_dir("/proc")
         .expect("a mounted /proc")

@@ -1,7 +1,7 @@
 //! A stand-in for Firecracker: it takes the same command line and answers the same API, but runs nothing.
 //!
-//! It is for tests of crabbox's handling of a VMM (crashes, faults, timeouts, leftovers), hundreds of times a minute. It must never support a claim
-//! about a microVM or about speed.
+//! It is for tests of crabbox's handling of a VMM (crashes, faults, timeouts, leftovers), hundreds of times a
+//! minute. It must never support a claim about a microVM or about speed.
 
 use std::ffi::OsString;
 use std::io::Write;
@@ -53,11 +53,13 @@ pub struct Script {
     pub console: Vec<String>,
     /// Whether the guest says `ready` on its vsock port after the start.
     pub ready: bool,
-    /// Whether an sshd answers behind the lease's tap after the start, with the keys of the lease's seed. Needs root.
+    /// Whether an sshd answers behind the lease's tap after the start, with the keys of the lease's seed.
+    /// Needs root.
     pub sshd: bool,
     /// The numbers of the volumes that the guest reports as not mounted.
     pub not_mounted: Vec<usize>,
-    /// Whether the guest confirms that it has written out its volumes, when the host asks before the end; otherwise it hangs up.
+    /// Whether the guest confirms that it has written out its volumes, when the host asks before the end;
+    /// otherwise it hangs up.
     pub settles: bool,
     /// Whether machines restored from a snapshot all report the same identity.
     pub alike: bool,

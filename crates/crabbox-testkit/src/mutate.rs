@@ -1,4 +1,5 @@
-//! Damaged texts for property tests of parsers of untrusted bytes: good samples with a few edits, as a fuzzer makes them.
+//! Damaged texts for property tests of parsers of untrusted bytes: good samples with a few edits, as a fuzzer
+//! makes them.
 //!
 //! A random text rarely gets past the first token of a parser. These mostly do.
 

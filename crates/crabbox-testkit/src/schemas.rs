@@ -1,6 +1,8 @@
-//! Validates JSON documents against the schemas in `docs/schemas`, as every black-box and end-to-end test does.
+//! Validates JSON documents against the schemas in `docs/schemas`, as every black-box and end-to-end test
+//! does.
 //!
-//! Readers must ignore fields that a schema does not name; these tests must not, because such a field is a mistake.
+//! Readers must ignore fields that a schema does not name; these tests must not, because such a field is a
+//! mistake.
 
 #![expect(
     clippy::unwrap_used,

@@ -1,7 +1,8 @@
-//! Unusual working trees: generated steps of a user and of a program in a lease, and the trees they result in.
+//! Unusual working trees: generated steps of a user and of a program in a lease, and the trees they result
+//! in.
 //!
-//! The property tests of the sync draw hundreds of them, and the end-to-end tests use a few fixed ones. A step must never touch anything outside of
-//! the tree that it is applied to.
+//! The property tests of the sync draw hundreds of them, and the end-to-end tests use a few fixed ones. A
+//! step must never touch anything outside of the tree that it is applied to.
 
 #![expect(
     clippy::unwrap_used,
@@ -71,7 +72,8 @@ pub enum Step {
     Unstage(PathBuf),
     /// Commits the index.
     Commit,
-    /// Makes the directory a repository, with a commit of its contents, and a submodule if git accepts it as one.
+    /// Makes the directory a repository, with a commit of its contents, and a submodule if git accepts it as
+    /// one.
     Module(PathBuf),
 }
 
@@ -115,8 +117,8 @@ pub fn guest_step() -> impl Strategy<Value = Step> {
 }
 
 impl Step {
-    /// Applies the step in `root` if possible; a path that is missing or of another type is left alone. With `guest`, it happens in a lease, where
-    /// symlinks only replace existing entries.
+    /// Applies the step in `root` if possible; a path that is missing or of another type is left alone. With
+    /// `guest`, it happens in a lease, where symlinks only replace existing entries.
     pub fn apply(&self, root: &Path, guest: bool) {
         match self {
             Self::Write(path, byte) => {

@@ -1,4 +1,5 @@
-//! Feeds damaged input to every parser of untrusted bytes: it never panics, an error names its position, and accepted values are valid.
+//! Feeds damaged input to every parser of untrusted bytes: it never panics, an error names its position, and
+//! accepted values are valid.
 //! `PROPTEST_CASES=100000 cargo test --release -p crabbox-testkit --test untrusted` searches longer.
 
 #![expect(

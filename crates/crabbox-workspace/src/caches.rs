@@ -1,7 +1,8 @@
-//! The caches of a lease: what package managers and Docker keep in it outside the working tree. They are measured and emptied in the lease.
+//! The caches of a lease: what package managers and Docker keep in it outside the working tree. They are
+//! measured and emptied in the lease.
 //!
-//! Their paths are the Go program's convention. Nothing here may follow a link out of a cache, or remove the cache's own directory, which belongs to
-//! the machine's setup.
+//! Their paths are the Go program's convention. Nothing here may follow a link out of a cache, or remove the
+//! cache's own directory, which belongs to the machine's setup.
 
 use std::os::fd::BorrowedFd;
 use std::time::Duration;

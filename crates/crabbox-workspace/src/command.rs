@@ -1,6 +1,8 @@
-//! A user's command in a workspace: its directory, its uploaded script, its streams and exit status, the files it leaves.
+//! A user's command in a workspace: its directory, its uploaded script, its streams and exit status, the
+//! files it leaves.
 //!
-//! It runs the command in the given directory and passes its streams through; it must never decide whether the tree is up to date or who owns it.
+//! It runs the command in the given directory and passes its streams through; it must never decide whether
+//! the tree is up to date or who owns it.
 
 use std::io::Write;
 use std::os::fd::BorrowedFd;
@@ -111,8 +113,8 @@ impl Asked {
     }
 }
 
-/// Runs one of our own scripts while a user waits; stops when `cancel` becomes readable. The script appears in an argument vector, which all users
-/// can read, so secrets must go into `input`.
+/// Runs one of our own scripts while a user waits; stops when `cancel` becomes readable. The script appears
+/// in an argument vector, which all users can read, so secrets must go into `input`.
 pub(crate) fn ask(
     owner: &mut Owner,
     workdir: &str,
@@ -337,8 +339,8 @@ pub fn upload_script(
     }
 }
 
-/// The local path of a download that the user named `local`, relative to `cwd`: with a trailing slash or an existing directory, the file goes into it
-/// under its own name, as with `cp`.
+/// The local path of a download that the user named `local`, relative to `cwd`: with a trailing slash or an
+/// existing directory, the file goes into it under its own name, as with `cp`.
 pub fn destination(cwd: &Path, remote: &str, local: &Path) -> PathBuf {
     let is_directory = local.as_os_str().as_bytes().ends_with(b"/") || cwd.join(local).is_dir();
     match Path::new(remote).file_name() {
@@ -347,8 +349,8 @@ pub fn destination(cwd: &Path, remote: &str, local: &Path) -> PathBuf {
     }
 }
 
-/// Fetches one file of the workdir to its place; returns its size in bytes. An executable file stays executable. A path that begins with `~/` is in
-/// the home directory of the lease's user, as with `cp`.
+/// Fetches one file of the workdir to its place; returns its size in bytes. An executable file stays
+/// executable. A path that begins with `~/` is in the home directory of the lease's user, as with `cp`.
 ///
 /// An existing file stays intact unless the whole new file arrived.
 pub fn download(

@@ -1,7 +1,8 @@
 //! Copies files and directories into and out of a lease: `crabbox cp`.
 //!
-//! In both directions, the files go through the lease's agent into a fresh staging directory beside the destination, and are put in place only when
-//! complete. Data from a guest is never trusted: only files and directories are accepted, and no name can lead out of the staging directory.
+//! In both directions, the files go through the lease's agent into a fresh staging directory beside the
+//! destination, and are put in place only when complete. Data from a guest is never trusted: only files and
+//! directories are accepted, and no name can lead out of the staging directory.
 
 mod download;
 mod upload;
@@ -188,8 +189,8 @@ fn failed(error: AgentError, attempt: &'static str, path: &str) -> CopyError {
     }
 }
 
-/// A path in the lease in the form that the agent expects: without trailing slashes, and starting with `./` if relative. A leading tilde is the lease
-/// user's home directory, as users expect.
+/// A path in the lease in the form that the agent expects: without trailing slashes, and starting with `./`
+/// if relative. A leading tilde is the lease user's home directory, as users expect.
 fn remote_path(path: &str) -> String {
     let trimmed = path.trim_end_matches('/');
     match trimmed {

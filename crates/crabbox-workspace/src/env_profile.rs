@@ -1,4 +1,5 @@
-//! `--env-from-profile` and `--env-helper`: variables from a file in `.env` syntax, read as the Go program does.
+//! `--env-from-profile` and `--env-helper`: variables from a file in `.env` syntax, read as the Go program
+//! does.
 //!
 //! Nothing in the file is ever executed, and values never appear in an argument vector or in printed output.
 
@@ -57,7 +58,8 @@ pub struct Profile {
     pub unread: Vec<Unread>,
 }
 
-/// The ignored lines of a file: neither a variable nor a comment. Only their numbers are kept, because a line may contain a value.
+/// The ignored lines of a file: neither a variable nor a comment. Only their numbers are kept, because a line
+/// may contain a value.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Unread {
     /// The file.
@@ -125,7 +127,8 @@ pub fn helper(name: &str) -> Result<(), ProfileError> {
     Ok(())
 }
 
-/// Parses `NAME=value` lines: the variables, and the numbers of ignored lines, such as those that need a shell.
+/// Parses `NAME=value` lines: the variables, and the numbers of ignored lines, such as those that need a
+/// shell.
 fn parse(text: &str) -> (Vec<(String, String)>, Vec<usize>) {
     // Editors on Windows put a byte order mark first.
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
@@ -197,8 +200,9 @@ pub fn described(variables: &[(String, String)]) -> String {
     variables.iter().map(one).collect::<Vec<_>>().join(",")
 }
 
-/// Shell code that creates the helper, and beside it a file with these variables, in the working directory. It is sent over standard input, and
-/// `printf` is a builtin of the shells that run it, so no value appears in an argument vector.
+/// Shell code that creates the helper, and beside it a file with these variables, in the working directory.
+/// It is sent over standard input, and `printf` is a builtin of the shells that run it, so no value appears
+/// in an argument vector.
 pub fn helper_lines(name: &str, workdir: &str, variables: &[(String, String)]) -> String {
     let quote = |text: &str| format!("'{}'", text.replace('\'', "'\\''"));
     let mut lines = vec![format!(

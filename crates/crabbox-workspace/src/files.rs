@@ -1,6 +1,7 @@
 //! Receives files of the lease from its agent.
 //!
-//! A number from the agent only selects one of the requested files; exactly as many bytes are accepted as were announced.
+//! A number from the agent only selects one of the requested files; exactly as many bytes are accepted as
+//! were announced.
 
 use std::io;
 
@@ -68,7 +69,8 @@ pub(crate) struct Wanted<'a> {
     pub(crate) limit: Option<u64>,
 }
 
-/// Requests files and passes the events to `take`. If `take` fails, the conversation is closed, because too much unwanted data may follow.
+/// Requests files and passes the events to `take`. If `take` fails, the conversation is closed, because too
+/// much unwanted data may follow.
 pub(crate) fn fetch(
     far: &mut AgentClient,
     wanted: &Wanted<'_>,

@@ -1,7 +1,8 @@
-//! Works in a machine over SSH: syncs and fetches trees, runs commands, copies files, opens tunnels, collects results.
+//! Works in a machine over SSH: syncs and fetches trees, runs commands, copies files, opens tunnels, collects
+//! results.
 //!
-//! Everything here works over a [`Target`] and knows nothing else about the machine: no provider, no lease record, not how it was created. It emits
-//! events and prints nothing.
+//! Everything here works over a [`Target`] and knows nothing else about the machine: no provider, no lease
+//! record, not how it was created. It emits events and prints nothing.
 
 #![cfg_attr(
     test,

@@ -1,8 +1,9 @@
-//! Allows one client at a time in a lease's tree: the agent there holds the lock for exactly as long as it runs.
+//! Allows one client at a time in a lease's tree: the agent there holds the lock for exactly as long as it
+//! runs.
 //!
-//! Everything in the tree is done over the conversation with that agent. The kernel releases the lock when the agent ends, however it ends, so
-//! nothing has to expire or be renewed. If a client ends abruptly, its command is ended too; the next client must never start while that command
-//! still runs.
+//! Everything in the tree is done over the conversation with that agent. The kernel releases the lock when
+//! the agent ends, however it ends, so nothing has to expire or be renewed. If a client ends abruptly, its
+//! command is ended too; the next client must never start while that command still runs.
 
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -114,9 +115,10 @@ pub struct Owner {
     pub recovered: bool,
 }
 
-/// Waits for the tree of lease `id`. `waiting` is called every ten seconds with the time so far and the reason: `busy` is another client, `child` a
-/// command whose client has gone. `make` is a directory to create for a command, in the same round trip as the lock. `cancel` ends this wait and all
-/// later work in the tree when it becomes readable.
+/// Waits for the tree of lease `id`. `waiting` is called every ten seconds with the time so far and the
+/// reason: `busy` is another client, `child` a command whose client has gone. `make` is a directory to create
+/// for a command, in the same round trip as the lock. `cancel` ends this wait and all later work in the tree
+/// when it becomes readable.
 pub fn own(
     target: &Target,
     id: &str,
@@ -210,7 +212,8 @@ impl Owner {
         }
     }
 
-    /// Closes the conversation like a killed client: the agent first stops a command that still runs. True if the agent has ended.
+    /// Closes the conversation like a killed client: the agent first stops a command that still runs. True if
+    /// the agent has ended.
     pub fn abandon(self) -> bool {
         self.far.close()
     }

@@ -1,7 +1,8 @@
 //! Brings changes of a lease back into the working tree: `crabbox pull`.
 //!
-//! A local file is replaced only if it is the one that was sent, which is checked again at the moment of the exchange; contents that git does not
-//! have are kept aside. Nothing is written through a link, and no link is created.
+//! A local file is replaced only if it is the one that was sent, which is checked again at the moment of the
+//! exchange; contents that git does not have are kept aside. Nothing is written through a link, and no link
+//! is created.
 
 use std::collections::{BTreeMap, HashSet};
 use std::io;
@@ -162,8 +163,8 @@ pub struct Brought {
     pub unread: Vec<String>,
 }
 
-/// Brings the changes back. `kept` is a new directory below the root, on its file system, for contents that git does not have. A file that the lease
-/// cannot read stays as it is here, and does not affect the others.
+/// Brings the changes back. `kept` is a new directory below the root, on its file system, for contents that
+/// git does not have. A file that the lease cannot read stays as it is here, and does not affect the others.
 pub fn apply(
     owner: &mut Owner,
     target: &Target,
@@ -240,8 +241,8 @@ fn entry(path: &[u8]) -> Result<EntryPath, PullError> {
     })
 }
 
-/// Fetches the files as `0`, `1`, … into `stage`; returns the numbers of those that did not arrive intact, with reasons. A number from the lease only
-/// selects one of them.
+/// Fetches the files as `0`, `1`, … into `stage`; returns the numbers of those that did not arrive intact,
+/// with reasons. A number from the lease only selects one of them.
 fn fetch(
     owner: &mut Owner,
     target: &Target,
@@ -429,7 +430,8 @@ impl Workspace<'_> {
     }
 }
 
-/// Whether this is still the file that the plan was made for. Its change time cannot be compared, because the exchange changed it.
+/// Whether this is still the file that the plan was made for. Its change time cannot be compared, because the
+/// exchange changed it.
 fn is_as_sent(dir: &Beneath, name: &EntryPath, entry: &Entry) -> bool {
     rustix::fs::statat(dir, name.as_path(), AtFlags::SYMLINK_NOFOLLOW).is_ok_and(|stat| {
         let mtime = i128::from(stat.st_mtime) * 1_000_000_000 + i128::from(stat.st_mtime_nsec);

@@ -25,7 +25,8 @@ impl Fault for SessionError {
     }
 }
 
-/// Opens the shared connection of `target`; returns how long that took, or `None` if it was open or there is none to share.
+/// Opens the shared connection of `target`; returns how long that took, or `None` if it was open or there is
+/// none to share.
 pub fn connect(target: &Target, cancel: BorrowedFd<'_>) -> Result<Option<Duration>, OwnerError> {
     if crate::sync::is_connected(target) || target.control.is_none() {
         return Ok(None);

@@ -42,7 +42,8 @@ impl Sparse {
         }
     }
 
-    /// Writes the next bytes. A hole also counts towards the free space, because the sender could as well send data.
+    /// Writes the next bytes. A hole also counts towards the free space, because the sender could as well
+    /// send data.
     pub(crate) fn take(&mut self, file: &File, budget: &mut Budget, piece: &[u8]) -> io::Result<()> {
         budget.take(piece.len() as u64).map_err(too_large)?;
         if piece.iter().any(|byte| *byte != 0) {

@@ -1,7 +1,8 @@
 //! Brings a working tree to a lease: lists it, checks the limits, compares, transfers.
 //!
-//! Problems with the tree are found before a machine is leased ([`look`]), and nothing here may run a user's command. If the connection is open
-//! already, a tree without changes takes a single remote execution, which compares.
+//! Problems with the tree are found before a machine is leased ([`look`]), and nothing here may run a user's
+//! command. If the connection is open already, a tree without changes takes a single remote execution, which
+//! compares.
 
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, RecvTimeoutError};
@@ -112,8 +113,9 @@ pub struct Load {
     pub took: Duration,
 }
 
-/// Lists the tree and checks the limits. `trees` is the directory of remembered trees, `config` our own configuration directory, beside which git has
-/// its own. The lines are returned even if the limits forbid the sync.
+/// Lists the tree and checks the limits. `trees` is the directory of remembered trees, `config` our own
+/// configuration directory, beside which git has its own. The lines are returned even if the limits forbid
+/// the sync.
 pub fn load(
     repo: &Repo,
     settings: &SyncSettings,
@@ -196,7 +198,8 @@ pub fn is_connected(target: &Target) -> bool {
     control.is_some_and(|control| master::check(control).is_some())
 }
 
-/// Begins the lease's side of a sync. It checks the lease's tree while [`load`] lists the local one, until [`sync`] is called.
+/// Begins the lease's side of a sync. It checks the lease's tree while [`load`] lists the local one, until
+/// [`sync`] is called.
 pub fn begin(
     owner: &mut Owner,
     target: &Target,
@@ -226,8 +229,8 @@ pub fn begin(
 /// How often to check for an interrupt during a sync.
 const LOOK: Duration = Duration::from_millis(50);
 
-/// Syncs the tree until `interrupts` fires, which ends the processes that work on it, here and thereby in the lease. A partly synced tree has no
-/// record, so the next sync compares all of it.
+/// Syncs the tree until `interrupts` fires, which ends the processes that work on it, here and thereby in the
+/// lease. A partly synced tree has no record, so the next sync compares all of it.
 pub fn sync(
     owner: &mut Owner,
     begun: Begun,
@@ -249,14 +252,15 @@ pub fn sync(
         outcome
     });
     match outcome {
-        // Even if the sync succeeded: the signal may have ended an optional part of it, and a command must not start after an interrupt.
+        // Even if the sync succeeded: the signal may have ended an optional part of it, and a command must
+        // not start after an interrupt.
         _ if interrupts.caught().is_some() => Err(SyncError::Interrupted),
         outcome => Ok(outcome?),
     }
 }
 
-/// Sends SIGTERM to every child: ssh, git or rsync, which are all that this process has during a sync. A child that has already ended needs no
-/// signal.
+/// Sends SIGTERM to every child: ssh, git or rsync, which are all that this process has during a sync. A
+/// child that has already ended needs no signal.
 fn end_children() {
     for child in process::children().unwrap_or_default() {
         if let Ok(Some(handle)) = process::open(&child) {

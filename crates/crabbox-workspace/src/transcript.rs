@@ -1,6 +1,7 @@
 //! Both streams of a command as one text, in order of arrival: its digest, and its end.
 //!
-//! The end contains only what was shown; output that went into files counts for the digest only. It must never keep the whole text.
+//! The end contains only what was shown; output that went into files counts for the digest only. It must
+//! never keep the whole text.
 
 use std::sync::Mutex;
 

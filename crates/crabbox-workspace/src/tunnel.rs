@@ -48,8 +48,8 @@ impl Fault for TunnelError {
     }
 }
 
-/// Opens a tunnel from `local_port` (a free one if `None`) to `remote_port` of the lease; it accepts connections when this returns. `None` if
-/// `cancel` became readable first.
+/// Opens a tunnel from `local_port` (a free one if `None`) to `remote_port` of the lease; it accepts
+/// connections when this returns. `None` if `cancel` became readable first.
 pub fn open(
     target: &Target,
     local_port: Option<u16>,
@@ -63,8 +63,8 @@ pub fn open(
     }
 }
 
-/// Holds the tunnel until `cancel` becomes readable; if it ends before that, that is an error. `told` is called with the reason for each connection
-/// that the lease refused.
+/// Holds the tunnel until `cancel` becomes readable; if it ends before that, that is an error. `told` is
+/// called with the reason for each connection that the lease refused.
 pub fn hold(
     tunnel: Tunnel,
     target: &Target,

@@ -1,7 +1,7 @@
 //! Waits until the result of a sync would change: `crabbox watch`.
 //!
-//! Events only wake it; whether the tree differs is always checked. It must never miss a change for lack of an event: if the system has no watches
-//! left, it checks every few seconds.
+//! Events only wake it; whether the tree differs is always checked. It must never miss a change for lack of
+//! an event: if the system has no watches left, it checks every few seconds.
 
 use std::collections::BTreeSet;
 use std::os::fd::BorrowedFd;
@@ -19,7 +19,8 @@ use crate::sync::{self, Repo, SyncError};
 /// How often to check if the system has no watches left.
 const BLIND: Duration = Duration::from_secs(2);
 
-/// How many times the debounce to wait at most while events keep coming: files that a sync ignores may be written all the time.
+/// How many times the debounce to wait at most while events keep coming: files that a sync ignores may be
+/// written all the time.
 const RESTLESS: u32 = 10;
 
 /// Why it cannot be watched.
@@ -88,8 +89,8 @@ impl<'a> Watched<'a> {
         Ok(watched)
     }
 
-    /// Waits until the tree differs from the last one and was left alone for `debounce`, or for [`RESTLESS`] times that after the first event; at most
-    /// `limit` in total.
+    /// Waits until the tree differs from the last one and was left alone for `debounce`, or for [`RESTLESS`]
+    /// times that after the first event; at most `limit` in total.
     pub fn wait(
         &mut self,
         debounce: Duration,
@@ -152,7 +153,8 @@ impl<'a> Watched<'a> {
             })
     }
 
-    /// A digest of the tree. Lists it again if a directory was new, because changes there before it was watched caused no event.
+    /// A digest of the tree. Lists it again if a directory was new, because changes there before it was
+    /// watched caused no event.
     fn look(&mut self) -> Result<String, WatchError> {
         loop {
             let scope = sync::scope(self.settings);
@@ -186,7 +188,8 @@ impl<'a> Watched<'a> {
     }
 }
 
-/// A digest of the manifest. Its own fingerprint cannot be used, because that is unique while any file was touched a moment ago.
+/// A digest of the manifest. Its own fingerprint cannot be used, because that is unique while any file was
+/// touched a moment ago.
 fn word(manifest: &Manifest) -> String {
     let mut text = Vec::new();
     for entry in &manifest.entries {

@@ -1,7 +1,8 @@
 //! A `crabbox` command line, shown for the user to paste into a shell.
 //!
-//! Every command line printed for the user comes from here, so that it is quoted, names the provider, and repeats the configuration flags that the
-//! user gave. It must never contain a flag that its command does not have.
+//! Every command line printed for the user comes from here, so that it is quoted, names the provider, and
+//! repeats the configuration flags that the user gave. It must never contain a flag that its command does not
+//! have.
 
 use std::ffi::OsString;
 
@@ -22,7 +23,8 @@ impl CommandLine {
         Self(vec![command.into()])
     }
 
-    /// `command` for a lease of `provider`. The `given` configuration flags are repeated, because the lease may be unreachable without them.
+    /// `command` for a lease of `provider`. The `given` configuration flags are repeated, because the lease
+    /// may be unreachable without them.
     pub(crate) fn for_lease(command: &str, provider: &str, given: &[FlagValue]) -> Self {
         Self::new(command)
             .option("provider", provider)

@@ -19,7 +19,8 @@ pub(crate) struct Ctx<'a> {
 }
 
 impl Ctx<'_> {
-    /// The root of the current repository, for which leases are claimed; outside of a repository, the current directory.
+    /// The root of the current repository, for which leases are claimed; outside of a repository, the current
+    /// directory.
     pub(crate) fn root(&self) -> Result<PathBuf, EnvError> {
         Ok(sync::root(self.env.cwd()?))
     }
@@ -38,8 +39,9 @@ impl Ctx<'_> {
         }
     }
 
-    /// The same for commands on existing leases. The repository does not matter to those: its unreadable files are reported and left out, because a
-    /// broken line of configuration must not keep anyone from giving a machine back.
+    /// The same for commands on existing leases. The repository does not matter to those: its unreadable
+    /// files are reported and left out, because a broken line of configuration must not keep anyone from
+    /// giving a machine back.
     pub(crate) fn settings_on_leases(&self, flags: &[FlagValue]) -> Result<Resolution, SettingsError> {
         let loaded = self.load(flags)?;
         for fault in &loaded.faults {

@@ -1,6 +1,7 @@
 //! The environment of the process as a value: the only place that reads it.
 //!
-//! Everything else takes this value, so that a test can supply any environment and no module depends on a hidden one.
+//! Everything else takes this value, so that a test can supply any environment and no module depends on a
+//! hidden one.
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
@@ -146,7 +147,8 @@ impl Env {
         self.os("PATH").unwrap_or_default()
     }
 
-    /// The directories of configuration, state and caches; without `XDG_STATE_HOME` the state is below the configuration, as in the Go program.
+    /// The directories of configuration, state and caches; without `XDG_STATE_HOME` the state is below the
+    /// configuration, as in the Go program.
     pub(crate) fn places(&self) -> Result<Places, EnvError> {
         let config = self.config()?;
         let state = self
@@ -162,8 +164,8 @@ impl Env {
         })
     }
 
-    /// Where leases of all state directories are registered: one place for the host. Users other than root cannot write there and have their own. No
-    /// configuration sets it, so no repository can.
+    /// Where leases of all state directories are registered: one place for the host. Users other than root
+    /// cannot write there and have their own. No configuration sets it, so no repository can.
     fn registry(&self, config: &Path, root: bool) -> Result<PathBuf, EnvError> {
         Ok(self.xdg(REGISTRY)?.unwrap_or_else(|| {
             if root {

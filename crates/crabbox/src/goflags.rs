@@ -1,8 +1,9 @@
 //! Go's `flag` rules in front of clap.
 //!
-//! `-x` and `--x` are the same, the last of a repeated flag wins, a switch that is off (`=false`) and a text flag with an empty value count as not
-//! given, and flags stop at the first positional argument or `--`. This module rewrites an argument vector so that clap cannot read it differently:
-//! every flag as `--name=value`, then `--`, then the positionals. It must never let an unknown flag pass as part of a command.
+//! `-x` and `--x` are the same, the last of a repeated flag wins, a switch that is off (`=false`) and a text
+//! flag with an empty value count as not given, and flags stop at the first positional argument or `--`. This
+//! module rewrites an argument vector so that clap cannot read it differently: every flag as `--name=value`,
+//! then `--`, then the positionals. It must never let an unknown flag pass as part of a command.
 
 use std::any::TypeId;
 use std::ffi::{OsStr, OsString};
@@ -15,9 +16,10 @@ use crabbox_core::fault::{Fault, Kind};
 
 use crate::will_not;
 
-/// Commands (by path) that take flags after positionals too: those for which the Go program does, `providers describe` and `providers recommend`,
-/// whose usage there puts flags last, `ports`, whose usage here does, and this program's own `config explain`. So do all of its own commands that
-/// take any number of words ([`takes_any_words`]).
+/// Commands (by path) that take flags after positionals too: those for which the Go program does,
+/// `providers describe` and `providers recommend`, whose usage there puts flags last, `ports`, whose usage
+/// here does, and this program's own `config explain`. So do all of its own commands that take any number of
+/// words ([`takes_any_words`]).
 const INTERSPERSED: &[&[&str]] = &[
     &["ssh"],
     &["connect"],
@@ -362,8 +364,8 @@ fn is_interspersed(path: &[String]) -> bool {
         .any(|known| path.len() >= known.len() && known.iter().zip(path).all(|(a, b)| a == b))
 }
 
-/// Whether the command takes any number of words that are not another program's command line. A flag after the first of them would be taken for one
-/// more: `pull PATH --dry-run` would bring files.
+/// Whether the command takes any number of words that are not another program's command line. A flag after
+/// the first of them would be taken for one more: `pull PATH --dry-run` would bring files.
 fn takes_any_words(command: &Command) -> bool {
     let mut words = command.get_positionals();
     words.any(|arg| matches!(arg.get_action(), ArgAction::Append) && !arg.is_trailing_var_arg_set())
@@ -372,8 +374,8 @@ fn takes_any_words(command: &Command) -> bool {
 struct Flags<'a> {
     command: &'a Command,
     interspersed: bool,
-    /// Whether the command, with its flags, is the Go program's. In one of this program's own an empty value is a mistake: without its digest a
-    /// bundle would be installed unchecked.
+    /// Whether the command, with its flags, is the Go program's. In one of this program's own an empty value
+    /// is a mistake: without its digest a bundle would be installed unchecked.
     is_of_go: bool,
 }
 
@@ -419,8 +421,9 @@ impl Flags<'_> {
         Ok((given.into_iter().map(|(_, flag)| flag).collect(), positionals))
     }
 
-    /// Whether the flag counts as not given. In Go a text flag that is not given is empty and a switch is off, so such a value cannot be told from it.
-    /// The flags of configuration keys are excepted: there the value replaces that of a file.
+    /// Whether the flag counts as not given. In Go a text flag that is not given is empty and a switch is
+    /// off, so such a value cannot be told from it. The flags of configuration keys are excepted: there the
+    /// value replaces that of a file.
     fn says_nothing(&self, arg: &Arg, value: &OsStr) -> bool {
         // Those of keys have no default, and a switch that is on unless it is switched off has another.
         if is_boolean(arg) {

@@ -1,7 +1,8 @@
-//! Command lines in hints: completed with the configuration flags that the user gave, so that they can be pasted.
+//! Command lines in hints: completed with the configuration flags that the user gave, so that they can be
+//! pasted.
 //!
-//! A hint has a command between backquotes, or is nothing but a command. It must name only commands and flags that exist; a test here checks all
-//! texts of this program for that.
+//! A hint has a command between backquotes, or is nothing but a command. It must name only commands and flags
+//! that exist; a test here checks all texts of this program for that.
 
 use clap::Command;
 use crabbox_core::config::FlagValue;

@@ -1,7 +1,7 @@
 //! Lease a throw-away Firecracker microVM, sync the working tree, run a command, release it.
 //!
-//! The binary only handles arguments and wording: it parses arguments, gathers settings, calls the engine and prints the outcome. It must never
-//! decide what happens to a lease.
+//! The binary only handles arguments and wording: it parses arguments, gathers settings, calls the engine and
+//! prints the outcome. It must never decide what happens to a lease.
 
 mod args;
 mod command_line;

@@ -1,7 +1,9 @@
-//! Reads the configuration files and passes them, with the environment and the flags, to the configuration model.
+//! Reads the configuration files and passes them, with the environment and the flags, to the configuration
+//! model.
 //!
-//! The model in `crabbox-core` decides everything; this module only opens files of bounded size and resolves their real paths. It must never open
-//! anything but a regular file, except at a path that only the user can have chosen.
+//! The model in `crabbox-core` decides everything; this module only opens files of bounded size and resolves
+//! their real paths. It must never open anything but a regular file, except at a path that only the user can
+//! have chosen.
 
 use std::fs::{File, FileType, Metadata};
 use std::io::{self, Read};
@@ -22,7 +24,8 @@ use crate::env::{Env, EnvError};
 /// The variable that names the only configuration file to read.
 pub(crate) const CONFIG_VARIABLE: &str = "CRABBOX_CONFIG";
 
-/// The repository's files, weakest first. The Go program reads them in the current directory, and so does this one.
+/// The repository's files, weakest first. The Go program reads them in the current directory, and so does
+/// this one.
 const REPOSITORY_FILES: [&str; 2] = ["crabbox.yaml", ".crabbox.yaml"];
 
 /// Largest configuration file in bytes. A hand-written one has a few KiB.
@@ -257,14 +260,16 @@ fn expand_home(path: &Path, home: Option<&Path>) -> PathBuf {
     }
 }
 
-/// Whether a repository's file is a symlink out of the repository: its lines would be disclosed as unknown keys.
+/// Whether a repository's file is a symlink out of the repository: its lines would be disclosed as unknown
+/// keys.
 fn leads_out(path: &Path, repository: &PathForms) -> bool {
     let is_link = std::fs::symlink_metadata(path).is_ok_and(|facts| facts.is_symlink());
     let root = repository.real.as_deref().unwrap_or(&repository.written);
     is_link && std::fs::canonicalize(path).is_ok_and(|real| !real.starts_with(root))
 }
 
-/// The text of a file, `None` when there is no such file. With `may_stream`, it may also be a pipe or a character device.
+/// The text of a file, `None` when there is no such file. With `may_stream`, it may also be a pipe or a
+/// character device.
 fn read(path: &Path, may_stream: bool) -> Result<Option<String>, SettingsError> {
     let failed = |source| SettingsError::Read {
         path: path.to_owned(),
@@ -324,7 +329,8 @@ fn bounded(path: &Path) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// The bytes of a pipe or device, kept for this process: a pipe can be read once, and a command may load its configuration several times.
+/// The bytes of a pipe or device, kept for this process: a pipe can be read once, and a command may load its
+/// configuration several times.
 fn streamed(path: &Path) -> io::Result<Vec<u8>> {
     static READ: OnceLock<(PathBuf, Vec<u8>)> = OnceLock::new();
     if let Some((known, bytes)) = READ.get()
@@ -337,7 +343,8 @@ fn streamed(path: &Path) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// A remark if others may read or change the user's configuration, which can hold credentials and choose programs.
+/// A remark if others may read or change the user's configuration, which can hold credentials and choose
+/// programs.
 fn permission_notice(path: &Path) -> Option<String> {
     let facts = std::fs::metadata(path).ok().filter(Metadata::is_file)?;
     let mode = facts.permissions().mode() & 0o777;

@@ -1,6 +1,7 @@
 //! Commands and flags of the Go program that are ruled out here, each with the reason that the user gets.
 //!
-//! What may still be added is not listed here. A reason must never recommend something that this program lacks.
+//! What may still be added is not listed here. A reason must never recommend something that this program
+//! lacks.
 
 /// Commands that are ruled out, with the reason.
 const COMMANDS: &[(&str, &str)] = &[

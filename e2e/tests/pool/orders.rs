@@ -1,10 +1,12 @@
-//! Orders and requests that are late, invalid, from another release or abandoned: they must not harm waiting leases.
+//! Orders and requests that are late, invalid, from another release or abandoned: they must not harm waiting
+//! leases.
 
 use crabbox_e2e::{Host, OURS, assert_nothing_left};
 
 use super::{fill, go_on, held, members, quiet};
 
-/// Tries to take the lease with the socket in the first argument, in the pool in the second, by the request in the third; prints every answer.
+/// Tries to take the lease with the socket in the first argument, in the pool in the second, by the request
+/// in the third; prints every answer.
 const TAKE: &str = "import socket, sys\n\
      s = socket.socket(socket.AF_UNIX)\n\
      s.settimeout(20)\n\
@@ -131,7 +133,8 @@ fn one_that_is_taken_meanwhile_is_not_stopped() {
         "take:made",
         &format!("{OURS} --firecracker-pool 1 --slug one"),
     );
-    // It has seen a waiting lease, and naps until nothing holds it: system call 230 or 35 (clock_nanosleep, nanosleep).
+    // It has seen a waiting lease, and naps until nothing holds it: system call 230 or 35 (clock_nanosleep,
+    // nanosleep).
     drop(
         host.sh(&format!(
             "rm -f /tmp/stop.rc; (crabbox stop {} > /tmp/stop 2>&1; echo $? > /tmp/stop.rc) < /dev/null > /dev/null 2>&1 &",
@@ -167,7 +170,8 @@ fn filling_ends_even_if_none_lasts_and_hears_ctrl_c_while_it_waits() {
     let waits = super::fill(&host, 1);
     let pool = filled["pool"].as_str().unwrap();
     for command in [&fill, "crabbox pool drain"] {
-        // It handles the signal once it naps (system call 230 or 35); before that, it may not even have been loaded.
+        // It handles the signal once it naps (system call 230 or 35); before that, it may not even have been
+        // loaded.
         let ended = host.sh(&format!(
             "flock -n /srv/.config/crabbox/state/firecracker/pool-{pool}.lock bash -c '{command} & p=$!; \
              for i in $(seq 600); do grep -qsE \"^(230|35) \" /proc/$p/syscall && break; sleep 0.05; done; \

@@ -28,8 +28,8 @@ fn small() -> Host {
     host
 }
 
-/// Makes a template, and fills the disk except for so many MiB while its maker is stopped at `point`; returns its output after checking that it
-/// failed. Frees the disk again.
+/// Makes a template, and fills the disk except for so many MiB while its maker is stopped at `point`; returns
+/// its output after checking that it failed. Frees the disk again.
 #[track_caller]
 fn crowded(host: &Host, point: &str, free_mib: u32) -> String {
     drop(

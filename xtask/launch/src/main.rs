@@ -1,7 +1,8 @@
 //! The program behind `cargo xtask`: it compiles the tasks and replaces itself with them.
 //!
-//! The first compilation takes minutes, so it says so, and meanwhile installs the Debian packages that the task will need. It uses nothing but the
-//! standard library, and must never decide anything that the tasks do not check themselves.
+//! The first compilation takes minutes, so it says so, and meanwhile installs the Debian packages that the
+//! task will need. It uses nothing but the standard library, and must never decide anything that the tasks do
+//! not check themselves.
 #![expect(
     clippy::print_stderr,
     clippy::disallowed_methods,
@@ -40,7 +41,8 @@ fn main() -> ExitCode {
         cargo.arg("--quiet");
     }
     cargo.args(["--package", "xtask", "--"]).args(arguments);
-    // cargo's variables about this package must not reach the next one: build scripts that depend on them would run again.
+    // cargo's variables about this package must not reach the next one: build scripts that depend on them
+    // would run again.
     for (name, _) in env::vars_os() {
         let of_package = name
             .to_str()
@@ -63,7 +65,8 @@ fn built() -> PathBuf {
 /// The packages that a task requires.
 fn needed(arguments: &[OsString]) -> Vec<&'static str> {
     let words: Vec<&str> = arguments.iter().filter_map(|word| word.to_str()).collect();
-    // Only for command lines that the task will accept; for all others the task installs what it needs by itself.
+    // Only for command lines that the task will accept; for all others the task installs what it needs by
+    // itself.
     let is_plain = matches!(
         words.as_slice(),
         ["demo" | "provision" | "test"]
@@ -79,7 +82,8 @@ fn needed(arguments: &[OsString]) -> Vec<&'static str> {
     }
 }
 
-/// Starts installing packages without waiting: the task installs those still missing by then, and reports errors.
+/// Starts installing packages without waiting: the task installs those still missing by then, and reports
+/// errors.
 fn install_ahead(packages: &[&str]) {
     let is_there = |program: &str| Path::new("/usr/bin").join(program).is_file();
     let is_root = std::fs::metadata("/proc/self").is_ok_and(|of| of.uid() == 0);

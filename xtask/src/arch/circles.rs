@@ -1,7 +1,7 @@
 //! Cycles of modules in a crate: modules that reach each other through `crate::` and `super::` paths.
 //!
-//! Sources are read as text formatted by rustfmt. A path from a module down to its submodules does not count, since they belong together. Every
-//! reported cycle is real; it must never guess at the output of macros.
+//! Sources are read as text formatted by rustfmt. A path from a module down to its submodules does not count,
+//! since they belong together. Every reported cycle is real; it must never guess at the output of macros.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;

@@ -1,4 +1,5 @@
-//! Finds crates that the developers' tasks use with other features than the tests: cargo compiles them, and all their users, twice.
+//! Finds crates that the developers' tasks use with other features than the tests: cargo compiles them, and
+//! all their users, twice.
 //!
 //! It compares cargo's resolution for both; it never judges which features there should be.
 

@@ -1,7 +1,7 @@
 //! The `clippy.toml` of a crate against that of the workspace.
 //!
-//! clippy reads the nearest file only, so a crate's own file must repeat every line of the workspace's list. Nothing is compared for
-//! the agent: it runs without the crates that the list names, and its file says so.
+//! clippy reads the nearest file only, so a crate's own file must repeat every line of the workspace's list.
+//! Nothing is compared for the agent: it runs without the crates that the list names, and its file says so.
 
 use std::path::Path;
 

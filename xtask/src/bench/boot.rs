@@ -1,7 +1,7 @@
 //! `bench boot`: where the time of a guest goes, from the kernel's first instruction to `ready`, by stage.
 //!
-//! Each stage is the guest's clock at its end, minus the previous one. Timings never decide a test; they are printed for a person and kept in
-//! `target/bench/boot.json`.
+//! Each stage is the guest's clock at its end, minus the previous one. Timings never decide a test; they are
+//! printed for a person and kept in `target/bench/boot.json`.
 
 pub(crate) mod args;
 

@@ -1,7 +1,8 @@
-//! `bench disk`: the time to make a private writable disk, for a small and a large image, on ext4 and on XFS, compared with a plain copy.
+//! `bench disk`: the time to make a private writable disk, for a small and a large image, on ext4 and on XFS,
+//! compared with a plain copy.
 //!
-//! Both file systems are made in sparse files and mounted by loop devices, so that they differ in nothing else. Timings never decide a test; they are
-//! printed for a person and kept in `target/bench/disk.json`.
+//! Both file systems are made in sparse files and mounted by loop devices, so that they differ in nothing
+//! else. Timings never decide a test; they are printed for a person and kept in `target/bench/disk.json`.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -17,8 +18,8 @@ use serde_json::{Value, json};
 use super::median;
 use crate::workspace;
 
-/// Runs of each measurement, of which the median counts. One takes some milliseconds, so a few runs would show the noise of the machine rather than
-/// the size of the image.
+/// Runs of each measurement, of which the median counts. One takes some milliseconds, so a few runs would
+/// show the noise of the machine rather than the size of the image.
 const RUNS: usize = 201;
 
 /// Warm-up runs: they bring programs and directories into the page cache.
@@ -27,8 +28,9 @@ const WARM_UP: usize = 10;
 /// The two sizes, in MiB.
 const SIZES: [u64; 2] = [1024, 16 * 1024];
 
-/// The amount to copy for comparison, in MiB: an eighth of the larger image, because all of it would keep this machine's disk busy for minutes. The
-/// time for the whole image is extrapolated from the fastest of [`COPIES`], so that the printed share is too high rather than too low.
+/// The amount to copy for comparison, in MiB: an eighth of the larger image, because all of it would keep
+/// this machine's disk busy for minutes. The time for the whole image is extrapolated from the fastest of
+/// [`COPIES`], so that the printed share is too high rather than too low.
 const COPIED: u64 = 2048;
 
 /// How often to copy it.
@@ -73,7 +75,8 @@ impl Drop for Mounted {
     }
 }
 
-/// Measures and reports. Mounts in its own namespace: copies in another one would keep the file systems alive after unmounting.
+/// Measures and reports. Mounts in its own namespace: copies in another one would keep the file systems alive
+/// after unmounting.
 pub(crate) fn main(inside: bool) -> Result<ExitCode> {
     if !inside {
         let again = Cmd::inheriting("unshare")

@@ -1,7 +1,8 @@
-//! `bench remote`: the cost of a KVM host between a client and its guest, on a pretended host with a real sshd on its loopback.
+//! `bench remote`: the cost of a KVM host between a client and its guest, on a pretended host with a real
+//! sshd on its loopback.
 //!
-//! The VMM is a fake, so no figure is about a microVM; only ratios within one run are meaningful. Timings never decide a test; they are printed for a
-//! person and kept in `target/bench/remote.json`.
+//! The VMM is a fake, so no figure is about a microVM; only ratios within one run are meaningful. Timings
+//! never decide a test; they are printed for a person and kept in `target/bench/remote.json`.
 
 use std::path::PathBuf;
 use std::process::ExitCode;

@@ -1,7 +1,8 @@
-//! `bench report`: renders committed measurements (`docs/performance/*.json`) as charts and as tables of `docs/performance.md`.
+//! `bench report`: renders committed measurements (`docs/performance/*.json`) as charts and as tables of
+//! `docs/performance.md`.
 //!
-//! The same figures give the same bytes. It must never draw anything that was not measured: each chart shows one file, which says where, when, how
-//! often and on which rung it was measured.
+//! The same figures give the same bytes. It must never draw anything that was not measured: each chart shows
+//! one file, which says where, when, how often and on which rung it was measured.
 
 mod chart;
 
@@ -53,7 +54,8 @@ struct Bar {
     name: String,
     /// The median.
     middle: f64,
-    /// The 95th percentile and the maximum, or the minimum and the maximum; `None` if the bench keeps only medians.
+    /// The 95th percentile and the maximum, or the minimum and the maximum; `None` if the bench keeps only
+    /// medians.
     spread: Option<(f64, f64)>,
     /// The number of runs.
     count: u64,

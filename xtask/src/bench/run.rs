@@ -1,7 +1,7 @@
 //! `bench run`: the cost of a command in an existing lease, in a microVM of this host or of the lab.
 //!
-//! In the lab both sides are emulated, the guest inside the emulation: only ratios and counts are meaningful. Timings never decide a test; they are
-//! printed for a person and kept in `target/bench/run.json`.
+//! In the lab both sides are emulated, the guest inside the emulation: only ratios and counts are meaningful.
+//! Timings never decide a test; they are printed for a person and kept in `target/bench/run.json`.
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -33,7 +33,8 @@ pub(super) const ROWS: [(&str, &str, bool); 5] = [
     ("started_plain", "processes in the guest, --no-sync", false),
 ];
 
-/// The same over a real sshd on loopback. It has only times: counts would include other processes of this machine.
+/// The same over a real sshd on loopback. It has only times: counts would include other processes of this
+/// machine.
 pub(crate) fn loopback(runs: usize, against: Option<&Path>) -> Result<ExitCode> {
     ensure!(runs >= 3, "a median of fewer than 3 runs says nothing");
     let bench = Bench::new(LOOPBACK_FILES)?;

@@ -1,7 +1,8 @@
-//! `bench sync`: the cost of a sync over a real sshd on loopback, compared with `git status` and `rsync -a` in the same run.
+//! `bench sync`: the cost of a sync over a real sshd on loopback, compared with `git status` and `rsync -a`
+//! in the same run.
 //!
-//! The whole command is timed, from Enter to the prompt, on provider `ssh`. Timings never decide a test; they are printed for a person and kept in
-//! `target/bench/sync.json`.
+//! The whole command is timed, from Enter to the prompt, on provider `ssh`. Timings never decide a test; they
+//! are printed for a person and kept in `target/bench/sync.json`.
 
 pub(crate) mod lease;
 
@@ -75,7 +76,8 @@ impl Bench {
         self.sshd.dir().join("work")
     }
 
-    /// Makes a committed tree of small text files: git makes the pack and the files from one stream, which is much faster than adding them.
+    /// Makes a committed tree of small text files: git makes the pack and the files from one stream, which is
+    /// much faster than adding them.
     fn plant(&self, files: usize) -> Result<()> {
         let path = self.at("stream");
         let mut stream = BufWriter::new(File::create(&path)?);

@@ -1,9 +1,11 @@
-//! `bench warm`: leases restored from a template and taken from a pool, compared with booted ones, alternating in one run, with the page cache
-//! unchanged and dropped; many at once; and a build in a lease of each kind.
+//! `bench warm`: leases restored from a template and taken from a pool, compared with booted ones,
+//! alternating in one run, with the page cache unchanged and dropped; many at once; and a build in a lease of
+//! each kind.
 //!
-//! There are two finishing lines: the guest's SSH server listens, so that a client gets its banner; and `true`, run by a separate command in it, has
-//! exited. In between, Firecracker alone loads the same machine. A failure is counted, and ends only its own lease; figures are saved after every
-//! round. Timings never decide a test; in the lab only their ratios are meaningful.
+//! There are two finishing lines: the guest's SSH server listens, so that a client gets its banner; and
+//! `true`, run by a separate command in it, has exited. In between, Firecracker alone loads the same machine.
+//! A failure is counted, and ends only its own lease; figures are saved after every round. Timings never
+//! decide a test; in the lab only their ratios are meaningful.
 
 mod measure;
 

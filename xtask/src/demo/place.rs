@@ -1,6 +1,7 @@
 //! The files of a recording: the data, and the drawing beside it. README.md shows the ones in docs/demo.
 //!
-//! The same recording gives the same bytes. It must never draw anything but a recording, nor touch another file.
+//! The same recording gives the same bytes. It must never draw anything but a recording, nor touch another
+//! file.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -105,8 +105,8 @@ impl Recording {
         Ok(())
     }
 
-    /// Also refuses a recording that does not come from a new run of the steps `shown`: other steps, or the times of output that was read only at the
-    /// end, where all lines of a command appear when it ends.
+    /// Also refuses a recording that does not come from a new run of the steps `shown`: other steps, or the
+    /// times of output that was read only at the end, where all lines of a command appear when it ends.
     pub(super) fn judge_new(&self, shown: &[&str]) -> Result<()> {
         self.judge()?;
         let has: Vec<&str> = self.steps.iter().map(|step| step.shown.as_str()).collect();

@@ -1,4 +1,5 @@
-//! A terminal as SVG in which each line appears when it was printed: without scripts, and complete where animations are off.
+//! A terminal as SVG in which each line appears when it was printed: without scripts, and complete where
+//! animations are off.
 //!
 //! It must never depend on anything but its arguments, nor cut long lines.
 

@@ -1,6 +1,8 @@
-//! Embeds the list of compiled-in crates in the program: the section `.dep-v0`, read by vulnerability scanners.
+//! Embeds the list of compiled-in crates in the program: the section `.dep-v0`, read by vulnerability
+//! scanners.
 //!
-//! The format is that of cargo-auditable: zlib-compressed JSON. It must never change the program's behaviour: the section is not loaded.
+//! The format is that of cargo-auditable: zlib-compressed JSON. It must never change the program's behaviour:
+//! the section is not loaded.
 
 use std::fs;
 use std::io::Write as _;
@@ -19,7 +21,8 @@ const SECTION: &str = ".dep-v0";
 /// A copy of `program` in `dir` that lists its `components`.
 pub(super) fn audited(program: &Path, components: &Components, dir: &Path) -> Result<PathBuf> {
     fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
-    // Replaced atomically: another task may be packing the existing one, and a killed process must not leave a partial file.
+    // Replaced atomically: another task may be packing the existing one, and a killed process must not leave
+    // a partial file.
     let scratch = tempfile::Builder::new().prefix(".auditing-").tempdir_in(dir)?;
     let list = scratch.path().join("dependencies.json.z");
     let mut encoder = ZlibEncoder::new(fs::File::create(&list)?, Compression::best());

@@ -1,7 +1,9 @@
-//! The components of a release: our crates and everything compiled into them, as a bill of materials (CycloneDX 1.5) and with the licences.
+//! The components of a release: our crates and everything compiled into them, as a bill of materials
+//! (CycloneDX 1.5) and with the licences.
 //!
-//! Read from `cargo metadata` and `Cargo.lock`, so it lists what the workspace resolves to. It must never omit a crate that is linked in; it may list
-//! extra crates that are only used by a feature of developers' tools.
+//! Read from `cargo metadata` and `Cargo.lock`, so it lists what the workspace resolves to. It must never
+//! omit a crate that is linked in; it may list extra crates that are only used by a feature of developers'
+//! tools.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -225,7 +227,8 @@ impl Components {
         Ok(format!("{bill:#}\n"))
     }
 
-    /// The dependencies of `reference`. The two embedded programs are parts of the first, although cargo knows no such edge.
+    /// The dependencies of `reference`. The two embedded programs are parts of the first, although cargo
+    /// knows no such edge.
     fn needs(&self, reference: &str) -> BTreeSet<String> {
         let mut needs = self
             .all
@@ -239,7 +242,8 @@ impl Components {
         needs
     }
 
-    /// The list embedded in the program, in the format of cargo-auditable: packages that refer to each other by index.
+    /// The list embedded in the program, in the format of cargo-auditable: packages that refer to each other
+    /// by index.
     pub(super) fn audit(&self) -> Value {
         let place = |reference: &String| self.all.keys().position(|other| other == reference);
         let packages: Vec<Value> = self
@@ -346,7 +350,8 @@ fn checksums(lock: &str) -> BTreeMap<String, String> {
 mod tests {
     use super::*;
 
-    /// Metadata of our three programs, of which the first depends on `used`, which has the build dependency `builder`.
+    /// Metadata of our three programs, of which the first depends on `used`, which has the build dependency
+    /// `builder`.
     fn metadata() -> Metadata {
         let package = |name: &str, source: Value, licence: &str| {
             json!({

@@ -1,4 +1,5 @@
-//! Every file of a package: its origin, its destination, and its mode. A file that is not listed here is in no package.
+//! Every file of a package: its origin, its destination, and its mode. A file that is not listed here is in
+//! no package.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;

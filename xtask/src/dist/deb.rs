@@ -13,7 +13,8 @@ use crabbox_host::command::Cmd;
 use super::contents::Content;
 use super::{DEBIAN, Release, written, zipped};
 
-/// Packages of the programs that a lease calls. rsync is optional, used for large trees if both sides have it.
+/// Packages of the programs that a lease calls. rsync is optional, used for large trees if both sides have
+/// it.
 const NEEDS: &str = "e2fsprogs, git, libgcc-s1, nftables, openssh-client";
 
 /// The licence statement in Debian's format.

@@ -1,7 +1,7 @@
 //! The RPM package, made by rpmbuild, for Fedora and its relatives.
 //!
-//! It must never use one of this machine's macros, nor let rpmbuild scan the program for dependencies: both would give different bytes on another
-//! machine.
+//! It must never use one of this machine's macros, nor let rpmbuild scan the program for dependencies: both
+//! would give different bytes on another machine.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -42,8 +42,8 @@ const SETTINGS: &str = "\
 /// Only the macros that rpm itself brings, without those of a vendor, of this machine or of a user.
 const MACROS: &str = "/usr/lib/rpm/macros:/usr/lib/rpm/platform/%{_target}/macros";
 
-/// The directories owned by Fedora's package `filesystem`; all others below `usr` are also owned by this package, and are removed with their last
-/// owner.
+/// The directories owned by Fedora's package `filesystem`; all others below `usr` are also owned by this
+/// package, and are removed with their last owner.
 const OF_THE_SYSTEM: [&str; 6] = [
     "usr",
     "usr/bin",
@@ -103,8 +103,8 @@ pub(super) fn package_by(
     Ok(path)
 }
 
-/// Sets the time of everything below `tree` to that of the sources. rpmbuild by itself only clamps later times, which leaves earlier ones if this
-/// machine's clock is behind the commit's.
+/// Sets the time of everything below `tree` to that of the sources. rpmbuild by itself only clamps later
+/// times, which leaves earlier ones if this machine's clock is behind the commit's.
 fn date(tree: &Path, epoch: u64) -> Result<()> {
     let time = UNIX_EPOCH + Duration::from_secs(epoch);
     let files = deb::files(tree)?;
@@ -160,7 +160,8 @@ fn spec(release: &Release<'_>, tree: &Path) -> Result<String> {
     ))
 }
 
-/// The Debian package's script for when rpm removes the last version, which it signals by a 0. rpm has no purge, so the purge is done then, too.
+/// The Debian package's script for when rpm removes the last version, which it signals by a 0. rpm has no
+/// purge, so the purge is done then, too.
 fn scriptlet(script: &str, action: &str) -> String {
     let lines: Vec<&str> = script.lines().filter(|line| !line.starts_with('#')).collect();
     let script = lines.join("\n").replace('%', "%%");

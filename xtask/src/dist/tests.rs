@@ -1,4 +1,5 @@
-//! Packages handled by dpkg and the install script, in trees below a temporary directory: this host's own dpkg state is not touched.
+//! Packages handled by dpkg and the install script, in trees below a temporary directory: this host's own
+//! dpkg state is not touched.
 
 mod install;
 mod rpm;
@@ -103,7 +104,8 @@ impl System {
         self.0.path().join(path)
     }
 
-    /// dpkg's command line. Dependencies are not checked against this system, which has no shell to chroot to.
+    /// dpkg's command line. Dependencies are not checked against this system, which has no shell to chroot
+    /// to.
     fn words(&self, words: &[&str]) -> Vec<String> {
         let root = format!("--root={}", self.0.path().display());
         let ours = [
@@ -154,8 +156,9 @@ fn ok(done: &Captured) {
     );
 }
 
-/// The development program, stripped: compressing debug information would take long for nothing. It is not built from here, because a cargo below a
-/// test has another environment, in which it would recompile nearly everything.
+/// The development program, stripped: compressing debug information would take long for nothing. It is not
+/// built from here, because a cargo below a test has another environment, in which it would recompile nearly
+/// everything.
 fn development(dir: &Path) -> PathBuf {
     let built = workspace::built_beside("crabbox").unwrap();
     assert!(

@@ -1,6 +1,7 @@
 //! Generated blocks inside hand-written documents.
 //!
-//! Only the lines between the two marks change. An unclosed block is an error, and never extends to the end of the file.
+//! Only the lines between the two marks change. An unclosed block is an error, and never extends to the end
+//! of the file.
 
 use anyhow::{Context as _, Result};
 

@@ -1,5 +1,5 @@
-//! The book (`cargo xtask book`, docs/SUMMARY.md): checks that it includes every page, and that the program prints every message quoted in
-//! `docs/troubleshooting.md`.
+//! The book (`cargo xtask book`, docs/SUMMARY.md): checks that it includes every page, and that the program
+//! prints every message quoted in `docs/troubleshooting.md`.
 //!
 //! It only reads files. A message that only occurs in tests must never pass.
 
@@ -41,8 +41,8 @@ pub(super) fn check(root: &Path, pages: &[std::path::PathBuf]) -> Result<Vec<Str
     Ok(problems)
 }
 
-/// Pages of `texts`, by path from the root, that are missing from the book or listed more than once, and links from chapters to files that are not in
-/// it.
+/// Pages of `texts`, by path from the root, that are missing from the book or listed more than once, and
+/// links from chapters to files that are not in it.
 fn places(summary: &str, texts: &BTreeMap<String, String>) -> Vec<String> {
     let chapters: Vec<String> = links::all(summary)
         .filter_map(|link| links::from_root(SUMMARY, link))

@@ -1,7 +1,8 @@
 //! The table of everything in the reference, with its status here.
 //!
-//! `docs/compatibility.list` is kept by hand and names the reference's commands, flags, keys and variables. What this program supports is determined
-//! by running it and from the registry; a row that contradicts the program fails, and so does one without a status for a name that the program lacks.
+//! `docs/compatibility.list` is kept by hand and names the reference's commands, flags, keys and variables.
+//! What this program supports is determined by running it and from the registry; a row that contradicts the
+//! program fails, and so does one without a status for a name that the program lacks.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -235,7 +236,8 @@ fn row(line: &str) -> Result<Row<'_>> {
     Ok(Row { name, status, note })
 }
 
-/// Keys and variables of this program that the list does not mention: each must be the reference's or be marked as ours.
+/// Keys and variables of this program that the list does not mention: each must be the reference's or be
+/// marked as ours.
 fn unlisted_keys(list: &str) -> Result<Vec<String>> {
     let mut known = BTreeSet::new();
     for (_, section, rows) in parse(list)? {

@@ -1,6 +1,8 @@
-//! Whole files that the program generates: the JSON schemas, kept in `docs/schemas`, and the man pages, which are not kept.
+//! Whole files that the program generates: the JSON schemas, kept in `docs/schemas`, and the man pages, which
+//! are not kept.
 //!
-//! Files that the program no longer generates are stale, too. Nothing outside `docs/schemas` and `target/man` is touched.
+//! Files that the program no longer generates are stale, too. Nothing outside `docs/schemas` and `target/man`
+//! is touched.
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -2,7 +2,8 @@
 //!
 //! It only reads text. It must never take a link to another site for a local one.
 
-/// `text` with each link to a local file or section replaced by the result of `change`; `None` leaves it as it is.
+/// `text` with each link to a local file or section replaced by the result of `change`; `None` leaves it as
+/// it is.
 pub(crate) fn replaced(text: &str, mut change: impl FnMut(&str) -> Option<String>) -> String {
     let mut parts = text.split("](");
     let mut out = parts.next().unwrap_or_default().to_owned();
@@ -32,7 +33,8 @@ fn is_ours(link: &str) -> bool {
     !link.contains("://") && !link.contains(char::is_whitespace)
 }
 
-/// The path from the root that `link` means in the file `from` (also a path from the root), without its section. `None` if it leads outside.
+/// The path from the root that `link` means in the file `from` (also a path from the root), without its
+/// section. `None` if it leads outside.
 pub(crate) fn from_root(from: &str, link: &str) -> Option<String> {
     let file = link.split('#').next().unwrap_or_default();
     if file.is_empty() {

@@ -9,8 +9,8 @@ use crabbox_host::command::{Captured, Cmd};
 
 use crate::workspace;
 
-/// There is no provider of this name, so a command that accepts the flag fails there. Some commands need an argument after it, a lease or a command;
-/// others take none.
+/// There is no provider of this name, so a command that accepts the flag fails there. Some commands need an
+/// argument after it, a lease or a command; others take none.
 const GOES_NOWHERE: [&[&str]; 2] = [
     &["--provider=none-of-ours", "nothing"],
     &["--provider=none-of-ours"],
@@ -65,7 +65,8 @@ impl Program {
         Ok(cmd.capture()?)
     }
 
-    /// The help of the command at `path` (words separated by blanks; empty for the program), without trailing blanks.
+    /// The help of the command at `path` (words separated by blanks; empty for the program), without trailing
+    /// blanks.
     pub(super) fn help(&self, path: &str) -> Result<String> {
         let words: Vec<&str> = path.split_whitespace().chain(["--help"]).collect();
         let done = self.call(&words)?;

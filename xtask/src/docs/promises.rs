@@ -1,7 +1,7 @@
 //! The promises of SECURITY.md: each row of its table must name the tests that verify it.
 //!
-//! A name is `<path>::<name of the test>`. A row without one, or with one that is no longer a test, is a problem; whether the test really verifies
-//! the row is for readers to judge.
+//! A name is `<path>::<name of the test>`. A row without one, or with one that is no longer a test, is a
+//! problem; whether the test really verifies the row is for readers to judge.
 
 use std::fs;
 use std::path::Path;

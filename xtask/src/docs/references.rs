@@ -1,7 +1,8 @@
-//! References in comments and documents: to a file, a section, a test or another name of the code, a command. Each has to exist.
+//! References in comments and documents: to a file, a section, a test or another name of the code, a command.
+//! Each has to exist.
 //!
-//! Only text between backticks and bare names of documents count as references. It never guesses: a name of another project, an absolute path or a
-//! placeholder (`<name>`, `NAME`) is not a reference.
+//! Only text between backticks and bare names of documents count as references. It never guesses: a name of
+//! another project, an absolute path or a placeholder (`<name>`, `NAME`) is not a reference.
 
 mod commands;
 mod prose;

@@ -1,5 +1,6 @@
-//! The compiled tests, and how those of the last rung are distributed: one test at a time to each host, the longest first, so that no host waits long
-//! for the last one. It never leaves a test out, unless the run is given up.
+//! The compiled tests, and how those of the last rung are distributed: one test at a time to each host, the
+//! longest first, so that no host waits long for the last one. It never leaves a test out, unless the run is
+//! given up.
 
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
@@ -183,7 +184,8 @@ impl Queue {
         self.units().by_ref().for_each(drop);
     }
 
-    /// Runs units until there are none, one at a time on `host`; with `None` they make their own hosts. `said` is called at each end.
+    /// Runs units until there are none, one at a time on `host`; with `None` they make their own hosts.
+    /// `said` is called at each end.
     pub(super) fn work(&self, host: Option<&Prepared>, said: Said<'_>) -> Result<Vec<Ended>> {
         std::iter::from_fn(|| self.next())
             .map(|unit| unit.run(host, said))

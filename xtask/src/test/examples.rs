@@ -1,7 +1,7 @@
 //! Whether doc comments in the sources have examples that rustdoc would run.
 //!
-//! Finding out with rustdoc means processing every crate, and usually there are none. Anything that might be an example counts as one: the step is
-//! only skipped if it could not run anything.
+//! Finding out with rustdoc means processing every crate, and usually there are none. Anything that might be
+//! an example counts as one: the step is only skipped if it could not run anything.
 
 use std::fs;
 use std::path::Path;
@@ -28,8 +28,8 @@ pub(super) fn are_below(dirs: &[&Path]) -> Result<bool> {
     Ok(false)
 }
 
-/// Whether `source` has one: a code block that is not marked as text, fenced or indented. A doc comment in any other form than `///` or `//!` lines
-/// counts as one.
+/// Whether `source` has one: a code block that is not marked as text, fenced or indented. A doc comment in
+/// any other form than `///` or `//!` lines counts as one.
 fn has_one(source: &str) -> bool {
     let mut is_in_text = false;
     for line in source.lines() {

@@ -1,5 +1,6 @@
-//! The measurements of a test run by step and by file: a table for people, JSON for programs, both in `target/`, and the steps that exceed the
-//! committed budget. Timings never decide a test: a step that grew is only named.
+//! The measurements of a test run by step and by file: a table for people, JSON for programs, both in
+//! `target/`, and the steps that exceed the committed budget. Timings never decide a test: a step that grew
+//! is only named.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -75,7 +76,8 @@ impl Ledger {
         self.tests.push(test);
     }
 
-    /// Prints the table and the steps that grew, and writes both to `target/timings.txt` and `target/timings.json`.
+    /// Prints the table and the steps that grew, and writes both to `target/timings.txt` and
+    /// `target/timings.json`.
     pub(super) fn close(&self, budget: &Budget) -> Result<()> {
         let wall = self.began.elapsed().as_secs_f64();
         let grown = self.grown(budget, wall);

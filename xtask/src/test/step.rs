@@ -1,4 +1,5 @@
-//! One step of a test run: a child process, measured in wall-clock time and in processor time, including its children.
+//! One step of a test run: a child process, measured in wall-clock time and in processor time, including its
+//! children.
 //!
 //! It never judges a step by how long it took.
 
@@ -13,7 +14,8 @@ use crabbox_host::command::Cmd;
 use rustix::process::{Pid, WaitId, WaitIdOptions, waitid};
 use serde::Serialize;
 
-/// Ticks per second in `/proc/<pid>/stat` (proc(5)): constant for programs on x86_64, whatever the kernel's own rate is.
+/// Ticks per second in `/proc/<pid>/stat` (proc(5)): constant for programs on x86_64, whatever the kernel's
+/// own rate is.
 const USER_HZ: f64 = 100.0;
 
 /// The measurements of a step.
@@ -73,7 +75,8 @@ impl Started {
         let pid = Pid::from_child(&child);
         let ended = std::thread::spawn(move || {
             let exited = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
-            // It is our child and is not reaped before this thread has ended, so waiting cannot fail; a signal only interrupts it.
+            // It is our child and is not reaped before this thread has ended, so waiting cannot fail; a
+            // signal only interrupts it.
             while matches!(waitid(WaitId::Pid(pid), exited), Err(rustix::io::Errno::INTR)) {}
             let wall = began.elapsed();
             let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero()));
@@ -144,7 +147,8 @@ pub(super) fn processor_here() -> f64 {
     std::fs::read_to_string("/proc/self/stat").map_or(0.0, |stat| processor_seconds(&stat))
 }
 
-/// The processor time of a process and its reaped children (`utime`, `stime`, `cutime` and `cstime` of proc(5)), in seconds.
+/// The processor time of a process and its reaped children (`utime`, `stime`, `cutime` and `cstime` of
+/// proc(5)), in seconds.
 fn processor_seconds(stat: &str) -> f64 {
     // The name in brackets may contain spaces; `utime` is field 14, and the state after the name is field 3.
     let fields = stat
@@ -179,7 +183,8 @@ mod tests {
         assert_eq!((ended.words.as_str(), ended.status.code()), ("said\n", Some(3)));
         assert!(!ended.measured.passed);
         assert!(ended.measured.processor > 0.0, "{:?}", ended.measured);
-        // This machine may be busy otherwise; one thread cannot compute longer than it lives, except for the size of a tick.
+        // This machine may be busy otherwise; one thread cannot compute longer than it lives, except for the
+        // size of a tick.
         assert!(
             ended.measured.wall + 0.1 > ended.measured.processor,
             "{:?}",

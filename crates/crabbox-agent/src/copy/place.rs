@@ -1,4 +1,5 @@
-//! Moves a staged copy to its destination: directories are merged, a file or link is replaced by a file or link.
+//! Moves a staged copy to its destination: directories are merged, a file or link is replaced by a file or
+//! link.
 //!
 //! It must never follow a link in the place of a directory, nor begin if something is in the way.
 
@@ -47,7 +48,8 @@ impl Move<'_> {
         }
     }
 
-    /// Opens source and destination, both directories. The source is made accessible first, whatever mode it is to have in the end.
+    /// Opens source and destination, both directories. The source is made accessible first, whatever mode it
+    /// is to have in the end.
     fn open(&self, stat: &Stat) -> Result<(OwnedFd, OwnedFd), Failure> {
         if stat.st_mode & 0o700 != 0o700 {
             let mode = Mode::from_raw_mode(stat.st_mode & 0o7777 | 0o700);
@@ -128,8 +130,8 @@ impl Move<'_> {
         }
         rustix::fs::renameat_with(from, name, to, leaf, RenameFlags::NOREPLACE).or_else(
             |errno| match errno {
-                // The kernel or file system does not support flags. The destination was checked a moment ago, and a plain rename does not replace a
-                // non-empty directory.
+                // The kernel or file system does not support flags. The destination was checked a moment ago,
+                // and a plain rename does not replace a non-empty directory.
                 Errno::NOSYS | Errno::INVAL => rustix::fs::renameat(from, name, to, leaf),
                 errno => Err(errno),
             },

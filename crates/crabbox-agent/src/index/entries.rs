@@ -94,7 +94,8 @@ pub(super) struct Entries<'f> {
 }
 
 impl<'f> Entries<'f> {
-    /// The first `count` entries between `at` and `end` of a file, for a repository whose object ids have `ids` bytes.
+    /// The first `count` entries between `at` and `end` of a file, for a repository whose object ids have
+    /// `ids` bytes.
     pub(super) fn of(file: &'f File, (at, end): (u64, u64), count: u32, ids: usize) -> Self {
         Self {
             from: BufReader::with_capacity(BUFFER, Part::of(file, at, end)),

@@ -1,7 +1,8 @@
 //! A client that says nothing any more, while somebody else wants its tree.
 //!
-//! A network that goes without a word leaves a session open for hours. A client that is there says so every ten seconds, whatever it does. One that does
-//! not may have been stopped for a while, or its machine sleeps: it must never lose its command but to somebody who waits.
+//! A network that goes without a word leaves a session open for hours. A client that is there says so every
+//! ten seconds, whatever it does. One that does not may have been stopped for a while, or its machine sleeps:
+//! it must never lose its command but to somebody who waits.
 
 use std::io::Write as _;
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
@@ -18,14 +19,16 @@ const LIMIT: Duration = Duration::from_secs(45);
 const LOOK: Duration = Duration::from_secs(5);
 /// How much nobody has read while it is us who do not read: more than the signs of life of hours, in bytes.
 const UNREAD: u64 = 32 * 1024;
-/// How much later than this a look is one by somebody who did not run meanwhile: a machine that was paused hears nothing, and its clock goes on.
+/// How much later than this a look is one by somebody who did not run meanwhile: a machine that was paused
+/// hears nothing, and its clock goes on.
 const PAUSED: Duration = LOOK.saturating_mul(4);
 /// Our exit code then: the client's exit code is made of more than this.
 const GIVEN_UP: i32 = 75;
 /// What the thread needs for its stack, in bytes.
 const STACK: usize = 256 * 1024;
 
-/// Ends the agent in that case, until this is dropped. Whatever else the agent does, also where it waits for a client to read.
+/// Ends the agent in that case, until this is dropped. Whatever else the agent does, also where it waits for
+/// a client to read.
 #[derive(Debug)]
 pub(super) struct Silence {
     _stop: Sender<()>,

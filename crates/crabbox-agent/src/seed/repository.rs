@@ -1,7 +1,8 @@
-//! Whether git can use the repository in the tree, and what makes it usable again: whatever a command left behind, the next seed must succeed.
+//! Whether git can use the repository in the tree, and what makes it usable again: whatever a command left
+//! behind, the next seed must succeed.
 //!
-//! A repository is moved away and never deleted here unless a later one follows it. It must never write through a link into another repository, nor
-//! take the lock of a git that is still at work.
+//! A repository is moved away and never deleted here unless a later one follows it. It must never write
+//! through a link into another repository, nor take the lock of a git that is still at work.
 
 use std::path::{Path, PathBuf};
 
@@ -13,13 +14,15 @@ use crate::git::{Feed, git, init, isolated_git, must_git};
 use crate::record::Place;
 use crate::remove::remove_tree;
 
-/// Where a repository goes that git cannot use any more, below what is kept of the tree's syncs: the guest may have commits in it.
+/// Where a repository goes that git cannot use any more, below what is kept of the tree's syncs: the guest
+/// may have commits in it.
 const ASIDE: &str = "git-aside";
 
 /// The digits of an id in a repository with `--object-format=sha256` (git-init(1)).
 pub(super) const LONG_ID: usize = 64;
 
-/// Replaces the repository if git cannot use it, or if its ids are not as long as those that come, where that is known. Whether it did.
+/// Replaces the repository if git cannot use it, or if its ids are not as long as those that come, where that
+/// is known. Whether it did.
 pub(super) fn replace_unusable(place: &Place, is_long: Option<bool>) -> Result<bool, Failure> {
     if is_usable(is_long)? {
         return Ok(false);
@@ -35,14 +38,16 @@ pub(super) fn replace_unusable(place: &Place, is_long: Option<bool>) -> Result<b
         return Err(error).at(&new);
     }
     std::fs::remove_dir(&new).ok();
-    // Submodules have their repositories there, which are whole by themselves. Linked worktrees stay with the refs and objects that they need.
+    // Submodules have their repositories there, which are whole by themselves. Linked worktrees stay with the
+    // refs and objects that they need.
     if is_own {
         std::fs::rename(aside.join("modules"), ".git/modules").ok();
     }
     Ok(true)
 }
 
-/// Whether there is none, or one that git can use and whose ids are as long as those that come, where that is known.
+/// Whether there is none, or one that git can use and whose ids are as long as those that come, where that is
+/// known.
 fn is_usable(is_long: Option<bool>) -> Result<bool, Failure> {
     match is_own_directory()? {
         None => return Ok(true),
@@ -67,8 +72,8 @@ fn is_usable(is_long: Option<bool>) -> Result<bool, Failure> {
 /// git's exit code when it gives up by itself (usage.c of git).
 const FATAL: i32 = 128;
 
-/// Whether `.git` is a directory and a repository of its own: neither a link, nor a file that leads to another one, nor a part of another one. `None`
-/// if there is nothing.
+/// Whether `.git` is a directory and a repository of its own: neither a link, nor a file that leads to
+/// another one, nor a part of another one. `None` if there is nothing.
 pub(super) fn is_own_directory() -> Result<Option<bool>, Failure> {
     let git_dir = Path::new(".git");
     match git_dir.symlink_metadata() {
@@ -115,8 +120,9 @@ pub(crate) fn forget_aside(place: &Place) {
 
 pub(super) const CONFIG: &str = ".git/config";
 
-/// The settings of a configuration that decide whether git takes the tree for a repository at all, and where it looks for the files, as `name=value`
-/// lines in lower case. Text outside of every section is included, because git rejects the file for it.
+/// The settings of a configuration that decide whether git takes the tree for a repository at all, and where
+/// it looks for the files, as `name=value` lines in lower case. Text outside of every section is included,
+/// because git rejects the file for it.
 pub(super) fn nature(config: &[u8]) -> Vec<u8> {
     let text = String::from_utf8_lossy(config).to_ascii_lowercase();
     let (mut section, mut lines) = (String::new(), String::new());
@@ -157,8 +163,9 @@ pub(super) fn own_the_tree() -> Result<(), Failure> {
     Ok(())
 }
 
-/// Removes the locks that a dead git left, those of these refs among them. While a git is at work in the tree, which an editor or a shell of the
-/// user's may have started, they may be its; the index is replaced in any case.
+/// Removes the locks that a dead git left, those of these refs among them. While a git is at work in the
+/// tree, which an editor or a shell of the user's may have started, they may be its; the index is replaced in
+/// any case.
 pub(super) fn unlock<'a>(refs: impl Iterator<Item = &'a str>) -> Result<(), Failure> {
     discard(Path::new(".git/index.lock"))?;
     let names = ["HEAD", "config", "packed-refs", "shallow"]
@@ -196,8 +203,9 @@ pub(super) fn set_ref(name: &str, id: &str) -> Result<(), Failure> {
     }
 }
 
-/// Removes the refs that git cannot have beside `name`: those below it, and those that it is below. Their commits keep a ref each. Whether there were
-/// any. A branch that is checked out, also in a linked worktree of the guest's, stays.
+/// Removes the refs that git cannot have beside `name`: those below it, and those that it is below. Their
+/// commits keep a ref each. Whether there were any. A branch that is checked out, also in a linked worktree
+/// of the guest's, stays.
 fn make_way(name: &str) -> Result<bool, Failure> {
     let above = name.match_indices('/').skip(2).map(|(at, _)| &name[..at]);
     let mut ask = vec!["for-each-ref", "--format=%(objectname) %(refname)", name];
@@ -219,7 +227,8 @@ fn make_way(name: &str) -> Result<bool, Failure> {
     Ok(is_made)
 }
 
-/// Whether one of these worktrees (`git worktree list --porcelain`) that are still there has a branch checked out.
+/// Whether one of these worktrees (`git worktree list --porcelain`) that are still there has a branch checked
+/// out.
 fn is_checked_out(worktrees: &str, branch: &str) -> bool {
     worktrees.split("\n\n").any(|worktree| {
         let value = |key: &str| worktree.lines().find_map(|line| line.strip_prefix(key));

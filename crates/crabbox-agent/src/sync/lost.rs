@@ -1,7 +1,7 @@
 //! Removes the paths that earlier syncs brought and that are no longer in the manifest.
 //!
-//! The paths are recorded for the next sync before any of them is removed. They must never be held in memory whole, because they may be all of a
-//! large tree.
+//! The paths are recorded for the next sync before any of them is removed. They must never be held in memory
+//! whole, because they may be all of a large tree.
 
 use std::io::Write as _;
 
@@ -61,7 +61,8 @@ impl<'a> Deletions<'a> {
         Ok(())
     }
 
-    /// Removes these paths and `gone`. Afterwards `pending` holds only the new manifest, whose files are about to arrive.
+    /// Removes these paths and `gone`. Afterwards `pending` holds only the new manifest, whose files are
+    /// about to arrive.
     pub(super) fn prune(mut self, request: &SyncRequest, gone: &[u8], rows: &Rows) -> Result<(), Failure> {
         let pending = self.place.of("pending");
         let coming = || std::fs::rename(self.place.of(MANIFEST), &pending).at(&pending);

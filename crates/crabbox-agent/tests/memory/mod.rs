@@ -134,7 +134,8 @@ impl Agent {
     }
 }
 
-/// A directory in `/dev/shm` if there is room: creating and removing so many files on a busy disk takes minutes.
+/// A directory in `/dev/shm` if there is room: creating and removing so many files on a busy disk takes
+/// minutes.
 fn roomy() -> tempfile::TempDir {
     let shared = "/dev/shm";
     let is_roomy = rustix::fs::statvfs(shared).is_ok_and(|there| there.f_bavail * there.f_frsize >= ROOM);
@@ -146,7 +147,8 @@ fn roomy() -> tempfile::TempDir {
     made.unwrap()
 }
 
-/// Sends every row, as a client does that has no record of an earlier sync; the agent then asks for `(all, seed)`.
+/// Sends every row, as a client does that has no record of an earlier sync; the agent then asks for
+/// `(all, seed)`.
 fn send_all_rows(agent: &mut Agent, sync: &SyncRequest, wanted: (bool, bool)) {
     agent.say(&Request::Sync { sync: sync.clone() });
     assert_eq!(agent.reply(), Reply::Differs {});
@@ -283,7 +285,8 @@ fn add_one(agent: &mut Agent, sync: &mut SyncRequest) -> u64 {
     agent.peak()
 }
 
-/// Asks for changes after the guest has removed half of the tree and added as many files; returns the peak memory so far.
+/// Asks for changes after the guest has removed half of the tree and added as many files; returns the peak
+/// memory so far.
 fn look_at_half(agent: &mut Agent, sync: &SyncRequest, work: &Path) -> u64 {
     let half = FILES / SIBLINGS / 50 / 2;
     for dir in 0..half {

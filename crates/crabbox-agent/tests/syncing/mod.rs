@@ -29,7 +29,8 @@ fn bring(agent: &mut Agent, sync: SyncRequest, text: &str) {
     agent.finish();
 }
 
-/// Has it found that `d/f`, of this size, is wanted; returns the name of the directory for what another program brings.
+/// Has it found that `d/f`, of this size, is wanted; returns the name of the directory for what another
+/// program brings.
 fn compare(agent: &mut Agent, sync: SyncRequest, size: usize) -> String {
     agent.say(&Request::Sync { sync });
     assert_eq!(agent.reply(), Reply::Differs {});
@@ -89,7 +90,8 @@ fn what_another_program_still_brings_for_a_client_that_went_gets_nowhere() {
     let tmp = home.path().join("lease/.crabbox-sync/w/tmp");
     let mut agent = Agent::start(home.path(), &[]);
     let stage = tmp.join(compare(&mut agent, request(home.path(), "aa.1", false), 3));
-    // The receiver of an rsync, which is stopped in the middle of a file when its client falls silent and loses the tree.
+    // The receiver of an rsync, which is stopped in the middle of a file when its client falls silent and
+    // loses the tree.
     let going_on =
         "exec 3> \"$1/.f.X1\"; kill -STOP $$; echo old >&3; mv -T \"$1/.f.X1\" \"$2\"; : > \"$1/.g.X1\"";
     let mut rsync = Program::new("sh")
@@ -129,7 +131,8 @@ fn a_directory_that_the_guest_has_closed_is_opened_again() {
     let home = tempfile::tempdir().unwrap();
     // Root is kept out of nothing.
     let copy = home.path().join("agent");
-    // By a process of its own: what another test starts meanwhile must not hold it open for writing, or the kernel calls it busy.
+    // By a process of its own: what another test starts meanwhile must not hold it open for writing, or the
+    // kernel calls it busy.
     let copied = Program::new("cp")
         .arg(program().last().unwrap())
         .arg(&copy)

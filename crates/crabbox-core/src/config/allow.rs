@@ -1,7 +1,7 @@
 //! Decides which variables of this host are forwarded to the command in the lease.
 //!
-//! A repository may request what its tests need. It must never obtain a secret: the author of its file also wrote what runs
-//! in the lease, and the lease reaches the internet.
+//! A repository may request what its tests need. It must never obtain a secret: the author of its file also
+//! wrote what runs in the lease, and the lease reaches the internet.
 
 use super::layer::Sourced;
 use crate::comma_list;
@@ -49,7 +49,8 @@ impl Allow {
         self.trusted.extend(names.map(str::to_owned));
     }
 
-    /// The entries that no variable can match, for a warning. Text after a `=` is left out, because it may be a secret.
+    /// The entries that no variable can match, for a warning. Text after a `=` is left out, because it may be
+    /// a secret.
     pub fn unmatchable(&self) -> impl Iterator<Item = String> {
         let never = |entry: &&str| !entry.is_empty() && !is_name(entry.strip_suffix('*').unwrap_or(entry));
         self.names()

@@ -1,7 +1,7 @@
 //! Keys with a fixed set of values: their accepted spellings, and the canonical names.
 //!
-//! Names, spellings and error messages are the Go program's. Which values a provider supports must not be decided here
-//! ([`super::fit`]).
+//! Names, spellings and error messages are the Go program's. Which values a provider supports must not be
+//! decided here ([`super::fit`]).
 
 /// The keys.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

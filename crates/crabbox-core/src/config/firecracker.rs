@@ -1,8 +1,9 @@
 //! Turns settings into a validated plan of a Firecracker lease.
 //!
-//! It applies the Go program's normalisation and checks in the same order and with the same messages, with three differences listed in
-//! ARCHITECTURE.md: an explicit SSH port is kept (also 2222), `network` may be `nat` or `auto`, and a jailer is allowed. It must only use the
-//! settings: whether files exist is checked by doctor.
+//! It applies the Go program's normalisation and checks in the same order and with the same messages, with
+//! three differences listed in ARCHITECTURE.md: an explicit SSH port is kept (also 2222), `network` may be
+//! `nat` or `auto`, and a jailer is allowed. It must only use the settings: whether files exist is checked by
+//! doctor.
 
 use super::Provider;
 use super::fit::{self, Unfit};
@@ -24,7 +25,8 @@ pub(crate) const MIN_MEMORY_MIB: u32 = 64;
 pub(crate) const MAX_MEMORY_MIB: u32 = 16 << 20;
 /// Maximum size of the uid range for jailed VMMs.
 pub(crate) const MAX_UID_COUNT: u32 = 1 << 20;
-/// Maximum first uid: the range must end below 2^32 - 2, since -1 and -2 are not usable (`setresuid(2)`, `nobody` of NFS).
+/// Maximum first uid: the range must end below 2^32 - 2, since -1 and -2 are not usable (`setresuid(2)`,
+/// `nobody` of NFS).
 pub(crate) const MAX_UID: u32 = u32::MAX - 2 - MAX_UID_COUNT;
 /// Maximum disk size in MiB of ext4 with 4 KiB blocks and 32-bit block numbers (16 TiB).
 pub(crate) const MAX_DISK_MIB: u64 = 16 << 20;
@@ -40,8 +42,8 @@ pub(crate) const MAX_POOL: i64 = 256;
 /// Whether and how the VMM is jailed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Jailer {
-    /// The default: for root, the jailer in the directory of the Firecracker program, which must exist; for other users, no
-    /// jail.
+    /// The default: for root, the jailer in the directory of the Firecracker program, which must exist; for
+    /// other users, no jail.
     Auto,
     /// No jail, on explicit request.
     Off,
@@ -409,8 +411,8 @@ fn meets_work_root<'a>(volumes: &'a [Volume], work_root: &str) -> Option<&'a Vol
     volumes.iter().find(|volume| volume.path.meets(&plain))
 }
 
-/// A user name that Debian's useradd(8) accepts: it is written to seed files and ssh arguments, where a dash or blank would
-/// be harmful.
+/// A user name that Debian's useradd(8) accepts: it is written to seed files and ssh arguments, where a dash
+/// or blank would be harmful.
 fn is_user_name(name: &str) -> bool {
     let mut chars = name.chars();
     name.len() <= 32
@@ -425,8 +427,8 @@ fn is_absolute_posix(path: &str) -> bool {
         && !path.split('/').any(|part| part == "..")
 }
 
-/// The rule of our guest's init for its work root. Checked here because a refusal by the guest would cost a machine, and its message could not name
-/// the setting.
+/// The rule of our guest's init for its work root. Checked here because a refusal by the guest would cost a
+/// machine, and its message could not name the setting.
 fn is_taken_by_guest(path: &str) -> bool {
     path.len() <= MAX_WORK_ROOT
         && path.split('/').any(|part| !part.is_empty())

@@ -1,6 +1,7 @@
 //! Checks whether a provider supports the settings, for a new or an existing lease.
 //!
-//! An unsupported setting must never be ignored silently: a machine without a requested feature is not a success.
+//! An unsupported setting must never be ignored silently: a machine without a requested feature is not a
+//! success.
 
 use super::Provider;
 use super::layer::{Layer, Origin, Sourced};
@@ -139,8 +140,8 @@ impl Unfit {
     }
 }
 
-/// The volumes that a flag requires of any lease that a command gets. Volumes of a file only apply to new leases and do not prevent the use of an
-/// existing one.
+/// The volumes that a flag requires of any lease that a command gets. Volumes of a file only apply to new
+/// leases and do not prevent the use of an existing one.
 pub fn required_of_any_lease(settings: &Settings) -> impl Iterator<Item = &Volume> {
     let volumes = &settings.cache.volumes;
     let by_flag = volumes.layer() == Layer::Flag;
@@ -175,8 +176,9 @@ pub fn check(settings: &Settings, provider: Provider) -> Result<(), Unfit> {
     Ok(())
 }
 
-/// Checks what flags require of an existing lease. Files and variables only apply to new leases: a line that someone else wrote must not keep a user
-/// from using a machine, least of all from releasing it. A flag was meant for this lease, and must not be ignored silently.
+/// Checks what flags require of an existing lease. Files and variables only apply to new leases: a line that
+/// someone else wrote must not keep a user from using a machine, least of all from releasing it. A flag was
+/// meant for this lease, and must not be ignored silently.
 pub fn check_existing(settings: &Settings, provider: Provider) -> Result<(), Unfit> {
     check_machine(settings, provider, Layer::Flag)
 }

@@ -1,7 +1,7 @@
 //! The section `jobs` of the configuration: named commands with their `run` flags.
 //!
-//! A job only contains arguments of `crabbox run`; a repository's job must never be able to set more than the keys and flags
-//! that a repository may set, so each job records whether its file is trusted.
+//! A job only contains arguments of `crabbox run`; a repository's job must never be able to set more than the
+//! keys and flags that a repository may set, so each job records whether its file is trusted.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -57,7 +57,8 @@ const IDLE: &[&str] = &["actions", "hydrate", "capacity", "windows"];
 /// A job.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Job {
-    /// `run` flags, in the order of the tables above: the name without dashes, and its value; `None` for a switch.
+    /// `run` flags, in the order of the tables above: the name without dashes, and its value; `None` for a
+    /// switch.
     pub flags: Vec<(&'static str, Option<String>)>,
     /// The command.
     pub command: Option<String>,
@@ -179,8 +180,8 @@ fn take(job: &mut Job, field: &str, node: &Node, path: &str) -> Result<bool, Wro
     Ok(true)
 }
 
-/// Checks the value of a flag here, where its place in the file can be reported: the user did not type that flag, so an error about the command line
-/// would be confusing.
+/// Checks the value of a flag here, where its place in the file can be reported: the user did not type that
+/// flag, so an error about the command line would be confusing.
 fn judge(flag: &str, text: &str, node: &Node, path: &str) -> Result<(), Wrong> {
     let mut keys = KEYS.iter();
     let Some(key) = keys.find(|key| key.flag.is_some_and(|known| known.name == flag)) else {

@@ -1,7 +1,7 @@
 //! The origin of a configuration value.
 //!
-//! Every value carries its layer and its exact origin, from which trust is decided and `config explain` names the line. A
-//! value must never be separated from its origin before that.
+//! Every value carries its layer and its exact origin, from which trust is decided and `config explain` names
+//! the line. A value must never be separated from its origin before that.
 
 use std::fmt;
 use std::ops::Deref;

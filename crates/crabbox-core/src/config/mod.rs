@@ -1,7 +1,7 @@
 //! The configuration model: keys, layers, trust, and the resolved, typed settings.
 //!
-//! Everything here is a function of texts, names and values that the caller has read; it must never open a file or read the
-//! environment itself.
+//! Everything here is a function of texts, names and values that the caller has read; it must never open a
+//! file or read the environment itself.
 
 pub mod allow;
 pub mod choice;

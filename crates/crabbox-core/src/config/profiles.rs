@@ -1,8 +1,8 @@
-//! The sections `profiles`, `presets` and `proofTemplates`: a project's defaults for its runs, named commands, and texts for
-//! proofs of runs.
+//! The sections `profiles`, `presets` and `proofTemplates`: a project's defaults for its runs, named
+//! commands, and texts for proofs of runs.
 //!
-//! They must never select anything on this host: variables and commands are for the lease. Each records whether its file is
-//! trusted.
+//! They must never select anything on this host: variables and commands are for the lease. Each records
+//! whether its file is trusted.
 
 use std::collections::BTreeMap;
 
@@ -30,8 +30,8 @@ pub struct Preset {
     pub proof_template: String,
 }
 
-/// The texts of a proof of a run, with `{{name}}` for values that are known after the run. For an empty text the program's
-/// own is used.
+/// The texts of a proof of a run, with `{{name}}` for values that are known after the run. For an empty text
+/// the program's own is used.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ProofTemplate {
     /// The behaviour that the run was to show.
@@ -51,7 +51,8 @@ pub struct ProofTemplate {
 pub struct Profile {
     /// Variables for the command.
     pub env: BTreeMap<String, String>,
-    /// Variables of this host that are forwarded, in place of `env.allow`; `None` if the profile does not set them.
+    /// Variables of this host that are forwarded, in place of `env.allow`; `None` if the profile does not set
+    /// them.
     pub allow: Option<Sourced<Vec<String>>>,
     /// Files to fetch, as with `--artifact-glob`.
     pub artifact_globs: Vec<String>,

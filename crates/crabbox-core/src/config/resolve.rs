@@ -1,7 +1,7 @@
 //! Resolves the layers of configuration to one value per key, each with its origin.
 //!
-//! It folds over the layers, weakest first, driven by the key registry. It must never let a repository file set a host-only
-//! key, and never ignore a value without a warning.
+//! It folds over the layers, weakest first, driven by the key registry. It must never let a repository file
+//! set a host-only key, and never ignore a value without a warning.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -74,10 +74,11 @@ pub struct Resolution {
     pub settings: Settings,
     /// The ignored values with reasons, in the order in which they were found.
     pub warnings: Vec<Warning>,
-    /// The jobs by name; a later file replaces those of an earlier one. An invalid job fails only when it is run.
+    /// The jobs by name; a later file replaces those of an earlier one. An invalid job fails only when it is
+    /// run.
     pub jobs: BTreeMap<String, Result<Job, ConfigError>>,
-    /// Unreadable parts of repository files, and invalid choices, in the order in which they were found. The affected keys
-    /// keep their earlier values.
+    /// Unreadable parts of repository files, and invalid choices, in the order in which they were found. The
+    /// affected keys keep their earlier values.
     pub faults: Vec<ConfigError>,
     values: Table,
 }
@@ -97,7 +98,8 @@ impl Resolution {
     }
 }
 
-/// Resolves all layers to settings. An invalid value in the user's own file is an error, one in a repository's file a fault.
+/// Resolves all layers to settings. An invalid value in the user's own file is an error, one in a
+/// repository's file a fault.
 pub fn resolve(inputs: &Inputs<'_>) -> Result<Resolution, ConfigError> {
     let mut fold = Fold {
         values: Table::defaults(inputs.home),
@@ -148,7 +150,8 @@ pub fn resolve(inputs: &Inputs<'_>) -> Result<Resolution, ConfigError> {
     })
 }
 
-/// The warning about configured volumes if leases cannot have any; a required one is refused when a lease is requested.
+/// The warning about configured volumes if leases cannot have any; a required one is refused when a lease is
+/// requested.
 fn volumes_left_out(settings: &Settings) -> Option<Warning> {
     let volumes = &settings.cache.volumes;
     if volumes.value.is_empty() {
@@ -257,8 +260,8 @@ impl Fold {
         Ok(())
     }
 
-    /// Reads `profiles`, `presets` or `proofTemplates`; a later file replaces entries of the same name. Returns fields
-    /// without a counterpart here.
+    /// Reads `profiles`, `presets` or `proofTemplates`; a later file replaces entries of the same name.
+    /// Returns fields without a counterpart here.
     fn profiles(
         &mut self,
         file: &ConfigFile,
@@ -397,7 +400,8 @@ impl Fold {
                 (Kind::Choice(choice), Content::Scalar { text, .. }) => {
                     self.no_choice(choice, text, origin);
                 }
-                // The Go program ignores a text that is not a duration, while any other wrong type is an error.
+                // The Go program ignores a text that is not a duration, while any other wrong type is an
+                // error.
                 (Kind::Duration, Content::Scalar { text, .. }) => self.unusable(key, text, origin),
                 _ if unfit.is_item => {
                     let what = item_of(key.path);
@@ -433,8 +437,8 @@ impl Fold {
         true
     }
 
-    /// For provider `ssh`, all keys of the destination must come from the user. Drops the others with a warning, and refuses
-    /// a destination whose host only a repository names.
+    /// For provider `ssh`, all keys of the destination must come from the user. Drops the others with a
+    /// warning, and refuses a destination whose host only a repository names.
     fn check_destination(&mut self, inputs: &Inputs<'_>) -> Result<(), ConfigError> {
         let provider = self.values.get(Name::ProviderName);
         let Value::Text(name) = &provider.value else {

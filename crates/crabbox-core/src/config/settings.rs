@@ -1,7 +1,7 @@
 //! The settings of a command: one typed field per key, each with its origin.
 //!
-//! Built only from a resolved table. Values that select programs or files of this host must have the type [`HostPath`] or
-//! [`HostName`], so that later code needs no trust checks.
+//! Built only from a resolved table. Values that select programs or files of this host must have the type
+//! [`HostPath`] or [`HostName`], so that later code needs no trust checks.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -149,13 +149,16 @@ pub struct CacheSettings {
     pub max_gb: Sourced<i64>,
     /// `cache.purgeOnRelease`.
     pub purge_on_release: Sourced<bool>,
-    /// `cache.volumes`: never from a repository, which could otherwise read data left by leases of another repository.
+    /// `cache.volumes`: never from a repository, which could otherwise read data left by leases of another
+    /// repository.
     pub volumes: Trusted<Vec<Volume>>,
 }
 
-/// The host of the `ssh` provider: `static.*`, with the settings used in their absence. Empty texts mean "not set".
+/// The host of the `ssh` provider: `static.*`, with the settings used in their absence. Empty texts mean "not
+/// set".
 ///
-/// Trusted as a whole: they are the destination of the user's secrets and key, so none of them may come from a repository.
+/// Trusted as a whole: they are the destination of the user's secrets and key, so none of them may come from
+/// a repository.
 #[derive(Debug, Clone)]
 pub struct StaticSettings {
     /// `static.id`.

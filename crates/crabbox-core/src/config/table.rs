@@ -1,7 +1,7 @@
 //! One value per key, and how a later layer changes it.
 //!
-//! It holds the values from all layers so far, and also those from trusted layers only. Whether a value is permitted must be
-//! decided before it gets here.
+//! It holds the values from all layers so far, and also those from trusted layers only. Whether a value is
+//! permitted must be decided before it gets here.
 
 use std::path::Path;
 

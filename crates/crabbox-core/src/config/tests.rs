@@ -720,7 +720,8 @@ fn a_host_that_only_a_repository_names_is_refused_whatever_key_it_brings() {
     assert_eq!(other.warnings().len(), 1);
 }
 
-/// A host approved by the user, together with a port, user, key or directory chosen by a repository, is another destination.
+/// A host approved by the user, together with a port, user, key or directory chosen by a repository, is
+/// another destination.
 #[test]
 fn nothing_of_a_repository_gets_into_a_destination() {
     let repository = "provider: ssh\nworkRoot: /evil\nssh: {user: evil, key: keys/id, port: 6666, fallbackPorts: [6666]}\n\

@@ -1,14 +1,15 @@
 //! Decides which settings may choose what runs on this host.
 //!
-//! A repository's configuration comes with foreign code, so it must never select a program, kernel, disk image or network
-//! setup of the host. The types here can only be made from a trusted layer, so code that has one needs no further check.
+//! A repository's configuration comes with foreign code, so it must never select a program, kernel, disk
+//! image or network setup of the host. The types here can only be made from a trusted layer, so code that has
+//! one needs no further check.
 
 use std::path::{Component, Path, PathBuf};
 
 use super::layer::{Layer, Sourced};
 
-/// A path (or a program name to be found on `PATH`) that the user of this host chose. [`HostPath::from_trusted`] is the only
-/// way to make one.
+/// A path (or a program name to be found on `PATH`) that the user of this host chose.
+/// [`HostPath::from_trusted`] is the only way to make one.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct HostPath(PathBuf);
 
@@ -30,8 +31,8 @@ impl AsRef<Path> for HostPath {
     }
 }
 
-/// A name that selects something on this host (a CNI network), chosen by its user. [`HostName::from_trusted`] is the only
-/// way to make one.
+/// A name that selects something on this host (a CNI network), chosen by its user. [`HostName::from_trusted`]
+/// is the only way to make one.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct HostName(String);
 
@@ -71,8 +72,8 @@ pub struct FileFacts<'a> {
 
 /// The layer of a configuration file: [`Layer::UserFile`] when it is trusted, else [`Layer::RepoFile`].
 ///
-/// Trusted are the user's own file, and a file that `CRABBOX_CONFIG` names outside the repository: both its written path and
-/// its real path must be outside. If the real path is unknown, it counts as inside.
+/// Trusted are the user's own file, and a file that `CRABBOX_CONFIG` names outside the repository: both its
+/// written path and its real path must be outside. If the real path is unknown, it counts as inside.
 pub fn classify(facts: &FileFacts<'_>) -> Layer {
     let written = lexically_normal(&facts.file.written);
     if facts

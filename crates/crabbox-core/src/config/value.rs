@@ -1,7 +1,7 @@
 //! Values of keys: parses the spellings in files, variables and flags.
 //!
-//! A spelling is either a valid value of the key's type or not; this module must never guess, or decide what to do about an
-//! invalid one.
+//! A spelling is either a valid value of the key's type or not; this module must never guess, or decide what
+//! to do about an invalid one.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -174,8 +174,8 @@ fn scalar(node: &Node) -> Option<&str> {
     }
 }
 
-/// Parses a whole number. Floats with an integral value are accepted too (`8.0`, `1e10`), because programs that write JSON and YAML
-/// produce them. Done in digits: converting to a float would round large numbers.
+/// Parses a whole number. Floats with an integral value are accepted too (`8.0`, `1e10`), because programs
+/// that write JSON and YAML produce them. Done in digits: converting to a float would round large numbers.
 pub(super) fn whole(text: &str) -> Option<i64> {
     if let Ok(number) = text.parse() {
         return Some(number);
@@ -214,7 +214,8 @@ pub(super) fn boolean(text: &str) -> Option<bool> {
     }
 }
 
-/// `text` as an absolute path, with `~` expanded. The bare name of a program is unchanged, to be looked up on `PATH`.
+/// `text` as an absolute path, with `~` expanded. The bare name of a program is unchanged, to be looked up on
+/// `PATH`.
 fn path(kind: Kind, text: &str, bases: Bases<'_>) -> PathBuf {
     if text.is_empty() || (kind == Kind::Program && !text.contains('/') && text != "~") {
         return PathBuf::from(text);

@@ -20,7 +20,8 @@ pub(super) struct Section {
     pub(super) unknown: Vec<(String, Node)>,
 }
 
-/// The volumes of a file, each a mapping or in the short form of a variable. An empty list clears that of an earlier file.
+/// The volumes of a file, each a mapping or in the short form of a variable. An empty list clears that of an
+/// earlier file.
 pub(super) fn read(section: &Node) -> Result<Section, Wrong> {
     let items = match &section.content {
         Content::Null => &[][..],
@@ -99,7 +100,8 @@ pub(super) fn from_variable(text: &str) -> Result<Vec<Volume>, Invalid> {
     Ok(volumes)
 }
 
-/// Adds the volumes of flags to the configured ones: each is required, and a configured one becomes required. The error contains the invalid text.
+/// Adds the volumes of flags to the configured ones: each is required, and a configured one becomes required.
+/// The error contains the invalid text.
 pub(super) fn add_flags(configured: &mut Vec<Volume>, values: &[String]) -> Result<(), (String, Invalid)> {
     for spec in values.iter().flat_map(|value| comma_list::items(value)) {
         let fail = |why| (spec.to_owned(), why);

@@ -1,7 +1,7 @@
 //! Warnings about a usable configuration, and errors about an unusable one.
 //!
-//! If the Go program ignores a value silently, a warning here says which one, where and why. These types only describe; they must never decide
-//! whether a value is used.
+//! If the Go program ignores a value silently, a warning here says which one, where and why. These types only
+//! describe; they must never decide whether a value is used.
 
 use std::fmt;
 use std::path::PathBuf;

@@ -1,7 +1,8 @@
 //! Parses YAML text to a plain tree in which every node has its line and column.
 //!
-//! It is the only user of the YAML library. It reads only the first document, as the Go program does, and keeps the spelling
-//! of scalars so that the key registry can judge them. It must never interpret a key or expand without a limit.
+//! It is the only user of the YAML library. It reads only the first document, as the Go program does, and
+//! keeps the spelling of scalars so that the key registry can judge them. It must never interpret a key or
+//! expand without a limit.
 
 use std::fmt;
 
@@ -33,7 +34,8 @@ pub(super) enum Content {
         /// Its value if YAML takes it for an integer (including hexadecimal and octal).
         integer: Option<i64>,
     },
-    /// A tag without a value, as spelled in the file: `!keep.txt`. In YAML it is null, but the author meant a text.
+    /// A tag without a value, as spelled in the file: `!keep.txt`. In YAML it is null, but the author meant a
+    /// text.
     Tag(String),
     /// A list.
     List(Vec<Node>),

@@ -1,9 +1,9 @@
-//! Redacts a command's output for a document that goes to strangers: words of known forms are kept, everything else is
-//! hidden.
+//! Redacts a command's output for a document that goes to strangers: words of known forms are kept,
+//! everything else is hidden.
 //!
-//! A word is kept because its form is on the list, not because it was not recognised as sensitive. It must never keep an
-//! address, a path, a key or a name of the host. Redacting its own output again must change nothing, so that a document can
-//! be checked with it.
+//! A word is kept because its form is on the list, not because it was not recognised as sensitive. It must
+//! never keep an address, a path, a key or a name of the host. Redacting its own output again must change
+//! nothing, so that a document can be checked with it.
 
 /// Maximum length of a kept line, in bytes.
 const LINE_LIMIT: usize = 400;
@@ -63,14 +63,15 @@ const UNITS: [&str; 12] = ["", "s", "ms", "us", "ns", "m", "h", "B", "KiB", "MiB
 pub struct Redactor {
     /// Names of this host and its user, in lower case.
     names: Vec<String>,
-    /// Ids and slugs of the leases that may be shown. `None` permits those of every lease: a check of a file cannot know
-    /// which lease it was.
+    /// Ids and slugs of the leases that may be shown. `None` permits those of every lease: a check of a file
+    /// cannot know which lease it was.
     own: Option<Vec<String>>,
 }
 
 impl Redactor {
-    /// A redactor that also hides `names`: of the host, its user, and their directories. Each is split at everything that is
-    /// not a letter or digit. It hides the ids and slugs of all leases except those passed to [`Redactor::own`].
+    /// A redactor that also hides `names`: of the host, its user, and their directories. Each is split at
+    /// everything that is not a letter or digit. It hides the ids and slugs of all leases except those passed
+    /// to [`Redactor::own`].
     pub fn new<S: AsRef<str>>(names: impl IntoIterator<Item = S>) -> Self {
         let mut all: Vec<String> = Vec::new();
         for name in names {
@@ -166,7 +167,8 @@ impl Redactor {
         })
     }
 
-    /// Whether `word` belongs to a permitted lease: its id, its slug, or its machine's name, which contains the slug.
+    /// Whether `word` belongs to a permitted lease: its id, its slug, or its machine's name, which contains
+    /// the slug.
     fn is_own(&self, word: &str) -> bool {
         let Some(own) = &self.own else { return true };
         let of_machine = |name: &str| {
@@ -244,7 +246,8 @@ fn is_duration(word: &str) -> bool {
     !word.is_empty()
 }
 
-/// A version of three short numbers; an address has four. Of a kernel release only the leading numbers are kept.
+/// A version of three short numbers; an address has four. Of a kernel release only the leading numbers are
+/// kept.
 fn is_version(word: &str) -> bool {
     let word = word.strip_prefix('v').unwrap_or(word);
     let (version, build) = word.split_once('-').unwrap_or((word, "0"));

@@ -1,10 +1,12 @@
 //! The kind of host that a proof is evidence for, derived from the guest's kernel and the host's processor.
 //!
-//! The rungs are those of CONTRIBUTING.md. It must never claim more than was observed, and includes the certainty.
+//! The rungs are those of CONTRIBUTING.md. It must never claim more than was observed, and includes the
+//! certainty.
 
 use serde::{Deserialize, Serialize};
 
-/// The kernel on which the guest's commands ran. A real virtual machine has its own, which a fake VMM cannot have.
+/// The kernel on which the guest's commands ran. A real virtual machine has its own, which a fake VMM cannot
+/// have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum GuestKernel {
@@ -86,7 +88,8 @@ pub enum Confidence {
 pub struct Rung {
     /// The kind of host.
     pub kind: Kind,
-    /// The rung of the test ladder: 5 is hardware KVM, 4 real Firecracker on an emulated KVM, 2 a fake VMM, 0 none.
+    /// The rung of the test ladder: 5 is hardware KVM, 4 real Firecracker on an emulated KVM, 2 a fake VMM, 0
+    /// none.
     pub ladder: u8,
     /// The certainty.
     pub sure: Confidence,

@@ -169,11 +169,7 @@ fn a_forged_file_is_refused_with_what_and_where() {
         ),
         ("\"cut\": 0", "\"cut\": 0, \"cut\": 1", "duplicate key"),
         ("\"cpus\": 4", "\"cpus\": 4, \"host\": 1", "unknown field `host`"),
-        (
-            "host=<address>\"",
-            "host=10.0.0.1\"",
-            "not a valid redacted line",
-        ),
+        ("host=<address>\"", "host=10.0.0.1\"", "not a valid redacted line"),
         ("```json", "```", "it has no document"),
         (
             "  \"left\": []\n}\n```",

@@ -1,7 +1,7 @@
 //! A proof as one file: a text for people, the transcript, and the document from which both are generated.
 //!
-//! The text is generated from the document alone, so a reader generates it again and compares: no word of it can differ. It
-//! must never accept a file without reading every byte.
+//! The text is generated from the document alone, so a reader generates it again and compares: no word of it
+//! can differ. It must never accept a file without reading every byte.
 
 use std::fmt::Write as _;
 
@@ -221,8 +221,8 @@ fn word(value: &impl serde::Serialize) -> String {
         .unwrap_or_default()
 }
 
-/// Parses the file of a proof and checks its consistency: every field, every conclusion, every byte of the text. Line breaks
-/// may be those of a web form.
+/// Parses the file of a proof and checks its consistency: every field, every conclusion, every byte of the
+/// text. Line breaks may be those of a web form.
 pub fn parse(bytes: &[u8], sha256: &dyn Fn(&[u8]) -> String) -> Result<Proof, ProofError> {
     let text = std::str::from_utf8(bytes).map_err(|error| ProofError::NotText(error.valid_up_to()))?;
     let text = text.replace("\r\n", "\n");

@@ -1,4 +1,5 @@
-//! Version 1: a run that succeeded. The signature covers the object's fields, sorted by name, without the signature.
+//! Version 1: a run that succeeded. The signature covers the object's fields, sorted by name, without the
+//! signature.
 //!
 //! It must never sign a field that is missing, or leave out one that exists.
 

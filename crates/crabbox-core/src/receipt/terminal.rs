@@ -1,4 +1,5 @@
-//! Version 2: a run that ended, with any exit code. The signature covers the fields' texts, each preceded by its length.
+//! Version 2: a run that ended, with any exit code. The signature covers the fields' texts, each preceded by
+//! its length.
 //!
 //! The text of one field must never extend into the next, which the lengths prevent.
 

@@ -1,5 +1,5 @@
-//! Texts in the JSON of a receipt, byte for byte like the output of Go's `json.Marshal`, because signatures are made over
-//! these bytes.
+//! Texts in the JSON of a receipt, byte for byte like the output of Go's `json.Marshal`, because signatures
+//! are made over these bytes.
 //!
 //! It must never depend on how another library writes an escape.
 

@@ -1,8 +1,8 @@
 //! The `external.config` of a request, as an additional configuration file.
 //!
-//! It can come from a repository, so it is trusted only as far as a repository's file: it may set sizes and times, but never a
-//! program, a path or a network of this host. An unusable setting is refused instead of ignored, because a machine other than the
-//! requested one is of no use.
+//! It can come from a repository, so it is trusted only as far as a repository's file: it may set sizes and
+//! times, but never a program, a path or a network of this host. An unusable setting is refused instead of
+//! ignored, because a machine other than the requested one is of no use.
 
 use std::path::{Path, PathBuf};
 

@@ -1,6 +1,7 @@
 //! Reads the bytes of a request, limited in size and in time.
 //!
-//! It must never wait for ever: a program that forgets to close its end would otherwise leave one process behind per request.
+//! It must never wait for ever: a program that forgets to close its end would otherwise leave one process
+//! behind per request.
 
 use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
@@ -37,8 +38,8 @@ impl Fault for InputError {
     }
 }
 
-/// Reads `input` to its end, within `limit`. Reads at most one byte more than a request may have, so that the caller can tell that
-/// a request is too long.
+/// Reads `input` to its end, within `limit`. Reads at most one byte more than a request may have, so that the
+/// caller can tell that a request is too long.
 pub fn take(input: BorrowedFd<'_>, limit: Duration) -> Result<Vec<u8>, InputError> {
     let failed = |errno: Errno| InputError::Read(errno.into());
     let deadline = Instant::now() + limit;

@@ -1,7 +1,8 @@
 //! The leases here that another program made, found by that program's names.
 //!
-//! Only leases with its labels are visible to it. A lease made by hand or by another provider must not be seen, kept or ended by
-//! it. A lease with an unreadable record is still listed, as long as its claim says that it belongs to the other program.
+//! Only leases with its labels are visible to it. A lease made by hand or by another provider must not be
+//! seen, kept or ended by it. A lease with an unreadable record is still listed, as long as its claim says
+//! that it belongs to the other program.
 
 use crabbox_core::external::External;
 use crabbox_core::fault;
@@ -33,7 +34,8 @@ pub(super) struct Inventory {
     /// The leases of the other program.
     pub(super) entries: Vec<Entry>,
     others: Vec<String>,
-    /// A host that could not be asked and that has no known claims, and why. A lease that was not found may be there.
+    /// A host that could not be asked and that has no known claims, and why. A lease that was not found may
+    /// be there.
     away: Option<(String, String)>,
 }
 
@@ -73,7 +75,8 @@ impl Inventory {
         })
     }
 
-    /// Checks that all hosts were asked. A lease that was not looked for everywhere may exist, and must not be made again.
+    /// Checks that all hosts were asked. A lease that was not looked for everywhere may exist, and must not
+    /// be made again.
     pub(super) fn is_whole(&self) -> Result<(), AdapterError> {
         match &self.away {
             None => Ok(()),
@@ -84,8 +87,8 @@ impl Inventory {
         }
     }
 
-    /// The lease that the other program calls `lease`; `None` if there is none. An error if the id is that of a lease not made
-    /// through the adapter.
+    /// The lease that the other program calls `lease`; `None` if there is none. An error if the id is that of
+    /// a lease not made through the adapter.
     pub(super) fn by_id(&self, lease: &LeaseId) -> Result<Option<&Entry>, AdapterError> {
         let found = self.entries.iter().find(|entry| entry.external.lease() == lease);
         if found.is_none() && self.others.iter().any(|id| id == lease.as_str()) {
@@ -139,8 +142,8 @@ impl Inventory {
     }
 }
 
-/// Adds the known claims on the `away` hosts to `entries`. Returns a host that has no claims here, with the reason why it could not
-/// be asked, because it may have leases anyway.
+/// Adds the known claims on the `away` hosts to `entries`. Returns a host that has no claims here, with the
+/// reason why it could not be asked, because it may have leases anyway.
 fn away(
     away: &[UnreachableHost],
     places: &Places,

@@ -1,7 +1,8 @@
-//! One request of the external protocol, version 1: parsed from another program's bytes and fully validated in one place.
+//! One request of the external protocol, version 1: parsed from another program's bytes and fully validated
+//! in one place.
 //!
-//! A parsed request can be acted on without further checks. Nothing here may inspect this host. Unknown fields are ignored, so that
-//! the protocol can add some.
+//! A parsed request can be acted on without further checks. Nothing here may inspect this host. Unknown
+//! fields are ignored, so that the protocol can add some.
 
 use std::path::PathBuf;
 use std::time::Duration;

@@ -1,6 +1,7 @@
 //! The address of a KVM host, and how it is entered.
 //!
-//! The user names the host. It must never be chosen by a repository alone, which the types of the configuration ensure.
+//! The user names the host. It must never be chosen by a repository alone, which the types of the
+//! configuration ensure.
 
 use std::fmt;
 use std::path::{Path, PathBuf};

@@ -1,7 +1,7 @@
 //! A conversation with `crabbox __serve` on a KVM host, over one session of the connection to it.
 //!
-//! Replies are bounded in size and in time, and stripped of terminal control sequences. A conversation that broke off must never be
-//! resumed.
+//! Replies are bounded in size and in time, and stripped of terminal control sequences. A conversation that
+//! broke off must never be resumed.
 
 use std::io::{PipeReader, PipeWriter};
 use std::time::{Duration, Instant};
@@ -212,7 +212,8 @@ pub struct Conversation {
 }
 
 impl Conversation {
-    /// Opens a conversation with `host`, through its gateway if it has one. `heed` can cancel every wait, including this one.
+    /// Opens a conversation with `host`, through its gateway if it has one. `heed` can cancel every wait,
+    /// including this one.
     pub fn open(
         host: &KvmHost,
         access: &Access,

@@ -10,8 +10,8 @@ use crabbox_host::wait::{Ready, wait};
 use rustix::event::PollFlags;
 use rustix::io::Errno;
 
-/// The maximum length of a line in bytes, including its end. A lease with all labels takes some KiB, a console's last lines
-/// somewhat more.
+/// The maximum length of a line in bytes, including its end. A lease with all labels takes some KiB, a
+/// console's last lines somewhat more.
 pub const LIMIT: usize = 256 * 1024;
 
 /// How much is read or written at a time, in bytes: what a ready pipe accepts without blocking (`PIPE_BUF`).
@@ -57,7 +57,8 @@ impl<R: Read + AsFd> Lines<R> {
         }
     }
 
-    /// The next line without its end; `None` at the end of the stream. The wait is cancelled when `cancel` becomes readable.
+    /// The next line without its end; `None` at the end of the stream. The wait is cancelled when `cancel`
+    /// becomes readable.
     pub fn next(
         &mut self,
         cancel: Option<BorrowedFd<'_>>,
@@ -65,7 +66,8 @@ impl<R: Read + AsFd> Lines<R> {
     ) -> Result<Option<Vec<u8>>, LineError> {
         let mut looked = 0;
         loop {
-            // Check here as well: a sender that never stops always has data ready, so the wait below would never time out.
+            // Check here as well: a sender that never stops always has data ready, so the wait below would
+            // never time out.
             if until.is_some_and(|until| Instant::now() >= until) {
                 return Err(LineError::Late);
             }
@@ -88,7 +90,8 @@ impl<R: Read + AsFd> Lines<R> {
             }
             let mut chunk = [0; CHUNK];
             match self.from.read(&mut chunk) {
-                // The same signal may have ended our whole process group, so this is a cancellation and not an end of the stream.
+                // The same signal may have ended our whole process group, so this is a cancellation and not
+                // an end of the stream.
                 Ok(0) if ready == Ready::Second => return Err(LineError::Cancelled),
                 Ok(0) if looked == 0 => return Ok(None),
                 Ok(0) => return Err(LineError::Cut { bytes: looked }),
@@ -126,7 +129,8 @@ impl<R: AsFd> AsFd for Lines<R> {
     }
 }
 
-/// Writes all of `bytes` to `to`, which need not be non-blocking, until `until`. A reader that does not read is not waited for.
+/// Writes all of `bytes` to `to`, which need not be non-blocking, until `until`. A reader that does not read
+/// is not waited for.
 pub fn put(to: BorrowedFd<'_>, mut bytes: &[u8], until: Instant) -> Result<(), LineError> {
     while !bytes.is_empty() {
         match wait(to, PollFlags::OUT, None, Some(until)).map_err(LineError::Io)? {
@@ -151,8 +155,8 @@ mod tests {
 
     use super::*;
 
-    /// The lines read while `parts` are written one at a time, and the error that ended the reading; `ends` closes the stream
-    /// behind them.
+    /// The lines read while `parts` are written one at a time, and the error that ended the reading; `ends`
+    /// closes the stream behind them.
     fn read(parts: &[&[u8]], ends: bool) -> (Vec<Vec<u8>>, Option<LineError>) {
         let (from, mut to) = io::pipe().unwrap();
         let whole = parts.concat();
@@ -216,7 +220,8 @@ mod tests {
         drop(ended);
         let heard = Lines::new(from).next(Some(cancel.as_fd()), None);
         assert!(matches!(heard, Err(LineError::Cancelled)), "{heard:?}");
-        // A complete reply that has already arrived is still returned; half a line, or an ended stream, is not.
+        // A complete reply that has already arrived is still returned; half a line, or an ended stream, is
+        // not.
         let (from, mut to) = io::pipe().unwrap();
         to.write_all(b"said\nhal").unwrap();
         let mut lines = Lines::new(from);

@@ -1,7 +1,8 @@
 //! An SSH client's way to a guest on a KVM host: our standard streams become those of the guest's SSH server.
 //!
-//! It runs below the `ssh` of one lease's connection. It refreshes the lease while that connection has users, because only this
-//! side knows whether a silent command is running over it. An idle connection refreshes nothing.
+//! It runs below the `ssh` of one lease's connection. It refreshes the lease while that connection has users,
+//! because only this side knows whether a silent command is running over it. An idle connection refreshes
+//! nothing.
 
 use std::fs::File;
 use std::io::{self, Write as _};
@@ -63,7 +64,8 @@ pub struct Proxy {
     pub lease: String,
 }
 
-/// Copies in both directions until either side ends. `control` returns the socket of the lease's own shared connection.
+/// Copies in both directions until either side ends. `control` returns the socket of the lease's own shared
+/// connection.
 pub fn run(
     engine: &Engine,
     proxy: &Proxy,
@@ -100,7 +102,8 @@ pub fn run(
                 while ended.recv_timeout(pause) == Err(RecvTimeoutError::Timeout) {
                     let in_use = sockets::unix_use(&control).is_ok_and(|shared| shared.connected > 0);
                     if in_use {
-                        // A failed refresh can be repeated next time; until then the lease merely looks older than it is.
+                        // A failed refresh can be repeated next time; until then the lease merely looks older
+                        // than it is.
                         refresh(engine, proxy).ok();
                     }
                 }

@@ -1,9 +1,9 @@
 //! `crabbox __serve`: the other end of a client's conversation, on the KVM host.
 //!
-//! Serves one owner, whom the login key determines. What the client says may shape its lease, but decides nothing about what runs
-//! on the host. Another owner's lease is never listed, named, touched, ended or connected to, and no reply distinguishes it from a
-//! lease that does not exist. The owner's name comes from the `authorized_keys` line that lets the client in, or, on a host of a
-//! fleet, from its gateway.
+//! Serves one owner, whom the login key determines. What the client says may shape its lease, but decides
+//! nothing about what runs on the host. Another owner's lease is never listed, named, touched, ended or
+//! connected to, and no reply distinguishes it from a lease that does not exist. The owner's name comes from
+//! the `authorized_keys` line that lets the client in, or, on a host of a fleet, from its gateway.
 
 mod carry;
 mod placing;
@@ -417,8 +417,8 @@ impl Serve<'_> {
         })
     }
 
-    /// The job that a new lease is bound to. Only a gateway may name one. A host of a fleet makes no lease without a job, because
-    /// the scheduler allots its capacity.
+    /// The job that a new lease is bound to. Only a gateway may name one. A host of a fleet makes no lease
+    /// without a job, because the scheduler allots its capacity.
     fn bound(&self, job: Option<Bound>) -> Result<Option<Bound>, ServeError> {
         match (self.role, job) {
             (Role::Node, Some(job)) => Ok(Some(job)),
@@ -512,8 +512,8 @@ impl Serve<'_> {
         Ok((all.leases, !all.unusable.is_empty()))
     }
 
-    /// The owner's lease that `text` names. "Not found" makes the client delete the lease's key, so it is said only when it is
-    /// certain, and in the same words for every name.
+    /// The owner's lease that `text` names. "Not found" makes the client delete the lease's key, so it is
+    /// said only when it is certain, and in the same words for every name.
     fn owned(&self, text: &str) -> Result<Lease, ServeError> {
         let slug = normalise(text);
         let (leases, some_unreadable) = self.leases()?;
@@ -544,8 +544,8 @@ impl Serve<'_> {
     }
 }
 
-/// The state that a client may give to a lease in use. All other states are set by the processes that make, watch and end it: the
-/// supervisor would, for instance, leave a lease alone that is marked `released`.
+/// The state that a client may give to a lease in use. All other states are set by the processes that make,
+/// watch and end it: the supervisor would, for instance, leave a lease alone that is marked `released`.
 fn in_use(said: Option<&str>) -> Result<Option<LeaseState>, ServeError> {
     match said.map(LeaseState::from) {
         None => Ok(None),

@@ -1,4 +1,5 @@
-//! The protocol between a KVM host and its clients: one JSON document per line, versioned, and validated here before use.
+//! The protocol between a KVM host and its clients: one JSON document per line, versioned, and validated here
+//! before use.
 //!
 //! ```text
 //!  host    {"crabbox-serve":"0.1.0","protocol":{"least":1,"most":1},"role":"host","owner":"alice"}
@@ -7,13 +8,15 @@
 //!  client  {"protocol":1,"verb":"claimed"}
 //!  host    {"reply":"lease",..}  {"reply":"done"}            or at any time {"reply":"failed",..}, which ends that request
 //! ```
-//! A gateway announces `"role":"gateway"`, and may answer `acquire` with any number of `{"reply":"queued",..}` first: the lease is
-//! made on a host of its fleet, which the label `node` names. After the `done` of `enter` the streams are that host's, which sends
-//! its own greeting. On a host of a fleet, the gateway first says on whose behalf it speaks (`speak_for`), before the host greets.
+//! A gateway announces `"role":"gateway"`, and may answer `acquire` with any number of
+//! `{"reply":"queued",..}` first: the lease is made on a host of its fleet, which the label `node` names.
+//! After the `done` of `enter` the streams are that host's, which sends its own greeting. On a host of a
+//! fleet, the gateway first says on whose behalf it speaks (`speak_for`), before the host greets.
 //!
-//! A client that disconnects before `claimed` has given up the lease. After the `done` of `connect` the streams are those of the
-//! guest's SSH server. Both sides use the newest version that they share. Unknown fields are ignored; unknown verbs are refused by
-//! name. A failure crosses as text with its kind. Whatever the other side could not honestly say must be rejected here.
+//! A client that disconnects before `claimed` has given up the lease. After the `done` of `connect` the
+//! streams are those of the guest's SSH server. Both sides use the newest version that they share. Unknown
+//! fields are ignored; unknown verbs are refused by name. A failure crosses as text with its kind. Whatever
+//! the other side could not honestly say must be rejected here.
 
 use std::collections::BTreeMap;
 
@@ -65,7 +68,8 @@ pub const LOG: usize = 32 * 1024;
 /// The longest path, in bytes (`PATH_MAX` of Linux).
 const PATH: usize = 4096;
 
-/// Configuration keys that a client may set for its lease: they shape the lease, but never what runs on the host.
+/// Configuration keys that a client may set for its lease: they shape the lease, but never what runs on the
+/// host.
 pub const SAYABLE: [&str; 9] = [
     "firecracker.cpus",
     "firecracker.memoryMiB",
@@ -330,7 +334,8 @@ pub struct InvalidValue {
     found: String,
 }
 
-/// Whether a text is short enough and free of control characters, which a terminal or a configuration file would interpret.
+/// Whether a text is short enough and free of control characters, which a terminal or a configuration file
+/// would interpret.
 fn is_plain(text: &str, most: usize) -> bool {
     text.len() <= most && !text.chars().any(char::is_control)
 }
@@ -396,8 +401,8 @@ impl TryFrom<Unjudged> for FarLease {
     }
 }
 
-/// The kind of a failure that crosses the wire. `Passthrough` is not let through: no command with an exit code runs at the other
-/// end, and a peer could make any failure exit with 0 by it.
+/// The kind of a failure that crosses the wire. `Passthrough` is not let through: no command with an exit
+/// code runs at the other end, and a peer could make any failure exit with 0 by it.
 pub(crate) fn crossing(kind: Kind) -> Kind {
     match kind {
         Kind::Passthrough(_) => Kind::Unavailable,
@@ -537,8 +542,8 @@ impl Fault for AskError {
 }
 
 impl Ask {
-    /// How waits for this request are cancelled. A request that begins work is not made after an interruption. One that follows an
-    /// interruption, such as a release, is made anyway.
+    /// How waits for this request are cancelled. A request that begins work is not made after an
+    /// interruption. One that follows an interruption, such as a release, is made anyway.
     pub(crate) fn heed(&self) -> Cancellation {
         if self.begins_work() {
             Cancellation::ever()

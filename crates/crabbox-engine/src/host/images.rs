@@ -1,7 +1,7 @@
 //! Guest images: building, importing, listing, verifying, removing.
 //!
-//! A lease uses an image if its record says so or if it has a link to the image's file. It must never remove an image from under a
-//! lease, or build one from anything that a repository chose.
+//! A lease uses an image if its record says so or if it has a link to the image's file. It must never remove
+//! an image from under a lease, or build one from anything that a repository chose.
 
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -124,8 +124,8 @@ pub struct Listed {
     pub default: bool,
 }
 
-/// All images, newest first, and the broken entries of the store. A host that was never set up has none. `configured` is the
-/// image that leases are to use (`firecracker.image`); empty for the default one.
+/// All images, newest first, and the broken entries of the store. A host that was never set up has none.
+/// `configured` is the image that leases are to use (`firecracker.image`); empty for the default one.
 pub fn list(places: &Places, configured: &str) -> Result<(Vec<Listed>, Vec<Broken>), ImagesError> {
     let Listing { images, broken } = listing(places)?;
     let default = digest_in_use(places, configured).unwrap_or_default();
@@ -188,8 +188,8 @@ pub struct Decided {
     pub reason: Reason,
 }
 
-/// Removes the images that `policy` does not keep. With `dry_run`, only reports which. `configured` as for [`list`]; where there
-/// is no such image, the default one is kept.
+/// Removes the images that `policy` does not keep. With `dry_run`, only reports which. `configured` as for
+/// [`list`]; where there is no such image, the default one is kept.
 pub fn gc(
     places: &Places,
     configured: &str,
@@ -241,14 +241,15 @@ pub struct Build {
     pub packages: Vec<String>,
     /// A script to run in the image, chosen on the command line.
     pub script: Option<PathBuf>,
-    /// A tree to use instead of packages, as given on the command line, and the directory that it is relative to.
+    /// A tree to use instead of packages, as given on the command line, and the directory that it is relative
+    /// to.
     pub from: Option<(String, PathBuf)>,
     /// Whether the image's own init runs in the guest.
     pub init: OwnInit,
     /// The image whose kernel is used, even if the tree has one.
     pub kernel_of: Option<String>,
-    /// The image that leases are to use (`firecracker.image`), whose kernel is used for a tree without one; empty for the
-    /// default one.
+    /// The image that leases are to use (`firecracker.image`), whose kernel is used for a tree without one;
+    /// empty for the default one.
     pub configured: String,
     /// The guest's init; `None` for the one that this program carries.
     pub guest_binary: Option<PathBuf>,
@@ -337,8 +338,8 @@ pub fn build(places: &Places, wanted: &Build, progress: &dyn Progress) -> Result
     Ok(build_debian(&recipe, &store, progress)?)
 }
 
-/// The image that provides kernel and modules: the chosen one, or else, for a tree without a kernel, the one that leases use if
-/// it is ours.
+/// The image that provides kernel and modules: the chosen one, or else, for a tree without a kernel, the one
+/// that leases use if it is ours.
 fn kernel_of(places: &Places, wanted: &Build) -> Result<KernelOf, ImagesError> {
     if let Some(chosen) = &wanted.kernel_of {
         let image = existing(places, chosen)?.get(chosen)?;
@@ -368,7 +369,8 @@ pub fn import(
     progress: &dyn Progress,
 ) -> Result<Image, ImagesError> {
     let store = open(places)?;
-    // Only a kernel with modular disk drivers needs our init; without it, such an import fails with its own message.
+    // Only a kernel with modular disk drivers needs our init; without it, such an import fails with its own
+    // message.
     let guest = FirstProcess::new(None, &store).ok();
     let recipe = ImportRecipe {
         name: name.to_owned(),
@@ -379,7 +381,8 @@ pub fn import(
     Ok(import_ready(&recipe, &store, progress)?)
 }
 
-/// Writes an image, and our own Firecracker if it is installed, to one bundle. Returns the bundle's length in bytes.
+/// Writes an image, and our own Firecracker if it is installed, to one bundle. Returns the bundle's length in
+/// bytes.
 pub fn export(
     places: &Places,
     reference: &str,
@@ -425,7 +428,8 @@ pub fn import_bundle(
                 std::fs::remove_dir(downloads(places)).ok();
             })?;
             let imported = bundle::import(&file, None, &store, name, bin, progress);
-            // The bundle is not needed any more. A bad one must not be taken for a partial download of the next one.
+            // The bundle is not needed any more. A bad one must not be taken for a partial download of the
+            // next one.
             files::remove_tree(&file)?;
             // Fails if another download is using the directory.
             std::fs::remove_dir(downloads(places)).ok();
@@ -454,7 +458,8 @@ pub enum Source {
 }
 
 impl Source {
-    /// Parses the command line's argument: a URL with `http://` or `https://`, otherwise a file relative to `cwd`.
+    /// Parses the command line's argument: a URL with `http://` or `https://`, otherwise a file relative to
+    /// `cwd`.
     pub fn named(from: &str, cwd: &Path, sha256: Option<String>) -> Self {
         if ["http://", "https://"]
             .iter()
@@ -531,7 +536,8 @@ pub(crate) fn digests(places: &Places) -> Result<Vec<String>, ImagesError> {
     Ok(images.map(|image| image.manifest.digest).collect())
 }
 
-/// The image that a new lease uses where `configured` is `firecracker.image`; `None` if there is no such image.
+/// The image that a new lease uses where `configured` is `firecracker.image`; `None` if there is no such
+/// image.
 fn digest_in_use(places: &Places, configured: &str) -> Result<Option<String>, StoreError> {
     match prepare::stored_image(&places.images(), configured) {
         Ok(image) => Ok(Some(image.manifest.digest)),
@@ -540,8 +546,8 @@ fn digest_in_use(places: &Places, configured: &str) -> Result<Option<String>, St
     }
 }
 
-/// The leases that use `image`, recognised by a base with the same inode (linked or mounted). Includes `another name` if the file
-/// has a link that no record explains.
+/// The leases that use `image`, recognised by a base with the same inode (linked or mounted). Includes
+/// `another name` if the file has a link that no record explains.
 pub(crate) fn leases_of(places: &Places, image: &Image) -> Result<Vec<String>, RecordError> {
     let Ok(base) = std::fs::metadata(image.base()) else {
         return Ok(Vec::new());

@@ -1,7 +1,8 @@
-//! The pool of leases made ahead of use: which of them a command may take, and how a pool is filled, swept and drained.
+//! The pool of leases made ahead of use: which of them a command may take, and how a pool is filled, swept
+//! and drained.
 //!
-//! All members of a pool agree in everything that cannot be changed on an existing lease. Nothing here may end a claimed lease, and
-//! a pool must never keep anyone from getting a lease.
+//! All members of a pool agree in everything that cannot be changed on an existing lease. Nothing here may
+//! end a claimed lease, and a pool must never keep anyone from getting a lease.
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -127,8 +128,9 @@ pub(crate) fn of(
     }))
 }
 
-/// The key of a pool: a hash of the configuration, followed by a hash of what it resolves to on this host now. Keys with equal
-/// first halves and different second halves belong to the same pool, before and after its image or programs changed.
+/// The key of a pool: a hash of the configuration, followed by a hash of what it resolves to on this host
+/// now. Keys with equal first halves and different second halves belong to the same pool, before and after
+/// its image or programs changed.
 fn key(plan: &FirecrackerPlan, request: &AcquireRequest) -> std::io::Result<String> {
     let mut configured = String::from("pool 1\n");
     let network = &request.network;
@@ -209,7 +211,8 @@ fn is_current(engine: &Engine, order: &AcquireRequest, pool: &Pool) -> bool {
     is_same_image && found(order).is_ok_and(|found| pool.key.get(HALF + 1..) == Some(&found))
 }
 
-/// The ids of leases that can be taken from the pool `key`, oldest first. Empty if the members cannot be listed.
+/// The ids of leases that can be taken from the pool `key`, oldest first. Empty if the members cannot be
+/// listed.
 pub(crate) fn waiting(engine: &Engine, key: &str) -> Vec<String> {
     let members = pool::members(&engine.places).unwrap_or_default();
     let waiting = members
@@ -264,11 +267,12 @@ pub fn fill(
     })
 }
 
-/// Refills the pool of `order` for the next user, unless another process is doing that. Started after a lease has been claimed, or
-/// when a member of a used pool has expired.
+/// Refills the pool of `order` for the next user, unless another process is doing that. Started after a lease
+/// has been claimed, or when a member of a used pool has expired.
 pub fn refill(engine: &Engine, order: &AcquireRequest, interrupts: &Interrupts) -> Result<(), PoolError> {
     let Some(pool) = &order.pool else { return Ok(()) };
-    // An expired member was not used by anyone, so it does not count as use of the pool: an unused pool empties by expiry.
+    // An expired member was not used by anyone, so it does not count as use of the pool: an unused pool
+    // empties by expiry.
     if !pool.member {
         pool::tell_used(&pool::members(&engine.places)?, &pool.key);
     }
@@ -278,7 +282,8 @@ pub fn refill(engine: &Engine, order: &AcquireRequest, interrupts: &Interrupts) 
         pool,
         interrupts,
     };
-    // Check again after releasing the lock: a process that found it held relies on us to replace the lease that it took.
+    // Check again after releasing the lock: a process that found it held relies on us to replace the lease
+    // that it took.
     while making.members()?.len() < size(pool) {
         let Some(lock) = FileLock::try_acquire(&engine.places.pool_lock(&pool.key))? else {
             return Ok(());
@@ -286,7 +291,8 @@ pub fn refill(engine: &Engine, order: &AcquireRequest, interrupts: &Interrupts) 
         let outcome = making.fill(&mut |_| ());
         lock.remove_while_held()?;
         match outcome {
-            // Stop after one round. Otherwise leases that expire or end as fast as they are made would keep us busy for ever.
+            // Stop after one round. Otherwise leases that expire or end as fast as they are made would keep
+            // us busy for ever.
             Ok(made) if !made.is_empty() => return Ok(()),
             Ok(_) => {}
             // The pool of the new images or programs is refilled when somebody takes a lease of it.
@@ -359,7 +365,8 @@ impl Making<'_> {
         Ok(())
     }
 
-    /// Makes one lease in addition to the `count` waiting ones: from a template if one fits, otherwise by booting.
+    /// Makes one lease in addition to the `count` waiting ones: from a template if one fits, otherwise by
+    /// booting.
     fn one(&self, count: usize) -> Result<String, UnownedError> {
         let failed = |source| UnownedError::Machine {
             what: format!("only {count} of {} leases wait in the pool", self.pool.size),
@@ -459,7 +466,8 @@ pub fn drain(
             return Err(PoolError::Interrupted);
         }
         match pool::end(places, &member, actor(engine)) {
-            // A member that another process holds may still be in the making, and would join the pool once it is made.
+            // A member that another process holds may still be in the making, and would join the pool once it
+            // is made.
             Ok(has_ended) if has_ended || pool::give_way(&member, &|| interrupts.caught().is_some()) => {
                 on_ended(&member.stored.record.lease_id);
                 ended.push(member.stored.record.lease_id);
@@ -491,8 +499,8 @@ pub fn drain(
     }
 }
 
-/// Ends pool members whose image or programs no longer exist here, and removes locks of dead fillers. `plan` describes the current
-/// configuration, if known.
+/// Ends pool members whose image or programs no longer exist here, and removes locks of dead fillers. `plan`
+/// describes the current configuration, if known.
 pub(crate) fn sweep(
     engine: &Engine,
     plan: Option<&FirecrackerPlan>,

@@ -1,4 +1,5 @@
-//! Turns a validated configuration into a complete request: finds the programs, the guest and the network on this host.
+//! Turns a validated configuration into a complete request: finds the programs, the guest and the network on
+//! this host.
 //!
 //! Only looks; creates nothing. An error about something missing names the setting for it.
 
@@ -44,7 +45,8 @@ pub enum PrepareError {
     NoJailer {
         /// The program that would run; absolute, with links resolved.
         firecracker: PathBuf,
-        /// Whether it is where `crabbox setup firecracker` puts it, so that set-up would install the jailer, too.
+        /// Whether it is where `crabbox setup firecracker` puts it, so that set-up would install the jailer,
+        /// too.
         ours: bool,
     },
     /// The kernel or root file system is missing.
@@ -205,8 +207,8 @@ struct Found {
     network: NetworkRequest,
 }
 
-/// Completes the request for a pool member with the record `made`. Its supervisor already knows what the machine was made from, so
-/// those parts of the request are placeholders and are not looked up.
+/// Completes the request for a pool member with the record `made`. Its supervisor already knows what the
+/// machine was made from, so those parts of the request are placeholders and are not looked up.
 pub(crate) fn request_of(
     engine: &Engine,
     plan: &FirecrackerPlan,
@@ -308,7 +310,8 @@ pub fn programs(engine: &Engine, plan: &FirecrackerPlan) -> Result<Programs, Pre
             key: "firecracker.binary",
             path: binary.to_owned(),
         })?;
-    // The jailer resolves links and uses the last path component. Do the same, or our paths would differ from its own.
+    // The jailer resolves links and uses the last path component. Do the same, or our paths would differ from
+    // its own.
     let firecracker = firecracker.canonicalize().unwrap_or(firecracker);
     let jailer = jailer(engine, plan, &firecracker)?;
     Ok(Programs { firecracker, jailer })
@@ -338,9 +341,9 @@ fn jailer(engine: &Engine, plan: &FirecrackerPlan, firecracker: &Path) -> Result
     }))
 }
 
-/// The jailer beside `firecracker`. Only root can use one; other users run the VMM with their own limited rights. Root without a
-/// jailer is refused, so that a VMM only runs with root's rights if somebody chose that. `fetched` is where set-up puts the
-/// programs.
+/// The jailer beside `firecracker`. Only root can use one; other users run the VMM with their own limited
+/// rights. Root without a jailer is refused, so that a VMM only runs with root's rights if somebody chose
+/// that. `fetched` is where set-up puts the programs.
 fn jailer_beside(firecracker: &Path, fetched: &Path, root: bool) -> Result<Option<PathBuf>, PrepareError> {
     if !root {
         return Ok(None);

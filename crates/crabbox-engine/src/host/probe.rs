@@ -1,7 +1,8 @@
 //! The boot probe: tests whether KVM really works by booting a tiny guest under a time limit.
 //!
-//! `/dev/kvm` may open, answer and create machines, and guests may still die in it; only a boot proves KVM. The probe needs no
-//! network, no disk and no privilege beyond opening the device. It must never leave a process or a file behind.
+//! `/dev/kvm` may open, answer and create machines, and guests may still die in it; only a boot proves KVM.
+//! The probe needs no network, no disk and no privilege beyond opening the device. It must never leave a
+//! process or a file behind.
 
 use std::fs::File;
 use std::io::Read as _;

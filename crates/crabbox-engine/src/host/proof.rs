@@ -1,7 +1,9 @@
-//! A proof: the whole life of a lease, performed once with the program's own commands and recorded for strangers.
+//! A proof: the whole life of a lease, performed once with the program's own commands and recorded for
+//! strangers.
 //!
-//! The commands are the ones that a user types, started as a user starts them, so that they prove the whole program. It must never
-//! keep the machine: whatever happens, the lease is released before the document is made.
+//! The commands are the ones that a user types, started as a user starts them, so that they prove the whole
+//! program. It must never keep the machine: whatever happens, the lease is released before the document is
+//! made.
 
 mod facts;
 mod fixture;
@@ -101,7 +103,8 @@ impl Fault for MakeError {
     }
 }
 
-/// Makes the proof. A failed stage is part of the document and not an error: the machine is released either way.
+/// Makes the proof. A failed stage is part of the document and not an error: the machine is released either
+/// way.
 pub fn make(
     engine: &Engine,
     plan: &FirecrackerPlan,
@@ -145,7 +148,8 @@ pub fn make(
     let guest = facts::guest(engine, plan, kernel, interrupts);
     Ok(Proof::of(Seen {
         made_at,
-        // Check this last: the teardown, the scan and the digests take long, and an interrupt during those counts, too.
+        // Check this last: the teardown, the scan and the digests take long, and an interrupt during those
+        // counts, too.
         interrupted: interrupts.caught().is_some(),
         program: Program {
             version,
@@ -174,7 +178,8 @@ struct Way<'a> {
 }
 
 impl Way<'_> {
-    /// Everything that is done with the lease. Later steps run even if one fails, except that nothing can run without a machine.
+    /// Everything that is done with the lease. Later steps run even if one fails, except that nothing can run
+    /// without a machine.
     fn there(&mut self) {
         let mut warmup = vec!["warmup".into()];
         warmup.extend(self.wish.flags.iter().cloned());
@@ -243,8 +248,8 @@ impl Way<'_> {
     fn back(&mut self) {
         let stop = ["stop", &self.slug].map(OsString::from).to_vec();
         let ran = self.stage(StageName::Stop, |way| way.step(stop, None, None));
-        // The slug may match several leases. Only the records can tell which is ours: the warm-up's output may contain the guest's
-        // words, which must never choose the lease that we end.
+        // The slug may match several leases. Only the records can tell which is ours: the warm-up's output
+        // may contain the guest's words, which must never choose the lease that we end.
         if ran.exit != Some(0)
             && let Some(lease) = recorded(&self.engine.places, &self.slug)
         {
@@ -341,8 +346,8 @@ impl Way<'_> {
     }
 }
 
-/// The lease with the slug `slug`, according to the warm-up's line about it. The guest's console may be part of the same text and
-/// can name any lease, so the result must not be used to end a lease.
+/// The lease with the slug `slug`, according to the warm-up's line about it. The guest's console may be part
+/// of the same text and can name any lease, so the result must not be used to end a lease.
 fn lease_in(text: &str, slug: &str) -> Option<LeaseId> {
     text.lines().find_map(|line| {
         let mut words = line.strip_prefix("leased ")?.split(' ');
@@ -362,8 +367,8 @@ fn recorded(places: &Places, slug: &str) -> Option<LeaseId> {
         .and_then(|found| LeaseId::parse(&found.record.lease_id).ok())
 }
 
-/// The lines of a stage's output to show, and how many are left out. Cleanup covers the whole host, so only its lines with an `own`
-/// word are shown: other leases must stay private.
+/// The lines of a stage's output to show, and how many are left out. Cleanup covers the whole host, so only
+/// its lines with an `own` word are shown: other leases must stay private.
 fn shown<'t>(name: StageName, output: &'t str, own: &[&str]) -> (Vec<&'t str>, usize) {
     let all = || output.lines().filter(|line| !line.trim().is_empty());
     let is_own = |line: &&str| name != StageName::Cleanup || own.iter().any(|word| line.contains(word));
@@ -392,7 +397,8 @@ fn kernel_in(looked: &Ran) -> GuestKernel {
     }
 }
 
-/// The content of a proof's file. Rendering only fails for maps with keys that are not strings, and there are none.
+/// The content of a proof's file. Rendering only fails for maps with keys that are not strings, and there are
+/// none.
 pub fn file(proof: &Proof) -> String {
     proof::render(proof, &digest::sha256).unwrap_or_default()
 }

@@ -1,8 +1,10 @@
-//! Prepares a bare host for leases: Firecracker, an image, a network, a configuration. Also removes all of that again.
+//! Prepares a bare host for leases: Firecracker, an image, a network, a configuration. Also removes all of
+//! that again.
 //!
-//! The plan is made from the state of the host and shown before anything is done. Whatever exists stays as it is, so a second run
-//! has nothing to do. Everything is recorded before it is made, and only recorded and unchanged things are ever removed. It must
-//! never replace a file of the user's, nor change a group, a service or a kernel setting.
+//! The plan is made from the state of the host and shown before anything is done. Whatever exists stays as it
+//! is, so a second run has nothing to do. Everything is recorded before it is made, and only recorded and
+//! unchanged things are ever removed. It must never replace a file of the user's, nor change a group, a
+//! service or a kernel setting.
 
 use std::path::{Path, PathBuf};
 
@@ -41,8 +43,8 @@ pub use serve::{
 pub struct Wanted {
     /// A bundle to start from; without one the image is built here.
     pub from: Option<Source>,
-    /// Whether to make a template for future leases. It takes longer than a lease, so it is not made for a user who only wants to
-    /// run something.
+    /// Whether to make a template for future leases. It takes longer than a lease, so it is not made for a
+    /// user who only wants to run something.
     pub template: bool,
     /// Whether to serve owners over SSH, and which ones.
     pub serve: Option<WantedServe>,
@@ -307,8 +309,8 @@ fn missing_packages(engine: &Engine, builds: bool, fetches: bool) -> Vec<&'stati
     packages
 }
 
-/// The step that makes a template, if leases can be restored from one, this user can make leases, and there is none yet. With a
-/// `coming` image, there cannot be one yet.
+/// The step that makes a template, if leases can be restored from one, this user can make leases, and there
+/// is none yet. With a `coming` image, there cannot be one yet.
 fn template_step(engine: &Engine, lease: &FirecrackerPlan, coming: bool) -> Option<Step> {
     let can_lease = rustix::process::geteuid().is_root();
     let gives_tap = prepare::network_request(lease)
@@ -319,8 +321,9 @@ fn template_step(engine: &Engine, lease: &FirecrackerPlan, coming: bool) -> Opti
     })
 }
 
-/// The step that writes a network for the host's own CNI plugins: only if `cni` was requested, root may write it, and all
-/// prerequisites exist. The built-in `nat` needs nothing and costs the host less per lease, so plugins are only used on request.
+/// The step that writes a network for the host's own CNI plugins: only if `cni` was requested, root may write
+/// it, and all prerequisites exist. The built-in `nat` needs nothing and costs the host less per lease, so
+/// plugins are only used on request.
 fn network_step(engine: &Engine, lease: &FirecrackerPlan) -> Option<Step> {
     let (dir, name) = (lease.cni_conf_dir.as_path(), lease.cni_network.as_str());
     if lease.network != Some(NetworkMode::Cni)
@@ -474,7 +477,8 @@ fn has_image(store: &Path) -> bool {
     Store::open(store).is_ok_and(|store| store.get(DEFAULT_IMAGE).is_ok())
 }
 
-/// Writes a file that did not exist when this was planned. If it exists now, somebody else made it, and it stays.
+/// Writes a file that did not exist when this was planned. If it exists now, somebody else made it, and it
+/// stays.
 fn new_file(record: &mut record::Record, path: &Path, text: &str, mode: u32) -> Result<(), SetupError> {
     if std::fs::symlink_metadata(path).is_ok() {
         return Ok(());

@@ -1,4 +1,5 @@
-//! Machines that are made before anyone requests them, for a template or a pool: how to request one, and how that fails.
+//! Machines that are made before anyone requests them, for a template or a pool: how to request one, and how
+//! that fails.
 //!
 //! Nothing here may make one; the caller does, who knows what it is for.
 

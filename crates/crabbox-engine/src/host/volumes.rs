@@ -34,7 +34,8 @@ pub struct Stored {
     pub used_at: i64,
     /// The lease that is using it.
     pub lease: Option<String>,
-    /// Why an earlier image was set aside, and the disk space of that image in bytes; `None` if there is none.
+    /// Why an earlier image was set aside, and the disk space of that image in bytes; `None` if there is
+    /// none.
     pub set_aside: Option<(SetAside, u64)>,
 }
 

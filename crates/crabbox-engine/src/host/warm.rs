@@ -1,7 +1,8 @@
 //! Templates on this host: which template a new lease can be restored from, and how one is made.
 //!
-//! A lease is restored only if everything that the template depends on is unchanged. A problem with a template costs a lease
-//! nothing but its speed. It must never publish a template before two test machines have come up from it and were found to differ.
+//! A lease is restored only if everything that the template depends on is unchanged. A problem with a
+//! template costs a lease nothing but its speed. It must never publish a template before two test machines
+//! have come up from it and were found to differ.
 
 use std::cell::RefCell;
 use std::path::{Path, PathBuf};
@@ -34,7 +35,8 @@ pub(crate) mod facts;
 
 use facts::{Facts, facts, host};
 
-/// The version of Firecracker whose restored guests cannot communicate with the host (firecracker-microvm/firecracker#5969).
+/// The version of Firecracker whose restored guests cannot communicate with the host
+/// (firecracker-microvm/firecracker#5969).
 pub(crate) const DEAF: Version = Version::new(1, 16, 0);
 /// The time limit for `firecracker --version`.
 const VERSION_LIMIT: Duration = Duration::from_secs(10);
@@ -283,7 +285,8 @@ pub(crate) fn is_missing(engine: &Engine, plan: &FirecrackerPlan) -> bool {
     }
 }
 
-/// Removes useless templates; `None` if one is being made. Images with the digests `going` are treated as gone.
+/// Removes useless templates; `None` if one is being made. Images with the digests `going` are treated as
+/// gone.
 pub fn sweep(places: &Places, going: &[&str], dry_run: bool) -> Result<Option<Vec<Swept>>, WarmError> {
     let images: Vec<String> = images::digests(places)?
         .into_iter()
@@ -373,7 +376,8 @@ impl Making<'_> {
         Ok((published, tried))
     }
 
-    /// Restores a test machine from the parts in `dir` with everything that `frozen` asks for, asks for its identity, and ends it.
+    /// Restores a test machine from the parts in `dir` with everything that `frozen` asks for, asks for its
+    /// identity, and ends it.
     fn clone_of(
         &self,
         frozen: &AcquireRequest,

@@ -1,8 +1,9 @@
 //! A gateway: a host that places leases on the hosts of its fleet, as configured in a directory of its own.
 //!
-//! The directory `fleet` is next to the configuration file of the serving account and belongs to that account alone:
-//! `gateway.json`, the private key `key` that the hosts accept, and their host keys in `known_hosts`. It must never be read from
-//! anywhere else, least of all from a repository: whoever writes it decides where all users' source goes.
+//! The directory `fleet` is next to the configuration file of the serving account and belongs to that account
+//! alone: `gateway.json`, the private key `key` that the hosts accept, and their host keys in `known_hosts`.
+//! It must never be read from anywhere else, least of all from a repository: whoever writes it decides where
+//! all users' source goes.
 
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
@@ -136,7 +137,8 @@ pub struct Gateway {
 }
 
 impl Gateway {
-    /// The gateway configured in `config`, the configuration directory of the serving account; `None` if there is none.
+    /// The gateway configured in `config`, the configuration directory of the serving account; `None` if
+    /// there is none.
     pub fn find(config: &Path) -> Result<Option<Self>, GatewayError> {
         let dir = config.join(DIR);
         let path = dir.join(FILE);
@@ -199,8 +201,8 @@ impl Gateway {
         })
     }
 
-    /// The address of the scheduler's host `name`. Hosts that are not in the file are refused, whatever the scheduler or a client
-    /// says.
+    /// The address of the scheduler's host `name`. Hosts that are not in the file are refused, whatever the
+    /// scheduler or a client says.
     pub fn node(&self, name: &str) -> Result<&KvmHost, GatewayError> {
         self.nodes.get(name).ok_or_else(|| GatewayError::NoNode {
             name: name.chars().take(NAME).collect(),

@@ -15,8 +15,8 @@ pub struct Need {
     pub cpus: u32,
 }
 
-/// The delay before the next look at a job that was submitted `waited` ago. A free host takes a job within a second, but thousands
-/// of jobs may be waiting.
+/// The delay before the next look at a job that was submitted `waited` ago. A free host takes a job within a
+/// second, but thousands of jobs may be waiting.
 pub fn pause(waited: Duration) -> Duration {
     Duration::from_millis(match waited.as_secs() {
         0..10 => 1_000,
@@ -25,12 +25,14 @@ pub fn pause(waited: Duration) -> Duration {
     })
 }
 
-/// Whether the scheduler has not considered the job yet. Most jobs get a host a moment later, and a position would be wrong.
+/// Whether the scheduler has not considered the job yet. Most jobs get a host a moment later, and a position
+/// would be wrong.
 pub fn is_unseen(reason: &str) -> bool {
     ["", "None"].contains(&reason)
 }
 
-/// Whether the reason may be a shortage on the hosts, in which case their free resources make the description more precise.
+/// Whether the reason may be a shortage on the hosts, in which case their free resources make the description
+/// more precise.
 pub fn is_short(reason: &str) -> bool {
     ["Resources", "Priority"].contains(&reason)
 }
@@ -74,8 +76,8 @@ fn waiting_for(reason: &str, need: Need, nodes: Option<&[Node]>) -> String {
     }
 }
 
-/// Whether a job with this reason will never run, because it asks for more than its partition or account allows a single job. Slurm
-/// refuses most of those at submission if `EnforcePartLimits` is `ALL`.
+/// Whether a job with this reason will never run, because it asks for more than its partition or account
+/// allows a single job. Slurm refuses most of those at submission if `EnforcePartLimits` is `ALL`.
 pub fn is_never(reason: &str) -> bool {
     [
         "PartitionTimeLimit",

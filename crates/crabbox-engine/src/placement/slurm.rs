@@ -1,6 +1,7 @@
 //! Slurm: runs `sbatch`, `squeue`, `scancel` and `sinfo` from the `PATH`, each with a time limit.
 //!
-//! Their output is parsed, but never assumed to be complete. User input reaches them only as a number or as a validated name.
+//! Their output is parsed, but never assumed to be complete. User input reaches them only as a number or as a
+//! validated name.
 
 use std::time::Duration;
 
@@ -31,7 +32,8 @@ pub struct Slurm {
 impl Slurm {
     fn submission(&self, wish: &Wish<'_>) -> Cmd {
         let id = wish.lease.as_str();
-        // The script is one shell command. All arguments are quoted except for the job's number, which the job's shell expands.
+        // The script is one shell command. All arguments are quoted except for the job's number, which the
+        // job's shell expands.
         let words: Vec<String> = wish
             .command
             .iter()
@@ -50,8 +52,9 @@ impl Slurm {
             .arg(format!("--cpus-per-task={}", wish.cpus))
             .arg(format!("--gres=lease:1,disk:{}", wish.disk_gib))
             .arg(format!("--time={}", wish.minutes))
-            // Exports our whole environment, which is nearly empty: with a list, the host would load the user's login environment.
-            // Variables of this session or host, such as file locations, must not reach another host.
+            // Exports our whole environment, which is nearly empty: with a list, the host would load the
+            // user's login environment. Variables of this session or host, such as file locations, must not
+            // reach another host.
             .arg("--export=ALL")
             .environment(Environment::Bare)
             .args(["--chdir=/", "--input=/dev/null", "--output=/dev/null"]);

@@ -1,7 +1,8 @@
-//! Leases on this host whose jobs have ended, but which the epilog did not remove, because it failed or did not run.
+//! Leases on this host whose jobs have ended, but which the epilog did not remove, because it failed or did
+//! not run.
 //!
-//! Only the scheduler's answer can end a lease here, and only once the lease has reached a minimum age. If the scheduler does not
-//! answer, nothing is ended.
+//! Only the scheduler's answer can end a lease here, and only once the lease has reached a minimum age. If
+//! the scheduler does not answer, nothing is ended.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -83,8 +84,8 @@ impl Fault for StrayError {
     }
 }
 
-/// Ends each lease that is older than `grace` and whose job has ended, and calls `on_taken` with its id. A failure does not keep
-/// the others from being ended, unless the scheduler itself does not answer.
+/// Ends each lease that is older than `grace` and whose job has ended, and calls `on_taken` with its id. A
+/// failure does not keep the others from being ended, unless the scheduler itself does not answer.
 pub fn take_back(
     engine: &Engine,
     placement: &dyn Placement,
@@ -99,7 +100,8 @@ pub fn take_back(
             continue;
         }
         let taken = match placement.state(job, &lease) {
-            // Stop here: the scheduler would not answer about the others either, and each question would have to time out.
+            // Stop here: the scheduler would not answer about the others either, and each question would have
+            // to time out.
             Err(error @ PlacementError::UnreachableHost(_)) => return Err(error.into()),
             Err(error) => Err(error.into()),
             Ok(state) if is_over(&state) => epilog::take_back(engine, job).map_err(OrphanReason::from),
@@ -117,9 +119,9 @@ pub fn take_back(
     }
 }
 
-/// The states of an ended job, of which nothing is running any more (squeue(1), job state codes). In any other state, including
-/// unknown ones of later releases, nothing is destroyed: a `COMPLETING` job is still running its epilog, and `STOPPED` and
-/// `SIGNALING` ones are alive.
+/// The states of an ended job, of which nothing is running any more (squeue(1), job state codes). In any
+/// other state, including unknown ones of later releases, nothing is destroyed: a `COMPLETING` job is still
+/// running its epilog, and `STOPPED` and `SIGNALING` ones are alive.
 const ENDED: [&str; 9] = [
     "COMPLETED",
     "FAILED",

@@ -1,7 +1,7 @@
 //! What a provider can do, for commands that must know this in advance.
 //!
-//! Commands ask for a capability and never for a provider, so adding a provider only means adding a list. Nothing here may depend
-//! on settings or on the host.
+//! Commands ask for a capability and never for a provider, so adding a provider only means adding a list.
+//! Nothing here may depend on settings or on the host.
 
 /// Something that not every provider can do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,7 +1,7 @@
 //! Claims a lease for a repository: the claim is updated under the claims' lock.
 //!
-//! Another repository's claim is never taken over without being asked to, and the claim of a lease that was released since it was resolved is never
-//! made again.
+//! Another repository's claim is never taken over without being asked to, and the claim of a lease that was
+//! released since it was resolved is never made again.
 
 use std::path::Path;
 
@@ -15,7 +15,8 @@ use crabbox_store::places::Places;
 use crate::provider::error::LeaseError;
 use crate::provider::lease::Lease;
 
-/// Claims `lease` for the repository at `repo`. Another repository's claim is only taken over if `reclaim` is set.
+/// Claims `lease` for the repository at `repo`. Another repository's claim is only taken over if `reclaim` is
+/// set.
 pub fn claim(places: &Places, lease: &Lease, repo: &Path, reclaim: bool) -> Result<Claim, TouchError> {
     claim_as(places, lease, repo, reclaim, |_, _| Ok::<_, TouchError>(()))
 }

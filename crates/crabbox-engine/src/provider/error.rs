@@ -1,6 +1,7 @@
 //! Why a provider failed: the unchanged error of the operation, and what a command may do about it.
 //!
-//! Each provider converts its own errors, in its own modules. This module must never name an error of a provider.
+//! Each provider converts its own errors, in its own modules. This module must never name an error of a
+//! provider.
 
 use std::error::Error;
 use std::fmt;

@@ -1,6 +1,7 @@
 //! The `firecracker` provider on this machine: makes a machine, enters it and claims it, in that order.
 //!
-//! Until the claim is written, the supervisor holds the lease and rolls it back if we die; from then on it watches the lease.
+//! Until the claim is written, the supervisor holds the lease and rolls it back if we die; from then on it
+//! watches the lease.
 
 mod checks;
 pub(crate) mod entering;
@@ -45,7 +46,8 @@ use crate::provider::{AcquiredLease, Leases, MachineStart, Notice, Provider};
 /// The provider's name, as claims have it.
 pub(crate) const NAME: &str = Which::Firecracker.name();
 
-/// The fraction of the launch timeout that entering a pool member may take (1/n): failing ones must leave time for a boot.
+/// The fraction of the launch timeout that entering a pool member may take (1/n): failing ones must leave
+/// time for a boot.
 const POOL_PART: u32 = 4;
 
 /// Why a lease with volumes boots even if a template would fit.
@@ -81,7 +83,8 @@ pub(crate) fn terms(settings: &Settings) -> Result<Terms, LeaseError> {
 pub(crate) struct For<'a> {
     /// A remote owner.
     pub(crate) owner: Option<&'a Owner>,
-    /// A scheduler's job: the scheduler's name of this host, the request that the job's process expects, and the deadline for that.
+    /// A scheduler's job: the scheduler's name of this host, the request that the job's process expects, and
+    /// the deadline for that.
     pub(crate) job: Option<(&'a str, &'a JobCredentials, Instant)>,
 }
 
@@ -111,8 +114,8 @@ impl Firecracker {
         entering::acquire(&self.engine, acquisition, request, taker, interrupts, on_notice)
     }
 
-    /// Takes a waiting lease from the pool of `request`, if possible. A lease that somebody else takes first, or that cannot be
-    /// entered, is skipped.
+    /// Takes a waiting lease from the pool of `request`, if possible. A lease that somebody else takes first,
+    /// or that cannot be entered, is skipped.
     fn acquire_pooled(
         &self,
         request: &AcquireRequest,
@@ -157,8 +160,8 @@ impl Firecracker {
         None
     }
 
-    /// Acquires a machine that a job's process makes, and hands it over to `taker`. It always boots: a restore may need a second
-    /// try, and a job has only one lease.
+    /// Acquires a machine that a job's process makes, and hands it over to `taker`. It always boots: a
+    /// restore may need a second try, and a job has only one lease.
     fn acquire_held(
         &self,
         mut request: AcquireRequest,
@@ -229,7 +232,8 @@ impl Firecracker {
         if let Source::Restored { key, token } = &source {
             match &acquired {
                 Ok(_) => warm::note_success(&self.engine, key),
-                // The cause may be what the remote owner asked for, which must not disable the template for everybody.
+                // The cause may be what the remote owner asked for, which must not disable the template for
+                // everybody.
                 Err(error) if error.blames_template() && owner.is_none() => {
                     warm::note_failure(&self.engine, key, token);
                 }
@@ -258,7 +262,8 @@ impl Firecracker {
         Ok(acquired)
     }
 
-    /// Acquires a machine with volumes. It always boots, because pool members and templates have a fixed set of drives.
+    /// Acquires a machine with volumes. It always boots, because pool members and templates have a fixed set
+    /// of drives.
     fn acquire_with_volumes(
         &self,
         request: &AcquireRequest,
@@ -346,7 +351,8 @@ impl Provider for Firecracker {
 
     fn claim(&self, lease: &Lease, repo: &Path, reclaim: bool) -> Result<(), LeaseError> {
         let places = &self.engine.places;
-        // A lease of this machine need not have been claimed before, so only its record tells whether it still exists.
+        // A lease of this machine need not have been claimed before, so only its record tells whether it
+        // still exists.
         touch::while_it_stands(places, &lease.id, || {
             claim::claim(places, lease, repo, reclaim).map(|_| ())
         })?;
@@ -364,8 +370,8 @@ impl Provider for Firecracker {
 
     fn release(&self, text: &str) -> Result<Released, LeaseError> {
         let keep = &self.settings.firecracker.delete_on_release;
-        // The record has the setting from when the lease was made. The disk may only be discarded if a flag says so now, for this
-        // lease.
+        // The record has the setting from when the lease was made. The disk may only be discarded if a flag
+        // says so now, for this lease.
         let discard = keep.value && matches!(keep.origin, Origin::Flag(_));
         Ok(release::stop(&self.engine, text, discard)?)
     }
@@ -378,7 +384,8 @@ impl Provider for Firecracker {
         if !dry_run {
             warm::remove_dead(&self.engine);
         }
-        // Without a valid plan we cannot tell which members are outdated, but members whose files are gone are removed anyway.
+        // Without a valid plan we cannot tell which members are outdated, but members whose files are gone
+        // are removed anyway.
         let plan = firecracker::plan(&self.settings).ok();
         let mut swept = pool::sweep(&self.engine, plan.as_ref(), dry_run).map_err(ReleaseError::from)?;
         for decision in &swept {

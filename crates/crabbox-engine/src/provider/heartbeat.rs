@@ -61,7 +61,8 @@ impl Fault for HeartbeatError {
     }
 }
 
-/// Keeps the lease that `text` names alive, and sets its idle limit to `idle` if given. Returns the updated lease.
+/// Keeps the lease that `text` names alive, and sets its idle limit to `idle` if given. Returns the updated
+/// lease.
 pub fn heartbeat(
     places: &Places,
     provider: &dyn Provider,

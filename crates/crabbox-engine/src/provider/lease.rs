@@ -29,14 +29,15 @@ pub struct Lease {
     pub labels: Labels,
     /// The KVM host that it is on; `None` if that is this machine.
     pub kvm_host: Option<KvmHost>,
-    /// The address for reaching it from this host, or its id if only a KVM host can reach it; empty while it has no address.
+    /// The address for reaching it from this host, or its id if only a KVM host can reach it; empty while it
+    /// has no address.
     pub address: String,
     /// How to enter it; `None` while it has no address.
     pub target: Option<Target>,
     /// Directory under which trees are synced.
     pub work_root: String,
-    /// Whether it was seen with a claim when it was resolved. Such a lease is not claimed anew once its claim is gone: somebody has released it since.
-    /// A listing does not look for claims.
+    /// Whether it was seen with a claim when it was resolved. Such a lease is not claimed anew once its claim
+    /// is gone: somebody has released it since. A listing does not look for claims.
     pub is_claimed: bool,
     /// Whether its VMM runs as root, without a jail.
     pub unjailed: bool,

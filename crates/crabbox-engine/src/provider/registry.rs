@@ -35,7 +35,8 @@ pub(crate) fn checks(which: Which, engine: &Engine, settings: &Settings, options
     open(which, engine, settings).checks(options)
 }
 
-/// The properties that a new lease of the provider `which` would have. Fails for settings that the provider would refuse.
+/// The properties that a new lease of the provider `which` would have. Fails for settings that the provider
+/// would refuse.
 pub fn terms(which: Which, settings: &Settings) -> Result<Terms, LeaseError> {
     match which {
         Which::Firecracker => firecracker::terms(settings),

@@ -1,8 +1,9 @@
-//! The `firecracker` provider for leases on other machines: each host is asked over SSH. Private matters stay on this machine: the
-//! guest's private key, its pinned host key, the claim.
+//! The `firecracker` provider for leases on other machines: each host is asked over SSH. Private matters stay
+//! on this machine: the guest's private key, its pinned host key, the claim.
 //!
-//! A known lease is looked for on the host that its claim names, a new one is made on the configured host; without either, this
-//! machine is used. It must never conclude from a host's silence that the host has no lease.
+//! A known lease is looked for on the host that its claim names, a new one is made on the configured host;
+//! without either, this machine is used. It must never conclude from a host's silence that the host has no
+//! lease.
 
 mod acquire;
 pub mod error;
@@ -87,8 +88,8 @@ impl Remote {
         Ok(all.into_iter().filter_map(of_host).collect())
     }
 
-    /// Locates the lease that `text` names: by its claim, otherwise by the settings. A slug that is claimed on several machines is
-    /// refused, since the wrong lease could be stopped.
+    /// Locates the lease that `text` names: by its claim, otherwise by the settings. A slug that is claimed
+    /// on several machines is refused, since the wrong lease could be stopped.
     fn place(&self, text: &str) -> Result<Place, LeaseError> {
         let mut claims = claims::list(&self.engine.places)
             .map_err(RemoteError::from)?
@@ -155,8 +156,8 @@ impl Remote {
         Ok(signals::watching(asked, tells_of_it)?)
     }
 
-    /// Whether `host`, in our recent conversation, took us for the owner of the lease of `claim`. To anyone else it reports the
-    /// lease as missing.
+    /// Whether `host`, in our recent conversation, took us for the owner of the lease of `claim`. To anyone
+    /// else it reports the lease as missing.
     fn speaks_to_its_owner(&self, host: &KvmHost, claim: &Claim) -> Result<(), RemoteError> {
         let now = self.talks.look(host, |talk| talk.greeting.owner.clone());
         is_its_owner(host, claim, now)
@@ -226,8 +227,9 @@ impl Remote {
         })
     }
 
-    /// How the job of the lease of `claim` ended, if its host behind a gateway did not answer (error `why`) and the scheduler has
-    /// given up the job. Otherwise the lease may be alive, and the original error stands.
+    /// How the job of the lease of `claim` ended, if its host behind a gateway did not answer (error `why`)
+    /// and the scheduler has given up the job. Otherwise the lease may be alive, and the original error
+    /// stands.
     fn lost(&self, host: &KvmHost, claim: Option<&Claim>, why: &LeaseError) -> Option<String> {
         let claim = claim.filter(|_| host.node().is_some() && why.kind() == Kind::Unavailable)?;
         let job = labels::job(&claim.labels)?.parse().ok()?;
@@ -282,8 +284,9 @@ fn tells_of_it<T>(told: &Result<T, FleetError>) -> bool {
     matches!(told, Err(FleetError::Interrupted { .. }))
 }
 
-/// How the lease of a job on an unreachable host was lost, if it was, according to the scheduler (`squeue`, job state codes). A job
-/// that the scheduler does not know any more has ended, and its host removes the lease when it is up again.
+/// How the lease of a job on an unreachable host was lost, if it was, according to the scheduler (`squeue`,
+/// job state codes). A job that the scheduler does not know any more has ended, and its host removes the
+/// lease when it is up again.
 fn lost_how(how: Option<String>) -> Option<String> {
     match how {
         None => Some("forgotten".to_owned()),
@@ -437,7 +440,8 @@ impl Provider for Remote {
             match leases {
                 Ok::<Vec<_>, _>(leases) => {
                     for lease in leases {
-                        // A host behind a gateway that has a claim is asked directly, too, so the lease may be listed already.
+                        // A host behind a gateway that has a claim is asked directly, too, so the lease may
+                        // be listed already.
                         let is_same =
                             |other: &Lease| other.id == lease.id && other.kvm_host == lease.kvm_host;
                         if !all.leases.iter().any(is_same) {
@@ -606,7 +610,8 @@ impl Provider for Remote {
                 Err(error) => {
                     let why = fault::chain(&error);
                     decision.reason = format!("host_away ({why})");
-                    // If the conversation is still open, the host is not away; it answered something about this lease.
+                    // If the conversation is still open, the host is not away; it answered something about
+                    // this lease.
                     if self.talks.look(&host, |_| ()).is_none() {
                         away.insert(host.clone(), why);
                     }

@@ -1,6 +1,8 @@
-//! Finds the provider of a lease by the local claims: by the exact lease id first, then by slug, as in the Go program.
+//! Finds the provider of a lease by the local claims: by the exact lease id first, then by slug, as in the Go
+//! program.
 //!
-//! Only files are read and no provider is asked, so that an unusable provider does not hide the leases of another one.
+//! Only files are read and no provider is asked, so that an unusable provider does not hide the leases of
+//! another one.
 
 use crabbox_core::config::layer::Layer;
 use crabbox_core::config::{Provider, ProviderError, Settings};
@@ -45,8 +47,9 @@ impl Fault for RouteError {
     }
 }
 
-/// The provider of the lease that `text` names. A flag takes precedence, then the claim, then the configuration. If none of them
-/// decides, it is the provider that keeps its own records on this host, since it knows leases without a claim.
+/// The provider of the lease that `text` names. A flag takes precedence, then the claim, then the
+/// configuration. If none of them decides, it is the provider that keeps its own records on this host, since
+/// it knows leases without a claim.
 pub fn provider(places: &Places, settings: &Settings, text: &str) -> Result<Provider, RouteError> {
     if settings.provider.layer() == Layer::Flag {
         return Ok(settings.provider()?);

@@ -1,7 +1,8 @@
-//! The provider `ssh`: an existing host, named by `static.*` and `ssh.*` as in the Go program's provider of that name.
+//! The provider `ssh`: an existing host, named by `static.*` and `ssh.*` as in the Go program's provider of
+//! that name.
 //!
-//! Nothing is made and nothing destroyed: a lease is a claim, and releasing it removes that claim. It must never connect to a host
-//! that a repository alone chose, nor change a claim for another host.
+//! Nothing is made and nothing destroyed: a lease is a claim, and releasing it removes that claim. It must
+//! never connect to a host that a repository alone chose, nor change a claim for another host.
 
 pub(crate) mod checks;
 pub mod error;

@@ -1,7 +1,7 @@
 //! The key with which this user signs receipts of runs: an ed25519 key in PKCS#8, as the Go program keeps it.
 //!
-//! It is generated in this process and written with access for its owner only. It must never be printed, put into an error, or read from a file that
-//! other users could access.
+//! It is generated in this process and written with access for its owner only. It must never be printed, put
+//! into an error, or read from a file that other users could access.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -17,8 +17,8 @@ pub const KEY_PATH: &str = "attest/id_ed25519.pem";
 const BEGIN: &str = "-----BEGIN PRIVATE KEY-----";
 const END: &str = "-----END PRIVATE KEY-----";
 
-/// The DER bytes before the 32 key bytes of an ed25519 key in PKCS#8: version 1, the algorithm's OID, an octet string in another (RFC 8410, section
-/// 7).
+/// The DER bytes before the 32 key bytes of an ed25519 key in PKCS#8: version 1, the algorithm's OID, an
+/// octet string in another (RFC 8410, section 7).
 const DER: [u8; 16] = [
     0x30, 0x2e, 0x02, 0x01, 0x00, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x04, 0x22, 0x04, 0x20,
 ];

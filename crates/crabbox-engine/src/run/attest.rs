@@ -19,7 +19,8 @@ use crate::run::report::{Artifact, Outcome, RunReport};
 use crate::run::witnessed::Witnessed;
 
 impl Run<'_> {
-    /// Writes the receipt of a run that ended with the exit code in its report, if one was requested and the command began.
+    /// Writes the receipt of a run that ended with the exit code in its report, if one was requested and the
+    /// command began.
     pub(super) fn attest(&self, lease: &Lease, report: &mut RunReport) -> Result<(), EvidenceError> {
         let (Some(attest), Some(seen)) = (&self.evidence.attest, &report.witnessed) else {
             return Ok(());

@@ -1,4 +1,5 @@
-//! What a run fetches after its command: test results, required files, downloads, artifacts; and the evidence of the run.
+//! What a run fetches after its command: test results, required files, downloads, artifacts; and the evidence
+//! of the run.
 
 use std::os::fd::AsFd as _;
 use std::path::Path;
@@ -39,8 +40,8 @@ impl<'a> Results<'a> {
         Self { events, failed: None }
     }
 
-    /// Adds the result of a step. The first failure is kept as the run's error, and the others are only reported. Returns an error
-    /// at once if the user interrupted, or if nothing more can arrive.
+    /// Adds the result of a step. The first failure is kept as the run's error, and the others are only
+    /// reported. Returns an error at once if the user interrupted, or if nothing more can arrive.
     fn add<T>(&mut self, owner: &mut Owner, result: Result<T, RunError>) -> Result<Option<T>, RunError> {
         let error = match result {
             Ok(value) => return Ok(Some(value)),
@@ -77,8 +78,8 @@ impl Run<'_> {
         }
     }
 
-    /// Reads the test reports, if any are wanted. Unreadable reports only cause a warning, because the command's result is what
-    /// counts.
+    /// Reads the test reports, if any are wanted. Unreadable reports only cause a warning, because the
+    /// command's result is what counts.
     pub(super) fn junit(&self, owner: &mut Owner, workdir: &str) -> Option<Collected> {
         let results = &self.settings.results;
         let auto = results.auto.value;
@@ -135,8 +136,8 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Everything that follows a successful command. Every step runs even if an earlier one failed; the first error is the run's
-    /// error.
+    /// Everything that follows a successful command. Every step runs even if an earlier one failed; the first
+    /// error is the run's error.
     pub(super) fn collect(
         &self,
         lease: &Lease,
@@ -298,7 +299,8 @@ impl Run<'_> {
                 self.events.result(&ResultEvent::NoArtifact(pattern));
             }
         }
-        // If nothing matched, a missing required file has already been reported, and an archive would add nothing.
+        // If nothing matched, a missing required file has already been reported, and an archive would add
+        // nothing.
         if names.is_empty() && wanted.is_empty() {
             return Ok(());
         }
@@ -325,7 +327,8 @@ impl Run<'_> {
         self.must_have_come(names, &archived.lost)
     }
 
-    /// Each required pattern must have brought at least one file: an unreadable file is as bad as a missing one.
+    /// Each required pattern must have brought at least one file: an unreadable file is as bad as a missing
+    /// one.
     fn must_have_come(&self, names: &[Vec<u8>], lost: &[Vec<u8>]) -> Result<(), RunError> {
         let required = &self.work.required;
         let matches = |name: &&Vec<u8>| required.iter().any(|pattern| pattern.matches(name));

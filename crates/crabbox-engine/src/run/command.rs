@@ -103,7 +103,8 @@ impl Variables {
         }
     }
 
-    /// Adds the variables of the configuration. A variable from a file takes precedence over it, and one of this process over both.
+    /// Adds the variables of the configuration. A variable from a file takes precedence over it, and one of
+    /// this process over both.
     fn all(&self, configured: &[(String, String)]) -> Vec<(String, String)> {
         let mut env = configured.to_vec();
         for stronger in [&self.profile, &self.own] {
@@ -217,7 +218,8 @@ impl Run<'_> {
             return brought;
         };
         report.down = matches!(failure, RunFailure::MachineDown);
-        // If the command may still be running in the tree, the tree must not be handed to another run as it is.
+        // If the command may still be running in the tree, the tree must not be handed to another run as it
+        // is.
         report.unquiet = matches!(
             failure,
             RunFailure::Lost
@@ -232,8 +234,8 @@ impl Run<'_> {
         Err(failure.into())
     }
 
-    /// Whether the connection broke because the machine went down; if so, what its console said last is reported. A guest
-    /// that powers itself off closes its connections first.
+    /// Whether the connection broke because the machine went down; if so, what its console said last is
+    /// reported. A guest that powers itself off closes its connections first.
     pub(super) fn went_down(&self, lease: &Lease) -> bool {
         let down = || match self.provider.is_down(lease) {
             Some(false) => None,

@@ -1,6 +1,7 @@
 //! The events of a run, for a listener that puts them into words.
 //!
-//! An event has facts and no wording. How to present it is up to the listener, which must never influence how the run goes on.
+//! An event has facts and no wording. How to present it is up to the listener, which must never influence how
+//! the run goes on.
 
 use std::path::Path;
 use std::time::Duration;

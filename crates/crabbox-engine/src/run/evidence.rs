@@ -1,5 +1,5 @@
-//! The files that a run leaves as evidence. Each gets its place before a machine is leased, and the run's other local files are
-//! checked along with them.
+//! The files that a run leaves as evidence. Each gets its place before a machine is leased, and the run's
+//! other local files are checked along with them.
 //!
 //! No file may overwrite a key, and no two outputs may go to the same file.
 
@@ -98,7 +98,8 @@ impl Evidence {
         self.attest.is_some() || self.proof.is_some()
     }
 
-    /// Finds a place for each file of evidence, and the key. Also checks that the run's other files can be written.
+    /// Finds a place for each file of evidence, and the key. Also checks that the run's other files can be
+    /// written.
     pub(super) fn prepare(options: &ResultOptions, base: &Base<'_>) -> Result<Self, EvidenceError> {
         let key_path = match &options.attest_key {
             Some(path) => base.cwd.join(path),

@@ -70,8 +70,8 @@ pub(super) const NO_ARTIFACT: Class = Class {
     retry: "unknown",
 };
 
-/// A timeout of SSH in another program's output. Needs the full phrase, because a command may legitimately wait for a machine
-/// itself.
+/// A timeout of SSH in another program's output. Needs the full phrase, because a command may legitimately
+/// wait for a machine itself.
 const SSH_WAIT: &str = "timed out waiting for ssh";
 
 /// Phrases in other programs' output, and what they indicate. Our own errors are classified without phrases.
@@ -95,8 +95,9 @@ const KNOWN: [(&[&str], Class); 3] = [
     ),
 ];
 
-/// The class of a failure: by the kind of error, otherwise by the last `phase` that the command reported, otherwise by other
-/// programs' words in `text`. Since `text` may be about an earlier phase, an unknown phase means that the class is unknown.
+/// The class of a failure: by the kind of error, otherwise by the last `phase` that the command reported,
+/// otherwise by other programs' words in `text`. Since `text` may be about an earlier phase, an unknown phase
+/// means that the class is unknown.
 pub(super) fn classify(connectivity: Option<Connectivity>, text: &str, phase: Option<&str>) -> Option<Class> {
     match connectivity {
         Some(Connectivity::Lost) => return Some(CUT_OFF),

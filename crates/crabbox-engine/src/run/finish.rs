@@ -133,7 +133,8 @@ impl Run<'_> {
         }
     }
 
-    /// Appends the timings to the requested file as one line, in a single write, so that concurrent runs do not mix theirs.
+    /// Appends the timings to the requested file as one line, in a single write, so that concurrent runs do
+    /// not mix theirs.
     fn record(&self, lease: &Lease, outcome: &Outcome, new: bool) -> Result<(), RunError> {
         let results = &self.request.results;
         let Some(path) = results.timing_record(&self.here.cwd, &self.engine.places.state) else {

@@ -1,7 +1,7 @@
 //! The proof of a successful run: Markdown that says what was run where, and with which result.
 //!
-//! Its headings are the Go program's, because people and programs search for them. It must never contain terminal control
-//! sequences, or let the command's output end the block that it is quoted in.
+//! Its headings are the Go program's, because people and programs search for them. It must never contain
+//! terminal control sequences, or let the command's output end the block that it is quoted in.
 
 use std::collections::BTreeMap;
 

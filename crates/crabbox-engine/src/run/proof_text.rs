@@ -27,7 +27,8 @@ const KNOWN: [&str; 7] = [
     "actionsUrl",
 ];
 
-/// Inserts the values of `--preset-var` into the template. Fails if it uses a name that is neither one of them nor a fact of a run.
+/// Inserts the values of `--preset-var` into the template. Fails if it uses a name that is neither one of
+/// them nor a fact of a run.
 pub(super) fn prepare(
     template: &ProofTemplate,
     variables: &mut Variables,

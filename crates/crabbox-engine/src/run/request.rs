@@ -1,7 +1,8 @@
-//! The request of a run: its lease, its tree, its command, its results; and the validation before anything happens.
+//! The request of a run: its lease, its tree, its command, its results; and the validation before anything
+//! happens.
 //!
-//! A request is plain data, whether it comes from a command line, a job of the configuration, or a command that runs others. All
-//! rules about conflicting wishes are here.
+//! A request is plain data, whether it comes from a command line, a job of the configuration, or a command
+//! that runs others. All rules about conflicting wishes are here.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -409,7 +410,8 @@ fn read(path: &Path) -> Result<Vec<u8>, RequestError> {
 mod tests {
     use super::*;
 
-    /// Whether a lease ends after a successful run and after a failed one, first for a new lease, then for an existing one.
+    /// Whether a lease ends after a successful run and after a failed one, first for a new lease, then for an
+    /// existing one.
     fn over(wish: &LeaseOptions) -> [bool; 4] {
         [(true, false), (true, true), (false, false), (false, true)]
             .map(|(new, failed)| wish.is_over(new, failed))

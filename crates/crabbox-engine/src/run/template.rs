@@ -1,8 +1,8 @@
 //! Fills `{{name}}` in the presets and variables of a configuration with values from the command line.
 //!
-//! A value is data. In a command it is quoted for its position, so that a shell reads exactly these bytes. In a position where
-//! quoting cannot ensure that, only a value without special characters is accepted. A value must never add a word, an operator or
-//! an expansion.
+//! A value is data. In a command it is quoted for its position, so that a shell reads exactly these bytes. In
+//! a position where quoting cannot ensure that, only a value without special characters is accepted. A value
+//! must never add a word, an operator or an expansion.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -73,7 +73,8 @@ pub struct Variables {
 }
 
 impl Variables {
-    /// Parses the flags: `name=value`, or a comma-separated list. Later values take precedence, and the scenario over all of them.
+    /// Parses the flags: `name=value`, or a comma-separated list. Later values take precedence, and the
+    /// scenario over all of them.
     pub(super) fn new(given: &[String], scenario: Option<&str>) -> Result<Self, TemplateError> {
         let mut values = BTreeMap::new();
         for part in given.iter().flat_map(|text| comma_list::items(text)) {
@@ -126,7 +127,8 @@ impl Variables {
         })
     }
 
-    /// Replaces each placeholder by the result of `quoted`, which gets the text since the previous placeholder, and the value.
+    /// Replaces each placeholder by the result of `quoted`, which gets the text since the previous
+    /// placeholder, and the value.
     fn put(
         &mut self,
         place: &str,
@@ -204,8 +206,8 @@ enum Quoting {
     Comment,
     /// Inside `${…}`, as long as it only has a name and a suffix or prefix to remove.
     Expansion,
-    /// Inside constructs that this reader does not follow: substitutions within quotes, arithmetic, conditions, here-documents,
-    /// `$'…'`.
+    /// Inside constructs that this reader does not follow: substitutions within quotes, arithmetic,
+    /// conditions, here-documents, `$'…'`.
     Unknown,
 }
 
@@ -242,8 +244,8 @@ impl Reader {
                 (Quoting::Bare, '[', Some(name)) if name.is_alphanumeric() || name == '_' => Quoting::Unknown,
                 (Quoting::Bare, '{', Some('$')) => Quoting::Expansion,
                 (Quoting::Expansion, '}', _) => Quoting::Bare,
-                // The next character is taken literally, and an escaped newline is removed. At the end of the text, the next
-                // character is the value's first.
+                // The next character is taken literally, and an escaped newline is removed. At the end of the
+                // text, the next character is the value's first.
                 (Quoting::Bare | Quoting::Double, '\\', _) => {
                     self.last = match letters.next() {
                         None => Some('\\'),

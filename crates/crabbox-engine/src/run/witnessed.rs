@@ -36,7 +36,8 @@ impl Witnessed {
         }
     }
 
-    /// Completes the observation of an ended command; `bytes` are the sizes of standard output and standard error.
+    /// Completes the observation of an ended command; `bytes` are the sizes of standard output and standard
+    /// error.
     pub(super) fn ended(mut self, transcript: &Transcript, results: &ResultOptions, bytes: [u64; 2]) -> Self {
         (self.sha256, self.end) = (transcript.sha256(), transcript.end());
         let paths = [

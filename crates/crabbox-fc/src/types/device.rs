@@ -91,8 +91,8 @@ pub struct TokenBucket {
 pub struct Vsock {
     /// The guest's context id, 3 or more.
     pub guest_cid: u32,
-    /// The socket that Firecracker makes for connections to the guest; a guest's connection to port N of the host goes to
-    /// the socket of this name with `_N` appended.
+    /// The socket that Firecracker makes for connections to the guest; a guest's connection to port N of the
+    /// host goes to the socket of this name with `_N` appended.
     pub uds_path: String,
 }
 

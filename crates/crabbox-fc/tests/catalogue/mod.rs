@@ -1,6 +1,6 @@
-//! One request of every kind that this crate can send, with every option set at least once, in an order that a
-//! Firecracker that has not booted accepts. The recorder sends them to a real Firecracker; the golden test compares
-//! the results.
+//! One request of every kind that this crate can send, with every option set at least once, in an order that
+//! a Firecracker that has not booted accepts. The recorder sends them to a real Firecracker; the golden test
+//! compares the results.
 
 use crabbox_fc::Request;
 use crabbox_fc::types::{

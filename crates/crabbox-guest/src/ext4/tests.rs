@@ -1,4 +1,5 @@
-//! Real file systems made by mke2fs, filled and emptied by debugfs; dumpe2fs and e2fsck check the reported free space.
+//! Real file systems made by mke2fs, filled and emptied by debugfs; dumpe2fs and e2fsck check the reported
+//! free space.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -80,7 +81,8 @@ impl Image {
         image
     }
 
-    /// Writes forty files of different lengths and deletes two in three, so that there are holes between the rest.
+    /// Writes forty files of different lengths and deletes two in three, so that there are holes between the
+    /// rest.
     fn fill_and_delete(&mut self) {
         let mut script = "mkdir d\ncd d\n".to_owned();
         let mut removals = String::new();
@@ -245,7 +247,8 @@ fn a_bitmap_or_descriptor_that_was_damaged_frees_nothing() {
     let mut place = [0; 4];
     disk.read_exact_at(&mut place, descriptor).unwrap();
     let bitmap = u64::from(u32::from_le_bytes(place)) * 4096;
-    // Flip bits in the bitmap's first and last bytes and in every field of the descriptor: each flip must disqualify the group.
+    // Flip bits in the bitmap's first and last bytes and in every field of the descriptor: each flip must
+    // disqualify the group.
     for at in [bitmap, bitmap + 1, bitmap + 4095]
         .into_iter()
         .chain(descriptor..descriptor + 64)
@@ -338,7 +341,8 @@ fn runs_end_where_the_group_ends() {
 }
 
 proptest! {
-    /// Root in the guest can write anything to the device: nothing may make process 1 panic, or yield an extent outside of the device.
+    /// Root in the guest can write anything to the device: nothing may make process 1 panic, or yield an
+    /// extent outside of the device.
     #[test]
     fn whatever_is_on_the_device_is_survived(
         edits in proptest::collection::vec((0_usize..8192, any::<u8>()), 0..6),

@@ -60,8 +60,8 @@ fn freezer() -> (Freezer, Arc<Layer>) {
     (Freezer::with(switch, Duration::from_mins(1)).unwrap(), layer)
 }
 
-/// A host that sends `greeting` and replies to successive batches with `answers`, then goes away. Returns the lines that it got, each with whether
-/// the layer was frozen when it was read.
+/// A host that sends `greeting` and replies to successive batches with `answers`, then goes away. Returns the
+/// lines that it got, each with whether the layer was frozen when it was read.
 fn host(
     greeting: &str,
     answers: &'static [&'static str],

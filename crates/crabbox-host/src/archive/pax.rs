@@ -5,7 +5,8 @@
 use super::sparse::Segment;
 use super::{ArchiveError, garbled};
 
-/// Records in order; the last record of a key applies, except for the map of sparse form 0.0, whose keys are repeated.
+/// Records in order; the last record of a key applies, except for the map of sparse form 0.0, whose keys are
+/// repeated.
 #[derive(Debug, Default, Clone)]
 pub(super) struct Records(Vec<(Vec<u8>, Vec<u8>)>);
 

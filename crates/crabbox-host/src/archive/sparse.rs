@@ -1,7 +1,7 @@
 //! Maps of sparse files: the pieces of a file that an archive contains.
 //!
-//! A map must not be used before [`check`]: pieces in order, without overlap, inside the file, and together exactly the
-//! content in the archive.
+//! A map must not be used before [`check`]: pieces in order, without overlap, inside the file, and together
+//! exactly the content in the archive.
 
 use std::io::Read;
 
@@ -25,7 +25,8 @@ const IN_BLOCK: (usize, usize, usize) = (0, 21, 504);
 /// Length of a piece in the old form: two numbers of 12 bytes each.
 const PAIR: usize = 24;
 
-/// The map of the old GNU form and the length of the file. Blocks of the map come before the content and are not part of it.
+/// The map of the old GNU form and the length of the file. Blocks of the map come before the content and are
+/// not part of it.
 pub(super) fn old(header: &Header, from: &mut impl Read) -> Result<(Vec<Segment>, u64), ArchiveError> {
     let real = number(&header.block[483..495])?;
     let mut pieces = Vec::new();

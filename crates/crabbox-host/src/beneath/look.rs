@@ -1,7 +1,7 @@
 //! Inspects a path below an open directory without opening it for reading.
 //!
-//! All facts come from one descriptor, so that they describe one object. It must never follow a link, neither in the path
-//! nor at its end.
+//! All facts come from one descriptor, so that they describe one object. It must never follow a link, neither
+//! in the path nor at its end.
 
 use std::ffi::CString;
 use std::os::fd::OwnedFd;
@@ -40,7 +40,8 @@ impl Beneath {
         Ok(Some((target, facts)))
     }
 
-    /// The directory `below`, for looking at its entries by name; unlike with [`Beneath::dir`] it need not be readable.
+    /// The directory `below`, for looking at its entries by name; unlike with [`Beneath::dir`] it need not be
+    /// readable.
     pub fn enter(&self, below: &EntryPath) -> Result<OwnedFd, BeneathError> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         openat2(&self.handle, below.as_path(), flags, Mode::empty(), NO_LINKS)
@@ -48,8 +49,8 @@ impl Beneath {
     }
 
     fn hold(&self, below: &EntryPath) -> Result<Option<OwnedFd>, BeneathError> {
-        // With these two flags a link at the end of the path is opened itself; a link earlier in the path is still an
-        // error: openat2(2).
+        // With these two flags a link at the end of the path is opened itself; a link earlier in the path is
+        // still an error: openat2(2).
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         match openat2(&self.handle, below.as_path(), flags, Mode::empty(), NO_LINKS) {
             Ok(handle) => Ok(Some(handle)),

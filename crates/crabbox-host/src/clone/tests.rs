@@ -26,8 +26,8 @@ impl Mounted {
             .set_len(320 * 1024 * 1024)
             .unwrap();
         Cmd::new("mkfs.xfs").arg("-q").arg(image).run().unwrap();
-        // mount(8) is used because it sets up the loop device and frees it with the mount; crabbox itself never
-        // mounts images.
+        // mount(8) is used because it sets up the loop device and frees it with the mount; crabbox itself
+        // never mounts images.
         Cmd::new("mount")
             .args(["-o", "loop"])
             .arg(image)

@@ -25,7 +25,8 @@ const GOOD: Answer = Answer {
     ranges: true,
 };
 
-/// Serves these answers, one per connection, and then no more; returns the URL and the `Range` of each request.
+/// Serves these answers, one per connection, and then no more; returns the URL and the `Range` of each
+/// request.
 fn serve(answers: Vec<Answer>) -> (String, Arc<Mutex<Vec<String>>>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}/file", listener.local_addr().unwrap());

@@ -1,7 +1,7 @@
 //! Puts a shared, read-only file into a lease's own directory without copying it.
 //!
-//! It uses a hard link if the file system permits one, otherwise a read-only bind mount. It must never make a shared file
-//! writable through the lease: the caller passes it only to users who may not write the original.
+//! It uses a hard link if the file system permits one, otherwise a read-only bind mount. It must never make a
+//! shared file writable through the lease: the caller passes it only to users who may not write the original.
 
 use std::path::Path;
 
@@ -21,8 +21,9 @@ pub enum Placement {
 
 /// Gives `source` the second name `target`, which must not exist.
 ///
-/// The link fails over file system borders (`EXDEV`), at the link limit (`EMLINK`) and where the kernel protects files of
-/// other users (`EPERM`, `fs.protected_hardlinks`); then a read-only bind mount is made, which only root may.
+/// The link fails over file system borders (`EXDEV`), at the link limit (`EMLINK`) and where the kernel
+/// protects files of other users (`EPERM`, `fs.protected_hardlinks`); then a read-only bind mount is made,
+/// which only root may.
 pub fn place_read_only(source: &Path, target: &Path) -> Result<Placement, FileError> {
     match std::fs::hard_link(source, target) {
         Ok(()) => {

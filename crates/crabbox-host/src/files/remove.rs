@@ -1,9 +1,9 @@
 //! Removes a tree, entry by entry, through directory descriptors.
 //!
-//! Each directory is opened with the kernel's flags against links, mounts and `..`, so that a tree that is changed meanwhile
-//! cannot lead elsewhere. A tree may be deeper than a process may have descriptors or stack: a bounded number of directories is
-//! open, and one that was closed is opened again as the `..` of the one below, if that is still the same directory. It must
-//! never delete anything outside the named tree.
+//! Each directory is opened with the kernel's flags against links, mounts and `..`, so that a tree that is
+//! changed meanwhile cannot lead elsewhere. A tree may be deeper than a process may have descriptors or
+//! stack: a bounded number of directories is open, and one that was closed is opened again as the `..` of the
+//! one below, if that is still the same directory. It must never delete anything outside the named tree.
 
 use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -18,10 +18,12 @@ use super::{FileError, parent_of};
 /// Maximum number of directories of a tree that are open at the same time, besides the one being read.
 const OPEN_LIMIT: usize = 32;
 
-/// Removes `path` and everything in it. Succeeds if it is already gone, because teardown may run more than once.
+/// Removes `path` and everything in it. Succeeds if it is already gone, because teardown may run more than
+/// once.
 ///
-/// If the path is a symbolic link, only the link is removed. A directory or file on which something is mounted
-/// (including a bind mount) is refused with [`FileError::MountPoint`]; earlier entries may be gone by then.
+/// If the path is a symbolic link, only the link is removed. A directory or file on which something is
+/// mounted (including a bind mount) is refused with [`FileError::MountPoint`]; earlier entries may be gone by
+/// then.
 pub fn remove_tree(path: &Path) -> Result<(), FileError> {
     let name = path.file_name().ok_or_else(|| FileError::NoName {
         path: path.to_owned(),
@@ -34,8 +36,8 @@ pub fn remove_tree(path: &Path) -> Result<(), FileError> {
     remove_entry(parent.as_fd(), name, path)
 }
 
-/// Removes the entry `name` of the open directory `parent` with everything in it, like [`remove_tree`]; `path` is its path
-/// for messages.
+/// Removes the entry `name` of the open directory `parent` with everything in it, like [`remove_tree`];
+/// `path` is its path for messages.
 pub(crate) fn remove_entry(parent: BorrowedFd<'_>, name: &OsStr, path: &Path) -> Result<(), FileError> {
     // Extended and shortened with each level: a new path per level would take the square of the depth.
     let mut path = path.to_owned();
@@ -82,7 +84,8 @@ impl Level {
         match unlinkat(parent, name, AtFlags::empty()) {
             Ok(()) | Err(Errno::NOENT) => return Ok(None),
             Err(Errno::BUSY) => return Err(mounted_on(path)),
-            // Linux returns EISDIR for a directory; POSIX permits EPERM, and opening it below distinguishes the two.
+            // Linux returns EISDIR for a directory; POSIX permits EPERM, and opening it below distinguishes
+            // the two.
             Err(Errno::ISDIR | Errno::PERM) => {}
             Err(source) => return Err(FileError::io("remove", path, source)),
         }
@@ -96,7 +99,8 @@ impl Level {
         }))
     }
 
-    /// The next entry; the entries are read from the descriptor itself, so that a directory needs one descriptor, not two.
+    /// The next entry; the entries are read from the descriptor itself, so that a directory needs one
+    /// descriptor, not two.
     fn next_name(&mut self, path: &Path) -> Result<Option<OsString>, FileError> {
         let failed = |source| FileError::io("list", path, source);
         while let Some(entry) = self.listing.as_mut().and_then(Dir::read) {
@@ -116,7 +120,8 @@ impl Level {
             .map_err(|source| FileError::io("open the directory of", path, source))
     }
 
-    /// Opens it again, if it was closed, from the directory `below` at `path`. What was removed is not listed again.
+    /// Opens it again, if it was closed, from the directory `below` at `path`. What was removed is not listed
+    /// again.
     fn open_above(&mut self, below: &Self, path: &Path) -> Result<(), FileError> {
         if self.listing.is_some() {
             return Ok(());
@@ -194,7 +199,8 @@ mod tests {
         remove_tree(&dir.path().join("never/there")).unwrap();
     }
 
-    /// A directory with `depth` levels below it; the first of them have a file and directories beside the next level.
+    /// A directory with `depth` levels below it; the first of them have a file and directories beside the
+    /// next level.
     fn deep(dir: &Path, depth: usize) -> std::path::PathBuf {
         let tree = dir.join("deep");
         std::fs::create_dir(&tree).unwrap();

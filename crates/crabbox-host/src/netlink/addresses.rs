@@ -1,4 +1,5 @@
-//! Addresses and IPv4 routes: reading and adding. Nothing is removed here; addresses and routes disappear with their link.
+//! Addresses and IPv4 routes: reading and adding. Nothing is removed here; addresses and routes disappear
+//! with their link.
 
 use std::net::{IpAddr, Ipv4Addr};
 

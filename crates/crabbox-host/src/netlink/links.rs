@@ -1,5 +1,5 @@
-//! Links: created, changed, moved and deleted by name. A change must never affect another link that has got the name
-//! meanwhile.
+//! Links: created, changed, moved and deleted by name. A change must never affect another link that has got
+//! the name meanwhile.
 
 use std::os::fd::{AsRawFd as _, BorrowedFd};
 

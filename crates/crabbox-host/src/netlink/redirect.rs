@@ -110,7 +110,8 @@ mod tests {
             let socket = std::net::UdpSocket::bind("192.0.2.1:4000").unwrap();
             socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
             let own = netlink.link("upl0").unwrap().unwrap();
-            // A broadcast needs no hardware address; the header's checksum was computed by hand for this packet.
+            // A broadcast needs no hardware address; the header's checksum was computed by hand for this
+            // packet.
             let mut frame = own.mac.clone();
             frame.extend([2, 0, 0, 0, 0, 1, 8, 0]);
             frame.extend([0x45, 0, 0, 30, 0, 0, 0, 0, 64, 17, 0xf6, 0xc4]);

@@ -1,6 +1,7 @@
 //! A scan of all processes of the machine, used to find leftovers.
 //!
-//! It reports the contents of `/proc` and decides nothing. It must never fail because a process ended during the scan.
+//! It reports the contents of `/proc` and decides nothing. It must never fail because a process ended during
+//! the scan.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt as _;
@@ -13,8 +14,8 @@ use super::{ProcessError, ProcessId, boot_id, is_gone, proc_path, stat};
 /// One running process, as seen by a scan. Unreadable fields are empty or `None`.
 #[derive(Debug, Clone)]
 pub struct ProcessInfo {
-    /// Its identity, read before all other fields: if [`super::open`] finds the identity again, all fields describe that
-    /// process.
+    /// Its identity, read before all other fields: if [`super::open`] finds the identity again, all fields
+    /// describe that process.
     pub id: ProcessId,
     /// Its effective user. That user controls the arguments and the environment.
     pub uid: u32,
@@ -86,14 +87,15 @@ fn look_in(pid: u32, boot_id: &str) -> Result<Option<ProcessInfo>, ProcessError>
     }))
 }
 
-/// Children that this process had before its exec, for example those of a shell that started one and then called `exec`.
+/// Children that this process had before its exec, for example those of a shell that started one and then
+/// called `exec`.
 static INHERITED: OnceLock<Vec<u32>> = OnceLock::new();
 
 /// Records the children that exist before this program has started any. Only the first call has an effect.
 pub fn note_inherited() {
     INHERITED.get_or_init(|| {
-        // After exec all of them belong to the only thread (proc(5)). If the kernel does not have this file, none are
-        // known.
+        // After exec all of them belong to the only thread (proc(5)). If the kernel does not have this file,
+        // none are known.
         let text = std::fs::read_to_string("/proc/thread-self/children").unwrap_or_default();
         text.split_ascii_whitespace()
             .filter_map(|pid| pid.parse().ok())
@@ -103,9 +105,9 @@ pub fn note_inherited() {
 
 /// The parent of `pid` and its session, as this process sees them; `None` if it is gone.
 ///
-/// The kernel reports 0 for processes and sessions outside the PID namespace of this process, for example for the session of
-/// a program that was started in an existing container. Here 0 is a session like any other, but it must not be passed to
-/// getsid(2)'s wrapper.
+/// The kernel reports 0 for processes and sessions outside the PID namespace of this process, for example for
+/// the session of a program that was started in an existing container. Here 0 is a session like any other,
+/// but it must not be passed to getsid(2)'s wrapper.
 fn parent_and_session(pid: u32) -> Option<(u32, u32)> {
     let stat = std::fs::read_to_string(proc_path(pid, "stat")).ok()?;
     // pid (name) state ppid pgrp session, see proc(5); the name may contain anything.
@@ -116,8 +118,8 @@ fn parent_and_session(pid: u32) -> Option<(u32, u32)> {
     Some((parent, session))
 }
 
-/// The children of this process in its own session, except those that were started to outlive it, and those of
-/// [`note_inherited`].
+/// The children of this process in its own session, except those that were started to outlive it, and those
+/// of [`note_inherited`].
 pub fn children() -> Result<Vec<ProcessId>, ProcessError> {
     let inherited = INHERITED.get().map_or(&[][..], Vec::as_slice);
     let own = std::process::id();
@@ -201,8 +203,8 @@ mod tests {
         );
     }
 
-    /// A session whose leader is in another PID namespace, as for a program started in an existing container, or by
-    /// CI in a new namespace.
+    /// A session whose leader is in another PID namespace, as for a program started in an existing container,
+    /// or by CI in a new namespace.
     #[test]
     fn children_are_found_where_the_session_s_leader_is_in_another_namespace() {
         let (_, session) = parent_and_session(std::process::id()).unwrap();

@@ -1,7 +1,7 @@
 //! Finds a process that may write to a file, for files that must not change while they are read or passed on.
 //!
-//! It inspects open files only. It must never access the files of other processes: a file on a dead server would
-//! block it.
+//! It inspects open files only. It must never access the files of other processes: a file on a dead server
+//! would block it.
 
 use std::path::Path;
 
@@ -10,8 +10,8 @@ use rustix::io::Errno;
 
 use super::ProcessError;
 
-/// A process that has the file at `path` open for writing, under any name. Only root sees the files of all users.
-/// Processes that only read it, such as a backup, do not count.
+/// A process that has the file at `path` open for writing, under any name. Only root sees the files of all
+/// users. Processes that only read it, such as a backup, do not count.
 pub fn writer_of(path: &Path) -> Result<Option<u32>, ProcessError> {
     let facts = match facts_of(path, AtFlags::SYMLINK_NOFOLLOW) {
         Ok(facts) => facts,
@@ -29,7 +29,8 @@ pub fn writer_of(path: &Path) -> Result<Option<u32>, ProcessError> {
         let has_path = std::fs::read_link(link).is_ok_and(|target| target.is_absolute());
         has_path
             && may_write(pid, link)
-            // Use cached attributes: a query to a dead server, or to a file system in user space, could block.
+            // Use cached attributes: a query to a dead server, or to a file system in user space, could
+            // block.
             && facts_of(link, AtFlags::STATX_DONT_SYNC).is_ok_and(|opened| identity(&opened) == identity(&facts))
     };
     let has_it = |pid: u32| {

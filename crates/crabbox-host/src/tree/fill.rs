@@ -1,7 +1,8 @@
 //! Fills a tree: entries with owners and modes, directories that crabbox adds, and their removal.
 //!
-//! Whatever has the name of a new entry is removed first, so that nothing must ever be written through a link or a second
-//! name. What crabbox itself adds ([`Tree::make_directory`], [`Tree::write`]) is resolved without any link of the tree.
+//! Whatever has the name of a new entry is removed first, so that nothing must ever be written through a link
+//! or a second name. What crabbox itself adds ([`Tree::make_directory`], [`Tree::write`]) is resolved without
+//! any link of the tree.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -66,7 +67,8 @@ impl std::fmt::Debug for Kind<'_> {
 }
 
 impl Tree {
-    /// Creates the entry `path`, as the guest resolves it, and missing parents; replaces whatever has its name.
+    /// Creates the entry `path`, as the guest resolves it, and missing parents; replaces whatever has its
+    /// name.
     pub fn put(&self, path: &Path, kind: Kind<'_>, facts: &Facts) -> io::Result<()> {
         if path.as_os_str().is_empty() {
             // For the root itself only a directory makes sense, and only its attributes are set.
@@ -161,7 +163,8 @@ impl Tree {
         self.look_up(path, OFlags::DIRECTORY, AS_GUEST)
     }
 
-    /// Remembers the time of the directory `dir` for [`Tree::settle_times`]; `None` if it has none of its own.
+    /// Remembers the time of the directory `dir` for [`Tree::settle_times`]; `None` if it has none of its
+    /// own.
     fn remember(&self, dir: &OwnedFd, modified: Option<i64>) -> Result<(), Errno> {
         let inode = rustix::fs::fstat(dir)?.st_ino;
         let mut times = self.times.lock().unwrap_or_else(PoisonError::into_inner);
@@ -173,8 +176,8 @@ impl Tree {
         Ok(())
     }
 
-    /// Sets the time of every directory to that with which it was put into the tree, and of all others to `other`, in seconds
-    /// since the epoch. To be called when no entry is made any more.
+    /// Sets the time of every directory to that with which it was put into the tree, and of all others to
+    /// `other`, in seconds since the epoch. To be called when no entry is made any more.
     pub fn settle_times(&self, other: i64) -> io::Result<()> {
         let times = self.times.lock().unwrap_or_else(PoisonError::into_inner);
         let mut dirs = vec![PathBuf::new()];
@@ -192,9 +195,9 @@ impl Tree {
         Ok(())
     }
 
-    /// Creates the directory `path` with its parents (0755, new ones owned by root), the last one owned by user and group
-    /// `owner` if given. A link in the path or at its end is an error (`ELOOP`, `ENOTDIR`), as is anything else that is not
-    /// a directory.
+    /// Creates the directory `path` with its parents (0755, new ones owned by root), the last one owned by
+    /// user and group `owner` if given. A link in the path or at its end is an error (`ELOOP`, `ENOTDIR`), as
+    /// is anything else that is not a directory.
     pub fn make_directory(&self, path: &Path, owner: Option<u32>) -> io::Result<()> {
         let dir = self.real_directory(path)?;
         if let Some(owner) = owner {
@@ -221,8 +224,9 @@ impl Tree {
         }
     }
 
-    /// Writes the file `path`, owned by root, with permission bits `mode` and the time `modified` (seconds since the epoch);
-    /// replaces whatever has its name. Its directory must exist, without a link in the path.
+    /// Writes the file `path`, owned by root, with permission bits `mode` and the time `modified` (seconds
+    /// since the epoch); replaces whatever has its name. Its directory must exist, without a link in the
+    /// path.
     pub fn write(&self, path: &Path, bytes: &[u8], mode: u32, modified: i64) -> io::Result<()> {
         let (parent, name) = split(path);
         let parent = self.look_up(parent, OFlags::DIRECTORY, WITHOUT_LINKS)?;
@@ -252,8 +256,8 @@ impl Tree {
         }
     }
 
-    /// Removes the contents of the directory `path`, but not the directory. Links on the way to it are followed as the guest
-    /// does; if it is a link itself, there is nothing to remove.
+    /// Removes the contents of the directory `path`, but not the directory. Links on the way to it are
+    /// followed as the guest does; if it is a link itself, there is nothing to remove.
     pub fn empty(&self, path: &Path) -> io::Result<()> {
         let (parent, name) = split(path);
         let Some(parent) = super::absent(self.look_up(parent, OFlags::DIRECTORY, AS_GUEST))? else {
@@ -283,8 +287,8 @@ impl Tree {
         }
     }
 
-    /// Removes everything below the directory `path` except directories, without any link in the path: daemons rely on the
-    /// owners and modes of the directories.
+    /// Removes everything below the directory `path` except directories, without any link in the path:
+    /// daemons rely on the owners and modes of the directories.
     pub fn remove_files(&self, path: &Path) -> io::Result<()> {
         let Some(dir) = super::absent(self.look_up(path, OFlags::DIRECTORY, WITHOUT_LINKS))? else {
             return Ok(());

@@ -1,9 +1,9 @@
 //! Makes the read-only base file system from a tree, reproducibly.
 //!
-//! mke2fs copies the tree. It sets times that differ on every run (the ctime of each file on this machine); these are then
-//! overwritten in the inode tables. That needs a file system without metadata checksums, which a read-only base in the page
-//! cache does not need. The order of directory entries comes from the host: two machines may differ there. The tree itself
-//! must never be changed.
+//! mke2fs copies the tree. It sets times that differ on every run (the ctime of each file on this machine);
+//! these are then overwritten in the inode tables. That needs a file system without metadata checksums, which
+//! a read-only base in the page cache does not need. The order of directory entries comes from the host: two
+//! machines may differ there. The tree itself must never be changed.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -32,7 +32,8 @@ const FEATURES: &str =
 const BLOCK: u64 = 4096;
 const INODE: usize = 256;
 
-/// The number of inodes of a new file system that are not copied from the tree: the reserved ones, and `lost+found`.
+/// The number of inodes of a new file system that are not copied from the tree: the reserved ones, and
+/// `lost+found`.
 const FIRST_INODES: usize = 11;
 
 /// Time limit for making the file system.
@@ -50,13 +51,16 @@ struct Need {
 /// Which modification times an image has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Times {
-    /// Those of the tree, but none later than the stamp: the tree was made by this build, which took some time.
+    /// Those of the tree, but none later than the stamp: the tree was made by this build, which took some
+    /// time.
     NoLater,
-    /// Those of the tree: it says of its files when they were made, and the caller has set the time of all others.
+    /// Those of the tree: it says of its files when they were made, and the caller has set the time of all
+    /// others.
     OfTree,
 }
 
-/// Makes the ext4 file system `image` from everything in `tree`, just large enough, with no time of this build, but `stamp`.
+/// Makes the ext4 file system `image` from everything in `tree`, just large enough, with no time of this
+/// build, but `stamp`.
 #[expect(
     clippy::disallowed_methods,
     reason = "the image lies beside the tree, in a directory of ours"
@@ -65,7 +69,8 @@ pub(super) fn make(tree: &Tree, image: &Path, stamp: u32, times: Times) -> Resul
     let mut need = Need::default();
     measure(tree, Path::new(""), &mut need)?;
     let inodes = need.inodes + need.inodes / 20 + 64;
-    // Inode tables, one part in 32 for directory and extent blocks beyond the tree's own, and room for the fixed structures.
+    // Inode tables, one part in 32 for directory and extent blocks beyond the tree's own, and room for the
+    // fixed structures.
     let blocks = need.blocks + need.blocks / 32 + inodes * INODE as u64 / BLOCK + 1024;
     let file = File::create_new(image).map_err(|source| FileError::io("create", image, source))?;
     file.set_len(blocks * BLOCK)
@@ -114,7 +119,8 @@ fn measure(tree: &Tree, dir: &Path, need: &mut Need) -> Result<(), FileError> {
     Ok(())
 }
 
-/// Sets the access, change and creation times of every used inode to `stamp`, and the modification time as `times` says.
+/// Sets the access, change and creation times of every used inode to `stamp`, and the modification time as
+/// `times` says.
 #[expect(
     clippy::disallowed_methods,
     reason = "the image lies beside the tree, in a directory of ours"

@@ -1,8 +1,9 @@
-//! The Debian part of a build: a root tree by mmdebstrap, and the cloud kernel's package from the same archive.
+//! The Debian part of a build: a root tree by mmdebstrap, and the cloud kernel's package from the same
+//! archive.
 //!
-//! Packages are authenticated by the archive's signatures, which mmdebstrap and apt check. The kernel is fetched with the
-//! new tree's own apt configuration, so that the build also works on a host of another distribution; no package may be used
-//! unverified.
+//! Packages are authenticated by the archive's signatures, which mmdebstrap and apt check. The kernel is
+//! fetched with the new tree's own apt configuration, so that the build also works on a host of another
+//! distribution; no package may be used unverified.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -38,8 +39,8 @@ const PACKAGES: [&str; 11] = [
     "iproute2",
 ];
 
-/// dpkg options, for the build and for later installations in the guest: no documentation, and no syncing, since neither the
-/// tree nor a lease's disk has to survive a power cut. Licence files are kept.
+/// dpkg options, for the build and for later installations in the guest: no documentation, and no syncing,
+/// since neither the tree nor a lease's disk has to survive a power cut. Licence files are kept.
 const DPKG_OPTIONS: [&str; 8] = [
     "force-unsafe-io",
     "path-exclude=/usr/share/doc/*",
@@ -51,11 +52,13 @@ const DPKG_OPTIONS: [&str; 8] = [
     "path-include=/usr/share/locale/locale.alias",
 ];
 
-/// Adds the user. `*` is a password that nothing matches; `!` would be a locked account, which sshd without PAM refuses.
+/// Adds the user. `*` is a password that nothing matches; `!` would be a locked account, which sshd without
+/// PAM refuses.
 const USER_HOOK: &str = "chroot \"$1\" useradd --uid 1000 --user-group --create-home --shell /bin/bash \
                          --password '*' crabbox";
 
-/// Downloads the newest cloud kernel into the directory of the script, with the apt configuration of the new tree.
+/// Downloads the newest cloud kernel into the directory of the script, with the apt configuration of the new
+/// tree.
 const KERNEL_HOOK: &str = r#"#!/bin/sh
 set -e
 cd "$(dirname "$0")"
@@ -65,8 +68,8 @@ apt-get download -qq "linux-image-$release"
 printf '%s' "$release" > release
 "#;
 
-/// Runs the user's script inside the tree. The tree's own shell interprets its first line; the script is removed before the
-/// tree is packed.
+/// Runs the user's script inside the tree. The tree's own shell interprets its first line; the script is
+/// removed before the tree is packed.
 const SCRIPT_HOOK: &str = r#"#!/bin/sh
 set -e
 install -m 700 "$(dirname "$0")/script" "$1/crabbox-build-script"
@@ -106,9 +109,9 @@ pub(super) fn install(recipe: &BuildRecipe, tree: &Path, scratch: &Path) -> Resu
         .chain((recipe.init == OwnInit::Systemd).then_some("systemd-sysv"))
         .chain(recipe.extra_packages.iter().map(String::as_str))
         .collect();
-    // mmdebstrap mounts proc and more in the tree, and runs scripts of packages. In its own namespaces nothing of
-    // that is visible here, and everything ends with it, and it ends with us: after a kill the tree can be removed,
-    // and no process still writes to it.
+    // mmdebstrap mounts proc and more in the tree, and runs scripts of packages. In its own namespaces
+    // nothing of that is visible here, and everything ends with it, and it ends with us: after a kill the
+    // tree can be removed, and no process still writes to it.
     Cmd::new("unshare")
         .environment(Environment::Fetch)
         .args([

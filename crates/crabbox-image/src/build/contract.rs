@@ -1,7 +1,8 @@
-//! Turns a Debian tree into a guest: the user's privileges, sshd, the ready check, and no traces of the build machine.
+//! Turns a Debian tree into a guest: the user's privileges, sshd, the ready check, and no traces of the build
+//! machine.
 //!
-//! Every lease shares the tree, so it must never contain a host key, a machine id, a random seed or package lists; process 1
-//! of the guest adds what identifies a lease.
+//! Every lease shares the tree, so it must never contain a host key, a machine id, a random seed or package
+//! lists; process 1 of the guest adds what identifies a lease.
 
 use std::io;
 use std::path::Path;
@@ -14,12 +15,12 @@ use rustix::io::Errno;
 use super::{Agent, BuildError, OwnInit};
 use crate::manifest::GuestContract;
 
-/// Directories that have no files in an image: logs, and what is only of use to the machine that wrote it. In a guest other
-/// file systems are mounted on the last two.
+/// Directories that have no files in an image: logs, and what is only of use to the machine that wrote it. In
+/// a guest other file systems are mounted on the last two.
 const EMPTIED_DIRS: [&str; 3] = ["var/log", "tmp", "run"];
 
-/// The same for a tree that our recipe made: caches and translations that were not asked for. In anybody else's tree they may
-/// be there for a reason.
+/// The same for a tree that our recipe made: caches and translations that were not asked for. In anybody
+/// else's tree they may be there for a reason.
 const TRIMMED_DIRS: [&str; 3] = ["var/lib/apt/lists", "var/cache/apt", "usr/share/locale"];
 
 /// Single files that must not exist, because they identify one machine.
@@ -57,7 +58,8 @@ const ACCOUNTS: [(&str, &str, u32); 3] = [
     ("etc/shadow", "root:*:19000:0:99999:7:::\n", 0o600),
 ];
 
-/// The ready check: exits with 0 when the guest can accept a sync and a command; otherwise prints what is missing.
+/// The ready check: exits with 0 when the guest can accept a sync and a command; otherwise prints what is
+/// missing.
 const READY: &str = r#"#!/bin/sh
 # Written by crabbox image build. Usage: crabbox-ready [WORK_ROOT]
 root=${1:-@WORK_ROOT@}
@@ -88,8 +90,8 @@ const WRITTEN: [&str; 13] = [
 /// The directory of systemd's scripts at the end of a shutdown (`systemd-shutdown(8)`).
 const LAST_WORDS: &str = "usr/lib/systemd/system-shutdown";
 
-/// Firecracker has no power switch: a kernel that powers off only halts, and its microVM would stay until the lease expires.
-/// A reset ends it. Systemd runs this after everything is unmounted.
+/// Firecracker has no power switch: a kernel that powers off only halts, and its microVM would stay until the
+/// lease expires. A reset ends it. Systemd runs this after everything is unmounted.
 const POWER_OFF: &str = r#"#!/bin/sh
 # Written by crabbox image build.
 case "$1" in
@@ -133,8 +135,8 @@ struct Settling<'a> {
 }
 
 impl Settling<'_> {
-    /// Refuses a tree in which a path that [`apply`] writes or empties would be in another place, before anything is
-    /// changed. Each write checks this again.
+    /// Refuses a tree in which a path that [`apply`] writes or empties would be in another place, before
+    /// anything is changed. Each write checks this again.
     fn check_places(&self, guest: &GuestContract) -> Result<(), BuildError> {
         let work_root = guest.work_root.trim_start_matches('/');
         for path in WRITTEN.into_iter().chain(EMPTIED_DIRS).chain([work_root]) {

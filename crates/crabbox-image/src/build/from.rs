@@ -1,7 +1,7 @@
 //! An image from a foreign tree: a directory, a tar archive or an OCI image, with our kernel or its own.
 //!
-//! The tree is untrusted: it is read as its guest would read it, and what crabbox writes into it must never go through one
-//! of its links.
+//! The tree is untrusted: it is read as its guest would read it, and what crabbox writes into it must never
+//! go through one of its links.
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt as _;
@@ -37,8 +37,8 @@ const TEXT_LIMIT: u64 = 1 << 20;
 /// Maximum size of another image's initrd, in bytes.
 const INITRD_LIMIT: u64 = 1 << 30;
 
-/// Keywords of sshd's configuration that may not come before the settings of a lease: of most the first one counts, and
-/// everything after the last is conditional.
+/// Keywords of sshd's configuration that may not come before the settings of a lease: of most the first one
+/// counts, and everything after the last is conditional.
 const BEFORE_NONE: [&str; 6] = [
     "authorizedkeysfile",
     "pubkeyauthentication",
@@ -81,7 +81,8 @@ pub struct TreeRecipe {
     pub stamp_unix: u32,
 }
 
-/// Builds the image of `recipe` and puts it into `store` under `recipe.name`; otherwise like [`super::build_debian`].
+/// Builds the image of `recipe` and puts it into `store` under `recipe.name`; otherwise like
+/// [`super::build_debian`].
 pub fn build_tree(recipe: &TreeRecipe, store: &Store, progress: &dyn Progress) -> Result<Image, BuildError> {
     check_store(&recipe.name, &recipe.guest_binary, store)?;
     check_tools(&TOOLS)?;
@@ -331,8 +332,8 @@ impl Checked<'_> {
         })
     }
 
-    /// Refuses a configuration of sshd that would not read the settings of a lease, or only behind a condition. Our own init
-    /// gives them to sshd as arguments.
+    /// Refuses a configuration of sshd that would not read the settings of a lease, or only behind a
+    /// condition. Our own init gives them to sshd as arguments.
     fn sshd_includes_settings(&self) -> Result<(), BuildError> {
         // The second one is read where there is no first, in distributions that leave /etc to the owner.
         let mut path = "etc/ssh/sshd_config";
@@ -361,8 +362,8 @@ impl Checked<'_> {
         })
     }
 
-    /// Makes kernel and initrd: from the chosen image's, or the tree's own kernel if it has one with its modules, or another
-    /// image's.
+    /// Makes kernel and initrd: from the chosen image's, or the tree's own kernel if it has one with its
+    /// modules, or another image's.
     fn kernel(&self, recipe: &TreeRecipe, staged: &Path) -> Result<String, BuildError> {
         let own = match recipe.kernel_of {
             KernelOf::Chosen(_) => None,

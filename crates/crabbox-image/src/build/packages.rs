@@ -1,6 +1,7 @@
 //! The packages installed in a tree, from dpkg's own list (`dpkg(1)`, `/var/lib/dpkg/status`).
 //!
-//! The list may come from a foreign tree: it is read without following links, and no program may be run on it.
+//! The list may come from a foreign tree: it is read without following links, and no program may be run on
+//! it.
 
 use std::collections::BTreeMap;
 use std::io::Read as _;

@@ -1,4 +1,5 @@
-//! The checks of a build before it fetches anything. The build itself makes the images of `e2e/tests/image.rs`.
+//! The checks of a build before it fetches anything. The build itself makes the images of
+//! `e2e/tests/image.rs`.
 
 use super::*;
 

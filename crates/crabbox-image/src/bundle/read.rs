@@ -1,5 +1,5 @@
-//! Reads an untrusted bundle: only members that its record names are accepted, complete and with the recorded digest.
-//! Nothing else may be written.
+//! Reads an untrusted bundle: only members that its record names are accepted, complete and with the recorded
+//! digest. Nothing else may be written.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -27,12 +27,13 @@ const PROGRAM_LIMIT: u64 = 256 << 20;
 pub struct Imported {
     /// The image, in the store.
     pub image: Image,
-    /// The programs written to the requested directory; empty if the bundle has none or no directory was given.
+    /// The programs written to the requested directory; empty if the bundle has none or no directory was
+    /// given.
     pub programs: Vec<PathBuf>,
 }
 
-/// Puts the image of the bundle at `bundle` into `store` as `name`, and its programs into `programs` if that is given. If
-/// `sha256` is given, the bundle must have that digest.
+/// Puts the image of the bundle at `bundle` into `store` as `name`, and its programs into `programs` if that
+/// is given. If `sha256` is given, the bundle must have that digest.
 pub fn import(
     bundle: &Path,
     sha256: Option<&str>,
@@ -314,7 +315,8 @@ impl Incoming<'_> {
         }
     }
 
-    /// If the archive ends where another member should begin, it is truncated; any other error is the reader's own.
+    /// If the archive ends where another member should begin, it is truncated; any other error is the
+    /// reader's own.
     fn cut_or(&self, error: ArchiveError, expected: &Expected) -> BundleError {
         match (error, expected.iter().next()) {
             (ArchiveError::Read(source), Some((member, (_, facts))))

@@ -1,5 +1,5 @@
-//! Writes a bundle: the record, then each file, whose digest is checked while it is written. A file that does not match must
-//! never get into a bundle.
+//! Writes a bundle: the record, then each file, whose digest is checked while it is written. A file that does
+//! not match must never get into a bundle.
 
 use std::fs::File;
 use std::io::{BufWriter, Read, Write};
@@ -14,10 +14,11 @@ use crate::manifest::FileFacts;
 use crate::progress::Progress;
 use crate::store::{Image, StoreError};
 
-/// Writes `image`, and the programs in the directory `programs`, to the file `to`, which is created or replaced; returns its
-/// length in bytes.
+/// Writes `image`, and the programs in the directory `programs`, to the file `to`, which is created or
+/// replaced; returns its length in bytes.
 ///
-/// The same image and programs give the same bytes. Nothing appears under `to` before all of it is written and checked.
+/// The same image and programs give the same bytes. Nothing appears under `to` before all of it is written
+/// and checked.
 pub fn export(
     image: &Image,
     programs: Option<&Path>,

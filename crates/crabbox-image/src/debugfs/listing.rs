@@ -1,7 +1,8 @@
 //! Parses debugfs's listings of untrusted directories, line by line.
 //!
-//! A name may contain anything that the maker of the image chose, including line breaks and slashes, and debugfs prints it
-//! unchanged. A listing with any invalid entry must be refused as a whole; nothing of it is combined with other text here.
+//! A name may contain anything that the maker of the image chose, including line breaks and slashes, and
+//! debugfs prints it unchanged. A listing with any invalid entry must be refused as a whole; nothing of it is
+//! combined with other text here.
 
 use std::collections::BTreeSet;
 
@@ -63,8 +64,8 @@ pub enum ListingError {
     Circle,
 }
 
-/// Splits the output of a script: for each of `questions`, debugfs repeats it, answers, and prints the `mark`. The error is
-/// the number of the first question without an answer.
+/// Splits the output of a script: for each of `questions`, debugfs repeats it, answers, and prints the
+/// `mark`. The error is the number of the first question without an answer.
 pub(super) fn answers(said: &[u8], questions: &[String], mark: &str) -> Result<Vec<Vec<u8>>, usize> {
     let mut rest = said;
     let mut answers = Vec::new();
@@ -89,8 +90,8 @@ fn find(text: &[u8], word: &[u8]) -> Option<usize> {
     text.windows(word.len()).position(|window| window == word)
 }
 
-/// The entries of a directory except `.` and `..`, from the output of `ls -p` (`/inode/mode/uid/gid/name/size/`); `None` if
-/// there was no output.
+/// The entries of a directory except `.` and `..`, from the output of `ls -p`
+/// (`/inode/mode/uid/gid/name/size/`); `None` if there was no output.
 pub fn parse(printed: &[u8]) -> Result<Option<Vec<Entry>>, ListingError> {
     let (mut entries, mut names, mut itself) = (Vec::new(), BTreeSet::new(), false);
     for line in printed

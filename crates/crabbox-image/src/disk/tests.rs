@@ -224,7 +224,8 @@ fn a_disk_is_grown_by_programs_that_see_nothing_but_it() {
     check(&disk);
 }
 
-/// e2fsck reads the bitmaps of such a file system with a thread for each processor, and gives up when it gets none.
+/// e2fsck reads the bitmaps of such a file system with a thread for each processor, and gives up when it gets
+/// none.
 #[test]
 fn a_disk_of_several_groups_is_grown() {
     let dir = tempfile::tempdir().unwrap();

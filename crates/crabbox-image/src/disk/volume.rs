@@ -1,7 +1,8 @@
-//! The file systems of volumes: ext4 with a journal, because a volume has to survive the sudden end of its machine.
+//! The file systems of volumes: ext4 with a journal, because a volume has to survive the sudden end of its
+//! machine.
 //!
-//! Guests wrote what is checked here, so every program that reads it is confined. A volume is never mounted on the
-//! host, never shrunk, and never reported as damaged because a check could not be done.
+//! Guests wrote what is checked here, so every program that reads it is confined. A volume is never mounted
+//! on the host, never shrunk, and never reported as damaged because a check could not be done.
 
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
@@ -19,8 +20,8 @@ use crate::inspect::{self, InspectError};
 /// The label of a volume.
 const LABEL: &str = "crabbox-volume";
 
-/// A layer's features, and those that a lasting file system needs: a journal, backup superblocks, and room for the
-/// group descriptors of a larger size.
+/// A layer's features, and those that a lasting file system needs: a journal, backup superblocks, and room
+/// for the group descriptors of a larger size.
 const VOLUME: Format = Format {
     features: "none,has_journal,resize_inode,ext_attr,dir_index,filetype,extent,64bit,flex_bg,sparse_super,large_file,\
                huge_file,dir_nlink,extra_isize,metadata_csum",
@@ -46,31 +47,33 @@ pub enum Health {
     },
 }
 
-/// Makes the new file `path` a private (mode 0600), empty, sparse volume of `size_mib` MiB, and syncs it to disk.
+/// Makes the new file `path` a private (mode 0600), empty, sparse volume of `size_mib` MiB, and syncs it to
+/// disk.
 pub fn make(path: &Path, size_mib: u64) -> Result<(), DiskError> {
     format_in_memory(path, size_mib, &VOLUME)?;
     sync(path)
 }
 
-/// Replays the journal of the volume `path`, a file of ours, and repairs what can be repaired without data loss.
-/// Fails once `cancelled` returns true.
+/// Replays the journal of the volume `path`, a file of ours, and repairs what can be repaired without data
+/// loss. Fails once `cancelled` returns true.
 pub fn mend(path: &Path, cancelled: &dyn Fn() -> bool) -> Result<Health, DiskError> {
     check(path, &["-p"], CHECK_LIMIT, cancelled)
 }
 
-/// Whether the file system of the volume `path`, which was just found intact, is smaller than `size_mib` MiB, because
-/// it must grow or because growing was interrupted.
+/// Whether the file system of the volume `path`, which was just found intact, is smaller than `size_mib` MiB,
+/// because it must grow or because growing was interrupted.
 pub fn is_smaller(path: &Path, size_mib: u64) -> Result<bool, DiskError> {
     let facts = inspect::superblock(path)?;
     // A difference of less than one block does not count.
     Ok(facts.bytes().saturating_add(u64::from(facts.block_size)) <= size_mib.saturating_mul(1 << 20))
 }
 
-/// Makes the new file `copy` a copy of the volume `path`, which was found intact, with a file system of `size_mib`
-/// MiB. Only a complete copy is [`Health::Whole`]; `path` itself keeps its size. Fails once `cancelled` returns true.
+/// Makes the new file `copy` a copy of the volume `path`, which was found intact, with a file system of
+/// `size_mib` MiB. Only a complete copy is [`Health::Whole`]; `path` itself keeps its size. Fails once
+/// `cancelled` returns true.
 ///
-/// resize2fs has no journal: if it is killed at the wrong moment, in one of five cases it leaves a file system that
-/// cannot be repaired without a decision about its files. So it never works on the only copy.
+/// resize2fs has no journal: if it is killed at the wrong moment, in one of five cases it leaves a file
+/// system that cannot be repaired without a decision about its files. So it never works on the only copy.
 pub fn grow(
     path: &Path,
     copy: &Path,
@@ -142,8 +145,8 @@ fn check(
     Err(unchecked(path, "e2fsck", &checked))
 }
 
-/// Whether a failed check found damage. Any other cause may be the host's: a signal, a lack of memory or disk space,
-/// an unreadable disk, or a feature that only a newer checker supports.
+/// Whether a failed check found damage. Any other cause may be the host's: a signal, a lack of memory or disk
+/// space, an unreadable disk, or a feature that only a newer checker supports.
 fn is_damage(path: &Path, checked: &Captured) -> Result<bool, DiskError> {
     const UNCORRECTED: i32 = 4;
     const OPERATIONAL: i32 = 8;
@@ -279,7 +282,8 @@ mod tests {
         make(&path, 64).unwrap();
         write(&path, "precious");
         let file = File::options().write(true).open(&path).unwrap();
-        // The superblock, and the group's tables after it; a volume with a single group has no backup superblock.
+        // The superblock, and the group's tables after it; a volume with a single group has no backup
+        // superblock.
         file.write_all_at(&vec![0xff; 1 << 20], 0).unwrap();
         let Health::Damaged { why } = mend(&path, &|| false).unwrap() else {
             panic!("it cannot be whole");

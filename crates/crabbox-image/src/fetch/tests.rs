@@ -1,4 +1,5 @@
-//! Valid and invalid wheels made by the tests, and a Python that misbehaves. The real download is in `tests/fetch.rs`.
+//! Valid and invalid wheels made by the tests, and a Python that misbehaves. The real download is in
+//! `tests/fetch.rs`.
 
 use super::*;
 use std::io::Write as _;
@@ -19,8 +20,8 @@ fn wheel(dir: &Path, members: &[(&str, &[u8])]) -> PathBuf {
 
 /// A fake `python3` that runs `script`.
 ///
-/// It is written by a child: if it were open for writing here, a fork by another test could hold it open, and running
-/// it would fail with "text file busy".
+/// It is written by a child: if it were open for writing here, a fork by another test could hold it open, and
+/// running it would fail with "text file busy".
 fn python(dir: &Path, script: &str) -> String {
     let path = dir.join("python3");
     let write = Cmd::new("sh")

@@ -21,8 +21,8 @@ fn kernel_with_release() -> Vec<u8> {
     [elf(62), format!("Linux version {RELEASE} (x@y)\0").into_bytes()].concat()
 }
 
-/// Modules of that kernel in the tree of [`rootfs`], which must be made afterwards; those in `built_in` are part of
-/// the kernel.
+/// Modules of that kernel in the tree of [`rootfs`], which must be made afterwards; those in `built_in` are
+/// part of the kernel.
 fn modules(dir: &Path, built_in: &[&str]) {
     let root = dir.join("tree/usr/lib/modules").join(RELEASE);
     std::fs::create_dir_all(root.join("kernel")).unwrap();

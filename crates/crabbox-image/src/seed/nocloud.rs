@@ -1,8 +1,8 @@
 //! The NoCloud volume for a foreign cloud-init image: FAT, label `CIDATA`, with `user-data`, `meta-data` and
 //! `network-config`.
 //!
-//! User-data is YAML that runs as root in the guest, so every external value goes through [`quoted`] (YAML) or
-//! [`shell_quoted`]; no value may be inserted unquoted.
+//! User-data is YAML that runs as root in the guest, so every external value goes through [`quoted`] (YAML)
+//! or [`shell_quoted`]; no value may be inserted unquoted.
 
 use std::fmt::Write as _;
 use std::io::{Cursor, Write as _};
@@ -11,7 +11,8 @@ use crabbox_guest_protocol::image::{BOOTSTRAPPED, READY};
 
 use super::{SeedNetwork, ended};
 
-/// Size of the volume in bytes: the minimum for FAT16 with 512-byte clusters (4085 clusters), and some reserve.
+/// Size of the volume in bytes: the minimum for FAT16 with 512-byte clusters (4085 clusters), and some
+/// reserve.
 const VOLUME_BYTES: usize = 4 * 1024 * 1024;
 
 /// Serial number of the volume: fixed, so that the same seed gives the same bytes.
@@ -112,8 +113,8 @@ fn meta_data(seed: &NoCloud) -> String {
 
 /// Version 2 of the network configuration, which every renderer of cloud-init understands.
 ///
-/// It uses `gateway4` and not a default route: for the latter, the renderer of Debian 12 (`eni`) writes a call of `route`, a
-/// program that a small image does not have, and hides the failure.
+/// It uses `gateway4` and not a default route: for the latter, the renderer of Debian 12 (`eni`) writes a
+/// call of `route`, a program that a small image does not have, and hides the failure.
 fn network_config(network: &SeedNetwork) -> String {
     let SeedNetwork {
         mac,
@@ -167,8 +168,8 @@ fn user_data(seed: &NoCloud) -> String {
         "package_update: false\npackage_upgrade: false\nssh_pwauth: false\nmanage_etc_hosts: \"localhost\""
             .into(),
     );
-    // This saves a quarter of cloud-init's time: the machine has no boot loader, and its host keys need not be shown
-    // on the console, because the host made them.
+    // This saves a quarter of cloud-init's time: the machine has no boot loader, and its host keys need not
+    // be shown on the console, because the host made them.
     line(
         "grub_dpkg:\n  enabled: false\nno_ssh_fingerprints: true\nssh:\n  emit_keys_to_console: false".into(),
     );
@@ -177,7 +178,8 @@ fn user_data(seed: &NoCloud) -> String {
     line("    groups: [sudo]\n    shell: /bin/bash\n    lock_passwd: true".into());
     line(format!("    sudo: {}", quoted("ALL=(ALL) NOPASSWD:ALL")));
     line(format!("    ssh_authorized_keys: [{}]", keys.join(", ")));
-    // The host key is made and pinned on the host: cloud-init must neither keep the image's keys nor make new ones.
+    // The host key is made and pinned on the host: cloud-init must neither keep the image's keys nor make new
+    // ones.
     line("ssh_deletekeys: true\nssh_keys:".into());
     line(format!("  ed25519_private: {}", quoted(&private)));
     line(format!(
@@ -219,13 +221,14 @@ fn ready_script(seed: &NoCloud) -> String {
     )
 }
 
-/// The script runs once, as root, at the end of the first boot. It installs packages only if a tool is missing: an image
-/// with all tools needs neither network nor package lists.
+/// The script runs once, as root, at the end of the first boot. It installs packages only if a tool is
+/// missing: an image with all tools needs neither network nor package lists.
 ///
-/// An enabled server is not enabled again: with a SysV script next to its unit, that takes longer than all the rest.
+/// An enabled server is not enabled again: with a SysV script next to its unit, that takes longer than all
+/// the rest.
 ///
-/// Name servers of the network configuration get into `resolv.conf` only if a program for that is installed. If
-/// `resolv.conf` is a link, such a program manages it; if it is a file, it belongs to the image builder.
+/// Name servers of the network configuration get into `resolv.conf` only if a program for that is installed.
+/// If `resolv.conf` is a link, such a program manages it; if it is a file, it belongs to the image builder.
 fn setup_script(seed: &NoCloud) -> String {
     let servers = seed.network.iter().flat_map(|network| &network.dns);
     let lines: Vec<_> = servers.map(|server| format!("nameserver {server}\\n")).collect();
@@ -270,7 +273,8 @@ fn shell_quoted(text: &str) -> String {
     format!("'{}'", text.replace('\'', "'\\''"))
 }
 
-/// `text` as a double-quoted YAML scalar in printable ASCII: with any content it stays one scalar in YAML 1.1 and 1.2.
+/// `text` as a double-quoted YAML scalar in printable ASCII: with any content it stays one scalar in YAML 1.1
+/// and 1.2.
 fn quoted(text: &str) -> String {
     let mut scalar = String::with_capacity(text.len() + 2);
     scalar.push('"');

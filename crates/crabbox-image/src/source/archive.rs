@@ -1,7 +1,8 @@
-//! Unpacks a tar archive into a tree: a complete one, or a layer over others (layers of the OCI image specification).
+//! Unpacks a tar archive into a tree: a complete one, or a layer over others (layers of the OCI image
+//! specification).
 //!
-//! An archive must never be accepted before all of it was read and its digest is correct; declared sizes are checked against
-//! a budget first.
+//! An archive must never be accepted before all of it was read and its digest is correct; declared sizes are
+//! checked against a budget first.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -30,7 +31,8 @@ const ATTRIBUTES: [&str; 2] = ["security.capability", "user."];
 /// Maximum number of entries of one archive; all of Debian's archive has fewer.
 const ENTRIES_LIMIT: u64 = 1 << 22;
 
-/// Maximum number of bytes after an archive's end; writers pad their last record, which is at most a megabyte.
+/// Maximum number of bytes after an archive's end; writers pad their last record, which is at most a
+/// megabyte.
 const REST_LIMIT: u64 = 16 << 20;
 
 /// The expected digest of an archive.
@@ -58,8 +60,8 @@ pub(super) fn unpack(
     })
 }
 
-/// Applies the layer that `open` opens to `tree`. The layer is read twice, because whiteouts may follow the entries that the
-/// same layer adds; its digest is checked each time.
+/// Applies the layer that `open` opens to `tree`. The layer is read twice, because whiteouts may follow the
+/// entries that the same layer adds; its digest is checked each time.
 pub(super) fn apply(
     name: &str,
     expected: Expected<'_>,
@@ -70,8 +72,8 @@ pub(super) fn apply(
     let archive = Named(name);
     archive.each(open()?, Some(expected), |path, member, _| {
         let Some((dir, hidden)) = whiteout(path) else {
-            // A directory that replaces a link does so before whiteouts in it count, or they would hide what is in the
-            // link's target.
+            // A directory that replaces a link does so before whiteouts in it count, or they would hide what
+            // is in the link's target.
             return match member.kind {
                 MemberKind::Directory => tree.make_way(path),
                 _ => Ok(()),
@@ -100,7 +102,8 @@ fn whiteout(path: &Path) -> Option<(&Path, Option<&OsStr>)> {
         return Some((dir, None));
     }
     let hidden = name.as_bytes().strip_prefix(WHITEOUT.as_bytes())?;
-    // A whiteout must hide a single name: `.wh..` would hide the directory that contains it, `.wh...` the one above.
+    // A whiteout must hide a single name: `.wh..` would hide the directory that contains it, `.wh...` the one
+    // above.
     let is_name = !matches!(hidden, b"" | b"." | b"..");
     is_name.then(|| (dir, Some(OsStr::from_bytes(hidden))))
 }
@@ -152,8 +155,8 @@ impl Named<'_> {
         Ok(inside)
     }
 
-    /// Calls `act` with every entry and its name in the tree, and returns the digest of the bytes in `part`. For a damaged
-    /// archive, the digest error takes precedence.
+    /// Calls `act` with every entry and its name in the tree, and returns the digest of the bytes in `part`.
+    /// For a damaged archive, the digest error takes precedence.
     fn each(
         &self,
         part: Part,
@@ -209,8 +212,8 @@ impl Named<'_> {
             }
             act(&self.inside(&member.path)?, &member, &mut reader)?;
         }
-        // An archive ends with blocks of zeros. If the file ended before them, only a digest tells whether it is truncated or
-        // was written without them.
+        // An archive ends with blocks of zeros. If the file ended before them, only a digest tells whether it
+        // is truncated or was written without them.
         if content.is_over && !has_digest {
             return Err(self.unread(io::ErrorKind::UnexpectedEof.into()));
         }

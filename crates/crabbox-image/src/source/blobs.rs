@@ -1,5 +1,5 @@
-//! The parts of an image on disk, by name: files in a directory, or members of a tar archive, read in place. No name may
-//! lead outside of the directory or archive.
+//! The parts of an image on disk, by name: files in a directory, or members of a tar archive, read in place.
+//! No name may lead outside of the directory or archive.
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -189,8 +189,8 @@ fn members(name: &str, file: &Path) -> Result<BTreeMap<PathBuf, Member>, SourceE
                 offset: at.get(),
                 bytes: member.size,
             },
-            // A link's target is relative to the link's own directory: `docker save` writes a repeated layer as a
-            // link.
+            // A link's target is relative to the link's own directory: `docker save` writes a repeated layer
+            // as a link.
             MemberKind::Symlink => match joined(&path, &path_of(&member.link)) {
                 Some(target) => Member::Link(target),
                 None => continue,

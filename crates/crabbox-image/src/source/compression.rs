@@ -1,5 +1,5 @@
-//! Decompression of archives and layers. The format is detected from the first bytes, and must never be taken from a name or
-//! media type.
+//! Decompression of archives and layers. The format is detected from the first bytes, and must never be taken
+//! from a name or media type.
 
 use std::io::{self, BufRead, BufReader, Read};
 
@@ -71,7 +71,8 @@ impl<R: BufRead> Read for Zstd<R> {
 }
 
 impl<R: BufRead> Zstd<R> {
-    /// Compares the checksum of the frame whose content has been read, if it has one: the decoder only computes it.
+    /// Compares the checksum of the frame whose content has been read, if it has one: the decoder only
+    /// computes it.
     fn check_frame(&self) -> io::Result<()> {
         match self.decoder.get_checksum_from_data() {
             Some(stored) if self.decoder.get_calculated_checksum() != Some(stored) => Err(io::Error::new(

@@ -1,5 +1,5 @@
-//! A root tree in a directory of this host, copied with owners, modes and hard links. The original is only read, and must
-//! never be left through a link.
+//! A root tree in a directory of this host, copied with owners, modes and hard links. The original is only
+//! read, and must never be left through a link.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -75,8 +75,8 @@ impl Copying<'_> {
             }
             FileType::RegularFile => self.file(path, &facts),
             FileType::Fifo => self.put(path, Kind::Fifo, &kept(&facts)),
-            // Skip sockets, which are useless without their process, and devices below dev, which every guest makes
-            // itself.
+            // Skip sockets, which are useless without their process, and devices below dev, which every guest
+            // makes itself.
             FileType::Socket => Ok(()),
             _ if path.starts_with("dev") => Ok(()),
             _ => Err(SourceError::Device {

@@ -1,8 +1,9 @@
 //! Container image formats on disk: OCI image layouts and the output of `docker save`.
 //!
-//! The digest of every part is verified each time it is read, over the same bytes that are used; an unverified part must
-//! never be used. The formats are those of the OCI image specification 1.1 (layout, index, manifest, configuration). Of a
-//! configuration only platform and layers are used, because a lease runs its user's commands and not the image's.
+//! The digest of every part is verified each time it is read, over the same bytes that are used; an
+//! unverified part must never be used. The formats are those of the OCI image specification 1.1 (layout,
+//! index, manifest, configuration). Of a configuration only platform and layers are used, because a lease
+//! runs its user's commands and not the image's.
 
 use std::collections::BTreeMap;
 
@@ -102,7 +103,8 @@ pub(super) fn unpack_layout(
     Ok(descriptor.digest)
 }
 
-/// The same for the output of `docker save`; returns the digest of its configuration, which is the image's id.
+/// The same for the output of `docker save`; returns the digest of its configuration, which is the image's
+/// id.
 pub(super) fn unpack_docker(
     blobs: &Blobs,
     tag: Option<&str>,
@@ -156,8 +158,9 @@ fn called<T>(all: Vec<T>, wanted: &str, names: impl Fn(&T) -> Vec<String>) -> Ve
         .collect()
 }
 
-/// The one image for this host in the index of a layout. A tool that puts an image into a layout under a name that is taken
-/// leaves the old one there without a name, so unnamed entries count only where none has a name.
+/// The one image for this host in the index of a layout. A tool that puts an image into a layout under a name
+/// that is taken leaves the old one there without a name, so unnamed entries count only where none has a
+/// name.
 fn chosen(blobs: &Blobs, all: Vec<Descriptor>, tag: Option<&str>) -> Result<Descriptor, SourceError> {
     let names = |one: &Descriptor| Vec::from_iter(one.annotations.get(REF_NAME).cloned());
     let have: Vec<String> = all.iter().flat_map(names).collect();
@@ -205,8 +208,8 @@ fn no_tag(blobs: &Blobs, tag: Option<&str>, have: Vec<String>) -> SourceError {
     }
 }
 
-/// The first entry of `all`, or of the indexes among them, that is for this host. An entry without a platform is
-/// assumed to be.
+/// The first entry of `all`, or of the indexes among them, that is for this host. An entry without a platform
+/// is assumed to be.
 fn for_this_host(blobs: &Blobs, all: Vec<Descriptor>, depth: usize) -> Result<Descriptor, SourceError> {
     let mut others = Vec::new();
     for one in all {

@@ -1,5 +1,5 @@
-//! What a tar archive is an archive of: a root tree, or an image in one of the formats of container tools. Told by the names
-//! in it, and never by its own name.
+//! What a tar archive is an archive of: a root tree, or an image in one of the formats of container tools.
+//! Told by the names in it, and never by its own name.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -27,8 +27,8 @@ pub(super) enum Packing {
     Saved,
 }
 
-/// Looks through the archive in `file` until it is known. One that cannot be read counts as a tree: unpacking it reports the
-/// error.
+/// Looks through the archive in `file` until it is known. One that cannot be read counts as a tree: unpacking
+/// it reports the error.
 pub(super) fn of(file: File) -> Packing {
     let Ok(content) = compression::reader(file) else {
         return Packing::Tree;

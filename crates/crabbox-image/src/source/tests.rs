@@ -15,8 +15,8 @@ use super::*;
 
 mod hostile;
 
-/// A layer: `(name, content)`. The content `-> x` means a symbolic link, `=> x` a hard link; `dir`, `char` and `fifo`
-/// mean those types.
+/// A layer: `(name, content)`. The content `-> x` means a symbolic link, `=> x` a hard link; `dir`, `char`
+/// and `fifo` mean those types.
 fn layer(entries: &[(&str, &str)]) -> Vec<u8> {
     let mut archive = Builder::new(Vec::new());
     for (name, content) in entries {
@@ -272,8 +272,8 @@ fn an_archive_that_is_cut_short_is_never_taken_for_a_whole_one() {
         } else {
             packed(program, &whole)
         };
-        // Cut inside a file, between two files, before the end mark; for a compressed archive, in the middle and in
-        // the checksum.
+        // Cut inside a file, between two files, before the end mark; for a compressed archive, in the middle
+        // and in the checksum.
         let cuts = if program == "cat" {
             vec![700, 5632, 6656]
         } else {
@@ -380,7 +380,8 @@ fn layers_hide_what_they_say_and_only_what_lower_ones_had() {
     }
 }
 
-/// Adds the parts of an image of `layers` to the layout at `dir`; returns its entry for the index, without a name.
+/// Adds the parts of an image of `layers` to the layout at `dir`; returns its entry for the index, without a
+/// name.
 fn add_image(dir: &Path, layers: &[Vec<u8>]) -> serde_json::Value {
     layout(dir, "amd64", layers);
     let text = std::fs::read(dir.join("index.json")).unwrap();

@@ -1,7 +1,7 @@
 //! Changes of the store: one process at a time, each change a single rename.
 //!
-//! Leftovers of a killed process are in a scratch directory, which must never be taken for an image and is removed by the
-//! next change.
+//! Leftovers of a killed process are in a scratch directory, which must never be taken for an image and is
+//! removed by the next change.
 
 use std::fs::{File, TryLockError};
 use std::os::unix::fs::PermissionsExt as _;
@@ -17,11 +17,12 @@ use crate::manifest::{self, Manifest};
 /// Name prefix of scratch directories.
 const SCRATCH: &str = "scratch-";
 
-/// How long to wait for the lock of another change. After a kill, a child that was just being started holds a copy of
-/// the lock until its exec.
+/// How long to wait for the lock of another change. After a kill, a child that was just being started holds a
+/// copy of the lock until its exec.
 const LOCK_WAIT: Duration = Duration::from_millis(500);
 
-/// The exclusive right to change the store, with a scratch directory for the preparation. Both end when it is dropped.
+/// The exclusive right to change the store, with a scratch directory for the preparation. Both end when it is
+/// dropped.
 #[derive(Debug)]
 pub struct Scratch {
     dir: PathBuf,
@@ -29,7 +30,8 @@ pub struct Scratch {
 }
 
 impl Scratch {
-    /// The empty, private scratch directory; on the store's file system, so that its files can be renamed into place.
+    /// The empty, private scratch directory; on the store's file system, so that its files can be renamed
+    /// into place.
     pub fn dir(&self) -> &Path {
         &self.dir
     }
@@ -39,7 +41,8 @@ impl Drop for Scratch {
     fn drop(&mut self) {
         // If it cannot be removed now, the next change removes it or reports the error.
         files::remove_tree(&self.dir).ok();
-        // Unlock explicitly, because a process that another thread is just starting has a copy of the descriptor.
+        // Unlock explicitly, because a process that another thread is just starting has a copy of the
+        // descriptor.
         self.lock.unlock().ok();
     }
 }
@@ -78,8 +81,8 @@ impl Store {
         Ok(Scratch { dir, lock })
     }
 
-    /// Removes leftovers of killed processes. While a change is in progress there is nothing to do, because it has removed
-    /// them.
+    /// Removes leftovers of killed processes. While a change is in progress there is nothing to do, because
+    /// it has removed them.
     pub fn sweep(&self) -> Result<(), StoreError> {
         match self.begin() {
             Ok(_) | Err(StoreError::Busy { .. }) => Ok(()),
@@ -87,11 +90,11 @@ impl Store {
         }
     }
 
-    /// Moves the image files in `staged` (inside `scratch`) and their record into the store, and makes `name` point
-    /// to them.
+    /// Moves the image files in `staged` (inside `scratch`) and their record into the store, and makes `name`
+    /// point to them.
     ///
-    /// The files become read-only. If the same image exists already and is intact, it is kept and `staged` is not used; if
-    /// it is damaged, it is replaced. A name that pointed to another image is changed.
+    /// The files become read-only. If the same image exists already and is intact, it is kept and `staged` is
+    /// not used; if it is damaged, it is replaced. A name that pointed to another image is changed.
     pub fn put(
         &self,
         scratch: &Scratch,
@@ -168,13 +171,15 @@ fn set_aside(scratch: &Scratch, dir: &Path) -> Result<(), FileError> {
 /// Makes a finished file read-only for everybody and durable.
 fn settle(path: &Path) -> Result<(), FileError> {
     let file = File::open(path).map_err(|source| FileError::io("open", path, source))?;
-    // Readable for everybody, because a jailed VMM runs as another user. The directory above restricts access.
+    // Readable for everybody, because a jailed VMM runs as another user. The directory above restricts
+    // access.
     file.set_permissions(std::fs::Permissions::from_mode(0o444))
         .and_then(|()| file.sync_all())
         .map_err(|source| FileError::io("make durable", path, source))
 }
 
-/// A name must be a plain file name, and must not consist only of digits, or it could be mistaken for a digest prefix.
+/// A name must be a plain file name, and must not consist only of digits, or it could be mistaken for a
+/// digest prefix.
 pub(crate) fn check_name(name: &str) -> Result<(), StoreError> {
     let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '.' | '_' | '-');
     let good = (1..=64).contains(&name.len())

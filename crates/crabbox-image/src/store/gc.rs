@@ -40,7 +40,8 @@ impl Reason {
     }
 }
 
-/// Decides about each of `images`, newest first as the store lists them. `pins` lists the leases that use an image.
+/// Decides about each of `images`, newest first as the store lists them. `pins` lists the leases that use an
+/// image.
 ///
 /// Without limits, images without a name are removed.
 pub fn plan<'a>(

@@ -169,7 +169,8 @@ fn entries_are_shown_removed_and_forgotten_when_nobody_uses_them() {
     assert_eq!(cache.entries().unwrap().len(), 1);
 }
 
-/// ext4 and XFS allocate late and turn zeros into holes or holes into zeros on writeback: the same bytes with other extents.
+/// ext4 and XFS allocate late and turn zeros into holes or holes into zeros on writeback: the same bytes with
+/// other extents.
 #[test]
 fn where_the_holes_of_a_file_are_is_no_change() {
     let home = tempfile::tempdir().unwrap();

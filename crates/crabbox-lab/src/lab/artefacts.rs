@@ -1,5 +1,5 @@
-//! The read-only drive that carries files into a lab: a directory packed into an ext4 image, which is reused until the directory changes. It never
-//! writes to the directory.
+//! The read-only drive that carries files into a lab: a directory packed into an ext4 image, which is reused
+//! until the directory changes. It never writes to the directory.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
@@ -58,7 +58,8 @@ pub(super) fn ensure(cache: &Path, source: &Path) -> Result<PathBuf> {
     })
 }
 
-/// A directory's listing without file contents: names, sizes, modes, times and inode numbers, the criteria of make and rsync.
+/// A directory's listing without file contents: names, sizes, modes, times and inode numbers, the criteria of
+/// make and rsync.
 struct Listing {
     key: String,
     bytes: u64,

@@ -1,5 +1,5 @@
-//! Boots a lab: starts QEMU in its own session and waits until the lab reports that it is ready. A lab that does not come up is killed, and the error
-//! has the output of QEMU and the console.
+//! Boots a lab: starts QEMU in its own session and waits until the lab reports that it is ready. A lab that
+//! does not come up is killed, and the error has the output of QEMU and the console.
 
 use std::ffi::OsString;
 use std::fs;
@@ -51,7 +51,8 @@ impl Machine {
         add("-m", self.memory_mib.to_string().into());
         add("-kernel", self.kernel.clone().into());
         add("-initrd", self.initrd.clone().into());
-        // If the emulator gets no processor for a moment, timer ticks are late; the kernel then considers its timer broken, and panics.
+        // If the emulator gets no processor for a moment, timer ticks are late; the kernel then considers its
+        // timer broken, and panics.
         add(
             "-append",
             "console=ttyS0 quiet panic=0 no_timer_check net.ifnames=0 mitigations=off".into(),
@@ -80,7 +81,8 @@ impl Machine {
         argv
     }
 
-    /// Starts the machine. `setsid` gives it its own session, so that it outlives us and is not affected by our terminal's Ctrl-C.
+    /// Starts the machine. `setsid` gives it its own session, so that it outlives us and is not affected by
+    /// our terminal's Ctrl-C.
     pub(super) fn start(&self) -> Result<Booting> {
         let log =
             fs::File::create(&self.log).with_context(|| format!("cannot write {}", self.log.display()))?;
@@ -203,7 +205,8 @@ fn judge(console: &[u8]) -> Option<Result<(), String>> {
     None
 }
 
-/// The end of a log, with a heading and its path, without QEMU's warnings about emulating an EPYC in software.
+/// The end of a log, with a heading and its path, without QEMU's warnings about emulating an EPYC in
+/// software.
 pub(super) fn said(who: &str, log: &Path) -> String {
     let bytes = fs::read(log).unwrap_or_default();
     let text = String::from_utf8_lossy(&bytes);

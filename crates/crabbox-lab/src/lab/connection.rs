@@ -1,5 +1,5 @@
-//! The SSH connection to a lab: a single shared one, because under emulation each handshake costs seconds. The host key is pinned, and the user's own
-//! SSH configuration is neither used nor changed.
+//! The SSH connection to a lab: a single shared one, because under emulation each handshake costs seconds.
+//! The host key is pinned, and the user's own SSH configuration is neither used nor changed.
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
@@ -63,8 +63,8 @@ pub(super) fn ssh_argv(address: Address<'_>) -> Vec<String> {
     argv
 }
 
-/// The socket of the shared connection. A socket's path may have 107 bytes and ssh adds 17 while it binds, so it is in a private directory below /tmp
-/// and not in the lab's own.
+/// The socket of the shared connection. A socket's path may have 107 bytes and ssh adds 17 while it binds, so
+/// it is in a private directory below /tmp and not in the lab's own.
 pub(super) fn control_path(lab_dir: &Path) -> PathBuf {
     let place = hex(&Sha256::digest(lab_dir.as_os_str().as_encoded_bytes())[..6]);
     let user = rustix::process::geteuid().as_raw();
@@ -157,8 +157,9 @@ pub(super) fn capture<S: AsRef<OsStr>>(ssh_argv: &[String], argv: &[S], limit: D
         .capture()?)
 }
 
-/// Runs `words` in the lab with this process's standard streams. With `exact`, the words are an argument vector; otherwise they are joined and
-/// interpreted by the remote shell, as ssh does. Without words it is a login.
+/// Runs `words` in the lab with this process's standard streams. With `exact`, the words are an argument
+/// vector; otherwise they are joined and interpreted by the remote shell, as ssh does. Without words it is a
+/// login.
 pub(super) fn attach<S: AsRef<OsStr>>(ssh_argv: &[String], words: &[S], exact: bool) -> Result<ExitStatus> {
     let mut ssh = command(ssh_argv);
     if !words.is_empty() {
@@ -184,7 +185,8 @@ pub(super) fn copy(ssh_argv: &[String], source: &str, target: &str) -> Result<()
         source.starts_with("lab:") != target.starts_with("lab:"),
         "exactly one of {source} and {target} must be in the lab (lab:/path)"
     );
-    // No compression and no delta transfer: both cost more on an emulated processor than the bytes do on loopback.
+    // No compression and no delta transfer: both cost more on an emulated processor than the bytes do on
+    // loopback.
     Cmd::inheriting("rsync")
         .args([
             "-a",

@@ -1,5 +1,5 @@
-//! The lab's images: kernel, initrd, root disk and keys, built once per recipe and cached under its digest. A finished one must never be changed,
-//! because labs run from it.
+//! The lab's images: kernel, initrd, root disk and keys, built once per recipe and cached under its digest. A
+//! finished one must never be changed, because labs run from it.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -24,7 +24,8 @@ pub(super) struct Images {
 }
 
 impl Images {
-    /// The unpacked Debian kernel package: `boot/vmlinuz-<version>`, `lib/modules/<version>` with its `modules.dep`.
+    /// The unpacked Debian kernel package: `boot/vmlinuz-<version>`, `lib/modules/<version>` with its
+    /// `modules.dep`.
     pub(super) fn kernel_dir(&self) -> PathBuf {
         self.dir.join("kernel")
     }
@@ -126,7 +127,8 @@ fn make_keys(images: &Images) -> Result<()> {
 
 fn build_root(images: &Images, root: &Path) -> Result<()> {
     let customize = format!("--customize-hook={}", recipe::CUSTOMIZE.trim());
-    // Even if killed, it leaves no mounts, because it mounts in its own namespace, and it writes only below `root`.
+    // Even if killed, it leaves no mounts, because it mounts in its own namespace, and it writes only below
+    // `root`.
     Cmd::inheriting("mmdebstrap")
         .args(["--quiet", "--variant=minbase", "--format=directory", &customize])
         .arg(format!("--include={}", recipe::PACKAGES.join(",")))
@@ -181,8 +183,8 @@ fn write_disk(images: &Images, root: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Removes one of our directories with its contents, if it exists. Refuses if something is mounted in there: a killed mmdebstrap may leave this
-/// machine's own `/dev` or `/sys` mounted in the directory it was filling.
+/// Removes one of our directories with its contents, if it exists. Refuses if something is mounted in there:
+/// a killed mmdebstrap may leave this machine's own `/dev` or `/sys` mounted in the directory it was filling.
 pub(crate) fn remove_tree(dir: &Path) -> Result<()> {
     let mounts = fs::read_to_string("/proc/self/mountinfo").context("cannot read the list of mounts")?;
     remove_unmounted(&mounts, dir)

@@ -1,4 +1,5 @@
-//! The lab's initrd: busybox, the few modules needed to reach the root disk, and a script. It knows nothing of what the root disk does afterwards.
+//! The lab's initrd: busybox, the few modules needed to reach the root disk, and a script. It knows nothing
+//! of what the root disk does afterwards.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;

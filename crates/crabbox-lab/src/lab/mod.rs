@@ -1,8 +1,9 @@
-//! The lab: a real KVM host on a machine without virtualization, made of Debian packages and QEMU's software emulation of AMD-V. The claims of tests
-//! and demo about microVMs are tested here; it must never become part of the product.
+//! The lab: a real KVM host on a machine without virtualization, made of Debian packages and QEMU's software
+//! emulation of AMD-V. The claims of tests and demo about microVMs are tested here; it must never become part
+//! of the product.
 //!
-//! Files: immutable images are in the user's cache; `target/lab/<name>/` is one lab (disk overlay, logs and the record `lab.json`), and is gone after
-//! `down`.
+//! Files: immutable images are in the user's cache; `target/lab/<name>/` is one lab (disk overlay, logs and
+//! the record `lab.json`), and is gone after `down`.
 
 mod artefacts;
 mod boot;
@@ -33,7 +34,8 @@ use boot::Machine;
 use connection::Address;
 use record::{Record, State};
 
-/// How long a machine may be silent before it counts as hung: a new connection takes a second on an idle host.
+/// How long a machine may be silent before it counts as hung: a new connection takes a second on an idle
+/// host.
 pub const SILENCE: Duration = Duration::from_secs(90);
 /// The file in a lab's directory with the diagnostics taken before it was reset because it had hung.
 pub const LAST_WORDS: &str = "last-words";
@@ -56,8 +58,9 @@ impl Default for Options {
         Self {
             artefacts: None,
             memory_mib: 6144,
-            // With more than one, QEMU 7.2 keeps executing code that the kernel has since patched: on static keys (making or closing a VM switches
-            // one), all processors then trap forever. Seen within 500 rounds of making and closing a VM; never with one.
+            // With more than one, QEMU 7.2 keeps executing code that the kernel has since patched: on static
+            // keys (making or closing a VM switches one), all processors then trap forever. Seen within 500
+            // rounds of making and closing a VM; never with one.
             cpus: 1,
             limit: Duration::from_mins(2),
         }
@@ -137,7 +140,8 @@ impl Lab {
         Ok(Self { record })
     }
 
-    /// Runs `words` in the lab with this process's standard streams: `exact` as an argument vector, otherwise interpreted by the remote shell.
+    /// Runs `words` in the lab with this process's standard streams: `exact` as an argument vector, otherwise
+    /// interpreted by the remote shell.
     pub fn attach<S: AsRef<OsStr>>(&self, words: &[S], exact: bool) -> Result<ExitStatus> {
         connection::attach(&self.record.ssh_argv, words, exact)
     }
@@ -152,7 +156,8 @@ impl Lab {
         connection::answers(&self.record.ssh_argv, patience)
     }
 
-    /// Resets the machine like a power cut (nothing is synced, the disk stays) and waits until it responds again. Also works on a hung machine.
+    /// Resets the machine like a power cut (nothing is synced, the disk stays) and waits until it responds
+    /// again. Also works on a hung machine.
     pub fn reset(&self, limit: Duration) -> Result<()> {
         let record = &self.record;
         if !self.answers(SILENCE) {
@@ -172,7 +177,8 @@ impl Lab {
         enter(record, limit)
     }
 
-    /// Diagnostics of a machine that does not respond: the end of its console, and the state of its processors.
+    /// Diagnostics of a machine that does not respond: the end of its console, and the state of its
+    /// processors.
     pub fn last_words(&self) -> String {
         let record = &self.record;
         let monitor = connection::monitor_path(&record.control_path);
@@ -205,7 +211,8 @@ pub fn prepare() -> Result<()> {
     images::ensure(&Cache::of_user()).map(drop)
 }
 
-/// Stops the lab `name` and removes everything of it; `false` if there was nothing. Refused while another task uses it.
+/// Stops the lab `name` and removes everything of it; `false` if there was nothing. Refused while another
+/// task uses it.
 pub fn down(name: &str) -> Result<bool> {
     let alone = Alone::try_take(name)?.with_context(|| {
         format!("another task uses the lab `{name}`; it ends with that, or end that first")
@@ -249,12 +256,14 @@ impl Alone {
     }
 }
 
-/// Shared use of the lab `name`, which keeps others from removing it; `None` while another task has it exclusively.
+/// Shared use of the lab `name`, which keeps others from removing it; `None` while another task has it
+/// exclusively.
 pub fn share(name: &str) -> Result<Option<FileLock>> {
     Ok(FileLock::try_share(&used(name)?)?)
 }
 
-/// The lock of the users of lab `name`. It is in the cache directory, because the lab's directory comes and goes.
+/// The lock of the users of lab `name`. It is in the cache directory, because the lab's directory comes and
+/// goes.
 fn used(name: &str) -> Result<PathBuf> {
     dir_of(name)?;
     Ok(workspace::lab_dir().join("cache").join(format!("{name}.used")))
@@ -346,7 +355,8 @@ fn clean(dir: &Path) -> Result<()> {
     images::remove_tree(dir)
 }
 
-/// Allows one `up` or `down` of a lab at a time. The lock is in the cache directory, because the lab's directory comes and goes.
+/// Allows one `up` or `down` of a lab at a time. The lock is in the cache directory, because the lab's
+/// directory comes and goes.
 fn lock(dir: &Path) -> Result<fs::File> {
     let cache = workspace::lab_dir().join("cache");
     fs::create_dir_all(&cache)?;

@@ -1,4 +1,5 @@
-//! QEMU's monitor: for requests to the emulator when the guest no longer responds. A responsive lab must never need it.
+//! QEMU's monitor: for requests to the emulator when the guest no longer responds. A responsive lab must
+//! never need it.
 
 use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixStream;

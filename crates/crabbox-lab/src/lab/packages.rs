@@ -1,5 +1,5 @@
-//! The Debian packages of this machine: reports which are missing, and installs exactly those if permitted. It never names a mirror; apt's own
-//! configuration decides where packages come from.
+//! The Debian packages of this machine: reports which are missing, and installs exactly those if permitted.
+//! It never names a mirror; apt's own configuration decides where packages come from.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -95,8 +95,8 @@ fn ensure_all(wanted: &[&'static str], needs: &str) -> Result<()> {
     })
 }
 
-/// Unpacks into `dir` the packages that this machine lacks to have `wanted`, and each of `foreign` for the Debian architecture `architecture`.
-/// Nothing is installed, and apt's state of this machine is not changed.
+/// Unpacks into `dir` the packages that this machine lacks to have `wanted`, and each of `foreign` for the
+/// Debian architecture `architecture`. Nothing is installed, and apt's state of this machine is not changed.
 pub fn unpack(wanted: &[&str], architecture: &str, foreign: &[&str], dir: &Path) -> Result<()> {
     let own = dir.join("packages");
     let lists = own.join("lists");
@@ -213,7 +213,8 @@ fn missing(wanted: &[&'static str]) -> Result<Vec<&'static str>> {
         .collect())
 }
 
-/// Runs apt non-interactively, waiting for another one: for dpkg's lock by apt's own option, for the lists' lock by retrying.
+/// Runs apt non-interactively, waiting for another one: for dpkg's lock by apt's own option, for the lists'
+/// lock by retrying.
 pub(super) fn apt(command: Cmd) -> Result<Captured> {
     let command = command
         .env("DEBIAN_FRONTEND", "noninteractive")

@@ -1,5 +1,5 @@
-//! The recipe of a lab. Everything that affects the bytes of its images is listed here and goes into one digest, so that an image is never used for a
-//! recipe it was not built from; nothing here touches the disk.
+//! The recipe of a lab. Everything that affects the bytes of its images is listed here and goes into one
+//! digest, so that an image is never used for a recipe it was not built from; nothing here touches the disk.
 
 use crabbox_core::id::hex;
 use sha2::{Digest as _, Sha256};
@@ -16,13 +16,15 @@ pub(super) const KERNEL_META_PACKAGE: &str = "linux-image-cloud-amd64";
 /// Size of the root disk in bytes; sparse, with room for several leases.
 pub(super) const DISK_BYTES: u64 = 8 << 30;
 
-/// Packages of this machine for building and running a lab, one per line; `cargo xtask` also reads them before it is compiled.
+/// Packages of this machine for building and running a lab, one per line; `cargo xtask` also reads them
+/// before it is compiled.
 pub(super) const TOOLS: &str = include_str!("packages/lab.list");
 
 /// The packages that a host needs to make leases and to check for leftovers.
 pub(super) const HOST_TOOLS: &str = include_str!("packages/host.list");
 
-/// The additional packages of the tests: an SSH server and login shells, plugins, firewalls, archives and disk tools, a scheduler.
+/// The additional packages of the tests: an SSH server and login shells, plugins, firewalls, archives and
+/// disk tools, a scheduler.
 pub(super) const TEST_TOOLS: &str = include_str!("packages/tests.list");
 
 /// The packages for building a release's packages, besides dpkg.
@@ -74,8 +76,9 @@ pub(super) const FILES: &[(&str, u32, &str)] = &[
 /// The first process of the initrd.
 pub(super) const INITRD_INIT: &str = include_str!("files/initrd-init");
 
-/// Shell lines run as root with `$1` = the new root directory, after its packages are installed: an unprivileged user with access to `/dev/kvm`, for
-/// leases without root. The password is `*` and not `!`, because sshd without PAM refuses locked accounts.
+/// Shell lines run as root with `$1` = the new root directory, after its packages are installed: an
+/// unprivileged user with access to `/dev/kvm`, for leases without root. The password is `*` and not `!`,
+/// because sshd without PAM refuses locked accounts.
 pub(super) const CUSTOMIZE: &str = r#"
 chroot "$1" groupadd --system kvm
 chroot "$1" useradd --create-home --shell /bin/bash --groups kvm --password '*' lab

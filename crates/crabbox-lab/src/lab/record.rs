@@ -1,5 +1,6 @@
-//! The record of one lab, `lab.json`: everything that another program needs to talk to it. A record is only trusted together with the process it
-//! names (pid and start time); no signal is ever sent on the basis of a pid alone.
+//! The record of one lab, `lab.json`: everything that another program needs to talk to it. A record is only
+//! trusted together with the process it names (pid and start time); no signal is ever sent on the basis of a
+//! pid alone.
 
 use std::fs;
 use std::path::{Path, PathBuf};

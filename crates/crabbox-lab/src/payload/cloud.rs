@@ -1,7 +1,8 @@
-//! Foreign images: a Debian with systemd and cloud-init as anyone would build it, unaware of crabbox, both as a kernel with a root file system and as
-//! an OCI image.
+//! Foreign images: a Debian with systemd and cloud-init as anyone would build it, unaware of crabbox, both as
+//! a kernel with a root file system and as an OCI image.
 //!
-//! Made once per recipe and cached; only the import, which depends on our code, is repeated when that changes.
+//! Made once per recipe and cached; only the import, which depends on our code, is repeated when that
+//! changes.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -71,7 +72,8 @@ impl Brought {
     }
 }
 
-/// Makes sure that `store`, which has our image, also has both of these, imported with the first process `guest`.
+/// Makes sure that `store`, which has our image, also has both of these, imported with the first process
+/// `guest`.
 pub(super) fn ensure(store: &Store, guest: &Path, cache: &Cache) -> Result<()> {
     let Brought {
         kernel,

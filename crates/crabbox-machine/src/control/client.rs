@@ -1,4 +1,5 @@
-//! The client of a supervisor's control socket. Every request has one deadline for connection, request and reply.
+//! The client of a supervisor's control socket. Every request has one deadline for connection, request and
+//! reply.
 
 use std::io::Write as _;
 use std::os::unix::net::UnixStream;
@@ -53,13 +54,14 @@ impl Fault for AskError {
     }
 }
 
-/// Sends a request to the supervisor of the lease in `dir`. The reply must not decide whether anything is destroyed or
-/// kept.
+/// Sends a request to the supervisor of the lease in `dir`. The reply must not decide whether anything is
+/// destroyed or kept.
 pub fn ask(dir: &LeaseDir, verb: &Verb) -> Result<Reply, AskError> {
     say(dir, verb).map(|(reply, _)| reply)
 }
 
-/// Takes the lease in `dir`, a member of `pool`. From here on the connection is that of a lease that is being made.
+/// Takes the lease in `dir`, a member of `pool`. From here on the connection is that of a lease that is being
+/// made.
 pub(crate) fn claim(dir: &LeaseDir, pool: &str) -> Result<UnixStream, AskError> {
     let verb = Verb::Claim {
         pool: pool.to_owned(),
@@ -86,8 +88,8 @@ fn say(dir: &LeaseDir, verb: &Verb) -> Result<(Reply, DeadlineStream<'static>), 
     stream.set_limit(LIMIT);
     let request = super::line(verb).map_err(|error| AskError::Send(error.into()))?;
     stream.write_all(&request).map_err(AskError::Send)?;
-    // `read` may read ahead, but the supervisor sends nothing more until the client's next request, so nothing is
-    // lost.
+    // `read` may read ahead, but the supervisor sends nothing more until the client's next request, so
+    // nothing is lost.
     let reply = super::read(&mut stream).map_err(AskError::Reply)?;
     Ok((reply, stream))
 }

@@ -1,8 +1,9 @@
-//! The server of a supervisor's control socket: a thread that serves one request after the other, each within one
-//! deadline.
+//! The server of a supervisor's control socket: a thread that serves one request after the other, each within
+//! one deadline.
 //!
-//! It accepts only processes of the same user. The thread must never touch the lease: it changes the log level, reports
-//! what the supervisor is doing, and passes requests to end or to take the lease to the thread that decides.
+//! It accepts only processes of the same user. The thread must never touch the lease: it changes the log
+//! level, reports what the supervisor is doing, and passes requests to end or to take the lease to the thread
+//! that decides.
 
 use std::io::{self, PipeReader, PipeWriter, Read as _, Write as _};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -98,14 +99,14 @@ impl Shared {
     }
 }
 
-/// The requests to this supervisor, as seen by the deciding thread. Readable in poll(2) after a request to end, and
-/// stays readable.
+/// The requests to this supervisor, as seen by the deciding thread. Readable in poll(2) after a request to
+/// end, and stays readable.
 #[derive(Debug)]
 pub(crate) struct Control {
     shared: Arc<Shared>,
     asked: PipeReader,
-    /// The control thread's end of the pipe. It keeps the pipe open, and therefore silent, when there is no control
-    /// thread.
+    /// The control thread's end of the pipe. It keeps the pipe open, and therefore silent, when there is no
+    /// control thread.
     wish: PipeWriter,
     taken: PipeReader,
     /// The control thread's end of the second pipe, likewise.
@@ -154,8 +155,8 @@ impl Control {
         })
     }
 
-    /// Starts to listen in the lease's directory, whose lock the caller holds. Replaces a socket that a killed
-    /// supervisor left. A failure does not affect the lease.
+    /// Starts to listen in the lease's directory, whose lock the caller holds. Replaces a socket that a
+    /// killed supervisor left. A failure does not affect the lease.
     pub(crate) fn listen(&mut self, dir: &LeaseDir) {
         if let Err(error) = self.serve(dir) {
             tracing::warn!("cannot serve the control socket: {}", fault::chain(&error));
@@ -189,8 +190,8 @@ impl Control {
         self.shared.phase.store(phase as u8, Ordering::Release);
     }
 
-    /// Marks the lease as one that is being made for a pool: until it is finished, it gives way to any request for its
-    /// room.
+    /// Marks the lease as one that is being made for a pool: until it is finished, it gives way to any
+    /// request for its room.
     pub(crate) fn reserve(&self) {
         *self.shared.seat() = Handover::Ahead;
     }
@@ -276,7 +277,8 @@ fn accept(listener: &UnixListener, stopped: BorrowedFd<'_>, ears: &ControlHandle
         }
         match listener.accept() {
             Ok((stream, _)) => converse(stream, &stop, ears),
-            // The client has disconnected already, or no descriptor is free: temporary, but do not retry at once.
+            // The client has disconnected already, or no descriptor is free: temporary, but do not retry at
+            // once.
             Err(_) => clock::nap(PAUSE),
         }
     }
@@ -317,7 +319,8 @@ fn converse(stream: UnixStream, stop: &dyn Fn() -> bool, ears: &ControlHandles) 
     }
 }
 
-/// Seats the client that asks for the lease, and replies only afterwards, so that no second client gets the same reply.
+/// Seats the client that asks for the lease, and replies only afterwards, so that no second client gets the
+/// same reply.
 fn give_away(stream: DeadlineStream<'_>, pool: &str, ears: &ControlHandles) {
     let answer = |stream: &mut dyn io::Write, reply| {
         super::line(reply)
@@ -330,7 +333,8 @@ fn give_away(stream: DeadlineStream<'_>, pool: &str, ears: &ControlHandles) {
     let Ok(seated) = stream.try_clone() else { return };
     if ears.shared.take_seat(pool, seated).is_err() {
         let why = "it is not available in this pool".to_owned();
-        // The line is short enough for the socket's buffer, so a client that does not read it cannot block us.
+        // The line is short enough for the socket's buffer, so a client that does not read it cannot block
+        // us.
         answer(&mut stream, Reply::Refused { why }).ok();
         return;
     }

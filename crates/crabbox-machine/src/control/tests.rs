@@ -1,4 +1,5 @@
-//! The bytes of requests and replies, and a supervisor's control thread with clients that violate the protocol.
+//! The bytes of requests and replies, and a supervisor's control thread with clients that violate the
+//! protocol.
 
 use std::io::{Read as _, Write as _};
 use std::os::unix::fs::PermissionsExt as _;

@@ -1,8 +1,8 @@
 //! Detects whether a lease is in use right now, so that the idle timeout never interrupts work.
 //!
-//! A lease is in use if there is a connection to the guest's SSH port other than our own idle shared connection. A run,
-//! a shell, a tunnel, a copy and a plain `ssh` all hold one. The label `running` does not count: a killed run leaves it
-//! behind. It must never report "not in use" because a check failed.
+//! A lease is in use if there is a connection to the guest's SSH port other than our own idle shared
+//! connection. A run, a shell, a tunnel, a copy and a plain `ssh` all hold one. The label `running` does not
+//! count: a killed run leaves it behind. It must never report "not in use" because a check failed.
 
 use std::net::SocketAddrV4;
 use std::path::PathBuf;
@@ -31,9 +31,9 @@ pub struct Watchpoint {
 }
 
 impl Watchpoint {
-    /// The watchpoint of a lease that has an address. A lease of a remote owner has no watchpoint: a connection from
-    /// another machine can stay open for as long as a laptop is on, so the process that relays its bytes refreshes the
-    /// lease.
+    /// The watchpoint of a lease that has an address. A lease of a remote owner has no watchpoint: a
+    /// connection from another machine can stay open for as long as a laptop is on, so the process that
+    /// relays its bytes refreshes the lease.
     pub fn of(record: &LeaseRecord, journal: &Journal) -> Option<Self> {
         if labels::owner(&record.labels).is_some() {
             return None;
@@ -59,8 +59,8 @@ impl Watchpoint {
     }
 }
 
-/// Extends the expiry of a lease that is in use, as a command would. If the lease is locked by another command, the
-/// next check does it.
+/// Extends the expiry of a lease that is in use, as a command would. If the lease is locked by another
+/// command, the next check does it.
 pub fn renew(places: &Places, dir: &LeaseDir, id: &str) {
     let Ok(Some(_guard)) = locks::try_lease(places, id) else {
         return;
@@ -72,8 +72,8 @@ pub fn renew(places: &Places, dir: &LeaseDir, id: &str) {
     }
     labels::touch(&mut stored.record.labels, None, None, seconds);
     stored.record.updated_at = timestamp::rfc3339_nano(seconds, nanoseconds);
-    // If the record cannot be written now, the next check writes it; until then the lease only looks older than it
-    // is.
+    // If the record cannot be written now, the next check writes it; until then the lease only looks older
+    // than it is.
     if let Err(error) = stored.save() {
         tracing::warn!(
             "the lease is in use and cannot be renewed: {}",
@@ -89,8 +89,9 @@ fn is_due(labels: &Labels, now: i64) -> bool {
     labels::time(labels, "last_touched_at").is_none_or(|last| now.saturating_sub(last) >= pause)
 }
 
-/// Whether a lease that is not in use, or was just renewed, has expired. `keep` does not extend a lease past its
-/// printed `expires` time, and the label `running` of a dead run does not extend it past its idle timeout.
+/// Whether a lease that is not in use, or was just renewed, has expired. `keep` does not extend a lease past
+/// its printed `expires` time, and the label `running` of a dead run does not extend it past its idle
+/// timeout.
 pub fn expiry(labels: &Labels, now: i64) -> Verdict {
     let mut labels = labels.clone();
     labels.remove("keep");

@@ -1,5 +1,5 @@
-//! Observes the host's resources and the promises made to its leases, so that `core` can decide whether one more fits.
-//! Runs under the allocation lock; it must never create or change anything.
+//! Observes the host's resources and the promises made to its leases, so that `core` can decide whether one
+//! more fits. Runs under the allocation lock; it must never create or change anything.
 
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
@@ -34,8 +34,8 @@ pub struct NoRoomForTemplate {
     reserve_mib: u64,
 }
 
-/// Whether the disk has room for a snapshot of the machine of `request` now, including all that was written to its
-/// private disk `layer`.
+/// Whether the disk has room for a snapshot of the machine of `request` now, including all that was written
+/// to its private disk `layer`.
 pub(crate) fn fits_frozen(
     places: &Places,
     request: &AcquireRequest,
@@ -102,8 +102,8 @@ pub(crate) fn room<'a>(
     Ok(room)
 }
 
-/// What a lease may still consume: everything while it is being made, the remainder while it runs, nothing after its
-/// machine has ended.
+/// What a lease may still consume: everything while it is being made, the remainder while it runs, nothing
+/// after its machine has ended.
 fn promised(journal: &Journal, busy: bool) -> u64 {
     let all = journal.memory_mib.unwrap_or(0);
     match journal.process("vmm") {

@@ -1,8 +1,9 @@
 //! Allocation of a lease's exclusive resources: slug, uid, subnet, directory.
 //!
-//! It runs under the allocation lock of the state directory; uid and subnet also under the lock of the host's registry.
-//! Both are held for milliseconds. Records, journals and the registry show what is in use; a lease's registry entry
-//! exists before its directory. It must never hand out anything that another lease on this host has.
+//! It runs under the allocation lock of the state directory; uid and subnet also under the lock of the host's
+//! registry. Both are held for milliseconds. Records, journals and the registry show what is in use; a
+//! lease's registry entry exists before its directory. It must never hand out anything that another lease on
+//! this host has.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -186,8 +187,8 @@ pub fn allocate(places: &Places, request: &AcquireRequest, id: &LeaseId) -> Resu
     crabbox_core::admission::admit(&request.limits, &demand, &room)?;
     let slug = choose_slug(request, id, |slug| taken.slugs.contains(slug))?;
     let exists = || AllocateError::Exists { id: id.to_string() };
-    // Take the lock before making the entry: an entry whose lease has neither a held lock nor a directory counts as
-    // abandoned.
+    // Take the lock before making the entry: an entry whose lease has neither a held lock nor a directory
+    // counts as abandoned.
     let lock = locks::try_lease(places, id.as_str())?.ok_or_else(exists)?;
     let dir = LeaseDir::at(places.lease(id));
     if dir.path().exists() {
@@ -214,8 +215,8 @@ pub fn allocate(places: &Places, request: &AcquireRequest, id: &LeaseId) -> Resu
     }
 }
 
-/// The slug for the lease of `request`. A lease of another program is identified by that program's id, which must be
-/// unique: a second request is refused and does not get another slug.
+/// The slug for the lease of `request`. A lease of another program is identified by that program's id, which
+/// must be unique: a second request is refused and does not get another slug.
 pub(crate) fn choose_slug(
     request: &AcquireRequest,
     id: &LeaseId,
@@ -233,8 +234,8 @@ pub(crate) fn choose_slug(
     }
 }
 
-/// Rolls back a failed allocation. On a full disk even this may fail; `cleanup` handles such directories, entries and
-/// locks, too.
+/// Rolls back a failed allocation. On a full disk even this may fail; `cleanup` handles such directories,
+/// entries and locks, too.
 fn give_up(places: &Places, id: &LeaseId, dir: &LeaseDir, lock: FileLock) {
     files::remove_tree(dir.path()).ok();
     registry::forget(places, id).ok();
@@ -248,8 +249,8 @@ struct Share {
     subnet: Option<ipnet::Ipv4Net>,
 }
 
-/// Chooses a uid and a subnet that no lease on this host has, and enters them in the host's registry. The registry's
-/// lock is the last one taken, and nothing is waited for while it is held.
+/// Chooses a uid and a subnet that no lease on this host has, and enters them in the host's registry. The
+/// registry's lock is the last one taken, and nothing is waited for while it is held.
 fn hold(
     places: &Places,
     request: &AcquireRequest,
@@ -449,7 +450,8 @@ struct Taken {
 }
 
 impl Taken {
-    /// The leases and resources of `owner`. A lease whose journal does not record its memory still counts as a lease.
+    /// The leases and resources of `owner`. A lease whose journal does not record its memory still counts as
+    /// a lease.
     fn had(&self, owner: &str) -> OwnerUsage {
         let mut had = OwnerUsage::default();
         for (dir, _) in self.owned.iter().filter(|(_, name)| name == owner) {
@@ -461,8 +463,8 @@ impl Taken {
     }
 }
 
-/// Reads what is in use in this state directory. An unreadable journal contributes nothing; the registry entry of its
-/// lease does.
+/// Reads what is in use in this state directory. An unreadable journal contributes nothing; the registry
+/// entry of its lease does.
 fn taken(places: &Places) -> Result<Taken, AllocateError> {
     let mut taken = Taken::default();
     for lease in leases::list(&places.leases())?.leases {
@@ -481,7 +483,8 @@ fn taken(places: &Places) -> Result<Taken, AllocateError> {
     Ok(taken)
 }
 
-/// The journals of all leases of this state directory, each with whether another process holds the lease's lock.
+/// The journals of all leases of this state directory, each with whether another process holds the lease's
+/// lock.
 pub(crate) fn journals(places: &Places) -> Vec<(Journal, bool)> {
     let mut journals = Vec::new();
     for entry in std::fs::read_dir(places.leases()).into_iter().flatten().flatten() {

@@ -1,7 +1,7 @@
 //! The upper limit for one file of a lease: the size of its disks and its memory together.
 //!
-//! It bounds each file that a guest sends, so it must never be less than a guest can legitimately have. If any part is
-//! unknown, there is no limit.
+//! It bounds each file that a guest sends, so it must never be less than a guest can legitimately have. If
+//! any part is unknown, there is no limit.
 
 use std::path::Path;
 
@@ -12,14 +12,16 @@ use crabbox_store::places::LeaseDir;
 
 use crate::resource::disk::SHARED_BASE;
 
-/// The maximum number of bytes that the lease of `record` can hold; `None` if unknown, as for leases of the Go program.
+/// The maximum number of bytes that the lease of `record` can hold; `None` if unknown, as for leases of the
+/// Go program.
 pub fn of(record: &LeaseRecord) -> Option<u64> {
     let journal = journal::read(&LeaseDir::at(&record.state_dir).journal()).ok()??;
     of_parts(record, &journal)
 }
 
 fn of_parts(record: &LeaseRecord, journal: &Journal) -> Option<u64> {
-    // A compromised VMM may replace its disk, but the file-size limit of its jail bounds the length of any file.
+    // A compromised VMM may replace its disk, but the file-size limit of its jail bounds the length of any
+    // file.
     let disk = length(&record.rootfs_path)?;
     let base = if journal.note("disk")? == SHARED_BASE {
         length(&record.source_rootfs)?

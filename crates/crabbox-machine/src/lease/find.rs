@@ -1,7 +1,7 @@
 //! Finds a lease by the user's text, and computes its state.
 //!
-//! Liveness is computed from the process every time and never stored. One unreadable record must never hide another
-//! lease.
+//! Liveness is computed from the process every time and never stored. One unreadable record must never hide
+//! another lease.
 
 use std::path::PathBuf;
 

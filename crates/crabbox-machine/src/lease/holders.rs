@@ -1,9 +1,9 @@
-//! Which lease holds which resource on this host: leases of this state directory, leases of other state directories by
-//! the host's registry, and leases of other state directories whose entry is damaged or lost; those are found by their
-//! mounted namespaces.
+//! Which lease holds which resource on this host: leases of this state directory, leases of other state
+//! directories by the host's registry, and leases of other state directories whose entry is damaged or lost;
+//! those are found by their mounted namespaces.
 //!
-//! Observes, and decides with `core::holding`. It must never wait for a lock of a lease, and must remove only entries
-//! whose lease no longer exists.
+//! Observes, and decides with `core::holding`. It must never wait for a lock of a lease, and must remove only
+//! entries whose lease no longer exists.
 
 use std::collections::BTreeSet;
 use std::os::unix::fs::MetadataExt as _;
@@ -98,9 +98,8 @@ pub(crate) fn look(places: &Places, listing: &Listing) -> Result<Held, HoldersEr
     Ok(held)
 }
 
-/// The same with the registry locked: removes entries of leases that no longer exist, and makes entries for leases of
-/// this state directory whose entry is damaged or lost. `own` has their
-/// journals.
+/// The same with the registry locked: removes entries of leases that no longer exist, and makes entries for
+/// leases of this state directory whose entry is damaged or lost. `own` has their journals.
 pub(crate) fn settle<'a>(
     places: &Places,
     registry: &Registry,
@@ -118,8 +117,8 @@ pub(crate) fn settle<'a>(
         };
         held.take_open(journal);
         let known = listing.holdings.iter().any(|holding| holding.lease == lease);
-        // The journals were read before we locked the registry: meanwhile a lease may have been torn down, and then
-        // its entry is gone or about to be removed.
+        // The journals were read before we locked the registry: meanwhile a lease may have been torn down,
+        // and then its entry is gone or about to be removed.
         let lives = places.lease(&lease).exists();
         if let Some(owner) = owner.clone().filter(|_| !known && lives) {
             let holding = Holding {
@@ -185,8 +184,8 @@ impl Held {
     }
 }
 
-/// The observed state of a lease. The lock is checked before the directory, because a lease's maker holds the lock
-/// until the directory exists.
+/// The observed state of a lease. The lock is checked before the directory, because a lease's maker holds the
+/// lock until the directory exists.
 fn sight(dir: &Path, lock: &Path, process: bool) -> Sight {
     // If existence cannot be checked, assume that it exists.
     let there = || files::is_named(dir).unwrap_or(true);
@@ -203,8 +202,8 @@ fn sight(dir: &Path, lock: &Path, process: bool) -> Sight {
     }
 }
 
-/// Whether a process runs under the lease's uid, or is its machine by name and belongs to us or root. The arguments of
-/// other users' processes prove nothing.
+/// Whether a process runs under the lease's uid, or is its machine by name and belongs to us or root. The
+/// arguments of other users' processes prove nothing.
 fn bears(processes: &[ProcessInfo], lease: &LeaseId, uid: Option<u32>) -> bool {
     let us = rustix::process::geteuid().as_raw();
     processes.iter().any(|process| {

@@ -1,7 +1,7 @@
 //! The logs of a lease: the guest's serial console, the VMM's log, and the supervisor's log.
 //!
-//! The lease itself or its VMM writes the first two, so a file is read only if it is a regular file and not a link, and
-//! its text must be neutralised before it reaches a terminal.
+//! The lease itself or its VMM writes the first two, so a file is read only if it is a regular file and not a
+//! link, and its text must be neutralised before it reaches a terminal.
 
 use std::fs::File;
 use std::io::{self, Read as _, Seek as _, SeekFrom};
@@ -168,7 +168,8 @@ impl Log {
     }
 }
 
-/// Opens a regular file; `None` if it does not exist. Never follows a link and never waits for the writer of a pipe.
+/// Opens a regular file; `None` if it does not exist. Never follows a link and never waits for the writer of
+/// a pipe.
 fn open_regular(path: &Path) -> Result<Option<(File, u64)>, LogsError> {
     let failed = |source: io::Error| LogsError::Read {
         path: path.to_owned(),

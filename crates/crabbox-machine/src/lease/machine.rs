@@ -1,7 +1,7 @@
 //! Finds machines among the processes of this host by the socket path in a lease directory.
 //!
-//! It is for leases whose record does not name their process, or names one that is gone: the Go program starts its VMM with
-//! the lease's socket as its only mark. Nothing here may end a process.
+//! It is for leases whose record does not name their process, or names one that is gone: the Go program
+//! starts its VMM with the lease's socket as its only mark. Nothing here may end a process.
 
 use std::path::{Path, PathBuf};
 
@@ -12,8 +12,8 @@ use crabbox_host::process::{self, ProcessError, ProcessInfo};
 /// The Firecracker option for its API socket.
 const SOCKET_OPTION: &str = "--api-sock";
 
-/// The lease below `leases` whose socket `candidate` uses. Processes of other users are never accepted, because they
-/// can choose their arguments freely.
+/// The lease below `leases` whose socket `candidate` uses. Processes of other users are never accepted,
+/// because they can choose their arguments freely.
 pub(crate) fn lease_of(candidate: &ProcessInfo, leases: &Path) -> Option<LeaseId> {
     if candidate.uid != rustix::process::geteuid().as_raw() {
         return None;

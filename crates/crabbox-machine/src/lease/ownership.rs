@@ -1,8 +1,8 @@
 //! Proof that this process may destroy a lease directory.
 //!
-//! An [`OwnedLease`] exists only while the lease's lock is held, and only for a directory whose name is a lease id and
-//! that is not a link and belongs to this user. Every destructive step takes one; there must be no other way to call
-//! it.
+//! An [`OwnedLease`] exists only while the lease's lock is held, and only for a directory whose name is a
+//! lease id and that is not a link and belongs to this user. Every destructive step takes one; there must be
+//! no other way to call it.
 
 use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;

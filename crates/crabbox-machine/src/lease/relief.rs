@@ -1,5 +1,5 @@
-//! Computes which unclaimed leases would have to end to make room for a refused lease, and whether ending all of them
-//! would be enough.
+//! Computes which unclaimed leases would have to end to make room for a refused lease, and whether ending all
+//! of them would be enough.
 //!
 //! It only observes. It must never count resources of a claimed lease.
 
@@ -41,8 +41,8 @@ impl Spare {
         vmm.and_then(|vmm| memory::private_mib(vmm.pid)).unwrap_or(0)
     }
 
-    /// Disk space that its end frees, in MiB; `st_blocks` counts 512-byte units (stat(2)). On file systems with shared
-    /// blocks that number includes blocks of the image, which stay; there the value is 0.
+    /// Disk space that its end frees, in MiB; `st_blocks` counts 512-byte units (stat(2)). On file systems
+    /// with shared blocks that number includes blocks of the image, which stay; there the value is 0.
     fn disk_mib(&self) -> u64 {
         if shares_blocks(Path::new(&self.stored.record.rootfs_path)) {
             return 0;
@@ -67,8 +67,8 @@ impl Spare {
     }
 }
 
-/// The leases of `spare` whose end helps `request`, which was refused with `error`, in the same order; empty if it
-/// would be refused even if all of them ended.
+/// The leases of `spare` whose end helps `request`, which was refused with `error`, in the same order; empty
+/// if it would be refused even if all of them ended.
 pub(crate) fn useful(
     places: &Places,
     request: &AcquireRequest,

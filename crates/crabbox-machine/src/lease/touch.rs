@@ -1,7 +1,7 @@
 //! Refreshes a lease (state, last use, expiry) and ties it to a repository.
 //!
-//! Record and claim are changed under their locks, starting from their contents on disk, so that a touch can neither
-//! undo another process's change nor bring a removed lease back.
+//! Record and claim are changed under their locks, starting from their contents on disk, so that a touch can
+//! neither undo another process's change nor bring a removed lease back.
 
 use std::time::Duration;
 
@@ -73,7 +73,8 @@ fn hold(places: &Places, id: &str) -> Result<(FileLock, StoredLease), TouchError
     }
 }
 
-/// Does `work` while the lease exists and is locked, so that the work can bring nothing of a removed lease back.
+/// Does `work` while the lease exists and is locked, so that the work can bring nothing of a removed lease
+/// back.
 pub fn while_it_stands<T>(
     places: &Places,
     id: &str,

@@ -1,4 +1,5 @@
-//! Acquiring a Firecracker lease, from the request to a guest that reports that it is ready. Runs in the supervisor.
+//! Acquiring a Firecracker lease, from the request to a guest that reports that it is ready. Runs in the
+//! supervisor.
 //!
 //! ```text
 //!  allocate ─ key ─ network ─ disk ─ vmm ─ boot ─ ready         every arrow: journal entry, effect, journal entry
@@ -123,8 +124,8 @@ pub fn allocate<'a>(
         if gone() {
             return Err(AcquireError::Abandoned);
         }
-        // An unclaimed pool member gives way to a requested lease. Stop retrying after the launch timeout, since the
-        // pool may be refilled faster than we free it.
+        // An unclaimed pool member gives way to a requested lease. Stop retrying after the launch timeout,
+        // since the pool may be refilled faster than we free it.
         let is_in_time = stage.elapsed() < request.launch_timeout;
         if request.member_of().is_some()
             || !is_in_time
@@ -168,8 +169,8 @@ impl Making<'_> {
         if plan.gives_tap() && !self.request.start.is_boot() {
             return Err(AcquireError::TapGiven);
         }
-        // A CNI chain that makes the guest's tap must run first. Any other runs while the guest boots, because the
-        // guest's own network is fixed.
+        // A CNI chain that makes the guest's tap must run first. Any other runs while the guest boots,
+        // because the guest's own network is fixed.
         let early = if plan.gives_tap() {
             Some(self.attach(places, &plan)?)
         } else {
@@ -260,8 +261,8 @@ impl Making<'_> {
         Ok(())
     }
 
-    /// Boots a guest without an identity, snapshots it, and stores the parts of the template in `dir`. The lease itself
-    /// must be torn down afterwards like any other.
+    /// Boots a guest without an identity, snapshots it, and stores the parts of the template in `dir`. The
+    /// lease itself must be torn down afterwards like any other.
     pub(crate) fn freeze(
         &mut self,
         places: &Places,
@@ -289,8 +290,8 @@ impl Making<'_> {
         self.over("boot", StageSide::Guest);
         drop(boot);
         let _freeze = stage_span("freeze");
-        // The space that was free at admission may be used up by now. Check again, because a machine that is paused
-        // with half of its memory written is useless.
+        // The space that was free at admission may be used up by now. Check again, because a machine that is
+        // paused with half of its memory written is useless.
         admission::fits_frozen(places, self.request, &home.dir.join(disk::DISK))?;
         // Writing the memory of a large machine may take longer than a launch is allowed to take.
         let patience = Patience {
@@ -338,8 +339,8 @@ impl Making<'_> {
         Ok(pipe)
     }
 
-    /// Takes the volumes that the lease requests. If one that is not required is unavailable, the lease goes on with
-    /// a warning.
+    /// Takes the volumes that the lease requests. If one that is not required is unavailable, the lease goes
+    /// on with a warning.
     fn volumes(&mut self, places: &Places, cancelled: &dyn Fn() -> bool) -> Result<(), AcquireError> {
         let request = self.request;
         if request.volumes.is_empty() {
@@ -357,8 +358,8 @@ impl Making<'_> {
         Ok(())
     }
 
-    /// Takes one volume, or returns why the lease cannot have it; in that case the lease holds nothing of it, or its
-    /// journal entry stays.
+    /// Takes one volume, or returns why the lease cannot have it; in that case the lease holds nothing of it,
+    /// or its journal entry stays.
     fn volume(
         &mut self,
         places: &Places,
@@ -433,8 +434,9 @@ impl Making<'_> {
         Ok(())
     }
 
-    /// Goes on without the volumes that the guest has not mounted, unless one is required. The image may be too old
-    /// to know volumes, or the volume's file system may have been written by a newer kernel than the guest's.
+    /// Goes on without the volumes that the guest has not mounted, unless one is required. The image may be
+    /// too old to know volumes, or the volume's file system may have been written by a newer kernel than the
+    /// guest's.
     fn must_be_mounted(&mut self, places: &Places, stages: &[(String, u64)]) -> Result<(), AcquireError> {
         let request = self.request;
         let mut without: BTreeMap<_, _> = volume::not_mounted(self.drives.len(), stages)
@@ -474,8 +476,8 @@ impl Making<'_> {
         let owner = self.request.owner.as_ref();
         let keys = self.effect(step, || {
             let authorized = if let Some(owner) = owner {
-                // The private key is on the owner's machine; this directory holds only the pinned host key of the
-                // guest.
+                // The private key is on the owner's machine; this directory holds only the pinned host key of
+                // the guest.
                 files::create_private_dir(&dir).map_err(KeyError::from)?;
                 keys::public(&owner.public_key, &format!("crabbox {id}"))?
             } else {
@@ -542,8 +544,8 @@ impl Making<'_> {
         Ok(outer)
     }
 
-    /// Reports the time between the machine's start and `ready`. The network is made in parallel and counts as ours
-    /// only if the guest was ready before it.
+    /// Reports the time between the machine's start and `ready`. The network is made in parallel and counts
+    /// as ours only if the guest was ready before it.
     fn booted(&mut self, attached: Duration, stages: &[(String, u64)]) {
         let whole = self.stage.elapsed();
         let guest = stages

@@ -1,10 +1,10 @@
-//! Leases whose supervisor has died: the machine keeps running, and the next command starts a new supervisor for it. If
-//! the old one died during acquisition or teardown, the new one ends the lease.
+//! Leases whose supervisor has died: the machine keeps running, and the next command starts a new supervisor
+//! for it. If the old one died during acquisition or teardown, the new one ends the lease.
 //!
-//! The cost is one read of each journal. It must never start a supervisor for a lease that another process is making
-//! or tearing down: the new supervisor takes the lease's lock first and checks again
-//! ([`crate::lifecycle::supervise::watch`]). Nor for a lease of a scheduler's job: the job ends with its supervisor,
-//! and its resources may already be allotted to another job ([`crate::lifecycle::epilog`]).
+//! The cost is one read of each journal. It must never start a supervisor for a lease that another process is
+//! making or tearing down: the new supervisor takes the lease's lock first and checks again
+//! ([`crate::lifecycle::supervise::watch`]). Nor for a lease of a scheduler's job: the job ends with its
+//! supervisor, and its resources may already be allotted to another job ([`crate::lifecycle::epilog`]).
 
 use std::process::Stdio;
 
@@ -20,7 +20,8 @@ use crate::context::Engine;
 use crate::lifecycle::teardown::ENDING;
 use crate::protocol::SUPERVISE;
 
-/// Starts a supervisor for each lease without one, and returns their ids. Unreadable records are left to `cleanup`.
+/// Starts a supervisor for each lease without one, and returns their ids. Unreadable records are left to
+/// `cleanup`.
 pub fn orphans(engine: &Engine) -> Result<Vec<String>, RecordError> {
     let mut adopted = Vec::new();
     for stored in leases::list(&engine.places.leases())?.leases {
@@ -30,8 +31,8 @@ pub fn orphans(engine: &Engine) -> Result<Vec<String>, RecordError> {
         let Ok(Some(journal)) = journal::read(&stored.dir.journal()) else {
             continue;
         };
-        // A lease that was never handed over has no user, and one whose teardown has begun cannot be used: the new
-        // supervisor ends both.
+        // A lease that was never handed over has no user, and one whose teardown has begun cannot be used:
+        // the new supervisor ends both.
         let unfinished = journal.note(ENDING).is_some() || !journal.is_claimed();
         let alive = |name: &str| journal.process(name).map(process::is_alive);
         // A lease that is being made has a live supervisor.

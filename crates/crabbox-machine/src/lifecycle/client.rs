@@ -1,8 +1,8 @@
-//! The command line's side of an acquisition: starts the supervisor, or takes a pool member from its supervisor,
-//! follows the events, and claims the lease or gives it up.
+//! The command line's side of an acquisition: starts the supervisor, or takes a pool member from its
+//! supervisor, follows the events, and claims the lease or gives it up.
 //!
-//! Dropping an unclaimed [`Acquisition`] closes the supervisor's input, and the supervisor then rolls back. If the
-//! supervisor itself dies, this side must do the rollback.
+//! Dropping an unclaimed [`Acquisition`] closes the supervisor's input, and the supervisor then rolls back.
+//! If the supervisor itself dies, this side must do the rollback.
 
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, Write as _};
@@ -201,8 +201,8 @@ impl<'e> Acquisition<'e> {
     }
 }
 
-/// Takes the member of the pool of `request` under its id. Its machine stays as it was made; everything else is set
-/// as in `request`.
+/// Takes the member of the pool of `request` under its id. Its machine stays as it was made; everything else
+/// is set as in `request`.
 pub fn take<'e>(
     engine: &'e Engine,
     request: &AcquireRequest,
@@ -223,8 +223,8 @@ fn parse(id: &str) -> Result<LeaseId, ClientError> {
         .map_err(|error| ClientError::Speak(std::io::Error::new(std::io::ErrorKind::InvalidInput, error)))
 }
 
-/// Asks the process of a scheduler's job to make the lease of `request` and become its supervisor. Waits for that
-/// process until `until`.
+/// Asks the process of a scheduler's job to make the lease of `request` and become its supervisor. Waits for
+/// that process until `until`.
 pub fn knock<'e>(
     engine: &'e Engine,
     request: &AcquireRequest,
@@ -246,8 +246,8 @@ pub fn knock<'e>(
     Acquisition::asked_for(engine, id, stream, request)
 }
 
-/// Whether the supervisor of the lease in `dir` is alive and not about to disappear: a dying process closes its sockets
-/// first.
+/// Whether the supervisor of the lease in `dir` is alive and not about to disappear: a dying process closes
+/// its sockets first.
 fn lives_on(dir: &LeaseDir) -> bool {
     let Ok(Some(journal)) = journal::read(&dir.journal()) else {
         return false;
@@ -293,7 +293,8 @@ pub fn start<'e>(engine: &'e Engine, request: &AcquireRequest) -> Result<Acquisi
 }
 
 impl Acquisition<'_> {
-    /// Follows the events until the guest is ready. An interrupt gives the lease up and waits for its rollback.
+    /// Follows the events until the guest is ready. An interrupt gives the lease up and waits for its
+    /// rollback.
     pub fn wait_ready(
         &mut self,
         interrupts: Option<&Interrupts>,
@@ -318,8 +319,8 @@ impl Acquisition<'_> {
         }
     }
 
-    /// Follows the events until the template's parts exist and its machine has been torn down; returns what could not
-    /// be removed.
+    /// Follows the events until the template's parts exist and its machine has been torn down; returns what
+    /// could not be removed.
     pub fn wait_frozen(
         mut self,
         interrupts: &Interrupts,
@@ -362,7 +363,8 @@ impl Acquisition<'_> {
         }
     }
 
-    /// Tells the supervisor that the lease has been entered and claimed, and waits until it watches the lease.
+    /// Tells the supervisor that the lease has been entered and claimed, and waits until it watches the
+    /// lease.
     pub fn claim(mut self) -> Result<(), ClientError> {
         if let Some(input) = &mut self.input {
             let line = protocol::line(&Message::Claimed).map_err(|error| ClientError::Speak(error.into()))?;
@@ -476,8 +478,8 @@ impl Acquisition<'_> {
         if let Some(input) = self.input.take()
             && self.child.is_none()
         {
-            // Closing a pipe signals its end to the reader; a socket must be shut down, because our reading half
-            // stays open.
+            // Closing a pipe signals its end to the reader; a socket must be shut down, because our reading
+            // half stays open.
             rustix::net::shutdown(&input, rustix::net::Shutdown::Write).ok();
         }
     }

@@ -1,9 +1,9 @@
-//! The end of a scheduler's job on its host: takes back whatever is left of the job's lease, including processes that
-//! still run.
+//! The end of a scheduler's job on its host: takes back whatever is left of the job's lease, including
+//! processes that still run.
 //!
-//! It runs as root after every job, so it must never touch anything of another job, and must succeed if nothing is
-//! left. It fails only if something of the job cannot be found or removed, because an error makes the scheduler drain
-//! this host.
+//! It runs as root after every job, so it must never touch anything of another job, and must succeed if
+//! nothing is left. It fails only if something of the job cannot be found or removed, because an error makes
+//! the scheduler drain this host.
 
 use std::os::unix::fs::MetadataExt as _;
 use std::time::Duration;
@@ -107,7 +107,8 @@ pub fn take_back(engine: &Engine, job: u32) -> Result<Reclaimed, EpilogError> {
     Ok(taken)
 }
 
-/// Ends the processes that hold the job: they keep running if the scheduler's own process on this host has died.
+/// Ends the processes that hold the job: they keep running if the scheduler's own process on this host has
+/// died.
 fn end_processes(job: u32) -> Result<Vec<u32>, ProcessError> {
     let number = job.to_string();
     let mut ended = Vec::new();
@@ -123,8 +124,8 @@ fn end_processes(job: u32) -> Result<Vec<u32>, ProcessError> {
     Ok(ended)
 }
 
-/// Whether the lease in `dir` was never claimed, so that no user's disk has to be kept. A teardown undoes the claim
-/// first, so the answer is false once a teardown has begun, and also if the journal cannot be read.
+/// Whether the lease in `dir` was never claimed, so that no user's disk has to be kept. A teardown undoes the
+/// claim first, so the answer is false once a teardown has begun, and also if the journal cannot be read.
 fn was_nobody_s(dir: &LeaseDir) -> bool {
     matches!(
         journal::read(&dir.journal()),
@@ -143,8 +144,9 @@ pub struct JobLease {
     pub since: i64,
 }
 
-/// The leases of jobs on this host, according to their records, or to their journals if a record is unreadable. A
-/// record can be wrong, so this proves nothing. A released lease whose disk is kept does not count.
+/// The leases of jobs on this host, according to their records, or to their journals if a record is
+/// unreadable. A record can be wrong, so this proves nothing. A released lease whose disk is kept does not
+/// count.
 pub fn of_jobs(engine: &Engine) -> Result<Vec<JobLease>, RecordError> {
     let all = leases::list(&engine.places.leases())?;
     let recorded = all.leases.iter().filter_map(|stored| {
@@ -267,8 +269,8 @@ mod tests {
                 process: None,
             },
         ];
-        // In order: a finished release, a release that was killed after undoing the claim, one that had not begun, a
-        // lease that was never claimed, and a lease whose journal has no claim.
+        // In order: a finished release, a release that was killed after undoing the claim, one that had not
+        // begun, a lease that was never claimed, and a lease whose journal has no claim.
         let ending = noted(teardown::ENDING, "yes");
         for (state, entries, is_to_stay) in [
             ("released", vec![ending.clone()], true),

@@ -1,7 +1,7 @@
 //! The handover of a lease to its command line: the journal entries before it, and the state after the claim.
 //!
-//! The command line makes the connection and the claim; the supervisor writes the journal. Nothing here may tell the
-//! command line that it owns the lease before the journal says so.
+//! The command line makes the connection and the claim; the supervisor writes the journal. Nothing here may
+//! tell the command line that it owns the lease before the journal says so.
 
 use std::fs::File;
 use std::io::BufReader;
@@ -77,8 +77,8 @@ impl Promised {
     }
 }
 
-/// Waits for the command line's message. End of input without one means that the command line died or gave up; a
-/// request to end the lease, a signal to end and the machine's own end are heard meanwhile.
+/// Waits for the command line's message. End of input without one means that the command line died or gave
+/// up; a request to end the lease, a signal to end and the machine's own end are heard meanwhile.
 pub(super) fn says_claimed(
     input: &mut BufReader<File>,
     control: &Control,

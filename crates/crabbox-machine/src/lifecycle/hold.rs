@@ -1,8 +1,8 @@
-//! The process of a scheduler's job: waits for the one request that is meant for it, and then becomes the supervisor
-//! of that lease.
+//! The process of a scheduler's job: waits for the one request that is meant for it, and then becomes the
+//! supervisor of that lease.
 //!
-//! It stays in the foreground, so that the job lasts exactly as long as the lease. It must never make a lease for a
-//! request that is not bound to this job, this lease and this submission, nor more than one lease.
+//! It stays in the foreground, so that the job lasts exactly as long as the lease. It must never make a lease
+//! for a request that is not bound to this job, this lease and this submission, nor more than one lease.
 
 use std::fs::File;
 use std::io::{self, BufReader, Write as _};
@@ -30,8 +30,8 @@ use crate::request::{AcquireRequest, Job};
 /// The hidden command that runs this program as the process of a job.
 pub const HOLD: &str = "__hold";
 
-/// The longest time that a job waits for its request. A job that the scheduler started a second time on another host
-/// ends after that.
+/// The longest time that a job waits for its request. A job that the scheduler started a second time on
+/// another host ends after that.
 pub const LONGEST_WAIT: Duration = Duration::from_mins(1);
 
 /// Pause between two attempts to reach the process of a job.
@@ -109,7 +109,8 @@ impl Fault for HoldError {
     }
 }
 
-/// Waits for the request of a job, makes its lease and watches it to its end. Takes over this process including its log.
+/// Waits for the request of a job, makes its lease and watches it to its end. Takes over this process
+/// including its log.
 pub fn run(places: &Places, held: &Held) -> Result<Outcome, HoldError> {
     // The gateway starts a job without `CRABBOX_LOG`, so the default filter applies.
     let log = SupervisorLog::install(None);
@@ -158,8 +159,8 @@ fn is_bound(request: &AcquireRequest, held: &Held) -> bool {
         && request.pool.is_none()
 }
 
-/// Waits for the one request that is meant for this job; returns its connection and the request. Afterwards the
-/// socket is gone, so no other client finds it.
+/// Waits for the one request that is meant for this job; returns its connection and the request. Afterwards
+/// the socket is gone, so no other client finds it.
 fn admit(places: &Places, held: &Held) -> Result<(UnixStream, AcquireRequest), HoldError> {
     let job = held.knock.job;
     files::create_private_dir(&places.jobs())?;
@@ -177,8 +178,8 @@ fn admit(places: &Places, held: &Held) -> Result<(UnixStream, AcquireRequest), H
     })
 }
 
-/// Answers each client until one knows this job. A wrong client must not cost the right one its lease, and a client
-/// that falls silent must not hold the job.
+/// Answers each client until one knows this job. A wrong client must not cost the right one its lease, and a
+/// client that falls silent must not hold the job.
 fn first_bound(
     listener: &UnixListener,
     held: &Held,
@@ -205,8 +206,8 @@ fn first_bound(
             continue;
         }
         stream.set_limit(LIMIT);
-        // The reader may read ahead, but the client sends nothing after its request until it has received an event,
-        // so nothing is lost.
+        // The reader may read ahead, but the client sends nothing after its request until it has received an
+        // event, so nothing is lost.
         match protocol::read_request(&mut BufReader::new(&mut stream)) {
             Ok(request) => {
                 let stream = stream.into_inner().map_err(HoldError::Wait)?;
@@ -219,8 +220,8 @@ fn first_bound(
     Ok(None)
 }
 
-/// Connects to the process of the job that `knock` names. The process may not have started yet, so this waits until
-/// `until`, or until an interrupt. From then on the connection carries the acquisition protocol.
+/// Connects to the process of the job that `knock` names. The process may not have started yet, so this waits
+/// until `until`, or until an interrupt. From then on the connection carries the acquisition protocol.
 pub(super) fn knock(
     places: &Places,
     knock: &JobCredentials,
@@ -323,7 +324,8 @@ mod tests {
             // Neither a client that disconnects nor one that stays silent keeps others out.
             drop(reach(&held.knock).unwrap());
             let silent = reach(&held.knock).unwrap();
-            // Keep trying: while the silent client has its turn, `reach` fails at the limit of the control socket.
+            // Keep trying: while the silent client has its turn, `reach` fails at the limit of the control
+            // socket.
             let turn =
                 crabbox_host::clock::poll_until(Duration::from_secs(20), || match reach(&held.knock) {
                     Err(AskError::Reply(_)) => None,

@@ -1,9 +1,9 @@
 //! Orphans: objects on the host that carry our tag and belong to no lease.
 //!
-//! A lease's directory exists before its first object and is removed after its last, so an object that was seen and
-//! whose directory does not exist afterwards is an orphan. Only objects with our tag in their name or path are
-//! considered, and nothing may be taken from a lease of another state directory: the host's registry and mounted
-//! namespaces identify those.
+//! A lease's directory exists before its first object and is removed after its last, so an object that was
+//! seen and whose directory does not exist afterwards is an orphan. Only objects with our tag in their name
+//! or path are considered, and nothing may be taken from a lease of another state directory: the host's
+//! registry and mounted namespaces identify those.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -103,7 +103,8 @@ pub struct Found {
 /// A search that was not made, or failed.
 #[derive(Debug)]
 pub struct Unseen {
-    /// The kind of object that was searched for, in one word: a kind of [`Orphan`], or a word for several of them.
+    /// The kind of object that was searched for, in one word: a kind of [`Orphan`], or a word for several of
+    /// them.
     pub kind: &'static str,
     /// Why the search has no result.
     pub error: OrphanError,
@@ -139,7 +140,8 @@ pub enum OrphanError {
     /// The network could not be inspected or changed.
     #[error(transparent)]
     Nat(#[from] NatError),
-    /// Links and rules cannot be listed without `CAP_NET_ADMIN`. A user without it cannot have made any either.
+    /// Links and rules cannot be listed without `CAP_NET_ADMIN`. A user without it cannot have made any
+    /// either.
     #[error(
         "searching for links and rules needs the right to change networks (CAP_NET_ADMIN), as making them does"
     )]
@@ -300,8 +302,8 @@ fn is_there(places: &Places, lease: &str) -> Result<bool, OrphanError> {
     files::is_named(&path).map_err(|source| OrphanError::List { path, source })
 }
 
-/// The names in `dir`, which need not exist. A directory that cannot be listed is an error: without the list of
-/// leases, everything would look like an orphan.
+/// The names in `dir`, which need not exist. A directory that cannot be listed is an error: without the list
+/// of leases, everything would look like an orphan.
 fn names(dir: &Path) -> Result<Vec<String>, OrphanError> {
     let failed = |source| OrphanError::List {
         path: dir.to_owned(),
@@ -337,8 +339,8 @@ fn processes(places: &Places) -> Result<Vec<Orphan>, OrphanError> {
                 // The kernel appends this to the path of a directory that has been removed.
                 LeaseId::parse(inside.trim_end_matches(" (deleted)")).ok()
             });
-        // A user's shell may have its working directory in a lease's directory; only a VMM has the lease's tag among
-        // its arguments.
+        // A user's shell may have its working directory in a lease's directory; only a VMM has the lease's
+        // tag among its arguments.
         let tagged = |tag: &str| {
             candidate
                 .cmdline
@@ -366,7 +368,8 @@ fn tag_of(path: &Path) -> &str {
         .unwrap_or_default()
 }
 
-/// Control groups named `crabbox-<8 hex>` at the root of the hierarchy, which is the name that we pass to the jailer.
+/// Control groups named `crabbox-<8 hex>` at the root of the hierarchy, which is the name that we pass to the
+/// jailer.
 fn cgroups() -> Result<Vec<Orphan>, OrphanError> {
     let root = Path::new(CGROUPS);
     let ours = |name: &String| {
@@ -477,8 +480,8 @@ mod tests {
         let looked = netns::within(&host, || {
             nat::attach_nat(&spec).unwrap();
             let by_namespace = kinds(&here);
-            // Move the namespace out of sight, as in another mount namespace: now only the registry entry shows the
-            // lease. Detach first, because the kernel ends a namespace with a delay.
+            // Move the namespace out of sight, as in another mount namespace: now only the registry entry
+            // shows the lease. Detach first, because the kernel ends a namespace with a delay.
             nat::detach_nat(&spec).unwrap();
             netns::remove(&dir.netns()).unwrap();
             let moved = NatSpec {

@@ -1,6 +1,7 @@
 //! Members of pools: finding them, reporting that their pool is used, and ending them.
 //!
-//! A member's record is read again under its lock: a lease that a client has taken meanwhile must never be ended here.
+//! A member's record is read again under its lock: a lease that a client has taken meanwhile must never be
+//! ended here.
 
 use std::time::Duration;
 
@@ -126,9 +127,9 @@ pub fn end(places: &Places, member: &Member, actor: Actor<'_>) -> Result<bool, R
     }
 }
 
-/// Makes room for a refused lease: ends the oldest unclaimed lease whose end helps, waiting or in the making; returns
-/// whether one has ended. None is ended if all of them together would not make enough room, or once `gone` says that
-/// the client has gone away.
+/// Makes room for a refused lease: ends the oldest unclaimed lease whose end helps, waiting or in the making;
+/// returns whether one has ended. None is ended if all of them together would not make enough room, or once
+/// `gone` says that the client has gone away.
 pub(crate) fn make_room(
     places: &Places,
     request: &AcquireRequest,
@@ -169,8 +170,8 @@ pub(crate) fn make_room(
     false
 }
 
-/// Asks the supervisor of a member to end it: a member in the making ends, one that is being handed to a client does
-/// not. Returns whether it is gone.
+/// Asks the supervisor of a member to end it: a member in the making ends, one that is being handed to a
+/// client does not. Returns whether it is gone.
 pub fn give_way(member: &Member, gone: &dyn Fn() -> bool) -> bool {
     let dir = &member.stored.dir;
     // Its record exists before its supervisor listens, so retry while nothing listens.

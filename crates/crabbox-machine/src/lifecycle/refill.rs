@@ -1,7 +1,7 @@
 //! Starts the process that refills a pool; nobody waits for it.
 //!
-//! It is started after a lease has been claimed, or when a member of a used pool has ended by age. Nothing here may
-//! delay the watch over a lease.
+//! It is started after a lease has been claimed, or when a member of a used pool has ended by age. Nothing
+//! here may delay the watch over a lease.
 
 use std::io::Write as _;
 use std::process::Stdio;

@@ -1,7 +1,7 @@
 //! Releases leases: `stop` for one, `cleanup` for all that are no longer needed.
 //!
-//! Both use the teardown of the journal. Cleanup continues after an error, gives a reason for each decision, and must
-//! not touch a lease whose lock is held: another process is making it or tearing it down.
+//! Both use the teardown of the journal. Cleanup continues after an error, gives a reason for each decision,
+//! and must not touch a lease whose lock is held: another process is making it or tearing it down.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -153,8 +153,8 @@ pub struct Released {
     pub kept: Option<PathBuf>,
 }
 
-/// Releases the lease that `text` names. If the lease was made with `deleteOnRelease: false`, its directory is kept at
-/// every release, unless `discard`.
+/// Releases the lease that `text` names. If the lease was made with `deleteOnRelease: false`, its directory
+/// is kept at every release, unless `discard`.
 pub fn stop(engine: &Engine, text: &str, discard: bool) -> Result<Released, ReleaseError> {
     let found = find::find(&engine.places, text, Purpose::Release)?;
     let name = match (&found.stored, &found.claim) {
@@ -197,8 +197,8 @@ pub fn stop(engine: &Engine, text: &str, discard: bool) -> Result<Released, Rele
     })
 }
 
-/// Refuses a lease with an unreadable record, unless a journal says what has to be undone: if the lease's machine
-/// cannot be identified, the record that may name it must be kept.
+/// Refuses a lease with an unreadable record, unless a journal says what has to be undone: if the lease's
+/// machine cannot be identified, the record that may name it must be kept.
 fn told_by_journal(engine: &Engine, lease: &OwnedLease, source: RecordError) -> Result<(), ReleaseError> {
     if journal::read(&lease.dir().journal())?.is_some() {
         return Ok(());
@@ -213,8 +213,8 @@ fn told_by_journal(engine: &Engine, lease: &OwnedLease, source: RecordError) -> 
 
 fn take_back(engine: &Engine, lease: OwnedLease, extent: Extent, who: Who) -> Result<(), ReleaseError> {
     let id = lease.id().to_string();
-    // This program cannot undo a journal that it cannot read. Touch nothing, so that the newer program that wrote it
-    // finds the lease complete.
+    // This program cannot undo a journal that it cannot read. Touch nothing, so that the newer program that
+    // wrote it finds the lease complete.
     if let Err(error) = journal::read(&lease.dir().journal())
         && error.is_too_new()
     {
@@ -224,8 +224,8 @@ fn take_back(engine: &Engine, lease: OwnedLease, extent: Extent, who: Who) -> Re
         who,
         failpoint: &engine.failpoint,
     };
-    // The supervisor stops its threads before their machine goes, and finishes the teardown if we die. Whatever it
-    // replies, we tear the lease down here, under the lock that we hold.
+    // The supervisor stops its threads before their machine goes, and finishes the teardown if we die.
+    // Whatever it replies, we tear the lease down here, under the lock that we hold.
     match client::ask(lease.dir(), &Verb::End) {
         Ok(reply) => tracing::debug!(?reply, "the supervisor was asked to end"),
         Err(error) => tracing::debug!("{}", fault::chain(&error)),
@@ -255,8 +255,8 @@ pub struct Decision {
 }
 
 impl Decision {
-    /// A decision about objects that could not be searched for; without an `error` this user can have none of this
-    /// kind.
+    /// A decision about objects that could not be searched for; without an `error` this user can have none of
+    /// this kind.
     pub fn unseen(kind: &'static str, error: Option<ReleaseError>) -> Self {
         let reason = if error.is_some() {
             NOT_LOOKED_FOR
@@ -293,15 +293,16 @@ pub enum Subject {
     },
     /// An object on the host with our tag but without a lease.
     Object {
-        /// Its kind: `process`, `link`, `table`, `cgroup`, `lock`, `entry`. For objects that could not be searched
-        /// for also `network` (links and tables), `claim` and `lease`.
+        /// Its kind: `process`, `link`, `table`, `cgroup`, `lock`, `entry`. For objects that could not be
+        /// searched for also `network` (links and tables), `claim` and `lease`.
         kind: &'static str,
         /// Its name; `*` for all of a kind.
         name: String,
     },
 }
 
-/// Decides about every lease and claim of the provider, and removes what is no longer needed unless `dry_run`.
+/// Decides about every lease and claim of the provider, and removes what is no longer needed unless
+/// `dry_run`.
 pub fn cleanup(
     engine: &Engine,
     dry_run: bool,
@@ -363,8 +364,8 @@ pub fn cleanup(
     Ok(decisions)
 }
 
-/// Decides about claims whose lease is gone. If one claim or all of them cannot be read, the rest of the cleanup
-/// continues.
+/// Decides about claims whose lease is gone. If one claim or all of them cannot be read, the rest of the
+/// cleanup continues.
 fn stale_claims(places: &Places, dry_run: bool, on_decision: &mut dyn FnMut(&Decision)) -> Vec<Decision> {
     let mut decisions = Vec::new();
     let mut decided = |decision: Decision| {
@@ -404,7 +405,8 @@ fn stale_claims(places: &Places, dry_run: bool, on_decision: &mut dyn FnMut(&Dec
     decisions
 }
 
-/// Whether a lease's directory exists. If that is unknown, nothing of the lease may be removed, so it is an error.
+/// Whether a lease's directory exists. If that is unknown, nothing of the lease may be removed, so it is an
+/// error.
 fn is_there(dir: &std::path::Path) -> Result<bool, ReleaseError> {
     Ok(files::is_named(dir).map_err(|source| files::FileError::io("look for", dir, source))?)
 }
@@ -468,8 +470,8 @@ fn look_at_lease(places: &Places, seen: &StoredLease) -> (Decision, Option<Owned
         if journal.note(teardown::ENDING).is_some() {
             return (decide(true, "interrupted_release"), Some(lease));
         }
-        // A maker holds the lock until the lease is claimed. We have the lock, so the maker has died. A pool member
-        // stays unclaimed as long as its supervisor keeps it.
+        // A maker holds the lock until the lease is claimed. We have the lock, so the maker has died. A pool
+        // member stays unclaimed as long as its supervisor keeps it.
         let waits = labels::pool(&record.labels).is_some()
             && journal.process("supervisor").is_some_and(process::is_alive);
         if !journal.is_claimed() && !waits {
@@ -501,8 +503,8 @@ fn look_at_lease(places: &Places, seen: &StoredLease) -> (Decision, Option<Owned
     (decide(true, "process_exited"), Some(lease))
 }
 
-/// Whether the lease's machine runs: the process that the record names, or one that uses the lease's socket. A record
-/// by another program, or a damaged one, may not name the process that runs.
+/// Whether the lease's machine runs: the process that the record names, or one that uses the lease's socket.
+/// A record by another program, or a damaged one, may not name the process that runs.
 fn runs(places: &Places, lease: &OwnedLease, record: &LeaseRecord) -> Result<bool, ProcessError> {
     Ok(find::is_running(record) || !machine::running_on(&places.leases(), lease.id())?.is_empty())
 }
@@ -523,8 +525,8 @@ fn look_at_unreadable(places: &Places, bad: &leases::Unreadable) -> (Decision, O
     match own(places, &bad.name) {
         Ok(Some(lease)) => {
             let dir = LeaseDir::at(&bad.path);
-            // Its maker died between making the directory and writing the record, so only effects in the journal
-            // exist.
+            // Its maker died between making the directory and writing the record, so only effects in the
+            // journal exist.
             match leases::read(&dir) {
                 Err(RecordError::Missing { .. }) => (decide(true, "no_record".to_owned()), Some(lease)),
                 _ => (decide(false, "busy".to_owned()), None),

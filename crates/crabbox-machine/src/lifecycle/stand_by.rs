@@ -7,8 +7,8 @@
 //!                 │ machine gone, asked to end, too old                       taken back
 //!                 └────────────────────────────────────────────────────────────> ^
 //! ```
-//! No lock is held while it waits. It must never be given to two clients, or return to the pool after a client has been
-//! sent the data to enter it.
+//! No lock is held while it waits. It must never be given to two clients, or return to the pool after a
+//! client has been sent the data to enter it.
 
 use std::fs::File;
 use std::io::BufReader;
@@ -83,8 +83,8 @@ pub(super) enum PoolOutcome {
     FailedHandover(Box<FailedHandover>),
 }
 
-/// A lease that was being handed over and is torn down instead. The client is informed only afterwards, because until then
-/// the lease occupies the room that the client will request next.
+/// A lease that was being handed over and is torn down instead. The client is informed only afterwards,
+/// because until then the lease occupies the room that the client will request next.
 pub(super) struct FailedHandover {
     /// The lease's lock, under which this was decided.
     pub(super) lock: FileLock,
@@ -117,8 +117,8 @@ enum HandoverOutcome {
 }
 
 impl<'a> Waiting<'a> {
-    /// The lease that was made from `made_of` for `pool`. `ready` says how it is entered, except for the shared
-    /// connection.
+    /// The lease that was made from `made_of` for `pool`. `ready` says how it is entered, except for the
+    /// shared connection.
     pub(super) fn new(
         life: &'a Life<'a>,
         made_of: &'a AcquireRequest,
@@ -324,8 +324,8 @@ impl Taken {
         promised.keep(&mut self.journal, &mut self.stored, request)
     }
 
-    /// Sets the record to what it would be if the lease were made for `request` now. What its machine was made with
-    /// stays.
+    /// Sets the record to what it would be if the lease were made for `request` now. What its machine was
+    /// made with stays.
     fn relabel(&mut self, waiting: &Waiting<'_>, request: &AcquireRequest) -> Result<(), AcquireError> {
         let made_of = waiting.made_of;
         let now = AcquireRequest {

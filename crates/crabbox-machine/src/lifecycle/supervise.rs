@@ -1,8 +1,8 @@
 //! The supervisor of a lease: acquires the lease, is the parent of its VMM, and tears the lease down.
 //!
-//! It runs in its own session, so that no Ctrl-C reaches it. It talks to the command line over two pipes until the
-//! lease is claimed; all that it needs afterwards is in the lease's record. If it is killed, the machine keeps running,
-//! and the next crabbox command starts another supervisor ([`watch`]).
+//! It runs in its own session, so that no Ctrl-C reaches it. It talks to the command line over two pipes
+//! until the lease is claimed; all that it needs afterwards is in the lease's record. If it is killed, the
+//! machine keeps running, and the next crabbox command starts another supervisor ([`watch`]).
 //!
 //! ```text
 //!             request                    ready                 claimed
@@ -16,10 +16,10 @@
 //!  (adopted) ── lock ──> claimed, not ending, VMM known ───────────────────┘  │
 //!                 └────> never claimed, or its end was begun ─────────────────┘
 //! ```
-//! It holds the lease's lock from the allocation to `watching`, during adoption, and from the decision to end the lease
-//! to its end; never while it watches. Without the lock it must not decide anything: every reason to end a lease is
-//! checked again under the lock. From `watching` on nobody reads its output, so errors go to its log
-//! (`supervisor_log.rs`).
+//! It holds the lease's lock from the allocation to `watching`, during adoption, and from the decision to end
+//! the lease to its end; never while it watches. Without the lock it must not decide anything: every reason
+//! to end a lease is checked again under the lock. From `watching` on nobody reads its output, so errors go
+//! to its log (`supervisor_log.rs`).
 
 use std::fs::File;
 use std::io::{BufReader, Write as _};
@@ -103,15 +103,15 @@ impl Fault for SuperviseError {
     }
 }
 
-/// Makes the lease that the first line of `input` describes, then watches it to its end. Takes over this process
-/// including its log, which records what `filter` selects.
+/// Makes the lease that the first line of `input` describes, then watches it to its end. Takes over this
+/// process including its log, which records what `filter` selects.
 pub fn run(input: File, output: File, filter: Option<LogFilter>) -> Result<(), SuperviseError> {
     let log = SupervisorLog::install(filter);
     logged(make_and_watch(input, output, &log))
 }
 
-/// Watches a lease whose supervisor has died, with the armed failpoint (empty for none). Takes over this process
-/// including its log.
+/// Watches a lease whose supervisor has died, with the armed failpoint (empty for none). Takes over this
+/// process including its log.
 pub fn watch(
     places: &Places,
     id: &LeaseId,
@@ -143,14 +143,14 @@ fn make_and_watch(input: File, output: File, log: &SupervisorLog) -> Result<(), 
     make_requested(&request, input, output, log).map(drop)
 }
 
-/// Sends an event to the command line. A failed write is ignored, because the end of our input shows that the command
-/// line has gone away.
+/// Sends an event to the command line. A failed write is ignored, because the end of our input shows that the
+/// command line has gone away.
 fn tell(mut output: &File, event: &Event) {
     output.write_all(&protocol::line(event).unwrap_or_default()).ok();
 }
 
-/// Makes the lease of `request` for the client at the other end of `input` and `output`, then watches it to its end;
-/// returns whether the client got it.
+/// Makes the lease of `request` for the client at the other end of `input` and `output`, then watches it to
+/// its end; returns whether the client got it.
 pub(super) fn make_requested(
     request: &AcquireRequest,
     mut input: BufReader<File>,
@@ -171,8 +171,8 @@ pub(super) fn make_requested(
     if request.member_of().is_some() {
         control.reserve();
     }
-    // The command line sends nothing more until the lease is ready, so readable input means that it has closed the
-    // connection.
+    // The command line sends nothing more until the lease is ready, so readable input means that it has
+    // closed the connection.
     let gone = || interrupts.caught().is_some() || is_readable(input.get_ref());
     let making = match acquire::allocate(&places, request, &id, &mut tell, &gone) {
         Ok(making) => making,
@@ -308,7 +308,8 @@ impl Life<'_> {
 struct Handed {
     /// Its VMM.
     vmm: ProcessHandle,
-    /// How it is entered and which pool it is for, if it is a pool member; otherwise it belongs to the command line.
+    /// How it is entered and which pool it is for, if it is a pool member; otherwise it belongs to the
+    /// command line.
     pooled: Option<(Ready, Pool)>,
 }
 
@@ -393,8 +394,8 @@ fn adopt(places: &Places, id: &LeaseId, failpoint: &str, log: &SupervisorLog) ->
     {
         return Ok(());
     }
-    // Open the log only under the lock: another process that is removing the directory must not find a new file in
-    // it.
+    // Open the log only under the lock: another process that is removing the directory must not find a new
+    // file in it.
     log.enter(&dir);
     let actor = Actor {
         who: Who::Supervisor,
@@ -442,7 +443,8 @@ fn taken_up<T, E: std::error::Error + 'static>(what: &str, outcome: Result<T, E>
         .ok()
 }
 
-/// Tears the lease down, unless another process holds its lock or has done it; returns what could not be removed.
+/// Tears the lease down, unless another process holds its lock or has done it; returns what could not be
+/// removed.
 fn conclude(
     places: &Places,
     id: &LeaseId,
@@ -490,13 +492,14 @@ fn conclude(
     Ok(teardown::teardown(places, lease, extent, actor).leftovers())
 }
 
-/// Whether another process has torn the lease down already: the label says so, and the machine has ended. The label
-/// alone is not trusted; otherwise a VMM that still runs could never be removed.
+/// Whether another process has torn the lease down already: the label says so, and the machine has ended. The
+/// label alone is not trusted; otherwise a VMM that still runs could never be removed.
 fn is_taken_back(record: &LeaseRecord) -> bool {
     labels::state(&record.labels) == LeaseState::Released && !is_running(record)
 }
 
-/// Ends the lease's service threads. If its VMM has ended, the last line of the console and of the log say how.
+/// Ends the lease's service threads. If its VMM has ended, the last line of the console and of the log say
+/// how.
 fn end_threads(threads: Threads, dir: &LeaseDir) {
     let how = vmm_end::describe(dir);
     if let Some(how) = &how {
@@ -505,8 +508,8 @@ fn end_threads(threads: Threads, dir: &LeaseDir) {
     finish(threads, how.as_deref());
 }
 
-/// Ends the lease's service threads: DNS before the namespace is removed, trim before the disk is, and the console
-/// after its pipe has been drained, with our line `last`.
+/// Ends the lease's service threads: DNS before the namespace is removed, trim before the disk is, and the
+/// console after its pipe has been drained, with our line `last`.
 fn finish(threads: Threads, last: Option<&str>) {
     drop((threads.names, threads.trims));
     if let Some(recorder) = threads.recorder {
@@ -514,7 +517,8 @@ fn finish(threads: Threads, last: Option<&str>) {
     }
 }
 
-/// The last lines of a machine that did not come up: of its console, or of the VMM's log if the console is empty.
+/// The last lines of a machine that did not come up: of its console, or of the VMM's log if the console is
+/// empty.
 fn finish_console(threads: Threads, dir: &LeaseDir) -> Vec<String> {
     end_threads(threads, dir);
     let console = console::tail(&dir.console(), CONSOLE_LINES);

@@ -1,9 +1,9 @@
-//! The supervisor's log, `supervisor.log` in the lease's directory: its work by lease, stage and step, and every error
-//! that cannot be shown to a user.
+//! The supervisor's log, `supervisor.log` in the lease's directory: its work by lease, stage and step, and
+//! every error that cannot be shown to a user.
 //!
-//! Events from before the lease has a directory are buffered and written there first. A supervisor must never wait for
-//! its log or fail because of it, and no text from a guest or a file may forge a line: one event is one line, without
-//! control characters.
+//! Events from before the lease has a directory are buffered and written there first. A supervisor must never
+//! wait for its log or fail because of it, and no text from a guest or a file may forge a line: one event is
+//! one line, without control characters.
 
 use std::fmt;
 use std::io;
@@ -54,7 +54,8 @@ enum Sink {
 }
 
 impl SupervisorLog {
-    /// Makes this process log here, including panics of any thread. Must be called once, before anything else.
+    /// Makes this process log here, including panics of any thread. Must be called once, before anything
+    /// else.
     pub(crate) fn install(filter: Option<LogFilter>) -> Self {
         let (log, subscriber) = Self::new(filter.unwrap_or_else(|| LogFilter::level(LEVEL)));
         // If a subscriber is installed already, events go there instead.
@@ -101,7 +102,8 @@ impl SupervisorLog {
                 }
                 Sink::File(file)
             }
-            // A log that cannot be written is no reason to refuse a lease, and there is no other place to report it.
+            // A log that cannot be written is no reason to refuse a lease, and there is no other place to
+            // report it.
             Err(_) => Sink::Nowhere,
         };
     }

@@ -1,8 +1,8 @@
 //! Teardown of a lease: the journal, read from its end to its beginning.
 //!
-//! Rollback, `stop`, `cleanup` and the supervisor's own teardown are this one walk. Every step must succeed if its
-//! effect never happened or is already undone. An error is collected and never stops the rest. The directory with the
-//! journal is removed last, and only when no step is left that needs it.
+//! Rollback, `stop`, `cleanup` and the supervisor's own teardown are this one walk. Every step must succeed
+//! if its effect never happened or is already undone. An error is collected and never stops the rest. The
+//! directory with the journal is removed last, and only when no step is left that needs it.
 
 use std::cell::Cell;
 use std::path::{Path, PathBuf};
@@ -32,8 +32,8 @@ use crate::resource::network::{self, DetachError, SavedAttach};
 use crate::resource::settle;
 use crate::resource::volume::{self, VolumeError};
 
-/// Time between SIGTERM and SIGKILL for a VMM. Its disk is deleted anyway, and the guest has already been asked to
-/// write out its volumes.
+/// Time between SIGTERM and SIGKILL for a VMM. Its disk is deleted anyway, and the guest has already been
+/// asked to write out its volumes.
 const VMM_GRACE: Duration = Duration::from_millis(500);
 /// The journal entry that a teardown has begun: from then on the lease can only be torn down.
 pub(crate) const ENDING: &str = "ending";
@@ -147,8 +147,8 @@ impl Report {
     }
 }
 
-/// Undoes all effects of `lease`. The lock is released at the end, and its file removed if nothing of the lease is
-/// left.
+/// Undoes all effects of `lease`. The lock is released at the end, and its file removed if nothing of the
+/// lease is left.
 pub fn teardown(places: &Places, lease: OwnedLease, extent: Extent, actor: Actor<'_>) -> Report {
     let _stage = tracing::info_span!("stage", name = "teardown").entered();
     let mut report = Report::default();
@@ -169,8 +169,8 @@ pub fn teardown(places: &Places, lease: OwnedLease, extent: Extent, actor: Actor
         && state.note(ENDING).is_none()
         && let Err(error) = journal.note(ENDING, "yes")
     {
-        // Without this note a later cleanup may treat a half-removed lease as live; not tearing it down would be
-        // worse.
+        // Without this note a later cleanup may treat a half-removed lease as live; not tearing it down would
+        // be worse.
         report.left_over("journal", error.into());
     }
     let walk = Walk {
@@ -219,8 +219,8 @@ fn holds_disk(step: &Step) -> bool {
     matches!(step, Step::Disk { .. } | Step::Jail { .. })
 }
 
-/// The final part: removes directory, registry entry and lock, or writes the record of a kept directory, which keeps
-/// its entry. Waits for the supervisor last.
+/// The final part: removes directory, registry entry and lock, or writes the record of a kept directory,
+/// which keeps its entry. Waits for the supervisor last.
 fn finish(
     places: &Places,
     lease: OwnedLease,
@@ -284,8 +284,8 @@ fn remove_directory(lease: &OwnedLease) -> Result<(), UndoError> {
             .into());
         }
     };
-    // Remove journal and record after everything else, so that a lease whose teardown dies here can still be torn
-    // down; and the supervisor's log, which says why something could not be removed.
+    // Remove journal and record after everything else, so that a lease whose teardown dies here can still be
+    // torn down; and the supervisor's log, which says why something could not be removed.
     let last = [dir.metadata(), dir.journal(), dir.supervisor_log()];
     for entry in entries
         .filter_map(Result::ok)
@@ -354,16 +354,16 @@ impl Walk<'_> {
         }
     }
 
-    /// Ends the VMM. If its identity was never recorded, it is found by its working directory or root, which only
-    /// this lease uses, or by its socket. If the recorded process no longer exists, it is found by its socket alone:
-    /// a record by another program, or a damaged one, may name a process that never was the machine, and removing the
-    /// directory would remove the last trace of the machine that runs.
+    /// Ends the VMM. If its identity was never recorded, it is found by its working directory or root, which
+    /// only this lease uses, or by its socket. If the recorded process no longer exists, it is found by its
+    /// socket alone: a record by another program, or a damaged one, may name a process that never was the
+    /// machine, and removing the directory would remove the last trace of the machine that runs.
     fn end_vmm(&self, process: Option<&ProcessId>, dir: &Path, vmid: &str) -> Result<(), UndoError> {
         let recorded = process.map(process::open).transpose()?.flatten();
         let handles = match recorded {
             Some(handle) => vec![handle],
-            // If an identity was recorded, only the socket counts: any other process in the directory is not the
-            // machine.
+            // If an identity was recorded, only the socket counts: any other process in the directory is not
+            // the machine.
             None => self.found_here(process.is_none().then_some((dir, vmid)))?,
         };
         for handle in handles {
@@ -374,8 +374,8 @@ impl Walk<'_> {
         Ok(())
     }
 
-    /// The machines that belong to this lease: those that use its socket, and with `unnoted` also those found by
-    /// directory and machine id.
+    /// The machines that belong to this lease: those that use its socket, and with `unnoted` also those found
+    /// by directory and machine id.
     fn found_here(&self, unnoted: Option<(&Path, &str)>) -> Result<Vec<ProcessHandle>, UndoError> {
         let all = process::list()?;
         let mut handles = Vec::new();
@@ -443,8 +443,8 @@ fn within<'p>(path: &'p Path, dir: &Path) -> Result<&'p Path, UndoError> {
     }
 }
 
-/// Waits for CNI plugins that a dead maker left running, then ends them: a plugin that continued after the detach would
-/// make an attachment that nobody removes.
+/// Waits for CNI plugins that a dead maker left running, then ends them: a plugin that continued after the
+/// detach would make an attachment that nobody removes.
 fn end_plugins(saved: &SavedAttach) -> Result<(), ProcessError> {
     let SavedAttach::Cni(attachment) = saved else {
         return Ok(());
@@ -466,9 +466,9 @@ fn end_plugins(saved: &SavedAttach) -> Result<(), ProcessError> {
     Ok(())
 }
 
-/// Whether `candidate` is a VMM or its starting process whose working directory or root is `dir`: either the machine's id is
-/// in its arguments, or it is a child of the supervisor before its exec. A user's shell may also have this working
-/// directory and must not be ended.
+/// Whether `candidate` is a VMM or its starting process whose working directory or root is `dir`: either the
+/// machine's id is in its arguments, or it is a child of the supervisor before its exec. A user's shell may
+/// also have this working directory and must not be ended.
 fn is_at_home_in(candidate: &ProcessInfo, dir: &Path, vmid: &str) -> bool {
     let here = |at: Option<&PathBuf>| at.is_some_and(|at| at == dir);
     let is_ours = candidate
@@ -480,8 +480,8 @@ fn is_at_home_in(candidate: &ProcessInfo, dir: &Path, vmid: &str) -> bool {
         && (here(candidate.cwd.as_ref()) || here(candidate.root.as_ref()))
 }
 
-/// The effects that a lease without a journal may have (it was made by the Go program, or its maker died before
-/// writing the first line).
+/// The effects that a lease without a journal may have (it was made by the Go program, or its maker died
+/// before writing the first line).
 fn foreign_journal(places: &Places, lease: &OwnedLease) -> Journal {
     let record = leases::read(lease.dir())
         .map(|stored| stored.record)
@@ -510,8 +510,8 @@ fn foreign_journal(places: &Places, lease: &OwnedLease) -> Journal {
             None,
         ));
     }
-    // Without a pid (its maker died before writing one), or with the pid of a process that no longer exists, the
-    // machine is found by its socket in the lease directory.
+    // Without a pid (its maker died before writing one), or with the pid of a process that no longer exists,
+    // the machine is found by its socket in the lease directory.
     steps.push((
         Step::Vmm {
             vmid: record.vmid.clone(),

@@ -1,5 +1,5 @@
-//! Why the VMM of a lease ended, as far as the kernel still knows: its exit status and its control group's counter of
-//! out-of-memory kills.
+//! Why the VMM of a lease ended, as far as the kernel still knows: its exit status and its control group's
+//! counter of out-of-memory kills.
 //!
 //! It only describes; it must never decide whether a lease ends, because a status can be unknown.
 
@@ -11,7 +11,8 @@ use crabbox_host::process::{self, ExitStatus};
 use crabbox_store::journal;
 use crabbox_store::places::LeaseDir;
 
-/// A sentence about the VMM of the lease in `dir`, for the end of its console; `None` if it still runs, or was never started.
+/// A sentence about the VMM of the lease in `dir`, for the end of its console; `None` if it still runs, or
+/// was never started.
 pub(super) fn describe(dir: &LeaseDir) -> Option<String> {
     describe_in(&journal::read(&dir.journal()).ok()??)
 }
@@ -40,8 +41,8 @@ fn control_group(journal: &Journal) -> Option<String> {
     })
 }
 
-/// The `oom_kill` counter of the group at `path` (Documentation/admin-guide/cgroup-v2.rst, `memory.events`); 0 if it
-/// cannot be read.
+/// The `oom_kill` counter of the group at `path` (Documentation/admin-guide/cgroup-v2.rst, `memory.events`);
+/// 0 if it cannot be read.
 fn oom_kills(path: &str) -> u64 {
     let events = std::fs::read_to_string(Path::new(path).join("memory.events")).unwrap_or_default();
     let counter = events.lines().find_map(|line| line.strip_prefix("oom_kill "));

@@ -1,7 +1,7 @@
 //! The watch over a lease: waits for the end of its VMM, its expiry, a signal, or a request to end it.
 //!
-//! It also refreshes a lease that is in use. It must never end a lease itself: it returns the reason, and the lock
-//! under which that was decided.
+//! It also refreshes a lease that is in use. It must never end a lease itself: it returns the reason, and the
+//! lock under which that was decided.
 
 use std::time::{Duration, Instant};
 
@@ -40,7 +40,8 @@ pub(super) enum End {
 
 /// Waits for something that ends the lease.
 ///
-/// For an expired lease the lock is returned too: the decision was made under it, so no heartbeat can intervene.
+/// For an expired lease the lock is returned too: the decision was made under it, so no heartbeat can
+/// intervene.
 pub(super) fn observe(
     places: &Places,
     dir: &LeaseDir,
@@ -86,8 +87,8 @@ pub(super) fn observe(
             Err(leases::RecordError::Missing { .. }) if !dir.path().exists() => {
                 return (End::LeaseGone, None);
             }
-            // An unreadable record is left for `cleanup` to report; the machine goes on. Log it once, not at every
-            // check.
+            // An unreadable record is left for `cleanup` to report; the machine goes on. Log it once, not at
+            // every check.
             Err(error) => {
                 if std::mem::take(&mut readable) {
                     tracing::warn!("the record cannot be read: {}", fault::chain(&error));
@@ -97,11 +98,11 @@ pub(super) fn observe(
     }
 }
 
-/// Refreshes a lease that is in use; returns the reason if it has expired. The time to live ends the lease even if it
-/// is in use.
+/// Refreshes a lease that is in use; returns the reason if it has expired. The time to live ends the lease
+/// even if it is in use.
 fn expired(places: &Places, stored: &StoredLease) -> Option<String> {
-    // If activity cannot be determined, assume that the lease is in use: better that it lives until its time to live
-    // than that work is interrupted.
+    // If activity cannot be determined, assume that the lease is in use: better that it lives until its time
+    // to live than that work is interrupted.
     let in_use = match journal::read(&stored.dir.journal()) {
         Ok(Some(journal)) => Watchpoint::of(&stored.record, &journal)
             .is_some_and(|watchpoint| watchpoint.in_use().unwrap_or(true)),

@@ -38,9 +38,9 @@ pub enum GroupError {
     },
 }
 
-/// Removes the lease's own groups, `<root>/crabbox-<tag>/<machine>` and the one around it, which are both named with
-/// its tag. Kills what is still in the inner one: a VMM whose start was never recorded, and which cannot be found by
-/// its root, because its jailer has made that `/`.
+/// Removes the lease's own groups, `<root>/crabbox-<tag>/<machine>` and the one around it, which are both
+/// named with its tag. Kills what is still in the inner one: a VMM whose start was never recorded, and which
+/// cannot be found by its root, because its jailer has made that `/`.
 pub(crate) fn remove(path: &Path, lease: &OwnedLease) -> Result<(), GroupError> {
     let tag = lease.id().tag();
     let tagged = |path: &Path| {
@@ -122,7 +122,8 @@ mod tests {
 
     use super::*;
 
-    /// A test directory in place of the cgroup hierarchy, whose mount point differs on hosts with both versions.
+    /// A test directory in place of the cgroup hierarchy, whose mount point differs on hosts with both
+    /// versions.
     struct Groups(tempfile::TempDir);
 
     impl Groups {

@@ -1,6 +1,8 @@
-//! The SSH connection of a lease: one target and one control socket, the same whichever process computes them.
+//! The SSH connection of a lease: one target and one control socket, the same whichever process computes
+//! them.
 //!
-//! The command line opens the connection, later commands share it, teardown closes it. It must never outlive its lease.
+//! The command line opens the connection, later commands share it, teardown closes it. It must never outlive
+//! its lease.
 
 use std::path::{Path, PathBuf};
 
@@ -42,13 +44,14 @@ pub fn target(record: &LeaseRecord, places: &Places) -> Result<Target, Connectio
     let mut target = Target::new(&record.ssh_user, &record.guest_ip, port, &known_hosts)?;
     target.key = Some(keys.join("id_ed25519"));
     target.on_this_machine = true;
-    // The Go program never writes the file in advance: its leases have one only after the first connection, and no
-    // host key is pinned.
+    // The Go program never writes the file in advance: its leases have one only after the first connection,
+    // and no host key is pinned.
     target.host_key_pinned = Path::new(&record.state_dir).join("journal.jsonl").exists();
     Ok(target)
 }
 
-/// The directory for control sockets from a request, checked again because the request comes from another process.
+/// The directory for control sockets from a request, checked again because the request comes from another
+/// process.
 pub(crate) fn control_dir(dir: &Path) -> Result<PrivateDir, ConnectionError> {
     Ok(PrivateDir::open(dir).map_err(ControlError::from)?)
 }
@@ -65,8 +68,8 @@ pub fn shared(record: &LeaseRecord, places: &Places, dir: &PrivateDir) -> Result
     Ok(target)
 }
 
-/// Closes every shared connection that was opened with the key of lease `id`, for a lease whose journal does not name
-/// its socket.
+/// Closes every shared connection that was opened with the key of lease `id`, for a lease whose journal does
+/// not name its socket.
 pub(crate) fn close_all(places: &Places, id: &str) -> Result<(), ExitError> {
     for control in master::of_key(&places.keys(id).join("id_ed25519"))? {
         // The forwards have a socket of their own beside it.
@@ -81,7 +84,8 @@ pub(crate) fn close_all(places: &Places, id: &str) -> Result<(), ExitError> {
     Ok(())
 }
 
-/// Closes the shared connection at `control`, which may come from a damaged record, and the forwards of its lease; succeeds if there is none.
+/// Closes the shared connection at `control`, which may come from a damaged record, and the forwards of its
+/// lease; succeeds if there is none.
 pub fn close(control: &Path) -> Result<(), ExitError> {
     let recorded = control::recorded(control).map_err(|source| ExitError::Recorded { source })?;
     let Some(control) = recorded else {

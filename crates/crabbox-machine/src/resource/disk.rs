@@ -1,7 +1,8 @@
-//! The VMM's directory: kernel, initrd with the seed, disks. Every path in it is relative to it, jailed or not.
+//! The VMM's directory: kernel, initrd with the seed, disks. Every path in it is relative to it, jailed or
+//! not.
 //!
-//! The cost is the same for every image size: the kernel and the base are links, the layer is sparse. It must never
-//! write to an image of the store, or let a path that Firecracker sees depend on the lease's location.
+//! The cost is the same for every image size: the kernel and the base are links, the layer is sparse. It must
+//! never write to an image of the store, or let a path that Firecracker sees depend on the lease's location.
 
 use std::io::Write as _;
 use std::os::fd::AsRawFd as _;
@@ -45,7 +46,8 @@ pub const LOG: &str = "firecracker.log";
 /// Firecracker's API socket.
 pub const API: &str = "api.sock";
 
-/// Firecracker's file names for a snapshot that it writes; they differ from the names of the files that it loads.
+/// Firecracker's file names for a snapshot that it writes; they differ from the names of the files that it
+/// loads.
 pub(crate) const FROZEN: [(&str, &str); 2] = [("frozen.memory", MEMORY), ("frozen.vmstate", VMSTATE)];
 
 /// The disk method of a restored machine: a copy of its template's disk.
@@ -154,8 +156,8 @@ pub struct Plan<'a> {
     /// Shared files that may be out of reach of a hard link.
     pub mounts: Vec<Shared>,
     request: &'a AcquireRequest,
-    /// The template that the machine is restored from. It is opened once, so that all parts belong to the same template
-    /// even if it is replaced meanwhile.
+    /// The template that the machine is restored from. It is opened once, so that all parts belong to the
+    /// same template even if it is replaced meanwhile.
     template: Option<Opened>,
     uid: Option<u32>,
     id: String,
@@ -205,7 +207,8 @@ pub struct Shared {
 pub struct Home {
     /// Its path on the host.
     pub dir: PathBuf,
-    /// How the private disk was made: a layer above a `shared-base`, a `reflink` or a `sparse-copy` of the whole image.
+    /// How the private disk was made: a layer above a `shared-base`, a `reflink` or a `sparse-copy` of the
+    /// whole image.
     pub method: &'static str,
     /// The file that carries the seed; a restored guest gets its identity over vsock instead.
     pub seed: Option<&'static str>,
@@ -225,7 +228,8 @@ pub fn plan<'a>(
 ) -> Result<Plan<'a>, DiskError> {
     let record = &made.stored.record;
     let layout = made.uid.and(request.programs.jailer.as_ref()).and_then(|_| {
-        // A name that the jailer would refuse is reported when the VMM is planned; until then nothing depends on it.
+        // A name that the jailer would refuse is reported when the VMM is planned; until then nothing depends
+        // on it.
         let id = record.vmid.parse().ok()?;
         JailLayout::new(&made.lease.dir().jails(), &request.programs.firecracker, id).ok()
     });
@@ -343,8 +347,8 @@ pub(crate) fn identity(
     Ok(lease_seed(plan, keys, side)?.files())
 }
 
-/// Moves a snapshot into `dir`: the disk, and the files that the VMM wrote. Called only after the VMM has ended: until
-/// then it could write to them, or replace one by a link.
+/// Moves a snapshot into `dir`: the disk, and the files that the VMM wrote. Called only after the VMM has
+/// ended: until then it could write to them, or replace one by a link.
 pub(crate) fn keep(home: &Home, dir: &Path) -> Result<(), DiskError> {
     let us = crabbox_host::process::euid();
     for (written, kept) in FROZEN.into_iter().chain([(DISK, LAYER)]) {
@@ -450,8 +454,8 @@ fn foreign(
     })
 }
 
-/// Checks the kernel and links it. If a link is impossible, or a jailed VMM could not read the shared file, the lease
-/// gets its own copy.
+/// Checks the kernel and links it. If a link is impossible, or a jailed VMM could not read the shared file,
+/// the lease gets its own copy.
 fn place_kernel(plan: &Plan<'_>, kernel: &Path) -> Result<(), DiskError> {
     kernel::check_elf(kernel).map_err(|source| DiskError::Kernel {
         path: kernel.to_owned(),
@@ -476,8 +480,8 @@ fn give(uid: Option<u32>, path: &Path) -> Result<(), DiskError> {
     })
 }
 
-/// Hard-links the image of a volume into the VMM's directory, so that removing the directory does not remove the
-/// volume.
+/// Hard-links the image of a volume into the VMM's directory, so that removing the directory does not remove
+/// the volume.
 fn place_volume(drive: &Drive, home: &Home) -> Result<(), DiskError> {
     let target = home.join(&drive.link);
     std::fs::hard_link(&drive.image, &target)
@@ -535,8 +539,8 @@ fn listen(path: &Path, uid: Option<u32>) -> Result<UnixListener, DiskError> {
     Ok(listener)
 }
 
-/// Gives the socket at `path` to `uid`, and nothing else that may have taken its name: the directory belongs to a
-/// VMM, which may be running, and contains links to shared files of the image store.
+/// Gives the socket at `path` to `uid`, and nothing else that may have taken its name: the directory belongs
+/// to a VMM, which may be running, and contains links to shared files of the image store.
 fn give_socket(uid: u32, path: &Path) -> std::io::Result<()> {
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let socket = rustix::fs::open(path, flags, Mode::empty())?;

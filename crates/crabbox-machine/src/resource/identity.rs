@@ -1,7 +1,9 @@
-//! Gives a restored machine its identity: the host's side of the handshake of [`crabbox_guest_protocol::identity`].
+//! Gives a restored machine its identity: the host's side of the handshake of
+//! [`crabbox_guest_protocol::identity`].
 //!
-//! A guest is accepted only with the token of its template, and is ready only with the nonce of this handshake. It must
-//! never wait longer than the lease's deadline, and never continue with a guest that sends anything unexpected.
+//! A guest is accepted only with the token of its template, and is ready only with the nonce of this
+//! handshake. It must never wait longer than the lease's deadline, and never continue with a guest that sends
+//! anything unexpected.
 
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -25,8 +27,8 @@ use crate::resource::vmm::{Patience, Running};
 pub const HANDSHAKE: &str = VERSION;
 /// The maximum number of lines in a guest's report.
 const MOST_LINES: usize = 64;
-/// Maximum difference between the guest's clock and ours when it is ready. An emulated guest sometimes reads its own
-/// clock a second late.
+/// Maximum difference between the guest's clock and ours when it is ready. An emulated guest sometimes reads
+/// its own clock a second late.
 const CLOCK_LIMIT: Duration = Duration::from_secs(5);
 
 /// The properties by which an instance differs from all others of its template, as reported by the guest.
@@ -38,8 +40,8 @@ pub struct Identity {
     pub machine_id: String,
     /// 16 bytes of `getrandom`, hexadecimal.
     pub random: String,
-    /// Guest clock minus host clock when the report arrived, in milliseconds; it includes the transit time of the
-    /// report.
+    /// Guest clock minus host clock when the report arrived, in milliseconds; it includes the transit time of
+    /// the report.
     pub clock_ms: i64,
 }
 
@@ -102,14 +104,15 @@ pub(crate) fn draw() -> Result<String, IdentityError> {
         .map_err(IdentityError::Random)
 }
 
-/// A parked guest that can be snapshotted. The end of this connection wakes the guest, so it must stay open until the
-/// machine has ended.
+/// A parked guest that can be snapshotted. The end of this connection wakes the guest, so it must stay open
+/// until the machine has ended.
 #[derive(Debug)]
 pub(crate) struct Parked {
     _connection: UnixStream,
 }
 
-/// Waits until the guest of a template has done all work that is common to its leases and has parked; it keeps `token`.
+/// Waits until the guest of a template has done all work that is common to its leases and has parked; it
+/// keeps `token`.
 pub(crate) fn park(
     listener: &UnixListener,
     token: &str,
@@ -399,8 +402,8 @@ mod tests {
         outcome.unwrap();
     }
 
-    /// The result of a guest that sends `hello`, gets its identity, and then sends `words`, in which `{nonce}` is its
-    /// nonce.
+    /// The result of a guest that sends `hello`, gets its identity, and then sends `words`, in which
+    /// `{nonce}` is its nonce.
     fn assigned(hello: &str, words: &str) -> Result<Woken, IdentityError> {
         let nonce = "fedcba9876543210fedcba9876543210";
         let words = words.replace("{nonce}", nonce);

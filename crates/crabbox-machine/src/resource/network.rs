@@ -1,7 +1,7 @@
 //! The lease's network as the engine sees it: one saved attachment for every mode, and its undo.
 //!
-//! The saved attachment is journaled before the attachment is made, and the undo must need nothing else. The mode
-//! `auto` is resolved here, once, before the request is written.
+//! The saved attachment is journaled before the attachment is made, and the undo must need nothing else. The
+//! mode `auto` is resolved here, once, before the request is written.
 
 use std::net::IpAddr;
 use std::os::fd::AsFd as _;
@@ -192,16 +192,16 @@ pub fn detach(places: &Places, saved: &SavedAttach) -> Result<(), DetachError> {
     match saved {
         SavedAttach::Cni(attachment) => Ok(detach_cni(attachment)?),
         SavedAttach::Nat(spec) => {
-            // Forwarding on the host's uplinks is shared by all leases of all state directories, so only one process
-            // at a time may inspect and change it.
+            // Forwarding on the host's uplinks is shared by all leases of all state directories, so only one
+            // process at a time may inspect and change it.
             let _host = registry::host_network(places)?;
             Ok(detach_nat(spec)?)
         }
     }
 }
 
-/// The mapping of the outer address onto the guest. It is computed when the outer side exists, because the outer
-/// gateway is also an address of the host, and the guest may reach none of those.
+/// The mapping of the outer address onto the guest. It is computed when the outer side exists, because the
+/// outer gateway is also an address of the host, and the guest may reach none of those.
 pub fn mapping(netns: &Path, outer: &Outer, owner: Option<(u32, u32)>) -> Result<Inner, NetworkError> {
     let own = crabbox_host::netlink::own_addresses()?;
     let host_addresses = own.into_iter().filter_map(|address| match address {
@@ -237,7 +237,8 @@ impl Drop for NameServer {
     }
 }
 
-/// Serves DNS at the tap's address in the lease's namespace; queries go from this namespace to the host's resolvers.
+/// Serves DNS at the tap's address in the lease's namespace; queries go from this namespace to the host's
+/// resolvers.
 pub(crate) fn serve_names(netns: &Path) -> Result<NameServer, NetworkError> {
     let listeners = dns::listen(netns, dns::LISTEN)?;
     let (ended, stop) = std::io::pipe().map_err(NetworkError::Pipe)?;
@@ -256,8 +257,8 @@ pub fn make_tap(netns: &Path, owner: Option<(u32, u32)>) -> Result<(), NetworkEr
     Ok(crabbox_net::make_tap(netns, TAP, owner)?)
 }
 
-/// Maps the outer address onto the guest, and installs its policy. If the chain made a tap for the guest, there is
-/// nothing to map.
+/// Maps the outer address onto the guest, and installs its policy. If the chain made a tap for the guest,
+/// there is nothing to map.
 pub fn map(inner: &Inner) -> Result<(), NetworkError> {
     if inner.outer.guest_tap.is_none() {
         map_outer(inner)?;
@@ -366,8 +367,8 @@ pub fn choose_subnet(range: Ipv4Net, taken: &[Ipv4Net]) -> Result<Ipv4Net, Subne
     Ok(nat::choose_subnet(range, taken, &routes)?)
 }
 
-/// The attachment of a lease made by the Go program: from its CNI library's cache in the lease, or else from the
-/// current configuration.
+/// The attachment of a lease made by the Go program: from its CNI library's cache in the lease, or else from
+/// the current configuration.
 pub(crate) fn saved_of_record(record: &LeaseRecord, dir: &LeaseDir) -> Option<SavedAttach> {
     let bin_dirs = vec![record.cni_bin_dir.clone().into(), DEBIAN_CNI.into()];
     let cached = crabbox_cni::cached(&dir.cni_cache(), &record.vmid, &dir.netns(), &bin_dirs);

@@ -1,7 +1,8 @@
-//! Waits for a guest: our image reports `ready` over vsock, any other image is ready when its sshd sends its banner.
+//! Waits for a guest: our image reports `ready` over vsock, any other image is ready when its sshd sends its
+//! banner.
 //!
-//! The wait ends within 100 ms of the guest being ready, of its VMM's death, of a cancellation or of the deadline. It must
-//! never trust what a guest sends beyond a few bounded lines.
+//! The wait ends within 100 ms of the guest being ready, of its VMM's death, of a cancellation or of the
+//! deadline. It must never trust what a guest sends beyond a few bounded lines.
 
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
@@ -27,7 +28,8 @@ pub(super) const PAUSE: Timespec = Timespec {
     tv_sec: 0,
     tv_nsec: 50_000_000,
 };
-/// Timeout of one connection attempt to the guest's port: short, because a lost SYN is only resent after a second.
+/// Timeout of one connection attempt to the guest's port: short, because a lost SYN is only resent after a
+/// second.
 const LOOK: Duration = Duration::from_millis(60);
 
 /// Why the wait ended without a ready guest.
@@ -91,8 +93,8 @@ impl std::fmt::Debug for Wait<'_> {
     }
 }
 
-/// Waits until the guest is ready; returns the stages that it reported, each with its uptime in milliseconds at their
-/// end.
+/// Waits until the guest is ready; returns the stages that it reported, each with its uptime in milliseconds
+/// at their end.
 pub fn wait(wait: &Wait<'_>) -> Result<Vec<(String, u64)>, ReadyError> {
     let started = Instant::now();
     let stop = || {
@@ -144,8 +146,8 @@ fn hear(
         );
         poll(&mut sources, Some(&PAUSE)).ok();
         if let Ok((stream, _)) = listener.accept() {
-            // Any program in the guest may connect: drop the oldest silent connection, or it would keep the real
-            // report out.
+            // Any program in the guest may connect: drop the oldest silent connection, or it would keep the
+            // real report out.
             if reports.len() == MOST_REPORTS {
                 reports.remove(0);
             }
@@ -161,8 +163,8 @@ fn hear(
     }
 }
 
-/// The data received on a connection so far. Reads never block, so that no guest delays the loop that notices its VMM's
-/// end.
+/// The data received on a connection so far. Reads never block, so that no guest delays the loop that notices
+/// its VMM's end.
 struct Report {
     stream: UnixStream,
     text: Vec<u8>,
@@ -253,7 +255,8 @@ pub(super) fn milliseconds(seconds: &str) -> Option<u64> {
     milliseconds.checked_add(digits.parse().ok()?)
 }
 
-/// Whether an sshd answers at `address` right now; gives up when `stop` says so, or after [`BANNER_LIMIT`] in total.
+/// Whether an sshd answers at `address` right now; gives up when `stop` says so, or after [`BANNER_LIMIT`] in
+/// total.
 fn shows_banner(address: SocketAddr, stop: &dyn Fn() -> Option<ReadyError>) -> bool {
     let Ok(mut stream) = TcpStream::connect_timeout(&address, LOOK) else {
         clock::nap(Duration::from_millis(10));
@@ -360,7 +363,8 @@ mod tests {
         let result = heard(20, |path| {
             let mut drip = UnixStream::connect(path).unwrap();
             drip.write_all(b"x").unwrap();
-            // Stay silent until the other side closes; a reader that blocked on the next byte would never return.
+            // Stay silent until the other side closes; a reader that blocked on the next byte would never
+            // return.
             drip.read_to_end(&mut Vec::new()).ok();
         });
         assert!(matches!(result, Err(ReadyError::Cancelled)), "{result:?}");

@@ -36,7 +36,8 @@ pub(crate) fn settle(home: &Path) -> Option<Settled> {
 }
 
 fn ask(home: &Path, limit: Duration) -> std::io::Result<DeadlineStream<'static>> {
-    // Open the file itself and not a link's target: a compromised VMM could make us connect to a socket of the host.
+    // Open the file itself and not a link's target: a compromised VMM could make us connect to a socket of
+    // the host.
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let socket = rustix::fs::open(home.join(VSOCK), flags, Mode::empty())?;
     if !FileType::from_raw_mode(rustix::fs::fstat(&socket)?.st_mode).is_socket() {

@@ -1,15 +1,15 @@
-//! Returns freed blocks of a guest to the host: the guest names ranges over vsock, and holes are punched into its disk
-//! file.
+//! Returns freed blocks of a guest to the host: the guest names ranges over vsock, and holes are punched into
+//! its disk file.
 //!
 //! ```text
 //! host:  go <length of the disk>              once connected
 //! guest: <offset> <length> ... end            parts of the disk in bytes, one a line
 //! host:  done <bytes given back so far>       or `late` (ask again), or `refused <why>`
 //! ```
-//! The guest's messages are untrusted. They can affect only its own disk, through the one descriptor that we opened. A
-//! guest can cause no more work than punching that disk once, and then has to wait. The guest freezes its writes
-//! meanwhile, and thaws after half a minute: nothing may be punched later than [`BUDGET`] after our last message,
-//! however long this process was stopped.
+//! The guest's messages are untrusted. They can affect only its own disk, through the one descriptor that we
+//! opened. A guest can cause no more work than punching that disk once, and then has to wait. The guest
+//! freezes its writes meanwhile, and thaws after half a minute: nothing may be punched later than [`BUDGET`]
+//! after our last message, however long this process was stopped.
 
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -37,8 +37,8 @@ const SILENCE: Duration = Duration::from_mins(1);
 const READ_LIMIT: Duration = Duration::from_secs(5);
 /// Total time for a guest that sends nothing new.
 const SESSION: Duration = Duration::from_mins(10);
-/// The maximum number of batches in one session beyond those that the disk needs: some are repeated because they were
-/// late.
+/// The maximum number of batches in one session beyond those that the disk needs: some are repeated because
+/// they were late.
 const SPARE_BATCHES: u64 = 256;
 /// Minimum average part of the disk per batch, in bytes; the guest's own minimum makes it 16 MiB.
 const BATCH_SHARE: u64 = 8 << 20;
@@ -107,8 +107,8 @@ pub fn serve(listener: UnixListener, disk: Holes) -> std::io::Result<Trims> {
         .spawn(move || {
             while wait(listener.as_fd(), ended.as_fd(), None).is_ok() {
                 let Ok((stream, _)) = listener.accept() else {
-                    // The client has disconnected already, or no descriptor is free: temporary, but do not retry at
-                    // once.
+                    // The client has disconnected already, or no descriptor is free: temporary, but do not
+                    // retry at once.
                     if pause(ended.as_fd(), PAUSE.0) {
                         continue;
                     }
@@ -133,8 +133,8 @@ pub fn serve(listener: UnixListener, disk: Holes) -> std::io::Result<Trims> {
     })
 }
 
-/// Serves the guest of `home` if it runs our image. The lease does not depend on this service: without it, a guest that
-/// asks is refused.
+/// Serves the guest of `home` if it runs our image. The lease does not depend on this service: without it, a
+/// guest that asks is refused.
 pub fn begin(home: &Home) -> Option<Trims> {
     if !home.says_ready {
         return None;
@@ -205,7 +205,8 @@ impl Session<'_> {
         let most = disk.length() / BATCH_SHARE + SPARE_BATCHES;
         let mut word = format!("{GO} {}\n", disk.length());
         for _ in 0..most {
-            // Take the time before our message is sent: whatever the guest does with the message happens later.
+            // Take the time before our message is sent: whatever the guest does with the message happens
+            // later.
             let credit = clock::since_boot();
             self.say(&word)?;
             let Some(text) = self.hear()? else {

@@ -1,7 +1,8 @@
-//! The VMM of a lease: Firecracker, jailed or not, started in the lease's namespace and configured to boot or restore.
+//! The VMM of a lease: Firecracker, jailed or not, started in the lease's namespace and configured to boot or
+//! restore.
 //!
-//! In both cases it sees the same relative paths in its directory. A VMM must never be started before its journal
-//! entry, and never inherits anything except its three standard streams.
+//! In both cases it sees the same relative paths in its directory. A VMM must never be started before its
+//! journal entry, and never inherits anything except its three standard streams.
 
 use std::cell::Cell;
 use std::fs::File;
@@ -42,11 +43,14 @@ const API_LIMIT: Duration = Duration::from_secs(20);
 const REQUEST_LIMIT: Duration = Duration::from_secs(20);
 /// Time limit for Firecracker to write its guest's memory to a file: several GiB on a slow disk.
 pub(crate) const FREEZE_LIMIT: Duration = Duration::from_mins(5);
-/// The context id of the guest's vsock; each Firecracker has its own vsock, so it need not be unique on the host.
+/// The context id of the guest's vsock; each Firecracker has its own vsock, so it need not be unique on the
+/// host.
 const GUEST_CID: u32 = 3;
-/// One more than the VMM's highest descriptor: each vsock connection of the guest uses one. The jailer's own default.
+/// One more than the VMM's highest descriptor: each vsock connection of the guest uses one. The jailer's own
+/// default.
 const OPEN_FILES: u64 = 2048;
-/// Threads and processes in the control group: one thread per vCPU, the API thread, the VMM thread, and a reserve.
+/// Threads and processes in the control group: one thread per vCPU, the API thread, the VMM thread, and a
+/// reserve.
 const PIDS_BEYOND_CPUS: u32 = 32;
 /// Why the machine was not started.
 #[derive(Debug, thiserror::Error)]
@@ -330,7 +334,8 @@ fn boot(request: &AcquireRequest, home: &Home, side: &GuestSide) -> BootPlan {
         ),
     };
     drives.extend(home.drives.iter().enumerate().map(|(index, name)| Drive {
-        // With writeback, the guest's flushes reach the host's disk: a volume must survive a power cut of the host.
+        // With writeback, the guest's flushes reach the host's disk: a volume must survive a power cut of the
+        // host.
         cache_type: Some(CacheType::Writeback),
         ..drive(&format!("volume{index}"), name, false, false)
     }));
@@ -456,8 +461,8 @@ pub(crate) fn freeze_guest(plan: &Plan, vmm: &Running, patience: Patience<'_>) -
     })
 }
 
-/// Whether a VMM that has loaded a snapshot, but not resumed it, has `files` open: the paths in the snapshot are its
-/// template's.
+/// Whether a VMM that has loaded a snapshot, but not resumed it, has `files` open: the paths in the snapshot
+/// are its template's.
 fn check_files(pid: u32, files: &[PathBuf]) -> Result<(), VmmError> {
     let process = PathBuf::from(format!("/proc/{pid}"));
     let entries = std::fs::read_dir(process.join("fd"))
@@ -481,8 +486,8 @@ fn check_files(pid: u32, files: &[PathBuf]) -> Result<(), VmmError> {
     Ok(())
 }
 
-/// Calls `act` with the API once it is up. However a VMM that its guest controls answers, the call ends when the VMM
-/// ends, at a cancellation, at the lease's deadline or after `limit`.
+/// Calls `act` with the API once it is up. However a VMM that its guest controls answers, the call ends when
+/// the VMM ends, at a cancellation, at the lease's deadline or after `limit`.
 fn ask(
     plan: &Plan,
     vmm: &Running,

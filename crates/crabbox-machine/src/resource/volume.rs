@@ -1,13 +1,14 @@
-//! Volumes of a lease: taken from their store before its machine starts, and given back after the machine has ended.
+//! Volumes of a lease: taken from their store before its machine starts, and given back after the machine has
+//! ended.
 //!
 //! ```text
 //! free ──> held: the record names the lease ──> made, or mended and grown ──> the VMM's uid has it ──> linked into the VMM's directory
 //!   ^                                                                                                      │ the VMM has ended
 //!   └───────────── the record names nobody <── owner and mode are ours again <─────────────────────────────┘
 //! ```
-//! A volume belongs to one machine at a time: it must never be attached while any process may write to its image. Its
-//! contents come from a guest: nothing here mounts them, and nothing removes or shortens them. Every change to an
-//! image is recorded before it is made.
+//! A volume belongs to one machine at a time: it must never be attached while any process may write to its
+//! image. Its contents come from a guest: nothing here mounts them, and nothing removes or shortens them.
+//! Every change to an image is recorded before it is made.
 
 use std::path::{Path, PathBuf};
 
@@ -78,8 +79,8 @@ pub(crate) fn link(index: usize) -> String {
     format!("volume{index}.ext4")
 }
 
-/// Takes the volume for the lease: makes it if there is none, otherwise repairs and grows it. Returns its image, and
-/// a warning for the user. After any failure [`give_back`] restores a consistent state.
+/// Takes the volume for the lease: makes it if there is none, otherwise repairs and grows it. Returns its
+/// image, and a warning for the user. After any failure [`give_back`] restores a consistent state.
 pub(crate) fn take(
     places: &Places,
     wish: &Wish<'_>,
@@ -145,16 +146,16 @@ fn hold(
         about.created_at = now;
     }
     let allocated_mib = locked.allocated() >> 20;
-    // A volume is grown by copying it. Do not record a size for which there is no room, because a volume is never
-    // shrunk.
+    // A volume is grown by copying it. Do not record a size for which there is no room, because a volume is
+    // never shrunk.
     let copy_mib = if locked.has_image() && locked.length_mib() < about.size_mib {
         allocated_mib
     } else {
         0
     };
     let _room = volumes::room(places).map_err(VolumesError::from)?;
-    // The limit applies to the file system that guests write to; a compromised VMM could have changed the length of
-    // the file.
+    // The limit applies to the file system that guests write to; a compromised VMM could have changed the
+    // length of the file.
     admit(
         places,
         wish,
@@ -165,8 +166,8 @@ fn hold(
     Ok(about)
 }
 
-/// Admits the volume if there is room for it to grow by `growth_mib`, and for all other held volumes to grow to their
-/// full size. The lock of the room must be held until the record says what was admitted.
+/// Admits the volume if there is room for it to grow by `growth_mib`, and for all other held volumes to grow
+/// to their full size. The lock of the room must be held until the record says what was admitted.
 fn admit(places: &Places, wish: &Wish<'_>, locked: &Locked, growth_mib: u64) -> Result<(), VolumeError> {
     let free_mib = files::free_bytes(&places.state)? >> 20;
     let promised_mib = promised_mib(places, locked.dir())?;
@@ -190,8 +191,8 @@ fn promised_mib(places: &Places, except: &Path) -> Result<u64, VolumeError> {
     Ok(others.filter_map(promised).fold(0, u64::saturating_add))
 }
 
-/// Prepares the image for its next machine. A damaged image is set aside and replaced by a new one, and the user is
-/// warned.
+/// Prepares the image for its next machine. A damaged image is set aside and replaced by a new one, and the
+/// user is warned.
 fn renew(
     places: &Places,
     wish: &Wish<'_>,
@@ -286,8 +287,8 @@ pub(crate) fn give_back(places: &Places, dir: &Path, lease: &LeaseId) -> Result<
         Ok(Some(about)) => about,
         Ok(None) => return Ok(()),
         Err(error) => {
-            // The record that it is free cannot be written. It need not be: once the lease is gone, it no longer
-            // counts as holder.
+            // The record that it is free cannot be written. It need not be: once the lease is gone, it no
+            // longer counts as holder.
             tracing::warn!(
                 dir = %dir.display(),
                 "a volume is released without its record: {}",
@@ -320,8 +321,8 @@ pub(crate) fn not_mounted(drives: usize, stages: &[(String, u64)]) -> Vec<(usize
 
 /// Removes the volume in `dir` with all that is in it, unless a lease has it.
 pub fn remove(places: &Places, dir: &Path) -> Result<(), VolumeError> {
-    // If the record is unreadable, no holder is known; whether its image is open for writing shows if a machine uses
-    // it.
+    // If the record is unreadable, no holder is known; whether its image is open for writing shows if a
+    // machine uses it.
     let must_be_free = |about: Result<Option<About>, VolumesError>| match about {
         Ok(Some(about)) => match holder(places, &about, dir) {
             Some(lease) => Err(VolumeError::Busy { lease }),
@@ -339,8 +340,8 @@ pub fn remove(places: &Places, dir: &Path) -> Result<(), VolumeError> {
     Ok(locked.remove()?)
 }
 
-/// The lease that has the volume in `dir`: the one that the record names, provided that its journal agrees. A lease
-/// whose journal is unreadable keeps it.
+/// The lease that has the volume in `dir`: the one that the record names, provided that its journal agrees. A
+/// lease whose journal is unreadable keeps it.
 pub fn holder(places: &Places, about: &About, dir: &Path) -> Option<String> {
     let named = about.holder.as_ref()?;
     let Ok(id) = LeaseId::parse(named) else {

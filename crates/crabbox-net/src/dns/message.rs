@@ -1,5 +1,5 @@
-//! The part of a DNS message (RFC 1035, section 4.1) that a forwarder must understand: header and question. It parses bytes
-//! from a guest and must never trust a length in them.
+//! The part of a DNS message (RFC 1035, section 4.1) that a forwarder must understand: header and question.
+//! It parses bytes from a guest and must never trust a length in them.
 
 /// Length of the header, in bytes.
 const HEADER: usize = 12;
@@ -77,8 +77,8 @@ pub(super) fn with_id(mut message: Vec<u8>, id: [u8; 2]) -> Vec<u8> {
     message
 }
 
-/// Whether `answer` matches `asked`, the query sent to a resolver: same id, same question (a resolver may change the case of
-/// a name).
+/// Whether `answer` matches `asked`, the query sent to a resolver: same id, same question (a resolver may
+/// change the case of a name).
 pub(super) fn answers(answer: &[u8], asked: &[u8]) -> bool {
     let is_response = answer.get(2).is_some_and(|flags| flags & 0x80 != 0);
     let same_question = match (question(answer), question(asked)) {

@@ -1,5 +1,5 @@
-//! The resolvers to which queries are forwarded. They are read again for each query, because a laptop may change its
-//! network; reading must never fail.
+//! The resolvers to which queries are forwarded. They are read again for each query, because a laptop may
+//! change its network; reading must never fail.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;

@@ -1,7 +1,7 @@
 //! Forwards one query to the host's resolvers, one after the other until one has an answer.
 //!
-//! Every query gets its own socket and random transaction id; a forger would have to guess both. An answer that does not
-//! match the query must never reach the guest.
+//! Every query gets its own socket and random transaction id; a forger would have to guess both. An answer
+//! that does not match the query must never reach the guest.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
@@ -53,7 +53,8 @@ pub(super) fn over_udp(resolver: SocketAddr, question: &[u8], limit: Duration) -
     };
     let deadline = Instant::now() + limit;
     let socket = UdpSocket::bind((any, 0))?;
-    // A connected socket accepts packets from this resolver only, and reports an error if nothing listens there.
+    // A connected socket accepts packets from this resolver only, and reports an error if nothing listens
+    // there.
     socket.connect(resolver)?;
     socket.send(question)?;
     let mut buffer = vec![0; LONGEST];

@@ -1,5 +1,5 @@
-//! Other programs' rules on this host that may drop forwarded packets. They are only read and must never be changed; only a
-//! test packet proves that packets pass ([`super::passage`]).
+//! Other programs' rules on this host that may drop forwarded packets. They are only read and must never be
+//! changed; only a test packet proves that packets pass ([`super::passage`]).
 
 use std::path::Path;
 
@@ -11,7 +11,8 @@ use super::{Hook, NatError, TABLE};
 /// The tables of legacy iptables in the current thread's namespace; nft does not show them.
 const LEGACY_TABLES: &str = "/proc/thread-self/net/ip_tables_names";
 
-/// A chain of another program that an IPv4 packet of a lease passes and that may drop it: by its policy, or by a rule.
+/// A chain of another program that an IPv4 packet of a lease passes and that may drop it: by its policy, or
+/// by a rule.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FilterChain {
     /// Its family: `ip`, `inet` or `netdev`.
@@ -35,7 +36,8 @@ pub struct Filters {
     pub legacy: Vec<String>,
 }
 
-/// Every filter of other programs that a packet of a lease passes. A chain that cannot drop a packet is left out.
+/// Every filter of other programs that a packet of a lease passes. A chain that cannot drop a packet is left
+/// out.
 pub fn filters() -> Result<Filters, NatError> {
     let ruleset = listing(&["-j", "list", "ruleset"])?;
     let legacy = std::fs::read_to_string(Path::new(LEGACY_TABLES)).unwrap_or_default();
@@ -78,7 +80,8 @@ fn hook(chain: &Value) -> Option<Hook> {
     }
 }
 
-/// Whether a rule of `chain`, or of a chain that it jumps to, may drop a packet. Rules that nft cannot show count as such.
+/// Whether a rule of `chain`, or of a chain that it jumps to, may drop a packet. Rules that nft cannot show
+/// count as such.
 fn may_drop(ruleset: &Value, chain: &Value) -> bool {
     let (family, table) = (&chain["family"], &chain["table"]);
     let (mut ahead, mut known) = (vec![&chain["name"]], Vec::new());

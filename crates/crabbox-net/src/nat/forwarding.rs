@@ -1,11 +1,12 @@
 //! Forwarding, enabled on as few interfaces as possible, and disabled again with the last lease.
 //!
-//! The kernel checks the forwarding setting of the incoming interface: our link for packets from the guest, the uplink for
-//! the replies. So `net.ipv4.ip_forward`, which would make every interface of the host a router, must never be changed. An
-//! nft set on the host records the uplinks that we enabled: it lasts exactly as long as the settings themselves, and
-//! outlives our processes. Such an uplink would forward for every neighbour, for example into another uplink (a VPN);
-//! therefore the chain next to the set drops packets that arrive there and are not for one of our links. An interface that
-//! forwarded before is not in the set, and keeps forwarding for everybody.
+//! The kernel checks the forwarding setting of the incoming interface: our link for packets from the guest,
+//! the uplink for the replies. So `net.ipv4.ip_forward`, which would make every interface of the host a
+//! router, must never be changed. An nft set on the host records the uplinks that we enabled: it lasts
+//! exactly as long as the settings themselves, and outlives our processes. Such an uplink would forward for
+//! every neighbour, for example into another uplink (a VPN); therefore the chain next to the set drops
+//! packets that arrive there and are not for one of our links. An interface that forwarded before is not in
+//! the set, and keeps forwarding for everybody.
 
 use std::fmt::Write as _;
 use std::io;
@@ -16,14 +17,16 @@ use crabbox_host::netlink::{Link, Netlink, NetlinkError, valid_name};
 use super::rules::{PRIORITY, drop_table, listing, objects};
 use super::{LINK, NatError};
 
-/// The table that contains the set. Its name cannot be that of a lease's table, because `host` is not a hexadecimal number.
+/// The table that contains the set. Its name cannot be that of a lease's table, because `host` is not a
+/// hexadecimal number.
 const TABLE: &str = "crabbox_host";
 
 /// The set of interfaces on which we enabled forwarding.
 const SET: &str = "forwarding";
 
 fn setting(link: &str) -> PathBuf {
-    // Use a path below /proc/sys: in a dotted setting name the dot of a VLAN's name would be taken for a separator.
+    // Use a path below /proc/sys: in a dotted setting name the dot of a VLAN's name would be taken for a
+    // separator.
     Path::new("/proc/sys/net/ipv4/conf").join(link).join("forwarding")
 }
 
@@ -61,8 +64,8 @@ pub(super) fn is_on(link: &str) -> bool {
     std::fs::read_to_string(setting(link)).is_ok_and(|value| value.trim() != "0")
 }
 
-/// Those of `uplinks` that do not forward yet. A setting that cannot be read counts as off: writing it then reports the
-/// error.
+/// Those of `uplinks` that do not forward yet. A setting that cannot be read counts as off: writing it then
+/// reports the error.
 pub(super) fn switched_off(uplinks: &[Link]) -> Vec<&str> {
     uplinks
         .iter()
@@ -71,16 +74,16 @@ pub(super) fn switched_off(uplinks: &[Link]) -> Vec<&str> {
         .collect()
 }
 
-/// The rules that record the change of `links` and restrict it to our packets, to be loaded before [`switch_on`]. If nothing
-/// changes, nothing is recorded, unless an earlier lease has changed something: then the rules are loaded again, because
-/// somebody may have flushed the chain.
+/// The rules that record the change of `links` and restrict it to our packets, to be loaded before
+/// [`switch_on`]. If nothing changes, nothing is recorded, unless an earlier lease has changed something:
+/// then the rules are loaded again, because somebody may have flushed the chain.
 pub(super) fn note(links: &[&str]) -> Result<String, NatError> {
     if links.is_empty() && !is_noted()? {
         return Ok(String::new());
     }
-    // Established connections pass, as they would without us, for example replies to a container bridge that was
-    // added later. No new connection can begin at one of these links, so every established one was opened from
-    // inside.
+    // Established connections pass, as they would without us, for example replies to a container bridge that
+    // was added later. No new connection can begin at one of these links, so every established one was opened
+    // from inside.
     let mut rules = format!(
         "table ip {TABLE} {{
   set {SET} {{

@@ -1,14 +1,15 @@
-//! Tests whether this host forwards the packets of a lease, with packets of a test connection that do not leave the host.
+//! Tests whether this host forwards the packets of a lease, with packets of a test connection that do not
+//! leave the host.
 //!
 //! ```text
 //!   lease side (scratch)             host                                            far side (this process)
 //!   veth0 10.213.x.2 -- cbx<tag> --- every filter of the host --- a real uplink ~~~~ upl<tag><n>, a tap that answers
 //! ```
-//! The packets have interface names and addresses like a lease's. They pass every filter up to the point where they would
-//! leave through the uplink, and are redirected to one of our taps there; its reply arrives at the uplink as if it came from
-//! outside. No packet may leave the host: packets that are not redirected are dropped after all other filters. Links and
-//! tables are removed before the result is returned. If this process dies first, the links disappear with it, and `cleanup`
-//! finds the tables by their name.
+//! The packets have interface names and addresses like a lease's. They pass every filter up to the point
+//! where they would leave through the uplink, and are redirected to one of our taps there; its reply arrives
+//! at the uplink as if it came from outside. No packet may leave the host: packets that are not redirected
+//! are dropped after all other filters. Links and tables are removed before the result is returned. If this
+//! process dies first, the links disappear with it, and `cleanup` finds the tables by their name.
 
 mod guard;
 mod peer;
@@ -38,14 +39,16 @@ const UPLINK: &str = "upl";
 const FAR: &str = "198.51.100.0/24";
 /// The destination port, to which firewalls usually permit connections.
 const PORT: u16 = 443;
-/// Time limit of a connection. It takes less than a millisecond; the kernel resends a lost first packet after a second.
+/// Time limit of a connection. It takes less than a millisecond; the kernel resends a lost first packet after
+/// a second.
 const PATIENCE: Duration = Duration::from_millis(1300);
 /// Time of the first check of how far a connection has come.
 const GLANCE: Duration = Duration::from_millis(50);
-/// How long the kernel resolves the hardware address of a next hop (three requests, one per second). Until then the packet
-/// is queued.
+/// How long the kernel resolves the hardware address of a next hop (three requests, one per second). Until
+/// then the packet is queued.
 const NEIGHBOUR: Duration = Duration::from_millis(3300);
-/// Maximum number of links that are tried without a default route, and the time after which no further link is tried.
+/// Maximum number of links that are tried without a default route, and the time after which no further link
+/// is tried.
 const MOST_NEIGHBOURS: usize = 4;
 const LONG: Duration = Duration::from_secs(4);
 
@@ -67,7 +70,8 @@ pub enum Hook {
 pub enum Passage {
     /// A connection was established, so packets pass in both directions.
     Open,
-    /// Outgoing packets pass to a real uplink of this host; replies could not be tested, and some rules name the uplink.
+    /// Outgoing packets pass to a real uplink of this host; replies could not be tested, and some rules name
+    /// the uplink.
     OpenByUplink,
     /// Outgoing packets are dropped or rejected.
     Outward(Hook),
@@ -138,8 +142,8 @@ pub fn passage() -> Result<Passage, PassageError> {
     }
     let verdict = match dropped {
         Some(dropped) => dropped,
-        // The reply could not be tested through any uplink, so use one of our links instead. A rule that names the
-        // uplink drops packets to ours.
+        // The reply could not be tested through any uplink, so use one of our links instead. A rule that
+        // names the uplink drops packets to ours.
         None => match way.to_a_link_of_ours()? {
             Seen::Connected => Passage::Open,
             Seen::Dropped(Passage::Outward(_)) if unseen => Passage::OpenByUplink,
@@ -196,8 +200,8 @@ impl Way {
             host,
             lease,
         };
-        // From here on, dropping `way` on an error removes everything. Nothing may be forwarded before the rules are
-        // loaded.
+        // From here on, dropping `way` on an error removes everything. Nothing may be forwarded before the
+        // rules are loaded.
         Guard::closed(&way.spec, way.lease).load()?;
         way.set_up()?;
         Ok(way)
@@ -219,8 +223,8 @@ impl Way {
         let mut far = Vec::new();
         for (number, uplink) in uplinks()?.into_iter().enumerate() {
             let link = format!("{UPLINK}{}{number}", self.spec.tag);
-            // If the link cannot be made (a kernel without `act_mirred`), packets to it are dropped, and no reply
-            // comes.
+            // If the link cannot be made (a kernel without `act_mirred`), packets to it are dropped, and no
+            // reply comes.
             far.extend(Far::at(link, Some(uplink)).ok());
         }
         let attempt = Attempt::new(self, target)?;
@@ -243,8 +247,8 @@ impl Way {
         }
         let waits = counted.out_postrouting > 0 && counted.out_egress == 0 && !far.is_empty();
         if !connected && waits {
-            // The packet waits for the hardware address of a next hop, which may never be found. If the guard were
-            // removed now, the packet might leave the host.
+            // The packet waits for the hardware address of a next hop, which may never be found. If the guard
+            // were removed now, the packet might leave the host.
             connected = attempt.wait(NEIGHBOUR)?;
             counted = held.counted()?;
         }
@@ -254,8 +258,8 @@ impl Way {
             (_, Some(hook), _) => Seen::Dropped(Passage::Outward(hook)),
             (_, None, None) if counted.out_egress > 0 => Seen::Dropped(Passage::Outward(Hook::Egress)),
             (_, None, None) => Seen::Sent,
-            // The kernel does not forward a reply that arrives at an uplink with forwarding off. A lease enables it
-            // while it exists; this test does not.
+            // The kernel does not forward a reply that arrives at an uplink with forwarding off. A lease
+            // enables it while it exists; this test does not.
             (_, None, Some(false)) if counted.back_prerouting > 0 => Seen::Sent,
             (_, None, Some(_)) => Seen::Dropped(Passage::Reply(counted.back())),
         };
@@ -294,8 +298,8 @@ impl Way {
 
     /// Removes the link and the tables.
     fn remove(&self) -> Result<(), PassageError> {
-        // The kernel removes a namespace with a delay after its last descriptor is closed; until then its link would
-        // be visible here. Packets in flight come from that link, so remove it before the rules.
+        // The kernel removes a namespace with a delay after its last descriptor is closed; until then its
+        // link would be visible here. Packets in flight come from that link, so remove it before the rules.
         Netlink::open()?.delete_link(&self.spec.link())?;
         guard::remove(&self.spec)?;
         Ok(())
@@ -419,7 +423,8 @@ fn outer_links(netlink: &mut Netlink) -> Result<Vec<(u32, String)>, NetlinkError
         .collect())
 }
 
-/// The links through which packets may leave this host: those of the default routes, or else those with neighbours.
+/// The links through which packets may leave this host: those of the default routes, or else those with
+/// neighbours.
 fn uplinks() -> Result<Vec<String>, PassageError> {
     let mut netlink = Netlink::open()?;
     let links = outer_links(&mut netlink)?;
@@ -468,8 +473,8 @@ fn range(text: &'static str) -> Ipv4Net {
     text.parse().unwrap_or_default()
 }
 
-/// A /30 of `range` that no route covers, searched from its end, because leases search from its beginning. `start` separates
-/// two concurrent tests.
+/// A /30 of `range` that no route covers, searched from its end, because leases search from its beginning.
+/// `start` separates two concurrent tests.
 fn free(range: Ipv4Net, routes: &[Ipv4Net], start: usize) -> Result<Ipv4Net, PassageError> {
     let all: Vec<Ipv4Net> = range.trunc().subnets(30).into_iter().flatten().collect();
     let last = &all[all.len().saturating_sub(64)..];

@@ -1,5 +1,5 @@
-//! The rules of one lease in the host's namespace: a separate table, which is removed as a whole at the end. They must never
-//! change a table of another program.
+//! The rules of one lease in the host's namespace: a separate table, which is removed as a whole at the end.
+//! They must never change a table of another program.
 
 use std::net::Ipv4Addr;
 
@@ -8,12 +8,12 @@ use serde_json::Value;
 use super::{LINK, NatError, NatSpec, TABLE};
 use crate::nft;
 
-/// Our hooks run just before those of the usual firewalls, so that a drop here is final and an accept leaves the decision to
-/// them.
+/// Our hooks run just before those of the usual firewalls, so that a drop here is final and an accept leaves
+/// the decision to them.
 pub(super) const PRIORITY: &str = "filter - 10";
 
-/// The table of `spec`; replaces an earlier one. The lease only needs masquerade; the other rules isolate it even if the
-/// mapping in its own namespace fails.
+/// The table of `spec`; replaces an earlier one. The lease only needs masquerade; the other rules isolate it
+/// even if the mapping in its own namespace fails.
 pub(super) fn ruleset(spec: &NatSpec, lease: Ipv4Addr) -> String {
     let (table, link) = (spec.table(), spec.link());
     format!(
@@ -41,9 +41,9 @@ table ip {table} {{
     )
 }
 
-/// The table that closes the host to the guest of a CNI lease at `address`; replaces an earlier one. An `input` hook sees
-/// packets for addresses of this host, as the kernel decides at that moment, so addresses that the host gets later are
-/// covered too.
+/// The table that closes the host to the guest of a CNI lease at `address`; replaces an earlier one. An
+/// `input` hook sees packets for addresses of this host, as the kernel decides at that moment, so addresses
+/// that the host gets later are covered too.
 pub(super) fn closed_host(table: &str, address: Ipv4Addr) -> String {
     format!(
         "table ip {table}

@@ -39,9 +39,9 @@ fn shadows(routes: &[Ipv4Net]) -> String {
     )
 }
 
-/// The lowest /30 of `range` that overlaps neither `in_use` (the subnets of recorded leases) nor `routes` (the host's
-/// routes, without the default route) nor the inner network of every lease. A route that covers the whole range, such
-/// as a VPN's route to 10/8, leaves none.
+/// The lowest /30 of `range` that overlaps neither `in_use` (the subnets of recorded leases) nor `routes`
+/// (the host's routes, without the default route) nor the inner network of every lease. A route that covers
+/// the whole range, such as a VPN's route to 10/8, leaves none.
 pub fn choose_subnet(range: Ipv4Net, in_use: &[Ipv4Net], routes: &[Ipv4Net]) -> Result<Ipv4Net, SubnetError> {
     let routes: Vec<Ipv4Net> = routes
         .iter()

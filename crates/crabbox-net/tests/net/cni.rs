@@ -186,8 +186,8 @@ fn a_bridge_carries_two_leases_that_do_not_see_each_other() {
         let [(first, outer, _), (second, _, client)] = &leases;
         client.within(|| refusal(outer.address, 22));
         netns::within(&second.netns, || refusal(outer.address, 22)).unwrap();
-        // Both leases share a bridge, and the path is open: without the guard in the first lease, the second gets
-        // through.
+        // Both leases share a bridge, and the path is open: without the guard in the first lease, the second
+        // gets through.
         netns::within(&first.netns, || {
             Cmd::new("nft")
                 .args(["add", "chain", "ip", "crabbox", "forward", "{ policy accept; }"])
@@ -247,12 +247,13 @@ fn macvlan_puts_the_guest_on_the_lan() {
     });
 }
 
-/// A plugin that returns `result` for ADD, made from what an earlier plugin of the chain left in the namespace.
+/// A plugin that returns `result` for ADD, made from what an earlier plugin of the chain left in the
+/// namespace.
 fn fake(lab: &Lab, name: &str, result: &str) {
     let script =
         format!("#!/bin/sh\ncat >/dev/null\ntest $CNI_COMMAND = ADD || exit 0\ncat <<END\n{result}\nEND\n");
-    // Written by a child process: otherwise a fork by another test could hold the writable descriptor when the script
-    // is run ("text file busy").
+    // Written by a child process: otherwise a fork by another test could hold the writable descriptor when
+    // the script is run ("text file busy").
     let file = lab.path("bin").join(name);
     Cmd::new("install")
         .args(["-D", "-m", "755", "/dev/stdin"])

@@ -1,4 +1,5 @@
-//! The DNS forwarder, queried by a guest through its tap, with the test's own resolver on the host's loopback.
+//! The DNS forwarder, queried by a guest through its tap, with the test's own resolver on the host's
+//! loopback.
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -35,8 +36,8 @@ fn answer(asked: &[u8]) -> Vec<u8> {
     message
 }
 
-/// A resolver at `address` in the namespace of the caller: it answers each datagram with the result of `reply`, and reports
-/// the queries.
+/// A resolver at `address` in the namespace of the caller: it answers each datagram with the result of
+/// `reply`, and reports the queries.
 fn resolver(
     address: Ipv4Addr,
     reply: impl Fn(&[u8]) -> Vec<Vec<u8>> + Send + 'static,

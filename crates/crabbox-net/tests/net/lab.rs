@@ -1,4 +1,5 @@
-//! A host, its LAN and an internet, each a namespace of the test, and a guest: a namespace behind the tap of a lease.
+//! A host, its LAN and an internet, each a namespace of the test, and a guest: a namespace behind the tap of
+//! a lease.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -16,8 +17,8 @@ use crabbox_host::{netns, tap};
 use crabbox_net::{GUEST_ADDRESS, Inner, Outer, Policy, TAP_ADDRESS};
 use rustix::event::{PollFd, PollFlags, poll};
 
-/// The stand-in for the internet: an address outside every special range. It belongs to one of the lab's namespaces and
-/// leads nowhere else.
+/// The stand-in for the internet: an address outside every special range. It belongs to one of the lab's
+/// namespaces and leads nowhere else.
 pub(crate) const INTERNET: Ipv4Addr = Ipv4Addr::new(9, 9, 9, 2);
 /// A machine of the host's LAN.
 pub(crate) const LAN: Ipv4Addr = Ipv4Addr::new(192, 168, 77, 2);
@@ -182,7 +183,8 @@ pub(crate) fn inner(netns: &Path, outer: Outer, policy: Policy) -> Inner {
     }
 }
 
-/// A guest: a namespace whose only link is the other end of the lease's tap. Two threads carry the frames, as a VMM would.
+/// A guest: a namespace whose only link is the other end of the lease's tap. Two threads carry the frames, as
+/// a VMM would.
 pub(crate) struct Guest {
     pub(crate) netns: PathBuf,
     stop: Arc<AtomicBool>,

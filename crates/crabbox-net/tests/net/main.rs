@@ -1,7 +1,8 @@
-//! The network of a lease in real namespaces, with real nft and the CNI plugins of Debian (rung 3: root, no VM).
+//! The network of a lease in real namespaces, with real nft and the CNI plugins of Debian (rung 3: root, no
+//! VM).
 //!
-//! Every test runs inside a "host" namespace of its own; namespaces, links and tables of the real host are never
-//! touched.
+//! Every test runs inside a "host" namespace of its own; namespaces, links and tables of the real host are
+//! never touched.
 
 #[cfg(test)]
 mod cni;

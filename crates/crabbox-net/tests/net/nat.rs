@@ -120,8 +120,8 @@ fn the_last_lease_switches_forwarding_off_and_not_the_first() {
     });
 }
 
-/// A network behind a second uplink of the host (such as a VPN), and a neighbour on the first uplink that sends to it
-/// through the host.
+/// A network behind a second uplink of the host (such as a VPN), and a neighbour on the first uplink that
+/// sends to it through the host.
 fn vpn(lab: &Lab) {
     let vpn = lab.namespace("vpn");
     wire("vpn0", "10.99.0.1/24", &vpn, "eth0", "10.99.0.2/24");
@@ -164,8 +164,8 @@ fn what_we_switched_on_forwards_for_our_links_only() {
         detach_nat(&two).unwrap();
         neighbour().unwrap_err();
         assert_eq!(guest.within(|| greeting(ELSEWHERE, 80)).unwrap(), "internet");
-        // To show that the path itself is open: without the guard the neighbour gets through. A later lease closes it
-        // again.
+        // To show that the path itself is open: without the guard the neighbour gets through. A later lease
+        // closes it again.
         Cmd::new("nft")
             .args(["flush", "chain", "ip", "crabbox_host", "forward"])
             .run()

@@ -1,5 +1,5 @@
-//! The result of the forwarding test under firewalls that are common on hosts, compared with a lease that really
-//! connects.
+//! The result of the forwarding test under firewalls that are common on hosts, compared with a lease that
+//! really connects.
 
 use crabbox_host::command::Cmd;
 use crabbox_host::netns;
@@ -80,7 +80,8 @@ impl Lease {
         Self { spec, bare: rules() }
     }
 
-    /// Runs the forwarding test, and checks whether the lease reaches the internet of the lab; both results must agree.
+    /// Runs the forwarding test, and checks whether the lease reaches the internet of the lab; both results
+    /// must agree.
     fn look(&self, name: &str, expected: Passage) {
         let before = (uncounted(), links().len());
         assert_eq!(nat::passage().unwrap(), expected, "{name}");
@@ -139,8 +140,8 @@ fn rules_of_legacy_iptables_count_although_nft_does_not_list_them() {
     });
 }
 
-/// Rules that name the real uplink, or match at one point of the path: each is one chain, `HOOK PRIORITY | RULE |
-/// VERDICT`.
+/// Rules that name the real uplink, or match at one point of the path: each is one chain,
+/// `HOOK PRIORITY | RULE | VERDICT`.
 const AT_ONE_PLACE: &[(&str, &str, &str, Passage)] = &[
     ("forward", "0", "oifname \"up0\" drop", OUT_FORWARD),
     (

@@ -244,8 +244,8 @@ fn there_is_no_ipv6_in_the_namespace() {
 #[test]
 fn ranges_that_are_never_the_internet_are_closed_though_the_host_reaches_them() {
     Lab::run(|lab| {
-        // Metadata services first: Azure's, Oracle's, Alibaba's, and the common link-local one. Addresses to which
-        // the host itself would not send are left out.
+        // Metadata services first: Azure's, Oracle's, Alibaba's, and the common link-local one. Addresses to
+        // which the host itself would not send are left out.
         let closed = [
             [168, 63, 129, 16],
             [192, 0, 0, 192],
@@ -299,8 +299,8 @@ fn ranges_that_are_never_the_internet_are_closed_though_the_host_reaches_them() 
     });
 }
 
-/// Sends `count` packets from the guest, each the first of a flow, and ensures that each has left the guest. Calls
-/// `after` every hundred packets.
+/// Sends `count` packets from the guest, each the first of a flow, and ensures that each has left the guest.
+/// Calls `after` every hundred packets.
 fn flood(
     guest: &crate::lab::Guest,
     to: Ipv4Addr,

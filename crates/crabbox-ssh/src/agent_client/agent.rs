@@ -1,7 +1,8 @@
-//! The agents embedded in this program, and how one gets to the remote side: uploaded once, stored under its digest.
+//! The agents embedded in this program, and how one gets to the remote side: uploaded once, stored under its
+//! digest.
 //!
-//! Our images have it already. Elsewhere it is stored in a directory that only the user of the lease may write to, and only after it was checked
-//! against the digest.
+//! Our images have it already. Elsewhere it is stored in a directory that only the user of the lease may
+//! write to, and only after it was checked against the digest.
 
 use std::io::{self, Read as _};
 
@@ -16,8 +17,8 @@ const IMAGE_DIRECTORY: &str = "/usr/lib/crabbox/agents";
 /// Our exit code on a machine that there is no agent for.
 pub(super) const ABSENT: u8 = 71;
 
-/// Our exit code where the first of [`AGENTS`] is wanted, and one more for each that follows. A start-up file may have taken standard error away, so
-/// the line below alone would not be heard.
+/// Our exit code where the first of [`AGENTS`] is wanted, and one more for each that follows. A start-up file
+/// may have taken standard error away, so the line below alone would not be heard.
 const WANTED: u8 = 80;
 
 /// The agent that is wanted where the script of [`start`] ended with this code.
@@ -25,7 +26,8 @@ pub(super) fn wanted(code: u8) -> Option<&'static Agent> {
     AGENTS.get(usize::from(code.checked_sub(WANTED)?))
 }
 
-/// The beginning of the line on standard error that reports the architecture, printed unless the agent comes from the image.
+/// The beginning of the line on standard error that reports the architecture, printed unless the agent comes
+/// from the image.
 pub(super) const MACHINE: &str = "crabbox-machine: ";
 
 /// Our exit code if it could not be stored; standard error says why.
@@ -40,7 +42,8 @@ pub(super) struct Agent {
     packed: &'static [u8],
 }
 
-/// All embedded agents; the first is for the architecture of this build. Releases also have one for aarch64, as do builds after `cargo xtask cross`.
+/// All embedded agents; the first is for the architecture of this build. Releases also have one for aarch64,
+/// as do builds after `cargo xtask cross`.
 pub(super) const AGENTS: &[Agent] = include!(concat!(env!("OUT_DIR"), "/agents.rs"));
 
 /// The agent for an architecture.
@@ -68,11 +71,12 @@ pub fn program() -> io::Result<Vec<u8>> {
     AGENTS[0].program()
 }
 
-/// The kernel's architecture, in a file since Linux 6.1; reading it saves the process that uname(1) would cost.
+/// The kernel's architecture, in a file since Linux 6.1; reading it saves the process that uname(1) would
+/// cost.
 const ARCH: &str = "/proc/sys/kernel/arch";
 
-/// Checks without a process that a directory is as [`place`] left it. `chmod 777` clears its sticky bit; and while the bit is set, other users cannot
-/// replace our files even if they may write there (inode(7)).
+/// Checks without a process that a directory is as [`place`] left it. `chmod 777` clears its sticky bit; and
+/// while the bit is set, other users cannot replace our files even if they may write there (inode(7)).
 const AS_PLACED: &str = r#"[ -k "$cbx_d" ] && "#;
 
 /// A script that execs the agent.
@@ -85,8 +89,9 @@ pub(super) fn start_placed() -> String {
     start_one(AGENTS, IMAGE_DIRECTORY, ARCH, "")
 }
 
-/// A script that execs one of `agents`. An image has only the one for its own architecture. A home directory may be shared by machines of several
-/// architectures, so the matching one is chosen. A file with its name was checked by [`place`], and only the user could have replaced it since.
+/// A script that execs one of `agents`. An image has only the one for its own architecture. A home directory
+/// may be shared by machines of several architectures, so the matching one is chosen. A file with its name
+/// was checked by [`place`], and only the user could have replaced it since.
 fn start_one(agents: &[Agent], image: &str, arch: &str, as_placed: &str) -> String {
     let digests: Vec<&str> = agents.iter().map(|agent| agent.digest).collect();
     let one =
@@ -205,7 +210,8 @@ mod tests {
         // A failed upload leaves the existing agent alone.
         assert!(!run(home.path(), &place(&AGENTS[0]), b"").status.success());
         assert!(greets(&start()));
-        // An agent that other users could have replaced, or that is damaged, is not started but uploaded again.
+        // An agent that other users could have replaced, or that is damaged, is not started but uploaded
+        // again.
         let at = dir.join(DIGEST);
         let chmod = |path: &Path, mode| {
             std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();

@@ -55,8 +55,8 @@ struct Listened {
 }
 
 impl AgentClient {
-    /// Runs `command` to its end, with `input` as its standard input if it takes one. It is stopped when `cancel` becomes readable, or when its
-    /// output cannot be written.
+    /// Runs `command` to its end, with `input` as its standard input if it takes one. It is stopped when
+    /// `cancel` becomes readable, or when its output cannot be written.
     pub fn run(
         &mut self,
         command: Command,
@@ -126,8 +126,8 @@ impl AgentClient {
         }
     }
 
-    /// Forwards output until the end of the command is reported. A byte in `telling` reports that output could not be written; it closes when this
-    /// returns.
+    /// Forwards output until the end of the command is reported. A byte in `telling` reports that output
+    /// could not be written; it closes when this returns.
     fn listen(&mut self, streams: &mut Streams<'_>, mut telling: PipeWriter) -> Listened {
         let mut sink = Ok(());
         let end = loop {
@@ -137,7 +137,8 @@ impl AgentClient {
                         Stream::Err => &mut *streams.err,
                         Stream::Out | Stream::Data => &mut *streams.out,
                     };
-                    // Output is still read after a write error, so that the end of the command is seen; the error is reported afterwards.
+                    // Output is still read after a write error, so that the end of the command is seen; the
+                    // error is reported afterwards.
                     if sink.is_ok() {
                         sink = to.write_all(self.bytes()).and_then(|()| to.flush());
                         if sink.is_err() {
@@ -154,7 +155,8 @@ impl AgentClient {
     }
 }
 
-/// Waits for the end of a command, and stops it when `cancel` is readable or its output cannot be written; returns whether the end came.
+/// Waits for the end of a command, and stops it when `cancel` is readable or its output cannot be written;
+/// returns whether the end came.
 fn comes_to_its_end(
     told: &mut PipeReader,
     mut way: Option<&mut Input>,

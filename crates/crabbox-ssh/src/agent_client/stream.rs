@@ -14,7 +14,8 @@ use rustix::event::PollFlags;
 use crate::beginning::QUIET;
 use crabbox_host::wait::{self, Ready, wait};
 
-/// How often we send a ping, as often as the Go program renews its lock. An agent that has heard nothing for 45 s gives way to another client.
+/// How often we send a ping, as often as the Go program renews its lock. An agent that has heard nothing for
+/// 45 s gives way to another client.
 const PING_EVERY: Duration = Duration::from_secs(10);
 
 /// How long at most to keep reading the output of an ended session, even if something still writes there.
@@ -50,7 +51,8 @@ impl Input {
         })
     }
 
-    /// Sends pings from now on, whatever else this process does. A stopped process sends none, and none arrive if the network is gone.
+    /// Sends pings from now on, whatever else this process does. A stopped process sends none, and none
+    /// arrive if the network is gone.
     pub(super) fn keep_alive(&mut self) {
         if self.pings.is_some() {
             return;
@@ -66,7 +68,8 @@ impl Input {
                 while stopped.recv_timeout(PING_EVERY) == Err(RecvTimeoutError::Timeout) {
                     let Some(pipe) = pipe.upgrade() else { return };
                     match pipe.try_lock() {
-                        // A ping is written whole or not at all, being far shorter than PIPE_BUF; if the pipe is full, the agent has enough to read.
+                        // A ping is written whole or not at all, being far shorter than PIPE_BUF; if the pipe
+                        // is full, the agent has enough to read.
                         Ok(mut pipe) => drop(pipe.write(&ping)),
                         // The main thread is writing, which the agent hears anyway.
                         Err(TryLockError::WouldBlock) => {}
@@ -117,7 +120,8 @@ pub(super) struct Output {
     behind: Cursor<Vec<u8>>,
     pipe: Option<PipeReader>,
     cancel: Option<OwnedFd>,
-    /// Becomes readable when the agent has ended: the stream may stay open longer, held by a process that a start-up file left running.
+    /// Becomes readable when the agent has ended: the stream may stay open longer, held by a process that a
+    /// start-up file left running.
     over: Option<OwnedFd>,
     /// Once the agent has ended: when to stop if nothing arrives, and when to stop in any case.
     closes: Option<(Instant, Instant)>,

@@ -192,7 +192,8 @@ impl Words {
         Self { heard, thread }
     }
 
-    /// All of standard error so far. It ends with the session, not with the process, so if the session stays open, it is not waited for.
+    /// All of standard error so far. It ends with the session, not with the process, so if the session stays
+    /// open, it is not waited for.
     fn of_the_end(&self, is_over: bool) -> String {
         if is_over {
             // Even then, a process left running by a start-up file may hold it open.
@@ -286,8 +287,9 @@ fn not_begun(destination: &str, instead: ShellFailure, start: &Start, said: &str
     })
 }
 
-/// How a session ends within `limit`, and whether it is complete. Once the exit code is there, the session may take `grace` longer to close: a
-/// process left running by a start-up file can hold its streams open forever.
+/// How a session ends within `limit`, and whether it is complete. Once the exit code is there, the session
+/// may take `grace` longer to close: a process left running by a start-up file can hold its streams open
+/// forever.
 fn ended(session: &mut Session, shared: &Shared, limit: Duration, grace: Duration) -> (RemoteStatus, bool) {
     let (mut code, mut until) = (None, Instant::now() + limit);
     while let Ok(Ready::First) = wait(session.as_fd(), PollFlags::IN, None, Some(until)) {
@@ -298,7 +300,8 @@ fn ended(session: &mut Session, shared: &Shared, limit: Duration, grace: Duratio
             }
             (SessionEvent::Other, _) => {}
             (SessionEvent::Closed, Some(code)) => return (RemoteStatus::Exited(code), true),
-            // A master that loses its connection removes its socket before it closes anything else, so here the connection is intact.
+            // A master that loses its connection removes its socket before it closes anything else, so here
+            // the connection is intact.
             (SessionEvent::Closed, None) if master::check(shared.control()).is_some() => {
                 return (RemoteStatus::Killed, true);
             }

@@ -24,8 +24,9 @@ pub enum Form {
 }
 
 impl Form {
-    /// The form that the words of a command line ask for. A script is: a single word with white space or one of `& | ; < > * $ ( )` or a backquote;
-    /// several words of which the first is `NAME=value`; any word that is a shell operator.
+    /// The form that the words of a command line ask for. A script is: a single word with white space or one
+    /// of `& | ; < > * $ ( )` or a backquote; several words of which the first is `NAME=value`; any word that
+    /// is a shell operator.
     pub fn detect(words: &[String]) -> Self {
         let script = match words {
             [only] => only.contains(SCRIPT_CHARACTERS),
@@ -45,7 +46,8 @@ impl Form {
     }
 }
 
-/// A single word is the script itself. Of several, operators stay as they are, and the values of leading assignments and all other words are quoted.
+/// A single word is the script itself. Of several, operators stay as they are, and the values of leading
+/// assignments and all other words are quoted.
 fn script_of(words: &[String]) -> String {
     if let [only] = words {
         return only.clone();

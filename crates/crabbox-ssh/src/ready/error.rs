@@ -1,6 +1,7 @@
 //! Why a machine is not ready or never will be.
 //!
-//! The wording of a timeout is the Go program's, because tools look for it. A message must never repeat its source.
+//! The wording of a timeout is the Go program's, because tools look for it. A message must never repeat its
+//! source.
 
 use std::io;
 
@@ -90,7 +91,8 @@ pub enum ReadyError {
 }
 
 impl ReadyError {
-    /// What the error says about the connection; `None` if it is about what the machine lacks, or the wait was cancelled.
+    /// What the error says about the connection; `None` if it is about what the machine lacks, or the wait
+    /// was cancelled.
     pub fn connectivity(&self) -> Option<Connectivity> {
         match self {
             Self::TimedOut { .. } => Some(Connectivity::TimedOut),

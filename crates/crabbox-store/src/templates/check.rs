@@ -1,7 +1,7 @@
 //! Verifies that a template still matches its manifest.
 //!
-//! A template with any difference must not be used. This must never change a part, or report a template as damaged for good
-//! when it only could not be inspected.
+//! A template with any difference must not be used. This must never change a part, or report a template as
+//! damaged for good when it only could not be inspected.
 
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;

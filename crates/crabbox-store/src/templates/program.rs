@@ -1,8 +1,8 @@
-//! The digest of a program, cached as long as its file is unchanged. A template depends on the program's bytes, and reading
-//! them for each lease would cost more than all other checks.
+//! The digest of a program, cached as long as its file is unchanged. A template depends on the program's
+//! bytes, and reading them for each lease would cost more than all other checks.
 //!
-//! A cached digest must never be used if any file attribute differs from those at the time of reading, or if the file could
-//! have been written since without a change of its attributes.
+//! A cached digest must never be used if any file attribute differs from those at the time of reading, or if
+//! the file could have been written since without a change of its attributes.
 
 use std::fmt::Write as _;
 use std::os::unix::fs::MetadataExt as _;
@@ -17,8 +17,8 @@ pub(super) const KNOWN: &str = "programs";
 const KNOWN_LIMIT: u64 = 16 * 1024;
 /// Number of cached programs: one in use, and one more after an update.
 const MOST: usize = 8;
-/// Minimum age of a file's last change when it is read, in seconds: two changes within one tick of the kernel's clock have
-/// the same time.
+/// Minimum age of a file's last change when it is read, in seconds: two changes within one tick of the
+/// kernel's clock have the same time.
 const SETTLED: i64 = 2;
 
 /// The SHA-256 of `program`, cached in `dir` if that exists and is writable.

@@ -54,7 +54,8 @@ struct Above {
 }
 
 impl<'a> Judge<'a> {
-    /// Like [`Filter::judge`]: a rule matches a path if it matches its directory, or the path itself by its last component.
+    /// Like [`Filter::judge`]: a rule matches a path if it matches its directory, or the path itself by its
+    /// last component.
     pub(crate) fn judge(&mut self, path: &[u8], tracked: bool) -> Verdict<'a> {
         let filter = self.filter;
         let cut = path.iter().rposition(|byte| *byte == b'/');

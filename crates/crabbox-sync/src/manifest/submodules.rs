@@ -1,7 +1,8 @@
 //! Asks git for its lists, in the repository itself and in each submodule that is checked out.
 //!
-//! A submodule's files belong to the tree, by the rules of its own repository. It must never take another nested repository for a submodule, nor run
-//! git in a directory that git would treat as part of the surrounding repository.
+//! A submodule's files belong to the tree, by the rules of its own repository. It must never take another
+//! nested repository for a submodule, nor run git in a directory that git would treat as part of the
+//! surrounding repository.
 
 use std::collections::HashSet;
 use std::ffi::OsStr;
@@ -40,7 +41,8 @@ pub(super) struct Submodules {
     pub(super) marks: Vec<Mark>,
 }
 
-/// Asks git in the repository at `prefix`, which is empty or ends in a slash; all returned paths are relative to the root.
+/// Asks git in the repository at `prefix`, which is empty or ends in a slash; all returned paths are relative
+/// to the root.
 pub(super) fn ask(scan: &Scan, filter: &Filter, prefix: &[u8]) -> Result<Tree, ManifestError> {
     let dir = scan.root.join(OsStr::from_bytes(prefix));
     // git looks for changes while we examine the tracked files.
@@ -64,8 +66,8 @@ pub(super) fn ask(scan: &Scan, filter: &Filter, prefix: &[u8]) -> Result<Tree, M
     })
 }
 
-/// Adds the files of the submodules of `tree`, recursively. Submodules that `excluded` drops are not examined at all; it does not contain
-/// `sync.include`, which may name a deeper path.
+/// Adds the files of the submodules of `tree`, recursively. Submodules that `excluded` drops are not examined
+/// at all; it does not contain `sync.include`, which may name a deeper path.
 pub(super) fn add(
     tree: &mut Tree,
     scan: &Scan,
@@ -131,7 +133,8 @@ pub(super) fn add(
     Ok(found)
 }
 
-/// Whether the submodule at `path` is a repository of its own, in a directory that is not reached through a link.
+/// Whether the submodule at `path` is a repository of its own, in a directory that is not reached through a
+/// link.
 fn is_checked_out(scan: &Scan, path: &[u8]) -> Result<bool, ManifestError> {
     let dir = scan.root.join(OsStr::from_bytes(path));
     if !scan.is_own_dir(path) || dir.join(".git").symlink_metadata().is_err() {
@@ -240,8 +243,8 @@ fn ask_index(root: &Path) -> Result<Index, ManifestError> {
 /// Longest file of attributes in bytes; a hand-written one has a few KiB.
 const ATTRIBUTES_LIMIT: u64 = 1 << 20;
 
-/// The attributes that only this clone has, `info/attributes`. Anything but a small regular file is ignored: an untrusted repository could use it to
-/// bring any file into a lease.
+/// The attributes that only this clone has, `info/attributes`. Anything but a small regular file is ignored:
+/// an untrusted repository could use it to bring any file into a lease.
 pub(super) fn own_attributes(root: &Path) -> Vec<u8> {
     let git_dir = root.join(".git");
     let common = if git_dir.symlink_metadata().is_ok_and(|meta| meta.is_dir()) {

@@ -1,7 +1,8 @@
-//! The file format of a remembered manifest: a magic line, the CRC-32 of the rest, then little-endian numbers and length-prefixed byte strings.
+//! The file format of a remembered manifest: a magic line, the CRC-32 of the rest, then little-endian numbers
+//! and length-prefixed byte strings.
 //!
-//! It is written by this program for itself, and may be truncated or damaged by a crash: reading must never panic, never allocate more than the
-//! file's length, and never return anything but what was written.
+//! It is written by this program for itself, and may be truncated or damaged by a crash: reading must never
+//! panic, never allocate more than the file's length, and never return anything but what was written.
 
 use super::Seen;
 use crate::entry::{Entry, Kind, Standing};

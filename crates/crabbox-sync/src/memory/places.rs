@@ -1,6 +1,8 @@
-//! What a manifest depends on besides its own files: directories in which a file could appear, ignore rules, the index.
+//! What a manifest depends on besides its own files: directories in which a file could appear, ignore rules,
+//! the index.
 //!
-//! It must never omit anything that git would read, and never call anything unchanged if a later change could look the same.
+//! It must never omit anything that git would read, and never call anything unchanged if a later change could
+//! look the same.
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
@@ -18,7 +20,8 @@ use crate::manifest::{IGNORE_FILE, Manifest, Scope};
 /// An absolute path and its identity; zero if nothing existed there.
 pub(super) type Place = (Vec<u8>, u64);
 
-/// File systems that change a directory's times whenever an entry is added or removed; the numbers are those of statfs(2).
+/// File systems that change a directory's times whenever an entry is added or removed; the numbers are those
+/// of statfs(2).
 const HONEST: [u32; 8] = [
     0xEF53,      // ext2, ext3, ext4
     0x5846_5342, // XFS
@@ -30,7 +33,8 @@ const HONEST: [u32; 8] = [
     0x794C_7630, // overlayfs
 ];
 
-/// Everything that a new file or a changed rule would touch, with its identity; `None` if any of it cannot be trusted.
+/// Everything that a new file or a changed rule would touch, with its identity; `None` if any of it cannot be
+/// trusted.
 pub(super) fn find(
     scan: &Scan,
     manifest: &Manifest,
@@ -110,7 +114,8 @@ fn lines(root: &Path, args: &[&str]) -> Option<Vec<PathBuf>> {
     })
 }
 
-/// The identity of a directory or a file of rules: zero if absent, `None` if it was touched too recently to be trusted.
+/// The identity of a directory or a file of rules: zero if absent, `None` if it was touched too recently to
+/// be trusted.
 fn identity(scan: &Scan, path: &[u8]) -> Option<u64> {
     let stat = match rustix::fs::statat(CWD, path, AtFlags::SYMLINK_NOFOLLOW) {
         Ok(stat) => stat,

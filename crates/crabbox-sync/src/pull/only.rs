@@ -1,6 +1,7 @@
 //! The paths to which the user limits a pull.
 //!
-//! A path outside the tree is refused before the lease is asked. A path that exists on neither side must never look like one where nothing changed.
+//! A path outside the tree is refused before the lease is asked. A path that exists on neither side must
+//! never look like one where nothing changed.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt as _;

@@ -1,5 +1,6 @@
-//! Tests of failures with a small edit, which is sent before the agent asks for it. Whatever happens to the file or the agent in between, the lease
-//! must never have half of the file in place of a complete one, and the next sync must bring it.
+//! Tests of failures with a small edit, which is sent before the agent asks for it. Whatever happens to the
+//! file or the agent in between, the lease must never have half of the file in place of a complete one, and
+//! the next sync must bring it.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -31,7 +32,8 @@ fn edited(edit: &str) -> World {
     world
 }
 
-/// Runs `act` once, when the edit is about to be sent or was written as far as the agent reads; and collects the warnings.
+/// Runs `act` once, when the edit is about to be sent or was written as far as the agent reads; and collects
+/// the warnings.
 struct Meanwhile<F> {
     at_send: bool,
     act: F,

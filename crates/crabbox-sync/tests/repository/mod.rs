@@ -1,4 +1,5 @@
-//! The repository in the lease after something went wrong with it, or stands in its way: the next sync makes it the client's again.
+//! The repository in the lease after something went wrong with it, or stands in its way: the next sync makes
+//! it the client's again.
 
 use crabbox_host::command::Cmd;
 

@@ -1,7 +1,7 @@
 //! The fake's guest that parks before it has an identity, and its continuation after it was frozen.
 //!
-//! It implements the handshake literally, like the real one, and has no memory to freeze: the fake stores the token instead. It must never share code
-//! with the implementation whose bytes it checks.
+//! It implements the handshake literally, like the real one, and has no memory to freeze: the fake stores the
+//! token instead. It must never share code with the implementation whose bytes it checks.
 
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::os::unix::net::UnixStream;

@@ -1,7 +1,9 @@
-//! A guest for the fake: an sshd in its own namespaces, behind the lease's tap, with the keys of the lease's seed.
+//! A guest for the fake: an sshd in its own namespaces, behind the lease's tap, with the keys of the lease's
+//! seed.
 //!
-//! It allows testing a whole lease where nothing can boot: addresses, rules, host key and login are real, only the machine is not. It shares the
-//! host's files, so it must only run where those belong to a test. It dies with the VMM, as a guest does.
+//! It allows testing a whole lease where nothing can boot: addresses, rules, host key and login are real,
+//! only the machine is not. It shares the host's files, so it must only run where those belong to a test. It
+//! dies with the VMM, as a guest does.
 
 use std::io;
 use std::net::Ipv4Addr;
@@ -31,7 +33,8 @@ pub(super) fn seed() -> io::Result<Vec<u8>> {
         .ok_or_else(|| io::Error::other("no seed"))
 }
 
-/// Starts the guest of the VMM whose directory is the current one, with the keys of `seed`, and waits until its sshd answers.
+/// Starts the guest of the VMM whose directory is the current one, with the keys of `seed`, and waits until
+/// its sshd answers.
 pub(super) fn start(seed: &[u8]) -> io::Result<()> {
     let dir = std::env::current_dir()?;
     let config = configure(&dir, seed)?;
@@ -69,7 +72,8 @@ pub(super) fn start(seed: &[u8]) -> io::Result<()> {
     let there = pid.to_string();
     clock::poll_until(LIMIT, || namespace(&there).ok().filter(|inode| *inode != here))
         .ok_or_else(|| io::Error::other("the guest got no namespace"))?;
-    // Keep the address of the lease's end on `lo` while the tap is replaced, because the DNS forwarder listens there.
+    // Keep the address of the lease's end on `lo` while the tap is replaced, because the DNS forwarder
+    // listens there.
     let wire = format!(
         "ip addr add {ours}/32 dev lo; ip link del tap0; ip link add tap0 type veth peer name eth0 && ip link set eth0 netns {pid} && \
          ip addr add {ours}/30 dev tap0 && ip link set tap0 up"
@@ -106,7 +110,8 @@ fn configure(dir: &Path, seed: &[u8]) -> io::Result<PathBuf> {
     file("fake-sshd-config", &config)
 }
 
-/// The private host key and the user's public key from a seed of either kind, both of which contain them as lines.
+/// The private host key and the user's public key from a seed of either kind, both of which contain them as
+/// lines.
 fn keys(seed: &str) -> Option<(String, String)> {
     // cloud-init's form is YAML with escaped line ends.
     let seed = &seed.replace("\\n", "\n");

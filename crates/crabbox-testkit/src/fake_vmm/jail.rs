@@ -1,7 +1,7 @@
 //! A stand-in for the jailer: it lays out the jail, enters the network namespace and executes the program.
 //!
-//! It sets resource limits, but drops no privileges, does not change the root directory and uses no cgroup: confinement must be tested with the real
-//! one.
+//! It sets resource limits, but drops no privileges, does not change the root directory and uses no cgroup:
+//! confinement must be tested with the real one.
 
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt as _;

@@ -1,6 +1,7 @@
 //! The state of the fake's machine, and its answers.
 //!
-//! Field names are checked as strictly as by the real one, against a separate list: it must not share the types whose spelling it checks.
+//! Field names are checked as strictly as by the real one, against a separate list: it must not share the
+//! types whose spelling it checks.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
@@ -372,7 +373,8 @@ impl Machine {
         Ok(())
     }
 
-    /// Writes the fake's substitute for a machine's state; the memory has the right length and a few bytes at both ends.
+    /// Writes the fake's substitute for a machine's state; the memory has the right length and a few bytes at
+    /// both ends.
     fn save(&self, state: &str, memory: &str) -> std::io::Result<()> {
         let text = json!({ "token": self.token, "drives": self.drives, "vsock": self.vsock_path() });
         std::fs::write(state, text.to_string())?;

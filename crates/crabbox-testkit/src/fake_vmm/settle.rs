@@ -1,7 +1,7 @@
 //! The fake's guest when the host asks it to write out its volumes before its end.
 //!
-//! It implements the protocol literally, like the real one, and has nothing to write. It must never share code with the implementation whose bytes it
-//! checks.
+//! It implements the protocol literally, like the real one, and has nothing to write. It must never share
+//! code with the implementation whose bytes it checks.
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::net::UnixStream;

@@ -29,14 +29,16 @@ const PRIVATE: u32 = 0o700;
 
 /// The most names in a copy: each name from a hostile lease costs this host memory and an inode.
 const NAMES_LIMIT: usize = 1_000_000;
-/// The most components of a path in the copy: each costs a descriptor when the tree is put in place or removed.
+/// The most components of a path in the copy: each costs a descriptor when the tree is put in place or
+/// removed.
 const DEPTH_LIMIT: usize = 256;
 /// The least disk space that budgets count for a file or directory, in bytes: even an empty one has an inode.
 const ENTRY: u64 = 4096;
 
-/// Copies `remote` to `local`, following symbolic links of the lease if `follow`; otherwise a link is refused. The copy goes into an existing
-/// directory under its own name; if that is a directory too, the files are merged into it. Below `repository`, local links are not followed. Modes
-/// are those of new local files, but an executable file stays executable. Stops when `cancel` becomes readable.
+/// Copies `remote` to `local`, following symbolic links of the lease if `follow`; otherwise a link is
+/// refused. The copy goes into an existing directory under its own name; if that is a directory too, the
+/// files are merged into it. Below `repository`, local links are not followed. Modes are those of new local
+/// files, but an executable file stays executable. Stops when `cancel` becomes readable.
 ///
 /// Returns the sockets, which are not copied.
 pub fn download(
@@ -123,7 +125,8 @@ impl Stage {
         Ok(Self { dir, is_gone: false })
     }
 
-    /// Removes it, whatever the result of the copy. A leftover is reported, because it may be inside a repository.
+    /// Removes it, whatever the result of the copy. A leftover is reported, because it may be inside a
+    /// repository.
     fn end(mut self, copied: Result<(), CopyError>) -> Result<(), CopyError> {
         self.is_gone = true;
         match (host_files::remove_tree(self.dir.path()), copied) {
@@ -440,7 +443,8 @@ fn fits(from: &Beneath, name: &EntryPath, dir: &Beneath, leaf: &EntryPath) -> Re
     }
 }
 
-/// Moves the copy to its place. Directories are merged; a file replaces a file or a link; anything else is never replaced.
+/// Moves the copy to its place. Directories are merged; a file replaces a file or a link; anything else is
+/// never replaced.
 fn put(from: &Beneath, name: &EntryPath, dir: &Beneath, leaf: &EntryPath) -> Result<(), CopyError> {
     match dir.kind(leaf)? {
         None => Ok(from.rename(name, dir, leaf, RenameFlags::NOREPLACE)?),

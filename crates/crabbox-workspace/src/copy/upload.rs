@@ -20,8 +20,9 @@ use super::{COPY, CopyError, checked, failed, remote_path};
 /// How often to check for an early reply of the agent.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
-/// Copies `local` to `remote`, following symbolic links if `follow`. The copy goes into an existing directory under its own name; if that is a
-/// directory too, the files are merged into it. Stops when `cancel` becomes readable.
+/// Copies `local` to `remote`, following symbolic links if `follow`. The copy goes into an existing directory
+/// under its own name; if that is a directory too, the files are merged into it. Stops when `cancel` becomes
+/// readable.
 pub fn upload(
     target: &Target,
     local: &Path,
@@ -265,7 +266,8 @@ impl Item {
         }
     }
 
-    /// Sends as many bytes as the file has now: if it grows meanwhile, the rest is cut; if it shrinks, that is an error.
+    /// Sends as many bytes as the file has now: if it grows meanwhile, the rest is cut; if it shrinks, that
+    /// is an error.
     fn send_file(
         &self,
         far: &mut AgentClient,
@@ -314,7 +316,8 @@ impl Item {
     }
 }
 
-/// Checks for an early reply or an interrupt: a full disk should not be sent the rest, and sending holes would never wait for room in the pipe.
+/// Checks for an early reply or an interrupt: a full disk should not be sent the rest, and sending holes
+/// would never wait for room in the pipe.
 fn heard(far: &mut AgentClient) -> Result<(), Stop> {
     if far.answers_within(Duration::ZERO)? {
         return Err(Stop::Answered);

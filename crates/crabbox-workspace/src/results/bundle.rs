@@ -1,7 +1,7 @@
 //! The local bundle of a failed run, with the same entries as the Go program's.
 //!
-//! It contains what was shown anyway, without values of variables or secrets of the configuration; a user should still review it before sharing. Its
-//! directory and file are private.
+//! It contains what was shown anyway, without values of variables or secrets of the configuration; a user
+//! should still review it before sharing. Its directory and file are private.
 
 use std::io::{self, Write as _};
 use std::path::Path;

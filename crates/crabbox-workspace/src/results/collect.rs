@@ -1,7 +1,8 @@
 //! Brings back files of a run: lists them, and packs the wanted ones into an archive.
 //!
-//! Only regular files are accepted, and links to such below the working directory. A name from the guest is only ever sent back to it: no local path
-//! is made from one. A file that cannot be read is reported and must never prevent the others.
+//! Only regular files are accepted, and links to such below the working directory. A name from the guest is
+//! only ever sent back to it: no local path is made from one. A file that cannot be read is reported and must
+//! never prevent the others.
 
 use std::io::{self, Write};
 
@@ -39,7 +40,8 @@ pub struct Listing {
     pub doubles: Vec<Vec<u8>>,
     /// Problems of the lease with paths that a pattern names.
     pub problems: Vec<String>,
-    /// Problems with paths that a pattern only might have meant: by `**`, or in a directory that is wanted as a whole.
+    /// Problems with paths that a pattern only might have meant: by `**`, or in a directory that is wanted as
+    /// a whole.
     pub aside: Vec<String>,
 }
 
@@ -95,7 +97,8 @@ fn listed(
     }
 }
 
-/// Sorts the records of a list by kind. A name that matches no pattern, or is not below a directory, is ignored.
+/// Sorts the records of a list by kind. A name that matches no pattern, or is not below a directory, is
+/// ignored.
 fn sorted(list: &[u8], patterns: &[&Pattern]) -> Listing {
     let mut listing = Listing::default();
     for record in list.split(|byte| *byte == 0) {
@@ -252,7 +255,8 @@ pub struct Reports {
     pub aside: Vec<String>,
 }
 
-/// Reads the JUnit reports of a run: those that `wanted` names or matches, and with `auto` those with the usual names that the command wrote.
+/// Reads the JUnit reports of a run: those that `wanted` names or matches, and with `auto` those with the
+/// usual names that the command wrote.
 pub fn reports(
     owner: &mut Owner,
     workdir: &str,
@@ -319,7 +323,8 @@ pub fn reports(
 }
 
 impl Reports {
-    /// The files that match these patterns. If the lease cannot list them, that does not affect reports found in other ways.
+    /// The files that match these patterns. If the lease cannot list them, that does not affect reports found
+    /// in other ways.
     fn find(
         &mut self,
         owner: &mut Owner,

@@ -1,7 +1,7 @@
 //! Reads JUnit reports: how many tests there were and which of them failed.
 //!
-//! Reports come from the guest: entities of a document type are never expanded, and depth is limited. A report that cannot be read to its end must
-//! not pass for one without failures.
+//! Reports come from the guest: entities of a document type are never expanded, and depth is limited. A
+//! report that cannot be read to its end must not pass for one without failures.
 
 use std::borrow::Cow;
 

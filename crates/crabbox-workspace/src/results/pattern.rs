@@ -1,4 +1,5 @@
-//! Patterns for artifacts: `*`, `?` and `**` over paths below the working directory, interpreted like the Go program does.
+//! Patterns for artifacts: `*`, `?` and `**` over paths below the working directory, interpreted like the Go
+//! program does.
 //!
 //! A pattern must never be able to name anything outside of that directory.
 

@@ -1,7 +1,7 @@
 //! Validates JSON files of a run against JSON schemas.
 //!
-//! The schema comes from the user, the file from the machine, and both are bounded: in size, in depth, and in processing time. It must never fetch a
-//! schema from anywhere, or repeat values from the file.
+//! The schema comes from the user, the file from the machine, and both are bounded: in size, in depth, and in
+//! processing time. It must never fetch a schema from anywhere, or repeat values from the file.
 
 mod references;
 
@@ -40,7 +40,8 @@ const FILE: Limits = Limits {
 };
 /// The largest pattern, compiled, in bytes.
 const PATTERN_BYTES: usize = 1 << 20;
-/// The most combinations of file values and schema values for which all violations are collected, because they are all kept in memory.
+/// The most combinations of file values and schema values for which all violations are collected, because
+/// they are all kept in memory.
 const MEETINGS: usize = 1 << 20;
 /// The most violations reported for one file.
 const VIOLATIONS: usize = 100;
@@ -228,7 +229,8 @@ impl Required {
         }
     }
 
-    /// The places of `file` that violate the schema, each with the place in the schema, without the values there.
+    /// The places of `file` that violate the schema, each with the place in the schema, without the values
+    /// there.
     pub fn violations(&self, file: Vec<u8>) -> Vec<String> {
         let (validator, schema) = (Arc::clone(&self.validator), self.size);
         let found = bounded(move || {

@@ -1,5 +1,5 @@
-//! `__hold`, `__epilog` and `__health`: the start and the end of a scheduler's job on a fleet host, and cleanup of leases that outlived their job.
-//! The scheduler starts each of them, never a user.
+//! `__hold`, `__epilog` and `__health`: the start and the end of a scheduler's job on a fleet host, and
+//! cleanup of leases that outlived their job. The scheduler starts each of them, never a user.
 //!
 //! None of them reads a repository or a configuration: everything they need is on their command lines.
 

@@ -1,4 +1,5 @@
-//! Commands about leases: making, inspecting, keeping and giving them back; and how any command finds its lease.
+//! Commands about leases: making, inspecting, keeping and giving them back; and how any command finds its
+//! lease.
 
 pub(crate) mod adapter;
 pub(crate) mod cleanup;

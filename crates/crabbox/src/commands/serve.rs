@@ -1,4 +1,5 @@
-//! `__serve` and `__proxy`: the two ends of the connection between a laptop and its KVM host. Neither is started by hand.
+//! `__serve` and `__proxy`: the two ends of the connection between a laptop and its KVM host. Neither is
+//! started by hand.
 //!
 //! Their standard output carries the protocol or an SSH connection: nothing else may be printed there.
 
@@ -38,7 +39,8 @@ impl Fault for Unsettled {
 }
 
 pub(super) fn run(ctx: &Ctx<'_>, args: &ServeArgs) -> Result<Exit, CommandError> {
-    // A login may start in any directory, but no repository may influence this host, so read the settings as if in `/`.
+    // A login may start in any directory, but no repository may influence this host, so read the settings as
+    // if in `/`.
     let env = ctx.env.clone().standing_in(Path::new("/"));
     let settings = |flags: &[FlagValue]| -> Result<Settings, LeaseError> {
         let loaded = settings::load(&env, flags).map_err(|error| LeaseError::new(Unsettled(error)))?;

@@ -231,7 +231,8 @@ fn no_flag_is_taken_for_one_of_any_number_of_words() {
         normalised(&["ports", "--id", "x", "list", "--json"]),
         ["ports", "--id=x", "--json=true", "--", "list"]
     );
-    // Every command with any number of words reads flags behind them, is the start of another command line, or counts them.
+    // Every command with any number of words reads flags behind them, is the start of another command line,
+    // or counts them.
     let counts = ["cp", "verify"];
     let mut left: Vec<(Vec<String>, &Command)> = vec![(Vec::new(), &root)];
     while let Some((path, command)) = left.pop() {

@@ -136,8 +136,8 @@ const NO_COMMANDS: [&str; 9] = [
     "crabbox {SERVE}",
 ];
 
-/// The command lines in a text: the parts between backquotes or quotes that begin with the program's name, else the whole text if it does. Also
-/// returns the rest of the text.
+/// The command lines in a text: the parts between backquotes or quotes that begin with the program's name,
+/// else the whole text if it does. Also returns the rest of the text.
 fn commands(text: &str) -> (Vec<String>, String) {
     let mut found = Vec::new();
     let mut rest = text.to_owned();

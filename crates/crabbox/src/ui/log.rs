@@ -1,7 +1,8 @@
 //! Diagnostics on standard error, as requested by `-v`, `-vv` and `CRABBOX_LOG`.
 //!
-//! They go through the printer, so that they neither control a terminal nor break the JSON lines of `--json-events`. Nothing may be logged that could
-//! be a secret: variables' values, keys, tokens, the user's command; a child process is identified by its program only.
+//! They go through the printer, so that they neither control a terminal nor break the JSON lines of
+//! `--json-events`. Nothing may be logged that could be a secret: variables' values, keys, tokens, the user's
+//! command; a child process is identified by its program only.
 
 use std::io;
 
@@ -34,7 +35,8 @@ pub(crate) fn filter(env: &Env) -> Result<Option<LogFilter>, LogFilterError> {
         .transpose()
 }
 
-/// Enables diagnostics if they were requested. A flag overrides the variable, which is parsed anyway, so that an invalid filter is always reported.
+/// Enables diagnostics if they were requested. A flag overrides the variable, which is parsed anyway, so that
+/// an invalid filter is always reported.
 pub(crate) fn show(printer: &'static Printer, verbosity: Verbosity, env: &Env) -> Result<(), LogFilterError> {
     let variable = filter(env)?;
     let wanted = match verbosity {

@@ -1,7 +1,8 @@
-//! Everything the user sees: the printer, JSON as the Go program writes it, and errors with their causes and hints.
+//! Everything the user sees: the printer, JSON as the Go program writes it, and errors with their causes and
+//! hints.
 //!
-//! This is the only place of the program that writes to the terminal and knows exit codes. It must never fail because a reader of the output went
-//! away.
+//! This is the only place of the program that writes to the terminal and knows exit codes. It must never fail
+//! because a reader of the output went away.
 
 mod error;
 mod events;

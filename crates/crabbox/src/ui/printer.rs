@@ -1,9 +1,11 @@
 //! Standard output and standard error.
 //!
-//! Results go to standard output, progress and messages to standard error. A reader that went away (`| head`) is not a failure: further output is
-//! dropped, and the command continues to its end, because it may have a lease to give back. Our own messages may contain a name or text written by a
-//! repository or guest, which must never control or reorder the terminal, nor begin a line: what prints a line prints one, whatever is in its text.
-//! Only texts whose line breaks are our own (usage, an error with its causes, a command to paste) go to the methods for several.
+//! Results go to standard output, progress and messages to standard error. A reader that went away (`| head`)
+//! is not a failure: further output is dropped, and the command continues to its end, because it may have a
+//! lease to give back. Our own messages may contain a name or text written by a repository or guest, which
+//! must never control or reorder the terminal, nor begin a line: what prints a line prints one, whatever is
+//! in its text. Only texts whose line breaks are our own (usage, an error with its causes, a command to
+//! paste) go to the methods for several.
 
 use std::fmt::Display;
 use std::io::{self, IsTerminal, Write};
@@ -49,7 +51,8 @@ impl std::fmt::Debug for Printer {
 }
 
 impl Printer {
-    /// The streams of this process, coloured only where a terminal reads them and the environment does not object.
+    /// The streams of this process, coloured only where a terminal reads them and the environment does not
+    /// object.
     pub(crate) fn standard(env: &Env) -> Self {
         let colour = env.allows_colour();
         let choice = |terminal| {
@@ -104,8 +107,8 @@ impl Printer {
         self.out.lock().map_or(true, |stream| stream.failure.is_some())
     }
 
-    /// Whether somebody may still read standard output, for commands that go on until their reader is gone: while there is nothing to write, no
-    /// failing write tells of it.
+    /// Whether somebody may still read standard output, for commands that go on until their reader is gone:
+    /// while there is nothing to write, no failing write tells of it.
     pub(crate) fn has_reader(&self) -> bool {
         !self.is_deaf() && terminal::is_read()
     }
@@ -130,7 +133,8 @@ impl Printer {
         self.verbose.get_or_init(|| ());
     }
 
-    /// Whether standard error is read by a person, who gets one short line per stage. Scripts get what the Go program prints.
+    /// Whether standard error is read by a person, who gets one short line per stage. Scripts get what the Go
+    /// program prints.
     pub(crate) fn is_brief(&self) -> bool {
         self.shows_progress() && self.verbose.get().is_none()
     }
@@ -256,7 +260,8 @@ impl Printer {
         self.labelled(AnsiColor::Yellow, "warning:", text);
     }
 
-    /// The same, unless this process has already printed it: a command that runs others reads the same files several times.
+    /// The same, unless this process has already printed it: a command that runs others reads the same files
+    /// several times.
     pub(crate) fn warn_once(&self, text: impl Display) {
         let text = text.to_string();
         let is_new = self.warned.lock().map_or(true, |mut warned| {
@@ -294,7 +299,8 @@ impl Printer {
     }
 }
 
-/// A text of this program's own, already harmless. Only the label may be coloured, because the text may come from anywhere.
+/// A text of this program's own, already harmless. Only the label may be coloured, because the text may come
+/// from anywhere.
 fn put_text(stream: &Mutex<Stream>, label: Option<(Style, &str)>, text: &str) {
     let coloured = stream.lock().is_ok_and(|stream| stream.coloured);
     let line = match label {
@@ -316,7 +322,8 @@ fn harmless_lines(text: &impl Display) -> String {
     text.split('\n').map(harmless).collect::<Vec<_>>().join("\n")
 }
 
-/// Writes, unless an earlier write failed. Flushed at once, because standard output may be a pipe whose reader waits.
+/// Writes, unless an earlier write failed. Flushed at once, because standard output may be a pipe whose
+/// reader waits.
 fn put(stream: &Mutex<Stream>, bytes: &[u8]) {
     let Ok(mut stream) = stream.lock() else { return };
     if stream.failure.is_some() {

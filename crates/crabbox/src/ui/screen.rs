@@ -1,6 +1,7 @@
 //! A full-screen view on a terminal, redrawn in place when something changes, and removed at the end.
 //!
-//! It uses the alternate screen, so that the contents of the primary one come back intact. It must never leave the terminal in it.
+//! It uses the alternate screen, so that the contents of the primary one come back intact. It must never
+//! leave the terminal in it.
 
 use std::io::{self, Write as _};
 use std::os::fd::{AsFd as _, BorrowedFd};
@@ -25,8 +26,8 @@ const REST_OF_SCREEN: &str = "\u{1b}[J";
 /// The number of lines assumed for a terminal that does not report it.
 const USUAL: u16 = 24;
 
-/// The screen. The terminal is restored when it is dropped, and immediately when an end is requested: a second Ctrl-C kills the program wherever it
-/// is.
+/// The screen. The terminal is restored when it is dropped, and immediately when an end is requested: a
+/// second Ctrl-C kills the program wherever it is.
 pub(crate) struct Screen<'a> {
     printer: &'a Printer,
     shown: Vec<String>,
@@ -34,7 +35,8 @@ pub(crate) struct Screen<'a> {
 }
 
 impl<'a> Screen<'a> {
-    /// Enters the screen if standard output is a capable terminal. `asked` becomes readable when an end is requested.
+    /// Enters the screen if standard output is a capable terminal. `asked` becomes readable when an end is
+    /// requested.
     pub(crate) fn enter(printer: &'a Printer, term: Option<&str>, asked: BorrowedFd<'_>) -> Option<Self> {
         if !printer.is_terminal() || term.is_none_or(|term| term == "dumb") {
             return None;
@@ -43,7 +45,8 @@ impl<'a> Screen<'a> {
         printer.bytes(ENTER.as_bytes());
         let is_left = Arc::new(AtomicBool::new(false));
         let left = Arc::clone(&is_left);
-        // The thread ends with the program. It is needed because polling a host that does not answer may take longer than a user would wait.
+        // The thread ends with the program. It is needed because polling a host that does not answer may take
+        // longer than a user would wait.
         std::thread::spawn(move || {
             if wait::readable(asked.as_fd()).is_ok() && !left.swap(true, Ordering::SeqCst) {
                 let mut out = io::stdout();

@@ -1,4 +1,5 @@
-//! `adapter external` without a host to lease on: how requests that cannot be carried out are answered, and which leases belong to which program.
+//! `adapter external` without a host to lease on: how requests that cannot be carried out are answered, and
+//! which leases belong to which program.
 
 use std::fs;
 use std::io::Write as _;
@@ -27,7 +28,8 @@ struct Said {
 }
 
 impl Said {
-    /// The error of the answer, after checking that the answer has nothing else, that standard error says the same, and that the exit code is `code`.
+    /// The error of the answer, after checking that the answer has nothing else, that standard error says the
+    /// same, and that the exit code is `code`.
     #[track_caller]
     fn fails(self, code: i32) -> String {
         let error = self.answer["error"].as_str().unwrap_or_default().to_owned();

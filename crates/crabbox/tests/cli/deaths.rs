@@ -1,4 +1,5 @@
-//! Failures in the middle of a run (a client killed while it syncs, a full disk, a broken connection), and a killed build.
+//! Failures in the middle of a run (a client killed while it syncs, a full disk, a broken connection), and a
+//! killed build.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -27,7 +28,8 @@ fn a_client_that_is_killed_while_it_sends_leaves_nothing_running_and_the_next_on
     let lease = entered();
     lease.place.write("repo/small", "x");
     let big = fs::File::create(lease.place.path("repo/big")).unwrap();
-    // Files are hashed before they are sent: with two busy processors, a larger one would take a minute until anything arrives.
+    // Files are hashed before they are sent: with two busy processors, a larger one would take a minute until
+    // anything arrives.
     big.set_len(2 << 30).unwrap();
     let mut client = lease
         .place
@@ -65,7 +67,8 @@ impl Drop for Killed {
     }
 }
 
-/// Stands in for mmdebstrap: mounts something in the tree, as mmdebstrap does, says so, and keeps running in a child.
+/// Stands in for mmdebstrap: mounts something in the tree, as mmdebstrap does, says so, and keeps running in
+/// a child.
 const BOOTSTRAP: &str = r#"#!/bin/sh
 tree=
 for word; do case $word in */scratch-*/root) tree=$word ;; esac; done
@@ -164,7 +167,8 @@ fn a_disk_that_fills_in_the_guest_is_told_and_the_next_sync_converges() {
     fs::remove_file(lease.place.path("repo/big")).unwrap();
     let fits = sync();
     assert_eq!(fits.code, 0, "{}", fits.err);
-    // The command itself fills the disk: that is the command's own failure, and the tree is still exact afterwards.
+    // The command itself fills the disk: that is the command's own failure, and the tree is still exact
+    // afterwards.
     let fills = lease.place.run(&[
         "run",
         "--id",

@@ -1,5 +1,5 @@
-//! Validates JSON documents against the schemas in `docs/schemas`: every answer to `--json` and `--timing-json` in these tests goes through
-//! [`check`].
+//! Validates JSON documents against the schemas in `docs/schemas`: every answer to `--json` and
+//! `--timing-json` in these tests goes through [`check`].
 
 use std::fs;
 use std::path::PathBuf;

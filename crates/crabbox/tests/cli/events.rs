@@ -1,4 +1,5 @@
-//! `--json-events` against a real sshd. `Place::run` checks that every line is an event of the schema and that the last one has the exit code.
+//! `--json-events` against a real sshd. `Place::run` checks that every line is an event of the schema and
+//! that the last one has the exit code.
 
 use serde_json::{Value, json};
 

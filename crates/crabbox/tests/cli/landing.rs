@@ -1,5 +1,5 @@
-//! Where bytes from a guest may be written locally: not through symlinks committed to a repository, not more of them than fit, and not more readable
-//! than they should be.
+//! Where bytes from a guest may be written locally: not through symlinks committed to a repository, not more
+//! of them than fit, and not more readable than they should be.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
@@ -296,7 +296,8 @@ fn in_place_of_the_agent(lease: &Entered, script: &str) {
     fs::set_permissions(&agent, fs::Permissions::from_mode(0o755)).unwrap();
 }
 
-/// An agent that accepts everything, and sends a list byte by byte, ten per second, without end. It creates the file `begun` in its home first.
+/// An agent that accepts everything, and sends a list byte by byte, ten per second, without end. It creates
+/// the file `begun` in its home first.
 const DRIPPING: &str = r#"#!/usr/bin/python3
 import os, struct, sys, time
 say = lambda tag, *fields: (sys.stdout.buffer.write(b"\xfecb\xff" + bytes([tag]) + struct.pack(">I", len(b"".join(fields))) + b"".join(fields) + b"\xffbc\xfe"), sys.stdout.buffer.flush())
@@ -382,7 +383,8 @@ fn an_agent_that_is_none_is_believed_nothing_and_put_anew() {
         &format!("#!/bin/sh\nprintf '{mark}\\001\\100\\000\\000\\000'"),
         &format!("#!/bin/sh\nprintf '{mark}\\100\\000\\000\\000\\005cr'"),
         "#!/bin/sh\nexec cat /dev/zero",
-        // After a full disk or power loss: all zeros. And an executable for another architecture, of which only the header exists.
+        // After a full disk or power loss: all zeros. And an executable for another architecture, of which
+        // only the header exists.
         &"\0".repeat(4096),
         "\u{7f}ELF\u{2}\u{1}\u{1}\0\0\0\0\0\0\0\0\0\u{2}\0\u{37}\0\u{1}\0\0\0",
     ] {
@@ -451,8 +453,9 @@ fn an_agent_that_is_killed_at_any_message_costs_that_run_and_nothing_else() {
             "cat a; ls d",
         ])
     };
-    // Goes through as many messages as an undisturbed run has; after each death the next run finds tree and lock as they should be. Starts at the
-    // second message, after the greeting, because an agent that does not even greet is installed again.
+    // Goes through as many messages as an undisturbed run has; after each death the next run finds tree and
+    // lock as they should be. Starts at the second message, after the greeting, because an agent that does
+    // not even greet is installed again.
     tree(0);
     tree(1);
     let mut moment = 1;

@@ -1,4 +1,5 @@
-//! A host of provider `ssh` with oddities: unreadable files, forbidden forwarding, a lease ended by another process, a silent connection.
+//! A host of provider `ssh` with oddities: unreadable files, forbidden forwarding, a lease ended by another
+//! process, a silent connection.
 
 use std::ffi::OsStr;
 use std::fs;

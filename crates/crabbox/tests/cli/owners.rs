@@ -1,4 +1,5 @@
-//! The tree's lock shared with the Go program: this client with that program's files, and this client's files as that program reads them.
+//! The tree's lock shared with the Go program: this client with that program's files, and this client's files
+//! as that program reads them.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -54,7 +54,8 @@ impl Place {
         self.prepared(&Cmd::new(env!("CARGO_BIN_EXE_crabbox")).args(words))
     }
 
-    /// The same with the default action for SIGHUP: under nohup it is ignored from the start, which the program respects.
+    /// The same with the default action for SIGHUP: under nohup it is ignored from the start, which the
+    /// program respects.
     pub(crate) fn command_that_hears(&self, words: &[&str]) -> std::process::Command {
         let cmd = Cmd::new("/usr/bin/env").args(["--default-signal=HUP", env!("CARGO_BIN_EXE_crabbox")]);
         self.prepared(&cmd.args(words))

@@ -224,7 +224,8 @@ fn a_key_that_others_could_have_had_signs_nothing() {
     );
     fs::set_permissions(&own, fs::Permissions::from_mode(0o600)).unwrap();
 
-    // A receipt overwrites neither the key nor another result of the run, and follows no symlink out of the repository.
+    // A receipt overwrites neither the key nor another result of the run, and follows no symlink out of the
+    // repository.
     let before = fs::read(&own).unwrap();
     refused(
         &["--attest", own.to_str().unwrap()],

@@ -1,4 +1,5 @@
-//! `stop` and `cleanup`: nothing that may belong to a machine is lost track of, and what should be kept stays.
+//! `stop` and `cleanup`: nothing that may belong to a machine is lost track of, and what should be kept
+//! stays.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;

@@ -1,4 +1,5 @@
-//! The smoke scripts: `live-firecracker-smoke.sh` with a fake crabbox, `live-ssh-localhost-smoke.sh` with the real one.
+//! The smoke scripts: `live-firecracker-smoke.sh` with a fake crabbox, `live-ssh-localhost-smoke.sh` with the
+//! real one.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -15,7 +16,8 @@ const OK: &str = r#"{"status":"ok","check":"host","provider":"firecracker"}"#;
 const FAILED: &str = r#"{"status":"failed","check":"kernel","provider":"firecracker","details":{"class":"environment_blocked"}}"#;
 const MISSING: &str = r#"{"status":"missing","check":"rsync"}"#;
 
-/// Runs the script; `fake` is the body of a shell script in crabbox's place. Returns exit code, standard output, standard error.
+/// Runs the script; `fake` is the body of a shell script in crabbox's place. Returns exit code, standard
+/// output, standard error.
 fn smoke(fake: &str, options: &[&str]) -> (i32, String, String) {
     let dir = tempfile::tempdir().unwrap();
     let program = dir.path().join("crabbox");

@@ -71,7 +71,8 @@ pub(crate) fn connected(place: &Place) -> bool {
     sockets.is_ok_and(|mut sockets| sockets.next().is_some())
 }
 
-/// Checks that a run that could not log in says so in its timings, without a lease, and whether a retry may help.
+/// Checks that a run that could not log in says so in its timings, without a lease, and whether a retry may
+/// help.
 fn unentered(said: &str, retry: &str) {
     let class = format!("failure classification blocked_stage=ssh retry_likely={retry}\n");
     assert!(said.contains(&class), "{said}");
@@ -139,8 +140,8 @@ fn a_host_that_exists_is_leased_used_and_given_back() {
     assert!(place.path("home/.ssh/key").exists(), "the key is the user's");
 }
 
-/// Everything that can be done with a lease, under each of its names. No setting names the host, because its claim does. The repository asks for
-/// another machine, which only affects new leases.
+/// Everything that can be done with a lease, under each of its names. No setting names the host, because its
+/// claim does. The repository asks for another machine, which only affects new leases.
 fn used(place: &Place, sshd: &Sshd) {
     let only_key = format!("ssh:\n  key: {}\n", key(place, sshd));
     place.write("home/.config/crabbox/config.yaml", only_key);
@@ -489,7 +490,8 @@ fn a_claim_for_another_host_or_provider_is_left_alone() {
     ended(&place.run(&["stop", ID]), 0, "released static lease");
 }
 
-/// A repository's host is refused if its configuration also chooses the provider; it does not count if a lease's name leads to the provider.
+/// A repository's host is refused if its configuration also chooses the provider; it does not count if a
+/// lease's name leads to the provider.
 #[test]
 fn a_repository_cannot_choose_where_the_user_s_key_goes() {
     let (place, sshd) = existing();

@@ -6,7 +6,8 @@ use crabbox_host::command::Cmd;
 
 use crate::place::{Place, run};
 
-/// A repository with a committed file, a protected build product, a changed file, a deleted one and an ignored one.
+/// A repository with a committed file, a protected build product, a changed file, a deleted one and an
+/// ignored one.
 fn repository() -> Place {
     let place = Place::new().env("PATH", "/usr/bin:/bin");
     let repo = place.path("repo");

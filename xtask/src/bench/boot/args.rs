@@ -1,8 +1,10 @@
-//! `bench boot --kernel-args`: what each argument of the guest's kernel gains, measured by leaving it out, and what further arguments would gain.
+//! `bench boot --kernel-args`: what each argument of the guest's kernel gains, measured by leaving it out,
+//! and what further arguments would gain.
 //!
-//! The machine is that of a lease, started with Firecracker alone, so that its command line can be arbitrary. All variants alternate in every round,
-//! so that a busy moment of this machine affects all of them. In the lab the emulator's processor time is more meaningful than any clock, because
-//! other load does not affect it. Timings never decide a test.
+//! The machine is that of a lease, started with Firecracker alone, so that its command line can be arbitrary.
+//! All variants alternate in every round, so that a busy moment of this machine affects all of them. In the
+//! lab the emulator's processor time is more meaningful than any clock, because other load does not affect
+//! it. Timings never decide a test.
 
 use std::process::ExitCode;
 

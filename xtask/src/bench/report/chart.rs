@@ -1,7 +1,7 @@
 //! Horizontal bars as SVG: one scale per unit, the median as a bar, the spread as a line, and the number.
 //!
-//! Hand-written, because only rectangles and text are drawn: a plotting library would lay out text by the machine's fonts or bring its own. It must
-//! never depend on anything but its arguments.
+//! Hand-written, because only rectangles and text are drawn: a plotting library would lay out text by the
+//! machine's fonts or bring its own. It must never depend on anything but its arguments.
 
 use std::fmt::Write as _;
 

@@ -147,7 +147,8 @@ fn timings(site: &Site, words: &str) -> Result<Value> {
         .with_context(|| format!("`{words}` printed no timings: {said}"))
 }
 
-/// The time to load the same machine with Firecracker alone, in milliseconds: in total, and for the two requests.
+/// The time to load the same machine with Firecracker alone, in milliseconds: in total, and for the two
+/// requests.
 pub(super) fn alone(site: &Site) -> Result<[f64; 2]> {
     let script = include_str!("raw.py");
     let said = site
@@ -191,7 +192,8 @@ pub(super) fn crowd(site: &Site, count: usize) -> Result<Crowd> {
     })
 }
 
-/// The time of a build in a lease in milliseconds, and the units of work it did. `asked` are the arguments of `build.sh`.
+/// The time of a build in a lease in milliseconds, and the units of work it did. `asked` are the arguments of
+/// `build.sh`.
 pub(super) fn build(site: &Site, way: Way, asked: &str) -> Result<(f64, f64)> {
     let script = include_str!("build.sh");
     site.script(&format!(

@@ -7,7 +7,8 @@ use super::*;
 /// The programs called by the package's scripts.
 const TOOLS: [&str; 4] = ["sh", "rm", "rmdir", "sed"];
 
-/// A substitute for the one that busybox lacks: nothing competes for the lock here; the tests of the Debian package cover that.
+/// A substitute for the one that busybox lacks: nothing competes for the lock here; the tests of the Debian
+/// package cover that.
 const FLOCK: &str = "#!/bin/sh\nshift 2\nexec \"$@\"\n";
 
 /// A system with its own package records.

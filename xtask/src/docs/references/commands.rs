@@ -1,7 +1,8 @@
-//! Checks commands in comments and documents: `crabbox ...` against the program's help, `cargo xtask ...` against the tasks' command line, `cargo
-//! test ...` against the packages and suites.
+//! Checks commands in comments and documents: `crabbox ...` against the program's help, `cargo xtask ...`
+//! against the tasks' command line, `cargo test ...` against the packages and suites.
 //!
-//! A command is read up to its first placeholder. It is never run: the program is asked for help, or given a provider that does not exist.
+//! A command is read up to its first placeholder. It is never run: the program is asked for help, or given a
+//! provider that does not exist.
 
 use std::collections::BTreeMap;
 
@@ -118,7 +119,8 @@ fn example(line: &str) -> String {
     line.strip_prefix("sudo ").unwrap_or(line).to_owned()
 }
 
-/// Whether a word of a command is literal; `--` ends the checked part, and so does any sign of shell syntax or prose.
+/// Whether a word of a command is literal; `--` ends the checked part, and so does any sign of shell syntax
+/// or prose.
 fn is_literal(word: &str) -> bool {
     let mut chars = word.chars();
     let start = chars.next().is_some_and(|c| c.is_ascii_lowercase() || c == '-');

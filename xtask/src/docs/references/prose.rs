@@ -1,6 +1,8 @@
-//! Prose in the repository: the comments of sources and the text of documents, as blocks that do not break at line ends.
+//! Prose in the repository: the comments of sources and the text of documents, as blocks that do not break at
+//! line ends.
 //!
-//! Sources are read line by line and not parsed: a `//` inside a string may be taken for a comment. It never reads code as prose.
+//! Sources are read line by line and not parsed: a `//` inside a string may be taken for a comment. It never
+//! reads code as prose.
 
 use std::path::Path;
 

@@ -1,6 +1,7 @@
 //! The files of the repository and the names in their code, for checking references.
 //!
-//! Only files on disk outside of build directories count; git is not consulted. It never looks above the root.
+//! Only files on disk outside of build directories count; git is not consulted. It never looks above the
+//! root.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -69,7 +70,8 @@ impl Tree {
         Ok(())
     }
 
-    /// The file or directory that `name` means in the file `from`: relative to the root, to that file's directory, or as the end of a path.
+    /// The file or directory that `name` means in the file `from`: relative to the root, to that file's
+    /// directory, or as the end of a path.
     pub(super) fn find(&self, name: &str, from: &str) -> Option<&str> {
         let name = name.trim_end_matches('/');
         let beside = from.rsplit_once('/').map(|(dir, _)| format!("{dir}/{name}"));

@@ -1,7 +1,9 @@
-//! Carries bytes between a client and a guest's SSH server, and derives from them whether the lease is in use.
+//! Carries bytes between a client and a guest's SSH server, and derives from them whether the lease is in
+//! use.
 //!
-//! A remote connection stays open as long as the user's computer is on, so an open connection does not count as use. Only traffic
-//! beyond the keepalives of an idle connection does. The connection must never outlive the lease.
+//! A remote connection stays open as long as the user's computer is on, so an open connection does not count
+//! as use. Only traffic beyond the keepalives of an idle connection does. The connection must never outlive
+//! the lease.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -30,12 +32,12 @@ const ACCEPT_LIMIT: Duration = Duration::from_secs(10);
 /// How long the guest's side may take to end after its client has ended.
 const LINGER: Duration = Duration::from_secs(10);
 
-/// The maximum interval of the checks that the lease still exists and is in use; it is a quarter of the idle limit if that is
-/// shorter.
+/// The maximum interval of the checks that the lease still exists and is in use; it is a quarter of the idle
+/// limit if that is shorter.
 const LOOK: Duration = Duration::from_mins(1);
 
-/// How many bytes an idle connection may move per minute, in both directions together. OpenSSH sends a keepalive every 15 s;
-/// request and reply take 100 bytes, and either side may send them.
+/// How many bytes an idle connection may move per minute, in both directions together. OpenSSH sends a
+/// keepalive every 15 s; request and reply take 100 bytes, and either side may send them.
 const ALIVE: u64 = 1024;
 
 /// The size of the copy buffer, in bytes.
@@ -57,8 +59,9 @@ pub(super) fn connect(lease: &Lease) -> Result<TcpStream, ServeError> {
     Ok(guest)
 }
 
-/// Copies in both directions until either side ends, the lease ends, or `interrupts` asks for an end. The copying threads are not
-/// joined: either may be blocked on a peer that does not read, and both end with this process.
+/// Copies in both directions until either side ends, the lease ends, or `interrupts` asks for an end. The
+/// copying threads are not joined: either may be blocked on a peer that does not read, and both end with this
+/// process.
 pub(super) fn carry(
     places: &Places,
     (id, idle): (&str, Duration),
@@ -70,8 +73,8 @@ pub(super) fn carry(
     let moved = Arc::new(AtomicU64::new(0));
     let input = lines.get_mut().try_clone().map_err(ServeError::Streams)?;
     let mut output = output.try_clone().map_err(ServeError::Streams)?;
-    // Bytes that arrived behind the request go first. The thread writes them, because a guest that does not read would block us
-    // here.
+    // Bytes that arrived behind the request go first. The thread writes them, because a guest that does not
+    // read would block us here.
     let mut input = io::Cursor::new(lines.behind()).chain(input);
     let (up, counted) = (Arc::clone(&guest), Arc::clone(&moved));
     std::thread::spawn(move || {
@@ -146,8 +149,8 @@ mod tests {
 
     use super::*;
 
-    /// Carries a connection of an existing lease whose guest sends endlessly to a client that reads nothing; `while_there` has to
-    /// make it end.
+    /// Carries a connection of an existing lease whose guest sends endlessly to a client that reads nothing;
+    /// `while_there` has to make it end.
     fn unheard(while_there: impl FnOnce(&Path, PipeWriter) -> Option<PipeWriter>) {
         let root = tempfile::tempdir().unwrap();
         let places = Places::below(root.path());

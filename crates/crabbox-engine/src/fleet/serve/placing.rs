@@ -1,8 +1,8 @@
-//! A new lease of a fleet: submits a job, waits for it, and has the job's host make the lease, while the client hears of every
-//! step.
+//! A new lease of a fleet: submits a job, waits for it, and has the job's host make the lease, while the
+//! client hears of every step.
 //!
-//! A client that disconnects ends its job. A host that refuses is excluded from the next try, a few times. Nothing is retried once
-//! the client has been told about the lease.
+//! A client that disconnects ends its job. A host that refuses is excluded from the next try, a few times.
+//! Nothing is retried once the client has been told about the lease.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -37,7 +37,8 @@ const WHY: usize = 500;
 /// How many hosts may refuse one lease before we give up.
 const TRIES: usize = 3;
 
-/// How many minutes longer than its lease a job may run: the supervisor ends the lease first, and then the job ends.
+/// How many minutes longer than its lease a job may run: the supervisor ends the lease first, and then the
+/// job ends.
 const SLACK: u64 = 5;
 
 /// The delay between a job's submission and the first look at it: a free host takes it at once.
@@ -72,7 +73,8 @@ enum Answer {
     Taken,
     /// The host did not make the lease, and the client has not been told about it yet.
     Refused(String),
-    /// It failed too late for another try, or for a reason that applies on every host. The client has been told.
+    /// It failed too late for another try, or for a reason that applies on every host. The client has been
+    /// told.
     Told,
 }
 
@@ -146,8 +148,8 @@ impl Serve<'_> {
         Ok(true)
     }
 
-    /// The owner's leases on all hosts of the fleet, which are asked in parallel. Fails if any host fails: a client would take a
-    /// lease missing from a partial list for gone and make it again.
+    /// The owner's leases on all hosts of the fleet, which are asked in parallel. Fails if any host fails: a
+    /// client would take a lease missing from a partial list for gone and make it again.
     fn list_behind(&self, gateway: &Gateway) -> Result<Vec<FarLease>, ServeError> {
         let dir = self.engine.control_dir().map_err(FleetError::from)?;
         let (owner, access) = (&self.owner, gateway.access());
@@ -221,7 +223,8 @@ impl Serve<'_> {
                 Answer::Refused(why) => {
                     let why = short(&why);
                     refusals.push(format!("{node}: {why}"));
-                    // An external name may exist only once, and this host may have made the lease although it reported a failure.
+                    // An external name may exist only once, and this host may have made the lease although it
+                    // reported a failure.
                     if wanted.external.is_some() {
                         break;
                     }
@@ -388,7 +391,8 @@ impl Serve<'_> {
                         lines.next(Some(self.interrupts.as_fd()), Some(Instant::now() + left + GRACE))?;
                     match said.map(|line| Ask::read(&line)).transpose()? {
                         Some(Ask::Claimed) => {
-                            // The client has claimed it, so an interrupt no longer abandons the lease; it would have to be stopped.
+                            // The client has claimed it, so an interrupt no longer abandons the lease; it
+                            // would have to be stopped.
                             talk.heed_no_more();
                             talk.say(&Ask::Claimed)?;
                         }
@@ -400,7 +404,8 @@ impl Serve<'_> {
                     return Ok(Answer::Taken);
                 }
                 Ok(_) => return Err(talk.nonsense().into()),
-                // Lack of room or of a prerequisite may be this host's problem only. A bad request would fail on every host.
+                // Lack of room or of a prerequisite may be this host's problem only. A bad request would fail
+                // on every host.
                 Err(FleetError::Refused(failure, _)) if gone.is_some() && is_the_host_s(&failure) => {
                     return Ok(Answer::Refused(whole(&failure)));
                 }
@@ -414,7 +419,8 @@ impl Serve<'_> {
     }
 }
 
-/// A reason, cut to the length that is passed on: three of them with the text around them must fit into one line.
+/// A reason, cut to the length that is passed on: three of them with the text around them must fit into one
+/// line.
 fn short(why: &str) -> String {
     why.chars().take(WHY).collect()
 }
@@ -426,16 +432,17 @@ fn whole(failure: &Failure) -> String {
     all.join(": ")
 }
 
-/// Whether a failure is due to the host, such as its capacity or its configuration; the gateway has validated the request itself
-/// already. A guest that did not come up does not count as a refusal, because its console is worth more than another try.
+/// Whether a failure is due to the host, such as its capacity or its configuration; the gateway has validated
+/// the request itself already. A guest that did not come up does not count as a refusal, because its console
+/// is worth more than another try.
 fn is_the_host_s(failure: &Failure) -> bool {
     matches!(failure.kind, Kind::Unavailable | Kind::Usage)
         && !failure.machine_ended
         && failure.console.is_empty()
 }
 
-/// The client's settings with the sizes and the TTL that its job was submitted with, so that a host's own defaults cannot change
-/// the lease.
+/// The client's settings with the sizes and the TTL that its job was submitted with, so that a host's own
+/// defaults cannot change the lease.
 fn sized(mut settings: BTreeMap<String, String>, plan: &FirecrackerPlan) -> BTreeMap<String, String> {
     for (key, value) in [
         ("firecracker.cpus", plan.cpus.to_string()),
@@ -454,16 +461,16 @@ fn drawn() -> Result<LeaseId, ServeError> {
     ))
 }
 
-/// Cancels the job on drop, unless the lease has been handed over; from then on the lease ends its job and never the reverse. A job
-/// that cannot be cancelled ends by itself when nobody asks it for a lease.
+/// Cancels the job on drop, unless the lease has been handed over; from then on the lease ends its job and
+/// never the reverse. A job that cannot be cancelled ends by itself when nobody asks it for a lease.
 struct Ending<'a> {
     placement: &'a dyn Placement,
     job: Option<(u32, &'a LeaseId)>,
 }
 
 impl Ending<'_> {
-    /// Tells the client that the lease is theirs. It is theirs from the host's reply on, even if they do not hear of it: they have
-    /// its key and can find it by that.
+    /// Tells the client that the lease is theirs. It is theirs from the host's reply on, even if they do not
+    /// hear of it: they have its key and can find it by that.
     fn hand_over(&mut self, out: &Out<'_>, lease: &Reply) -> Result<(), ServeError> {
         self.job = None;
         out.put(lease)?;

@@ -1,7 +1,7 @@
 //! Connects a client's streams to a host behind this gateway.
 //!
-//! The host is told on whose behalf the gateway speaks, which is always the client's own owner. The relayed bytes are neither read
-//! nor changed.
+//! The host is told on whose behalf the gateway speaks, which is always the client's own owner. The relayed
+//! bytes are neither read nor changed.
 
 use std::fs::File;
 use std::io::{self, Write as _};
@@ -35,7 +35,8 @@ impl Serve<'_> {
         let mut output = out.0.try_clone().map_err(ServeError::Streams)?;
         let behind = lines.behind();
         let (ended, end) = io::pipe().map_err(ServeError::Streams)?;
-        // Neither thread is joined: each may be blocked on a peer that does not read, and both end with this process.
+        // Neither thread is joined: each may be blocked on a peer that does not read, and both end with this
+        // process.
         std::thread::spawn(move || {
             if to.write_all(&behind).is_ok() {
                 // `to` is dropped at the end, which tells the host.

@@ -1,6 +1,8 @@
-//! Hands a ready machine over to a client on another machine: tells the client, and waits until it has claimed the machine.
+//! Hands a ready machine over to a client on another machine: tells the client, and waits until it has
+//! claimed the machine.
 //!
-//! A client that disconnects before that has given up the lease. This is noticed at once, however long the machine takes.
+//! A client that disconnects before that has given up the lease. This is noticed at once, however long the
+//! machine takes.
 
 use std::fs::File;
 use std::io::{self, PipeWriter};
@@ -18,7 +20,8 @@ use crate::provider::firecracker::entering::{Made, Taker};
 use crate::provider::firecracker::error::AcquireLeaseError;
 use crate::provider::lease::Lease;
 
-/// How much longer than the deadline for entering the lease the client's answer may take: the time through the network.
+/// How much longer than the deadline for entering the lease the client's answer may take: the time through
+/// the network.
 pub(super) const GRACE: Duration = Duration::from_secs(10);
 
 /// Notices a client that disconnects while we expect nothing from it.
@@ -29,7 +32,8 @@ pub(super) struct Gone {
 }
 
 impl Gone {
-    /// Watches `input` until this is dropped. End of input, or an unexpected message, requests an end through `interrupts`.
+    /// Watches `input` until this is dropped. End of input, or an unexpected message, requests an end through
+    /// `interrupts`.
     pub(super) fn watch(input: BorrowedFd<'_>, interrupts: &Interrupts) -> io::Result<Self> {
         let input = input.try_clone_to_owned()?;
         let (stopped, stop) = io::pipe()?;

@@ -1,4 +1,5 @@
-//! The bytes of every message, which other versions must be able to read, and the messages that no honest peer sends.
+//! The bytes of every message, which other versions must be able to read, and the messages that no honest
+//! peer sends.
 
 use crabbox_core::fault;
 use crabbox_testkit::mutate;

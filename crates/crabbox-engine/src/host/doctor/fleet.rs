@@ -1,7 +1,8 @@
 //! The doctor of a fleet: whether Slurm's configuration runs each lease as a job and cleans up after it.
 //!
-//! It reads `slurm.conf`, `gres.conf` and the gateway's configuration, and asks Slurm nothing, so that mistakes are found before
-//! anything runs. It must never write a configuration, or judge settings that do not concern leases.
+//! It reads `slurm.conf`, `gres.conf` and the gateway's configuration, and asks Slurm nothing, so that
+//! mistakes are found before anything runs. It must never write a configuration, or judge settings that do
+//! not concern leases.
 
 mod conf;
 
@@ -22,11 +23,12 @@ pub const DIR: &str = "/etc/slurm";
 /// How long tearing down a lease and its network can take on a busy host, in seconds.
 const TEARDOWN: u64 = 10;
 
-/// The acceptable range of the timeout for a silent host, in seconds. A shorter one gives up busy hosts; with a longer one their
-/// leases seem to run for too long.
+/// The acceptable range of the timeout for a silent host, in seconds. A shorter one gives up busy hosts; with
+/// a longer one their leases seem to run for too long.
 const SILENCE: std::ops::RangeInclusive<u64> = 10..=300;
 
-/// The minimum time, in seconds, that Slurm must remember an ended job, so that we can ask how a lease was lost.
+/// The minimum time, in seconds, that Slurm must remember an ended job, so that we can ask how a lease was
+/// lost.
 const REMEMBERED: u64 = 3600;
 
 /// What the judgement is based on.
@@ -400,7 +402,8 @@ fn here(conf: &Conf, facts: &Facts) -> Option<Check> {
     })
 }
 
-/// Checks that only the gateway can submit jobs: anyone else who can could run any program on a host, next to others' leases.
+/// Checks that only the gateway can submit jobs: anyone else who can could run any program on a host, next to
+/// others' leases.
 fn submitters(conf: &Conf, facts: &Facts) -> Option<Check> {
     let is_meant = |partition: &&conf::Partition| {
         let is_gateway_s = |behind: &GatewayFacts| behind.partition == partition.name;

@@ -1,4 +1,5 @@
-//! The checks that belong to no provider, and the check that replaces those of a provider that cannot be checked.
+//! The checks that belong to no provider, and the check that replaces those of a provider that cannot be
+//! checked.
 
 use std::os::unix::fs::PermissionsExt as _;
 

@@ -13,7 +13,8 @@ use crabbox_core::config::firecracker::FirecrackerPlan;
 use super::check::Check;
 use super::world::World;
 
-/// The checks of the provider `firecracker`: first the seven that the Go program has, in its order, then ours.
+/// The checks of the provider `firecracker`: first the seven that the Go program has, in its order, then
+/// ours.
 pub fn firecracker(plan: &FirecrackerPlan, world: &World) -> Vec<Check> {
     let mut checks = classic::checks(plan, world);
     if world.host.os != "linux" {

@@ -1,8 +1,9 @@
 //! The doctor: whether this host can lease machines, and for each problem the command that fixes it.
 //!
-//! [`observe`] looks at the host and gathers a [`World`]; [`judge`] turns it into checks without looking at anything. It must never
-//! change the host unless the boot probe was requested. A check that leaves any trace, however short-lived, says so. The check
-//! `forwarding` sends packets from a temporary namespace; they do not leave this host, and the check says `probe=packet`.
+//! [`observe`] looks at the host and gathers a [`World`]; [`judge`] turns it into checks without looking at
+//! anything. It must never change the host unless the boot probe was requested. A check that leaves any
+//! trace, however short-lived, says so. The check `forwarding` sends packets from a temporary namespace; they
+//! do not leave this host, and the check says `probe=packet`.
 
 pub mod check;
 pub mod fleet;

@@ -1,4 +1,5 @@
-//! Looks at the host and gathers a [`World`]. Nothing here judges, and nothing here may leave a trace except the boot probe.
+//! Looks at the host and gathers a [`World`]. Nothing here judges, and nothing here may leave a trace except
+//! the boot probe.
 
 mod guest;
 mod host;

@@ -1,4 +1,5 @@
-//! `--prepare-check`: looks up everything that a lease is made of in the same way as a lease does. Creates nothing.
+//! `--prepare-check`: looks up everything that a lease is made of in the same way as a lease does. Creates
+//! nothing.
 
 use crabbox_core::config::firecracker::FirecrackerPlan;
 use crabbox_core::fault::Fault as _;

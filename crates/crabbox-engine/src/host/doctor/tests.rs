@@ -1,4 +1,5 @@
-//! A healthy host with one fault at a time: each must be caught by the right check with the right class, and by no other.
+//! A healthy host with one fault at a time: each must be caught by the right check with the right class, and
+//! by no other.
 
 #![expect(
     clippy::unnecessary_wraps,
@@ -466,7 +467,8 @@ fn every_fault_is_caught_by_its_check_and_by_no_other() {
         let mut world = healthy();
         inject(&mut world);
         let checks = judge::firecracker(&plan(variables), &world);
-        // Consequences of a fault (no image without a kernel, no version check without a jailer) are not reported again.
+        // Consequences of a fault (no image without a kernel, no version check without a jailer) are not
+        // reported again.
         assert_eq!(unwell(&checks), [expected], "{name}");
         let check = checks.iter().find(|check| check.check == expected.0).unwrap();
         assert!(

@@ -303,7 +303,8 @@ pub enum Frozen {
 /// Whether leases must boot instead of being restored.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Warm {
-    /// Whether the state directory supports hard links; `None` if a template store exists, since making one requires them.
+    /// Whether the state directory supports hard links; `None` if a template store exists, since making one
+    /// requires them.
     pub links: Option<Seen<bool>>,
     /// Whether the network makes each guest's tap itself.
     pub gives_tap: bool,

@@ -16,8 +16,8 @@ use crabbox_machine::request::GuestSource;
 
 use crate::host::prepare;
 
-/// Vendors of virtual machines, as in their firmware. A cloud provider's name is not among them, because its physical machines have
-/// it, too.
+/// Vendors of virtual machines, as in their firmware. A cloud provider's name is not among them, because its
+/// physical machines have it, too.
 const VIRTUAL: [&str; 6] = ["QEMU", "innotek", "VMware", "Xen", "Bochs", "Parallels"];
 
 /// The digest of a file; `None` if it cannot be read.

@@ -1,7 +1,7 @@
 //! The working tree that a proof syncs: a repository with a commit and uncommitted changes.
 //!
-//! It is a temporary directory, removed on drop and locked until then. A directory whose lock is free was left by a killed proof,
-//! and the next proof removes it. It must never touch a repository of the user's.
+//! It is a temporary directory, removed on drop and locked until then. A directory whose lock is free was
+//! left by a killed proof, and the next proof removes it. It must never touch a repository of the user's.
 
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -125,8 +125,8 @@ impl Fixture {
     }
 }
 
-/// Removes leftovers of this user's killed proofs from `temporary`: directories with our prefix whose lock is free. Those that
-/// cannot be inspected or removed stay; they do no harm.
+/// Removes leftovers of this user's killed proofs from `temporary`: directories with our prefix whose lock is
+/// free. Those that cannot be inspected or removed stay; they do no harm.
 fn sweep(temporary: &Path) {
     let Ok(entries) = std::fs::read_dir(temporary) else {
         return;

@@ -1,4 +1,5 @@
-//! A proof's leftovers on the host: everything with its lease's id or tag, and new objects of ours without a lease.
+//! A proof's leftovers on the host: everything with its lease's id or tag, and new objects of ours without a
+//! lease.
 //!
 //! Whatever existed before, or belongs to another lease, is never counted. Only looks.
 
@@ -121,8 +122,8 @@ fn without_a_lease(places: &Places) -> Result<Found, OrphanError> {
         .collect())
 }
 
-/// Processes with a mark in their arguments, or running in our directory. A process of a left-over shared connection has its
-/// socket's path in its arguments.
+/// Processes with a mark in their arguments, or running in our directory. A process of a left-over shared
+/// connection has its socket's path in its arguments.
 fn processes(marks: &Marks<'_>, found: &mut Found) {
     let Ok(all) = process::list() else {
         return unseen(found, "processes");

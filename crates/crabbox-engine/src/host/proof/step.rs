@@ -14,7 +14,8 @@ use crabbox_host::process::Signal;
 use crabbox_host::signals::Interrupts;
 use rustix::process::{Pid, kill_process, kill_process_group};
 
-/// The longest that a command may take: making a lease on an emulated host, with everything that it waits for.
+/// The longest that a command may take: making a lease on an emulated host, with everything that it waits
+/// for.
 const LIMIT: Duration = Duration::from_mins(15);
 /// How long an interrupted command may take to clean up.
 const GRACE: Duration = Duration::from_mins(2);
@@ -74,8 +75,8 @@ impl Step<'_> {
         // The command holds our ends of the pipe, and would keep it open.
         drop(command);
         if let (Some(text), Some(mut pipe)) = (self.input, child.stdin.take()) {
-            // A command that ends without reading its input is judged by its status. The text always fits into the pipe, so this
-            // cannot block.
+            // A command that ends without reading its input is judged by its status. The text always fits
+            // into the pipe, so this cannot block.
             pipe.write_all(text.as_bytes()).ok();
         }
         let kept = Arc::new(Mutex::new(Vec::new()));

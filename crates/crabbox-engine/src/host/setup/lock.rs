@@ -12,7 +12,8 @@ use super::serve::ServeSetupError;
 /// How long to wait for another setup, whose longest step builds an image.
 const LIMIT: Duration = Duration::from_mins(10);
 
-/// Takes the lock only if it is free: after a wait, the user's confirmation might no longer match what would be done.
+/// Takes the lock only if it is free: after a wait, the user's confirmation might no longer match what would
+/// be done.
 pub(super) fn now(places: &Places) -> Result<FileLock, ServeSetupError> {
     let path = places.state.join("setup.lock");
     let lock = FileLock::try_acquire(&path)?;

@@ -28,8 +28,8 @@ pub(super) fn free(routes: &str) -> Option<&'static str> {
     })
 }
 
-/// Destination and mask of one line, both in hexadecimal and in this machine's byte order. The default route is ignored, because it
-/// occupies no subnet.
+/// Destination and mask of one line, both in hexadecimal and in this machine's byte order. The default route
+/// is ignored, because it occupies no subnet.
 fn route(line: &str) -> Option<Ipv4Net> {
     let mut words = line.split_whitespace().skip(1);
     let address = |word: Option<&str>| {

@@ -64,7 +64,8 @@ pub enum Made {
     Sudoers {
         /// Its file.
         path: PathBuf,
-        /// SHA-256 of every text that was written there, in order. Any of them may be there, depending on when setup was killed.
+        /// SHA-256 of every text that was written there, in order. Any of them may be there, depending on
+        /// when setup was killed.
         sha256: Vec<String>,
     },
     /// An image. Without a digest it is the image that `default` names, because there was none before.
@@ -140,13 +141,14 @@ impl Record {
         Ok(Self { path, content })
     }
 
-    /// Opens the record for changes and takes the lock for that. Creates the state directory, which becomes its first entry.
+    /// Opens the record for changes and takes the lock for that. Creates the state directory, which becomes
+    /// its first entry.
     pub(super) fn open<E: From<RecordError>>(
         places: &Places,
         lock: &dyn Fn(&Places) -> Result<FileLock, E>,
     ) -> Result<(Self, FileLock), E> {
-        // The lock is inside the directory, so the directory is made before it is recorded. If we are killed in between, an empty
-        // directory remains.
+        // The lock is inside the directory, so the directory is made before it is recorded. If we are killed
+        // in between, an empty directory remains.
         let missing = missing(&places.state);
         files::create_private_dir(&places.state).map_err(RecordError::from)?;
         let lock = lock(places)?;
@@ -195,8 +197,8 @@ impl Record {
         self.save()
     }
 
-    /// Records a template after it was made, because its key is not known before. A half-made template can be recognised by its
-    /// lock.
+    /// Records a template after it was made, because its key is not known before. A half-made template can be
+    /// recognised by its lock.
     pub(super) fn template(&mut self, places: &Places, key: &str) -> Result<(), RecordError> {
         let key = key.to_owned();
         self.add(Made::Template { key }, &places.state)

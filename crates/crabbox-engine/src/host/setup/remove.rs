@@ -1,7 +1,7 @@
 //! Removes what setup made, and nothing else.
 //!
-//! A file that was changed since belongs to the user and stays; so does a directory that is not empty. Leftovers of leases (empty
-//! directories and lock files) are removed, too, once no lease is left.
+//! A file that was changed since belongs to the user and stays; so does a directory that is not empty.
+//! Leftovers of leases (empty directories and lock files) are removed, too, once no lease is left.
 
 use std::path::{Path, PathBuf};
 
@@ -120,10 +120,11 @@ fn refuse_in_use(places: &Places, part: Part) -> Result<(), SetupError> {
     Err(SetupError::InUse { leases })
 }
 
-/// Removes what setup made, or a part of it; only reports with `dry_run`. `told` is called for each thing before it is removed.
+/// Removes what setup made, or a part of it; only reports with `dry_run`. `told` is called for each thing
+/// before it is removed.
 ///
-/// Remote owners are locked out first, and their sessions end. What leases need is only removed if no new lease has appeared by
-/// then.
+/// Remote owners are locked out first, and their sessions end. What leases need is only removed if no new
+/// lease has appeared by then.
 pub fn remove(
     engine: &Engine,
     ground: &Ground,
@@ -157,7 +158,8 @@ pub fn remove(
         told,
         removals: Vec::new(),
     };
-    // Remove the sudoers rule first: every owner's access depends on it, so all are locked out even if a later step fails.
+    // Remove the sudoers rule first: every owner's access depends on it, so all are locked out even if a
+    // later step fails.
     let (rules, keys): (Vec<&Made>, Vec<&Made>) = ways_in
         .into_iter()
         .partition(|made| matches!(made, Made::Sudoers { .. }));
@@ -198,7 +200,8 @@ impl Removing<'_> {
             _ => decide(places, made)?,
         };
         for removal in decided {
-            // A template may be on record by itself and also go with its image, and an owner may have several keys; report it once.
+            // A template may be on record by itself and also go with its image, and an owner may have several
+            // keys; report it once.
             let is_told = self.removals.contains(&removal);
             if !is_told {
                 (self.told)(&removal);
@@ -257,7 +260,8 @@ fn directories(record: &Record, goes: &dyn Fn(&Made) -> bool) -> Vec<PathBuf> {
     .collect()
 }
 
-/// What to do with a recorded thing, and with everything that is useless without it. Empty if it no longer exists.
+/// What to do with a recorded thing, and with everything that is useless without it. Empty if it no longer
+/// exists.
 fn decide(places: &Places, made: &Made) -> Result<Vec<Removal>, SetupError> {
     let removal = match made {
         Made::Template { key } => {
@@ -318,8 +322,8 @@ fn carry_out(places: &Places, removal: &Removal) -> Result<(), SetupError> {
     Ok(())
 }
 
-/// Removes what remains of a store without images and a host without leases: directories that only contain locks, and cached facts
-/// about working trees.
+/// Removes what remains of a store without images and a host without leases: directories that only contain
+/// locks, and cached facts about working trees.
 fn skeleton(places: &Places) -> Result<(), FileError> {
     let images = places.images();
     files::remove_tree(&images::downloads(places))?;

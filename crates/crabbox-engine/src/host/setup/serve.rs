@@ -1,7 +1,8 @@
-//! Prepares a host for owners who come over SSH: one account, one `authorized_keys` line per key, one sudo command per owner.
+//! Prepares a host for owners who come over SSH: one account, one `authorized_keys` line per key, one sudo
+//! command per owner.
 //!
-//! The holder of a key may run `__serve` as that owner and nothing else. It must never change an account, a line or a file that it
-//! did not write, or leave one half-written.
+//! The holder of a key may run `__serve` as that owner and nothing else. It must never change an account, a
+//! line or a file that it did not write, or leave one half-written.
 
 mod account;
 mod authorized;
@@ -127,13 +128,14 @@ pub enum ServeStep {
         /// The new line.
         line: String,
     },
-    /// End the server processes of an owner who lost a key, and all connections to the account, since any of them may have used
-    /// that key.
+    /// End the server processes of an owner who lost a key, and all connections to the account, since any of
+    /// them may have used that key.
     End {
         /// The owner.
         owner: String,
     },
-    /// Remove the record of a removed line. Comes after all consequences of the removal, so that a killed set-up repeats them.
+    /// Remove the record of a removed line. Comes after all consequences of the removal, so that a killed
+    /// set-up repeats them.
     Forget {
         /// Whose key it is.
         owner: String,
@@ -224,7 +226,8 @@ fn standing(
                     line: line.to_owned(),
                 });
             } else if let Some(number) = found.lines.serving(owner, &|there| is_recorded(known, there)) {
-                // If we forgot it, its holder would get in again as soon as the owner returns with another key.
+                // If we forgot it, its holder would get in again as soon as the owner returns with another
+                // key.
                 return Err(ServeSetupError::ChangedLine {
                     owner: owned,
                     path,
@@ -247,8 +250,8 @@ fn standing(
                 }
                 standing.served.push((owned, key.to_owned()));
             }
-            // A line that was changed by hand is the user's. It lets its owner in as long as it names the same command as the
-            // sudoers rule.
+            // A line that was changed by hand is the user's. It lets its owner in as long as it names the
+            // same command as the sudoers rule.
             Some((number, there)) if !is_recorded(known, there) && authorized::serves(there, owner) => {
                 if !there.contains(&authorized::command(&engine.exe, owner)) {
                     return Err(ServeSetupError::ChangedLine {
@@ -402,7 +405,8 @@ fn rule(
 
 fn look(ground: &Ground, record: &Record) -> Result<Found, ServeSetupError> {
     let account = account::find(ground)?;
-    // In an account of another purpose, its processes could run every owner's command, and write where root writes.
+    // In an account of another purpose, its processes could run every owner's command, and write where root
+    // writes.
     if let Some(account) = account.as_ref().filter(|account| !is_made(account, record)) {
         let home = account.home.clone();
         return Err(ServeSetupError::ForeignAccount { home });
@@ -447,8 +451,8 @@ fn read_text(path: &Path) -> Result<Option<String>, ServeSetupError> {
     }
 }
 
-/// Checks that other users may run the program at `exe` as root: only root (or our own user) may be able to replace it, and its
-/// path must be a single plain word to sshd, a shell and sudo.
+/// Checks that other users may run the program at `exe` as root: only root (or our own user) may be able to
+/// replace it, and its path must be a single plain word to sshd, a shell and sudo.
 fn check_exe(exe: &Path) -> Result<(), ServeSetupError> {
     let refuse = |path: &Path, why| {
         Err(ServeSetupError::Exe {
@@ -494,8 +498,8 @@ fn new_of(path: &Path) -> PathBuf {
     path.with_file_name(name)
 }
 
-/// Replaces the content of `path` by `text` once `check` has accepted the new file. Ownership and mode of an existing file are
-/// kept.
+/// Replaces the content of `path` by `text` once `check` has accepted the new file. Ownership and mode of an
+/// existing file are kept.
 fn replace(
     path: &Path,
     text: &str,

@@ -1,7 +1,7 @@
 //! Everything that a template depends on, as the text that its key is made from.
 //!
-//! It must contain everything that could change the meaning of a frozen machine, and nothing in which two leases may differ (user,
-//! work root, network, slug).
+//! It must contain everything that could change the meaning of a frozen machine, and nothing in which two
+//! leases may differ (user, work root, network, slug).
 
 use std::fmt::Write as _;
 use std::os::unix::fs::MetadataExt as _;
@@ -74,7 +74,8 @@ pub(crate) fn of(image: &str, machine: Machine, program: &str) -> Facts {
                 crabbox_net::GUEST_MAC
             ),
         ),
-        // The meaning of a snapshot depends on the program's bytes, so use its digest: a reinstalled copy is the same program.
+        // The meaning of a snapshot depends on the program's bytes, so use its digest: a reinstalled copy is
+        // the same program.
         ("firecracker", program.to_owned()),
         ("host", host.clone()),
     ] {

@@ -1,6 +1,7 @@
 //! The doctor's checks of this provider: whether this host can make and run its machines.
 //!
-//! An invalid configuration replaces all of them. Nothing here may change the host more than [`crate::host::doctor`] documents.
+//! An invalid configuration replaces all of them. Nothing here may change the host more than
+//! [`crate::host::doctor`] documents.
 
 use crabbox_core::config::{Settings, firecracker};
 use crabbox_machine::context::Engine;

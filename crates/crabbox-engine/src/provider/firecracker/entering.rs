@@ -114,8 +114,8 @@ pub(super) fn acquire(
         }
     };
     acquisition.claim()?;
-    // The supervisor has now written the final labels; display the lease, and keep its claim, with those. The lease has been
-    // claimed, so an error from here on only costs a warning.
+    // The supervisor has now written the final labels; display the lease, and keep its claim, with those. The
+    // lease has been claimed, so an error from here on only costs a warning.
     let mut lease = read_back(engine, request).unwrap_or_else(|error| {
         tracing::warn!("the lease's last labels are not shown: {}", fault::chain(&error));
         lease
@@ -159,8 +159,8 @@ fn read_back(engine: &Engine, request: &AcquireRequest) -> Result<Lease, Acquire
     Ok(lookup::in_use(engine, &stored.record)?)
 }
 
-/// Opens the shared connection of `lease` until `deadline`. If the guest does not report by itself, also waits for its set-up to
-/// finish.
+/// Opens the shared connection of `lease` until `deadline`. If the guest does not report by itself, also
+/// waits for its set-up to finish.
 pub(crate) fn enter(
     lease: &Lease,
     says_ready: bool,

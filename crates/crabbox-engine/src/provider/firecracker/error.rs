@@ -1,4 +1,5 @@
-//! Why the `firecracker` provider could not acquire a lease: its machine, its connection, or its claim failed.
+//! Why the `firecracker` provider could not acquire a lease: its machine, its connection, or its claim
+//! failed.
 //!
 //! Facts and hints only; nothing here decides whether to try again.
 
@@ -98,8 +99,8 @@ impl AcquireLeaseError {
         matches!(self, Self::Machine(ClientError::Failed(failure, _)) if failure.machine_ended && failure.leftovers.is_empty())
     }
 
-    /// Whether a boot may succeed where a restore failed, or where the restored machine cannot be entered. Nothing of it may be
-    /// left.
+    /// Whether a boot may succeed where a restore failed, or where the restored machine cannot be entered.
+    /// Nothing of it may be left.
     pub fn is_of_restoring(&self) -> bool {
         match self {
             Self::Machine(ClientError::Failed(failure, _)) => {

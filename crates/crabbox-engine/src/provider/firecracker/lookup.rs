@@ -81,8 +81,8 @@ pub fn resolve(engine: &Engine, text: &str, purpose: Purpose) -> Result<Lease, R
     Ok(lease)
 }
 
-/// Every lease of this host, and the unusable records with the reason. A readable record may still have impossible values; it is
-/// then reported by itself and does not hide the others.
+/// Every lease of this host, and the unusable records with the reason. A readable record may still have
+/// impossible values; it is then reported by itself and does not hide the others.
 pub fn list(engine: &Engine) -> Result<Leases, ResolveError> {
     let listing = leases::list(&engine.places.leases())?;
     let mut all = Leases::default();
@@ -97,7 +97,8 @@ pub fn list(engine: &Engine) -> Result<Leases, ResolveError> {
             }),
         }
     }
-    // A directory whose maker has not written its record yet is not a lease so far. Pool members can be made at any time.
+    // A directory whose maker has not written its record yet is not a lease so far. Pool members can be made
+    // at any time.
     let begins = |bad: &leases::Unreadable| {
         matches!(bad.error, RecordError::Missing { .. })
             && locks::is_busy(&engine.places, &bad.name).unwrap_or(false)

@@ -1,7 +1,7 @@
 //! A new lease on another machine: requested there, entered and claimed from here.
 //!
-//! The private key is generated before the request and never leaves this machine. If we do not get the lease, it is given up on the
-//! host and nothing of it stays here. If we may have got it, nothing may be deleted.
+//! The private key is generated before the request and never leaves this machine. If we do not get the lease,
+//! it is given up on the host and nothing of it stays here. If we may have got it, nothing may be deleted.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -101,8 +101,8 @@ impl Remote {
         Ok(said)
     }
 
-    /// Claims and enters the ready lease on `host`. The claim is written before the keys, so that a cleanup can find the leftovers
-    /// of a command killed in between.
+    /// Claims and enters the ready lease on `host`. The claim is written before the keys, so that a cleanup
+    /// can find the leftovers of a command killed in between.
     fn take(
         &self,
         host: &KvmHost,
@@ -209,7 +209,8 @@ impl Remote {
                         Ok(lease) => {
                             stages.push(entering::entering(began));
                             entered = Some((lease, guest_stages));
-                            // We have claimed it, so an interrupt no longer abandons the lease; it would have to be stopped.
+                            // We have claimed it, so an interrupt no longer abandons the lease; it would have
+                            // to be stopped.
                             talk.heed_no_more();
                             until = until.min(Instant::now() + CLAIMED_LIMIT);
                             if let Err(error) = talk.say(&Ask::Claimed) {
@@ -260,7 +261,8 @@ impl Remote {
                         self.forget(Some(lease), &lease.id).ok();
                         Err(error)
                     }
-                    // The host may have received our claim, so the lease may be alive. Keep its key, which is nowhere else.
+                    // The host may have received our claim, so the lease may be alive. Keep its key, which is
+                    // nowhere else.
                     Some((lease, _)) => Err(RemoteError::Unheard {
                         id: lease.id.clone(),
                         host: at,

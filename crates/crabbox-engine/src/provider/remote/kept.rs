@@ -1,6 +1,7 @@
 //! Keeps conversations with hosts for the next request.
 //!
-//! A host ends a silent conversation with a last message, which must never be taken for the answer to the next request.
+//! A host ends a silent conversation with a last message, which must never be taken for the answer to the
+//! next request.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -9,12 +10,13 @@ use std::time::{Duration, Instant};
 use crate::fleet::address::KvmHost;
 use crate::fleet::serve::SILENCE;
 
-/// How long a conversation is kept for the next request; much less than the silence that its host allows ([`SILENCE`]).
+/// How long a conversation is kept for the next request; much less than the silence that its host allows
+/// ([`SILENCE`]).
 const KEPT: Duration = Duration::from_mins(1);
 const _: () = assert!(KEPT.as_secs() * 5 <= SILENCE.as_secs());
 
-/// One kept conversation per host, for a limited time: a host ends a silent conversation with a last message, which would be taken
-/// for the answer to the next request.
+/// One kept conversation per host, for a limited time: a host ends a silent conversation with a last message,
+/// which would be taken for the answer to the next request.
 #[derive(Debug)]
 pub(super) struct Kept<T>(Mutex<BTreeMap<KvmHost, (T, Instant)>>);
 

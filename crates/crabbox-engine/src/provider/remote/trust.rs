@@ -1,4 +1,5 @@
-//! How far a host is trusted: only about the lease that it was asked for, and only if it takes us for that lease's owner.
+//! How far a host is trusted: only about the lease that it was asked for, and only if it takes us for that
+//! lease's owner.
 //!
 //! Nothing that it says may affect the keys or the claim of another lease.
 
@@ -18,7 +19,8 @@ pub(super) fn nonsense(host: &KvmHost) -> FleetError {
     }
 }
 
-/// Whether a host that was asked for `text` may answer with the lease `id`. If `text` is an id, the answer must have the same id.
+/// Whether a host that was asked for `text` may answer with the lease `id`. If `text` is an id, the answer
+/// must have the same id.
 pub(super) fn is_answer(text: &str, id: &str) -> bool {
     LeaseId::parse(text).is_err() || text == id
 }
@@ -37,9 +39,9 @@ pub(super) fn is_its_owner(host: &KvmHost, claim: &Claim, now: Option<String>) -
     }
 }
 
-/// Whether to delete this machine's files of the lease `id`, which `host` has reported as released. `asked` is the claim that led
-/// to the request, `standing` the current claim of that lease. A host must not decide about any other lease, because its keys are
-/// here.
+/// Whether to delete this machine's files of the lease `id`, which `host` has reported as released. `asked`
+/// is the claim that led to the request, `standing` the current claim of that lease. A host must not decide
+/// about any other lease, because its keys are here.
 pub(super) fn is_to_forget(
     host: &KvmHost,
     (text, asked): (&str, Option<&Claim>),
@@ -82,8 +84,8 @@ mod tests {
         };
         assert_eq!(forget(Some(&ours), "mine", one, Some(&ours)), Some(true));
         assert_eq!(forget(Some(&ours), "mine", two, None), None);
-        // Without a claim: if an id was asked for, only that lease may be answered; and this host cannot end a claim of another
-        // host or of this machine.
+        // Without a claim: if an id was asked for, only that lease may be answered; and this host cannot end
+        // a claim of another host or of this machine.
         assert_eq!(forget(None, "name", one, Some(&ours)), Some(true));
         assert_eq!(forget(None, two, one, Some(&ours)), None);
         assert_eq!(forget(None, "name", one, None), Some(false));

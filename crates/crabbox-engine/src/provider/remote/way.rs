@@ -26,8 +26,8 @@ pub(super) fn told_by(claim: &Claim) -> Option<FarLease> {
     serde_json::from_value(value).ok()
 }
 
-/// How to enter a lease on `host`: through our own proxy, with the key and the pinned host key kept here. Its address has no
-/// meaning on this machine, so its id takes the address's place.
+/// How to enter a lease on `host`: through our own proxy, with the key and the pinned host key kept here. Its
+/// address has no meaning on this machine, so its id takes the address's place.
 pub(super) fn target(
     engine: &Engine,
     host: &KvmHost,

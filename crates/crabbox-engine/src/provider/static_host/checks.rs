@@ -23,8 +23,8 @@ fn unprepared() -> Check {
     Check::of_provider(NAME, Status::Skip, "prepare", message)
 }
 
-/// Checks the configuration of the provider `ssh`, and with `knock` also whether the host lets us in. Without it, nothing is
-/// connected to.
+/// Checks the configuration of the provider `ssh`, and with `knock` also whether the host lets us in. Without
+/// it, nothing is connected to.
 pub(crate) fn configured(settings: &Settings, knock: Option<&Places>) -> Check {
     let host = &settings.static_host.host.value;
     if host.is_empty() {

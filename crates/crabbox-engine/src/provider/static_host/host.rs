@@ -48,8 +48,8 @@ pub(super) struct Host {
 }
 
 impl Host {
-    /// The host of `claim`, or the configured one without a claim. The machine type that the settings ask for is not considered,
-    /// since it only matters when a lease is made.
+    /// The host of `claim`, or the configured one without a claim. The machine type that the settings ask for
+    /// is not considered, since it only matters when a lease is made.
     pub(super) fn new(
         settings: &Settings,
         places: &Places,
@@ -210,7 +210,8 @@ fn configured_host(settings: &Settings) -> &str {
     inside.filter(|inside| inside.contains(':')).unwrap_or(host)
 }
 
-/// The port, followed by fallback ports. An explicitly configured port has no fallbacks, unless those are configured, too.
+/// The port, followed by fallback ports. An explicitly configured port has no fallbacks, unless those are
+/// configured, too.
 fn ports(settings: &Settings, claim: Option<&Claim>, about_it: bool) -> Result<Vec<u16>, StaticError> {
     let (fixed, ssh) = (&settings.static_host, &settings.ssh);
     if let Some(port) = fixed.port.value.filter(|_| about_it) {

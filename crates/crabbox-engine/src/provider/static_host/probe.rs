@@ -1,6 +1,7 @@
 //! The doctor's probe of an existing host: whether it lets us in and has what a sync needs.
 //!
-//! It must leave no trace on either side: the connection ends with the probe, and a newly seen host key is not kept.
+//! It must leave no trace on either side: the connection ends with the probe, and a newly seen host key is
+//! not kept.
 
 use std::time::Duration;
 

@@ -1,7 +1,8 @@
 //! Connects to the host: finds the port that answers, and checks that the host has what a sync needs.
 //!
-//! A host that refuses the key or has another host key will not change, so that is reported at once. A host that does not respond
-//! is not waited for like a booting machine, because it exists already: only as long as a restart of its sshd takes.
+//! A host that refuses the key or has another host key will not change, so that is reported at once. A host
+//! that does not respond is not waited for like a booting machine, because it exists already: only as long as
+//! a restart of its sshd takes.
 
 use std::net::{TcpStream, ToSocketAddrs as _};
 use std::os::fd::AsFd as _;
@@ -21,7 +22,8 @@ use crate::provider::Notice;
 const BOOTSTRAP_LIMIT: Duration = Duration::from_mins(20);
 /// How long to retry a host that does not respond: a restarting sshd is away for a moment.
 const AWAY: Duration = Duration::from_secs(3);
-/// How long to retry a host that responds but cuts us off, for example because of too many concurrent logins (`MaxStartups`).
+/// How long to retry a host that responds but cuts us off, for example because of too many concurrent logins
+/// (`MaxStartups`).
 const CUT_OFF: Duration = Duration::from_secs(8);
 /// The time limit for a port to accept a connection; the Go program's.
 const PORT_LIMIT: Duration = Duration::from_secs(5);
@@ -32,7 +34,8 @@ const PAUSE: Duration = Duration::from_millis(500);
 /// The delay until the first line about the wait, and the interval after that.
 const LINES: (Duration, Duration) = (Duration::from_secs(3), Duration::from_secs(10));
 
-/// Opens the shared connection to `host` and waits until the host is ready. Then the port that answered is the host's only one.
+/// Opens the shared connection to `host` and waits until the host is ready. Then the port that answered is
+/// the host's only one.
 pub(super) fn reach(
     host: &mut Host,
     control_dir: &PrivateDir,
@@ -116,8 +119,9 @@ fn find_port(
     }
 }
 
-/// How long to repeat an attempt before reporting its failure; zero if trying again cannot help. An existing host has its keys
-/// already, and a name that does not resolve is more likely a typo than a machine about to appear.
+/// How long to repeat an attempt before reporting its failure; zero if trying again cannot help. An existing
+/// host has its keys already, and a name that does not resolve is more likely a typo than a machine about to
+/// appear.
 fn told_after(error: &ConnectError) -> Duration {
     match error {
         ConnectError::Unreachable { .. } if !error.is_of_the_name() => AWAY,
@@ -129,7 +133,8 @@ fn told_after(error: &ConnectError) -> Duration {
     }
 }
 
-/// Moves the first port that accepts a connection to the front. Used if neither a claim nor a setting determines the port.
+/// Moves the first port that accepts a connection to the front. Used if neither a claim nor a setting
+/// determines the port.
 pub(super) fn choose_port(host: &mut Host) {
     if host.ports.len() < 2 {
         return;

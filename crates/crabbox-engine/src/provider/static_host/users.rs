@@ -1,5 +1,6 @@
-//! Tracks who uses a lease of an existing host: every command in it holds a shared lock, and a command that gets the lock
-//! exclusively is the last user. A command that gives the lease back must never end it without that lock.
+//! Tracks who uses a lease of an existing host: every command in it holds a shared lock, and a command that
+//! gets the lock exclusively is the last user. A command that gives the lease back must never end it without
+//! that lock.
 
 use std::path::PathBuf;
 
@@ -30,7 +31,8 @@ impl Use {
     }
 }
 
-/// Locks the lease exclusively, for its last user: nobody can enter it while this is held. `None` while somebody uses it.
+/// Locks the lease exclusively, for its last user: nobody can enter it while this is held. `None` while
+/// somebody uses it.
 pub(super) fn last(dir: &PrivateDir, id: &str) -> Result<Option<FileLock>, StaticError> {
     FileLock::try_acquire(&path(dir, id)).map_err(StaticError::Users)
 }

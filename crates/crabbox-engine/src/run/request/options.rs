@@ -29,7 +29,8 @@ pub struct LeaseOptions {
     pub keep: bool,
     /// Whether to keep the new lease if the run fails.
     pub keep_on_failure: bool,
-    /// When to give the lease back, whether new or not. By default a new lease is given back unless it is kept.
+    /// When to give the lease back, whether new or not. By default a new lease is given back unless it is
+    /// kept.
     pub stop_after: Option<StopAfter>,
     /// Whether `stop_after` comes from a repository, which must not end a host that its user keeps.
     pub is_others_stop: bool,
@@ -40,7 +41,8 @@ pub struct LeaseOptions {
 }
 
 impl LeaseOptions {
-    /// Whether to give the lease back after a run that `failed` or not; `new` says whether the lease was made for that run.
+    /// Whether to give the lease back after a run that `failed` or not; `new` says whether the lease was made
+    /// for that run.
     pub(in crate::run) fn is_over(&self, new: bool, failed: bool) -> bool {
         let keep = self.keep || (failed && self.keep_on_failure);
         match self.stop_after {

@@ -1,5 +1,5 @@
-//! Archives and layouts that declare more than they contain: files with holes in every form, impossible sizes, and entries
-//! that are not files.
+//! Archives and layouts that declare more than they contain: files with holes in every form, impossible
+//! sizes, and entries that are not files.
 
 use super::*;
 
@@ -156,8 +156,8 @@ fn an_owner_that_cannot_be_is_refused_by_name() {
 fn a_size_that_nothing_has_is_refused_before_anything_is_kept() {
     let place = Place::new();
     let huge = 1 << 40;
-    // A long name, PAX records, a file, and a file that is a hole except for its end: each claims a terabyte in an
-    // archive of a kilobyte.
+    // A long name, PAX records, a file, and a file that is a hole except for its end: each claims a terabyte
+    // in an archive of a kilobyte.
     let sparse = [
         ("GNU.sparse.major", "0"),
         ("GNU.sparse.minor", "1"),

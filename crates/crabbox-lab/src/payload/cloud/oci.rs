@@ -1,5 +1,5 @@
-//! An OCI image layout of a tree, as a container builder writes it: the tree as the lower layer, and an upper one that removes what a container does
-//! not have.
+//! An OCI image layout of a tree, as a container builder writes it: the tree as the lower layer, and an upper
+//! one that removes what a container does not have.
 
 use std::path::Path;
 
@@ -8,8 +8,8 @@ use crabbox_host::command::Cmd;
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
-/// Makes the upper layer in the directory `$1`. A container has no kernel and no cloud metadata: modules and `/boot` are hidden entirely, cloud-init
-/// is disabled. `$2` is the tree.
+/// Makes the upper layer in the directory `$1`. A container has no kernel and no cloud metadata: modules and
+/// `/boot` are hidden entirely, cloud-init is disabled. `$2` is the tree.
 pub(super) const UPPER: &str = r#"set -e
 mkdir -p "$1/boot" "$1/usr/lib/modules" "$1/etc/cloud"
 : > "$1/boot/.wh..wh..opq"

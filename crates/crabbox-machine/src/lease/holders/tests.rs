@@ -25,8 +25,8 @@ use crabbox_core::network::NetworkMode;
 /// First uid of the test ranges, far above any uid with a running process.
 const UIDS: u32 = 1_950_000_000;
 
-/// Number of test worlds so far. Mounts and processes are visible on the whole machine, so no two worlds may share a
-/// uid, a block or a lease.
+/// Number of test worlds so far. Mounts and processes are visible on the whole machine, so no two worlds may
+/// share a uid, a block or a lease.
 static WORLDS: AtomicU32 = AtomicU32::new(0);
 
 struct World {
@@ -229,8 +229,8 @@ fn an_entry_is_there_before_the_directory_and_goes_after_it() {
     let entry = &listing.holdings[0];
     assert_eq!((&entry.lease, entry.uid), (&id, made.uid));
     assert_eq!(Some(&entry.owner), owner(&places).as_ref());
-    // Looks as if its maker had died after making the entry: there is no directory. First with the lock still held,
-    // then free.
+    // Looks as if its maker had died after making the entry: there is no directory. First with the lock still
+    // held, then free.
     let dir = places.lease(&id);
     std::fs::rename(&dir, places.leases().join("away")).unwrap();
     assert!(world.look("b").gone.is_empty(), "its maker has the lock");

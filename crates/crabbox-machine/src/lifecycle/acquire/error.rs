@@ -55,8 +55,8 @@ pub enum AcquireError {
     /// The guest of a template did not take this lease's identity, or did not park.
     #[error("the guest did not accept its identity")]
     Identity(#[from] IdentityError),
-    /// The network of this host gives each guest its own tap and address, so a snapshot with one is useless with
-    /// another.
+    /// The network of this host gives each guest its own tap and address, so a snapshot with one is useless
+    /// with another.
     #[error("a template needs a network whose CNI chain does not make the guest's tap")]
     TapGiven,
     /// The disk has no room for a snapshot of the machine.

@@ -97,7 +97,10 @@ fn what_is_no_list_of_whole_blocks_of_the_disk_is_refused_and_nothing_of_it_happ
     ] {
         let said = told(&dir.holes(), BUDGET, text.as_bytes());
         assert_eq!(said.len(), 2, "{text}: {said:?}");
-        assert_eq!(said[1], "refused that is not a list of parts of the disk", "{text}");
+        assert_eq!(
+            said[1], "refused that is not a list of parts of the disk",
+            "{text}"
+        );
         assert!(std::fs::read(&dir.path).unwrap() == vec![7; 4 << 20], "{text}");
     }
     let said = told(&dir.holes(), BUDGET, &vec![b'1'; BATCH_BYTES * 3]);
@@ -236,8 +239,8 @@ fn a_dead_supervisors_socket_is_replaced_for_our_own_images_only() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
 
-    /// Whatever a guest sends: its disk keeps its length, ranges that it did not name keep their content, and nothing
-    /// else changes.
+    /// Whatever a guest sends: its disk keeps its length, ranges that it did not name keep their content, and
+    /// nothing else changes.
     #[test]
     fn whatever_a_guest_says_only_its_own_disk_changes(bytes in crabbox_testkit::mutate::damaged(vec![
         b"0 4096\n8192 4096\nend\n".to_vec(),

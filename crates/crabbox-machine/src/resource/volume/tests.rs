@@ -122,7 +122,8 @@ fn what_one_lease_wrote_the_next_one_has_and_a_larger_wish_grows_it() {
         (2 << 30, 2048)
     );
     world.give_back(&b, "k");
-    // A volume is never shrunk, and a growth that a dead process recorded but did not make is made by the next one.
+    // A volume is never shrunk, and a growth that a dead process recorded but did not make is made by the
+    // next one.
     let dir = volumes::dir_of(&world.places, "k");
     let mut about = world.about("k");
     about.size_mib = 3072;
@@ -408,8 +409,8 @@ fn who_gets_no_volume_does_not_wait_for_it() {
     asked.set(1);
     let gave_up = take(&world.places, &wish, &|_| ()).unwrap_err();
     assert!(gave_up.is_cancelled(), "{gave_up}");
-    // Giving back a volume that was never begun leaves neither a lock nor an empty directory, as a full disk may have
-    // left one.
+    // Giving back a volume that was never begun leaves neither a lock nor an empty directory, as a full disk
+    // may have left one.
     let c = world.lease("cbx_00000000000c", "none");
     let none = volumes::dir_of(&world.places, "none");
     std::fs::create_dir(&none).unwrap();

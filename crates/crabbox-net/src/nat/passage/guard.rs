@@ -1,8 +1,8 @@
-//! The rules of the test path: those of a lease, a counter at the end of every hook, and a final rule that keeps packets on
-//! this host.
+//! The rules of the test path: those of a lease, a counter at the end of every hook, and a final rule that
+//! keeps packets on this host.
 //!
-//! They are loaded again for each attempt. They must never match a packet of another program: redirected packets have the
-//! ports and addresses of one of our connections.
+//! They are loaded again for each attempt. They must never match a packet of another program: redirected
+//! packets have the ports and addresses of one of our connections.
 
 use std::fmt::Write as _;
 use std::net::Ipv4Addr;
@@ -12,7 +12,8 @@ use super::super::{NatError, NatSpec};
 use super::{Far, Hook, PORT};
 use crate::nft;
 
-/// A priority after every filter that other programs are likely to have; only the kernel's own hooks come later.
+/// A priority after every filter that other programs are likely to have; only the kernel's own hooks come
+/// later.
 const LAST: i32 = i32::MAX - 1;
 /// A priority before every filter.
 const FIRST: i32 = i32::MIN;
@@ -120,8 +121,8 @@ impl<'a> Guard<'a> {
             back =
                 format!("ip saddr {target} tcp sport {PORT} ip daddr {lease} tcp dport {port} counter name");
             for uplink in &self.open {
-                // Writing to a string cannot fail, here and below. After masquerade only the original direction has
-                // the lease's address.
+                // Writing to a string cannot fail, here and below. After masquerade only the original
+                // direction has the lease's address.
                 writeln!(
                     out,
                     "    ct original ip saddr {lease} oifname \"{uplink}\" {first} counter name out_postrouting accept"
@@ -214,7 +215,8 @@ pub(super) fn remove(spec: &NatSpec) -> Result<(), NatError> {
     drop_table(&spec.table())
 }
 
-/// Removes the rules at the uplinks, if there are any. Not every nft and kernel knows their family, so it is checked first.
+/// Removes the rules at the uplinks, if there are any. Not every nft and kernel knows their family, so it is
+/// checked first.
 pub(in super::super) fn remove_at_uplinks(table: &str) -> Result<(), NatError> {
     let tables = listing(&["-j", "list", "tables"])?;
     if !objects(&tables, "table").any(|one| one["family"] == "netdev" && one["name"] == table) {

@@ -1,7 +1,7 @@
 //! The far side of the test path: a tap whose frames this process answers like a machine on the internet.
 //!
-//! It answers what one connection needs: an ARP request, and the first packet of a TCP connection. It must never answer
-//! anything else, or anything malformed.
+//! It answers what one connection needs: an ARP request, and the first packet of a TCP connection. It must
+//! never answer anything else, or anything malformed.
 
 use std::fs::File;
 use std::io::{self, Read as _, Write as _};

@@ -1,4 +1,5 @@
-//! Checks the references in a schema: each must lead to a part of the same document, and none may be circular.
+//! Checks the references in a schema: each must lead to a part of the same document, and none may be
+//! circular.
 //!
 //! A validator would follow a circular schema forever. It must never be compiled.
 
@@ -9,8 +10,8 @@ use serde_json::Value;
 /// Keywords whose references are only resolved during validation.
 const DYNAMIC: [&str; 2] = ["$dynamicRef", "$recursiveRef"];
 
-/// Refuses a schema with any other references. Returns the number of values the schema would have with every reference expanded, which can be huge
-/// for a short schema.
+/// Refuses a schema with any other references. Returns the number of values the schema would have with every
+/// reference expanded, which can be huge for a short schema.
 pub(super) fn check(schema: &Value) -> Result<usize, String> {
     let draft = schema.get("$schema").and_then(Value::as_str).unwrap_or_default();
     Walk {

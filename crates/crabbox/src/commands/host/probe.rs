@@ -1,7 +1,8 @@
-//! `__probe`: whether this machine's KVM boots a guest; the developers' tasks decide by it where to make leases.
+//! `__probe`: whether this machine's KVM boots a guest; the developers' tasks decide by it where to make
+//! leases.
 //!
-//! It prints one line of JSON, which is not a contract with users. It must judge only by an actual boot, and leave nothing but the verdict in the
-//! given cache directory.
+//! It prints one line of JSON, which is not a contract with users. It must judge only by an actual boot, and
+//! leave nothing but the verdict in the given cache directory.
 
 use std::fs;
 use std::time::Duration;

@@ -1,6 +1,7 @@
 //! `proof`: runs the whole life of a lease once and records it for others to check, or checks such a record.
 //!
-//! It must never overwrite a file, and never print or write an identifying name of this host where the document redacts it.
+//! It must never overwrite a file, and never print or write an identifying name of this host where the
+//! document redacts it.
 
 use std::ffi::OsString;
 use std::io::ErrorKind;
@@ -38,7 +39,8 @@ enum CommandFault {
     /// The lease would be on a different machine than the recorded facts.
     #[error("proof runs on this machine only, but firecracker.host is set")]
     Elsewhere,
-    /// The commands of a proof run in a tree of their own, from which a relative path would name another file, or one that is trusted more.
+    /// The commands of a proof run in a tree of their own, from which a relative path would name another
+    /// file, or one that is trusted more.
     #[error(
         "{CONFIG_VARIABLE} names a file of this repository or one relative to it, and a proof runs outside of it"
     )]
@@ -195,7 +197,8 @@ fn make(ctx: &Ctx<'_>, args: &ProofArgs) -> Result<Exit, CommandError> {
     })
 }
 
-/// Refuses a configuration file that the commands of a proof, in a tree of their own, would not find, or would trust more than here.
+/// Refuses a configuration file that the commands of a proof, in a tree of their own, would not find, or
+/// would trust more than here.
 fn check_config(ctx: &Ctx<'_>) -> Result<(), CommandError> {
     let Some(file) = settings::named_file(&ctx.env)? else {
         return Ok(());
@@ -252,7 +255,8 @@ fn show(ctx: &Ctx<'_>, told: &Told<'_>) {
     ));
 }
 
-/// The machine's sizes as flags: the commands of a proof do not read the user's repository files, which may have set them.
+/// The machine's sizes as flags: the commands of a proof do not read the user's repository files, which may
+/// have set them.
 fn sizes(plan: &FirecrackerPlan) -> Vec<OsString> {
     [
         ("--firecracker-cpus", plan.cpus.to_string()),
@@ -264,7 +268,8 @@ fn sizes(plan: &FirecrackerPlan) -> Vec<OsString> {
     .collect()
 }
 
-/// The user's flags as words for the proof's commands. Those start in another directory, so paths are made absolute.
+/// The user's flags as words for the proof's commands. Those start in another directory, so paths are made
+/// absolute.
 fn words(given: &[FlagValue], cwd: &Path) -> Vec<OsString> {
     let mut words = Vec::new();
     for FlagValue { key, values } in given {
@@ -288,7 +293,8 @@ fn words(given: &[FlagValue], cwd: &Path) -> Vec<OsString> {
     words
 }
 
-/// Names that identify this host or its user, and names that the user chose; words of a path with blanks look like ordinary language.
+/// Names that identify this host or its user, and names that the user chose; words of a path with blanks look
+/// like ordinary language.
 fn names(ctx: &Ctx<'_>, plan: &FirecrackerPlan) -> Result<Vec<String>, CommandError> {
     let mut names: Vec<String> = [
         "HOME",

@@ -1,6 +1,7 @@
 //! `adapter external`: one request from another program on standard input, one answer on standard output.
 //!
-//! Standard output carries only the protocol; everything else goes to standard error, which the other program shows.
+//! Standard output carries only the protocol; everything else goes to standard error, which the other program
+//! shows.
 
 use std::cell::Cell;
 use std::os::fd::AsFd as _;
@@ -99,8 +100,8 @@ fn serve(ctx: &Ctx<'_>, args: &AdapterExternalArgs, speaker: &Speaker<'_>) -> Re
     Ok(Exit::SUCCESS)
 }
 
-/// The settings for `request`. Only a flag can choose the provider: the other program reads the same files and environment, where the provider is
-/// this adapter.
+/// The settings for `request`. Only a flag can choose the provider: the other program reads the same files
+/// and environment, where the provider is this adapter.
 fn settings(ctx: &Ctx<'_>, args: &AdapterExternalArgs, request: &Request) -> Result<Settings, CommandError> {
     let mut flags = args.keys.values.clone();
     if !flags.iter().any(|flag| flag.key == Name::ProviderName) {

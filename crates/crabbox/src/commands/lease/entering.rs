@@ -1,4 +1,5 @@
-//! The messages shown while a command enters a lease, and the offer to set up this host where it cannot make one.
+//! The messages shown while a command enters a lease, and the offer to set up this host where it cannot make
+//! one.
 
 use std::time::Duration;
 

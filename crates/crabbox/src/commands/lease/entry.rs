@@ -35,7 +35,8 @@ pub(in crate::commands) fn enter(
     Ok(entry)
 }
 
-/// Finds the lease called `name` for `command` without claiming it, for commands that do not depend on the current directory.
+/// Finds the lease called `name` for `command` without claiming it, for commands that do not depend on the
+/// current directory.
 pub(in crate::commands) fn visit(
     ctx: &Ctx<'_>,
     flags: &[FlagValue],
@@ -56,7 +57,8 @@ pub(in crate::commands) fn visit(
 }
 
 impl Entry {
-    /// Touches the lease before the work, without changing its state. A lease that cannot be touched is not worked in.
+    /// Touches the lease before the work, without changing its state. A lease that cannot be touched is not
+    /// worked in.
     pub(in crate::commands) fn refresh(&self) -> Result<(), CommandError> {
         self.provider.touch(&self.lease, None, None)?;
         Ok(())
@@ -68,8 +70,9 @@ impl Entry {
         Ok(())
     }
 
-    /// Touches the lease after the work, because a long one counts as use until it ends. The outcome of the work is what counts: the lease may have
-    /// ended with it, so a failure here is only a warning. Print the outcome first.
+    /// Touches the lease after the work, because a long one counts as use until it ends. The outcome of the
+    /// work is what counts: the lease may have ended with it, so a failure here is only a warning. Print the
+    /// outcome first.
     pub(in crate::commands) fn leave(self, ctx: &Ctx<'_>, state: Option<&LeaseState>) {
         if let Err(error) = self.provider.touch(&self.lease, state, None) {
             ctx.printer.warn(format_args!(

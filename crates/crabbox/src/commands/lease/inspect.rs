@@ -39,7 +39,8 @@ pub(in crate::commands) fn run(ctx: &Ctx<'_>, args: &InspectArgs) -> Result<Exit
     Ok(Exit::SUCCESS)
 }
 
-/// The lines; labels come last, sorted. Label values may come from other programs, so a line break in one must not start a new line.
+/// The lines; labels come last, sorted. Label values may come from other programs, so a line break in one
+/// must not start a new line.
 fn lines(view: &StatusView) -> Vec<String> {
     let text = |value: &Option<String>| blank(value.as_deref().unwrap_or_default()).to_owned();
     let fields = [

@@ -31,7 +31,8 @@ impl Fault for Refusal {
     }
 }
 
-/// The engine and the provider for `command` on the lease called `name`. Needs no `--provider`, because the claim names it.
+/// The engine and the provider for `command` on the lease called `name`. Needs no `--provider`, because the
+/// claim names it.
 pub(in crate::commands) fn to_lease(
     ctx: &Ctx<'_>,
     flags: &[FlagValue],

@@ -1,6 +1,7 @@
 //! Watching leases: one screen redrawn in place for a person, a line for each change elsewhere.
 //!
-//! A difference that is only the passing of time must never count as a change. It ends when its reader is gone.
+//! A difference that is only the passing of time must never count as a change. It ends when its reader is
+//! gone.
 
 use std::collections::BTreeMap;
 use std::os::fd::AsFd as _;
@@ -89,7 +90,8 @@ impl<'a> Watching<'a> {
         })
     }
 
-    /// Warns of what this poll could not look at, with its name: below the rows on a screen, elsewhere once until it could be looked at again.
+    /// Warns of what this poll could not look at, with its name: below the rows on a screen, elsewhere once
+    /// until it could be looked at again.
     pub(super) fn warn(&mut self, unseen: Vec<(String, String)>) {
         let before = std::mem::replace(&mut self.unseen, unseen.into_iter().collect());
         if self.screen.is_some() {
@@ -101,7 +103,8 @@ impl<'a> Watching<'a> {
         }
     }
 
-    /// Shows the rows: all of them on a screen, only the changes elsewhere. Returns whether anything has changed.
+    /// Shows the rows: all of them on a screen, only the changes elsewhere. Returns whether anything has
+    /// changed.
     pub(super) fn show(&mut self, rows: &[Row], json: bool) -> bool {
         let changes = self.last.compare(rows);
         if let Some(screen) = &mut self.screen {

@@ -20,7 +20,8 @@ use crate::ui::{CommandError, Exit};
 
 /// How often the line is repeated while waiting.
 const REPEAT: Duration = Duration::from_secs(5);
-/// How often a waiting command looks: at a lease of this machine, and at one that is reached over the network.
+/// How often a waiting command looks: at a lease of this machine, and at one that is reached over the
+/// network.
 const LOOK_EVERY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
 
 /// Why the wait failed.
@@ -92,7 +93,8 @@ pub(in crate::commands) fn run(ctx: &Ctx<'_>, args: &StatusArgs) -> Result<Exit,
     }
 }
 
-/// Waits until the line is to be repeated, `deadline`, or another state of the lease: one that became ready is reported at once.
+/// Waits until the line is to be repeated, `deadline`, or another state of the lease: one that became ready
+/// is reported at once.
 fn wait_for_change(provider: &dyn Provider, lease: &Lease, deadline: Instant) {
     let end = deadline.min(Instant::now() + REPEAT);
     let (here, far) = LOOK_EVERY;

@@ -141,7 +141,8 @@ fn release(
     Ok(provider.release(&lease.id)?)
 }
 
-/// The command that removes what is kept of a lease, which no claim leads to any more. `sets_host` says whether the settings name a KVM host.
+/// The command that removes what is kept of a lease, which no claim leads to any more. `sets_host` says
+/// whether the settings name a KVM host.
 fn discarding(released: &Released, sets_host: bool, given: &[FlagValue]) -> CommandLine {
     let own = [Name::FirecrackerHost, Name::FirecrackerDeleteOnRelease];
     let given: Vec<FlagValue> = given

@@ -1,4 +1,5 @@
-//! Port publishing, `pause`, `resume`: known commands that no provider of this program supports, refused in the Go program's words.
+//! Port publishing, `pause`, `resume`: known commands that no provider of this program supports, refused in
+//! the Go program's words.
 
 use crabbox_core::fault::{Fault, Kind};
 

@@ -1,7 +1,7 @@
 //! `bench`: measured and recorded runs, and reports of the records.
 //!
-//! A record is a line of JSON in the Go program's format, in a file that both programs append to. Nothing here may change or remove a record, and
-//! every number in a report must come from records.
+//! A record is a line of JSON in the Go program's format, in a file that both programs append to. Nothing
+//! here may change or remove a record, and every number in a report must come from records.
 
 mod record;
 mod report;
@@ -170,7 +170,8 @@ fn measure(ctx: &Ctx<'_>, args: &BenchRunArgs) -> Result<Exit, CommandError> {
     }
 }
 
-/// The run of one repeat, parsed from its command line, so that it differs from a normal run only by its record.
+/// The run of one repeat, parsed from its command line, so that it differs from a normal run only by its
+/// record.
 fn invocation(provider: &str, store: &Path, args: &BenchRunArgs, bench: Bench) -> Invocation {
     let mut argv: Vec<std::ffi::OsString> = ["crabbox", "run", "--provider", provider, "--timing-record"]
         .map(Into::into)

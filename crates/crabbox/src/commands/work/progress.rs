@@ -1,4 +1,5 @@
-//! Progress of a sync: a bar for a person on a terminal, events for a program, nothing elsewhere; warnings always.
+//! Progress of a sync: a bar for a person on a terminal, events for a program, nothing elsewhere; warnings
+//! always.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};

@@ -62,7 +62,8 @@ pub(in crate::commands) fn observed(
     (ended, recorded.into_inner())
 }
 
-/// Validates a run as far as possible without a machine, so that callers can check before they take a lease for it.
+/// Validates a run as far as possible without a machine, so that callers can check before they take a lease
+/// for it.
 pub(in crate::commands) fn judge(ctx: &Ctx<'_>, invocation: &Invocation) -> Result<(), CommandError> {
     let settings = ctx.settings(&invocation.flags)?.settings;
     Ok(run::judge(&invocation.request, &settings, &here(ctx)?)?)

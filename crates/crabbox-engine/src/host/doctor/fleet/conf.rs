@@ -1,7 +1,8 @@
-//! Reads `slurm.conf` and `gres.conf` (slurm.conf(5)): values by case-insensitive key, and the lines of nodes and partitions.
+//! Reads `slurm.conf` and `gres.conf` (slurm.conf(5)): values by case-insensitive key, and the lines of nodes
+//! and partitions.
 //!
-//! Parsing never fails: it ignores what it does not understand, since Slurm itself would refuse that. Included files are not read,
-//! but their names are recorded.
+//! Parsing never fails: it ignores what it does not understand, since Slurm itself would refuse that.
+//! Included files are not read, but their names are recorded.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -22,7 +23,8 @@ pub(super) struct Conf {
 pub(super) struct Partition {
     /// The name.
     pub(super) name: String,
-    /// The other values of the line, by lower-case key, including the defaults from earlier `PartitionName=DEFAULT` lines.
+    /// The other values of the line, by lower-case key, including the defaults from earlier
+    /// `PartitionName=DEFAULT` lines.
     pub(super) values: BTreeMap<String, String>,
 }
 
@@ -39,7 +41,8 @@ impl Partition {
 pub(super) struct Node {
     /// The name, which may be a range.
     pub(super) name: String,
-    /// The other values of the line, by lower-case key, including the defaults from earlier `NodeName=DEFAULT` lines.
+    /// The other values of the line, by lower-case key, including the defaults from earlier
+    /// `NodeName=DEFAULT` lines.
     pub(super) values: BTreeMap<String, String>,
 }
 

@@ -1,6 +1,7 @@
 //! The seven checks of the Go program: its names, order, messages and classes.
 //!
-//! Where this program can do more (our image, a jailer, built-in networking), a check that would fail in the Go program passes.
+//! Where this program can do more (our image, a jailer, built-in networking), a check that would fail in the
+//! Go program passes.
 
 use std::path::Path;
 
@@ -177,7 +178,8 @@ fn cni_problems(plan: &FirecrackerPlan, world: &World) -> Option<(String, Class)
     if name.is_empty() {
         problems.push("firecracker.cniNetwork is required".to_owned());
     }
-    // Plugins may also be in Debian's directory, so the configured directory only matters if that one is missing.
+    // Plugins may also be in Debian's directory, so the configured directory only matters if that one is
+    // missing.
     let bin_dir = seen
         .bin_dirs
         .first()

@@ -1,4 +1,5 @@
-//! What makes a host less secure or slower than necessary, following Firecracker's advice for production hosts. Warnings only.
+//! What makes a host less secure or slower than necessary, following Firecracker's advice for production
+//! hosts. Warnings only.
 
 use super::super::check::{Check, Class, Status};
 use super::super::world::World;

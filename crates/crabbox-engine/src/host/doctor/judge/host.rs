@@ -1,4 +1,5 @@
-//! The host: KVM beyond its device file, privileges, memory, processors, disk, and the programs that leases need.
+//! The host: KVM beyond its device file, privileges, memory, processors, disk, and the programs that leases
+//! need.
 
 use crabbox_core::admission::{LEASE_DISK_MIB, VMM_OVERHEAD_MIB};
 use crabbox_core::config::firecracker::FirecrackerPlan;
@@ -7,7 +8,8 @@ use super::super::check::{Check, Class, Status};
 use super::super::world::{FileKind, Image, Seen, World};
 use crate::host::probe::{Judged, Verdict};
 
-/// `CAP_NET_ADMIN` and `CAP_SYS_ADMIN` (`linux/capability.h`), needed to make a network namespace and its devices.
+/// `CAP_NET_ADMIN` and `CAP_SYS_ADMIN` (`linux/capability.h`), needed to make a network namespace and its
+/// devices.
 const CAPABILITIES: u64 = (1 << 12) | (1 << 21);
 /// The oldest host kernel that Firecracker supports.
 const OLDEST_KERNEL: [u32; 2] = [5, 10];
@@ -37,8 +39,8 @@ pub(super) fn checks(plan: &FirecrackerPlan, world: &World) -> Vec<Check> {
     checks
 }
 
-/// Skipped if the device does not open, because the check `kvm` reports that. A boot probe's verdict that is still valid outweighs
-/// what KVM says about itself.
+/// Skipped if the device does not open, because the check `kvm` reports that. A boot probe's verdict that is
+/// still valid outweighs what KVM says about itself.
 fn kvm_api(world: &World) -> Check {
     const RELOAD: &str = "sudo dmesg | grep -i kvm; then reload the module: sudo modprobe -r kvm_intel kvm_amd; \
                           sudo modprobe -a kvm_intel kvm_amd";

@@ -1,4 +1,5 @@
-//! The network beyond CNI's configuration: its programs, the packet filter, and packets dropped by others' rules.
+//! The network beyond CNI's configuration: its programs, the packet filter, and packets dropped by others'
+//! rules.
 
 use crabbox_core::config::firecracker::FirecrackerPlan;
 use crabbox_core::network::NetworkMode;
@@ -82,7 +83,8 @@ fn nft(world: &World) -> Check {
     Check::firecracker(Status::Ok, "nft", facts)
 }
 
-/// A lease switches forwarding on itself if needed, so the check is whether a packet passes other programs' filters.
+/// A lease switches forwarding on itself if needed, so the check is whether a packet passes other programs'
+/// filters.
 fn forwarding(world: &World) -> Check {
     let on = if world.network.forwards { "on" } else { "per-lease" };
     let facts = |filters: &str| format!("forwarding={on} filters={filters} probe=packet mutation=false");
@@ -162,13 +164,13 @@ fn legacy_tables(filters: &Filters, hook: Hook) -> impl Iterator<Item = &str> {
     tables.filter(move |table| with_hook.contains(table))
 }
 
-/// Shell commands that let packets of leases pass other programs' filters at the hook where they are dropped. A packet traverses
-/// every chain at the hook, so each chain gets the rules. If a rule could not match packets of leases alone, the commands show the
-/// chains instead.
+/// Shell commands that let packets of leases pass other programs' filters at the hook where they are dropped.
+/// A packet traverses every chain at the hook, so each chain gets the rules. If a rule could not match
+/// packets of leases alone, the commands show the chains instead.
 fn let_pass(filters: &Filters, dropped: &Dropped) -> String {
     let (mut commands, mut managed): (Vec<String>, _) = (Vec::new(), false);
-    // In prerouting a reply still has the host's own address, because NAT has not been undone yet. On egress the incoming interface
-    // is unknown.
+    // In prerouting a reply still has the host's own address, because NAT has not been undone yet. On egress
+    // the incoming interface is unknown.
     let can_name = match dropped.hook {
         Hook::Prerouting => !dropped.is_reply,
         Hook::Forward | Hook::Postrouting => true,

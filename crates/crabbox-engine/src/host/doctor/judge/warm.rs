@@ -1,5 +1,5 @@
-//! Warm leases: whether a new one would be restored from a template, and if not, why. None of this prevents a lease, which would
-//! boot instead.
+//! Warm leases: whether a new one would be restored from a template, and if not, why. None of this prevents a
+//! lease, which would boot instead.
 
 use crabbox_core::config::firecracker::FirecrackerPlan;
 use crabbox_core::timestamp;

@@ -1,5 +1,5 @@
-//! The guest's kernel and root file system: which files, whether they are intact, and what the image offers, read without mounting
-//! it.
+//! The guest's kernel and root file system: which files, whether they are intact, and what the image offers,
+//! read without mounting it.
 
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
@@ -22,8 +22,8 @@ use crate::host::probe::{self, Judged, Key, Probe, ProbeError, Verdict};
 /// The time limit for reading the contract.
 const DEBUGFS_LIMIT: Duration = Duration::from_secs(5);
 
-/// Finds what leases will boot, as `prepare` does: our image, unless a kernel or root file system is configured or exists at its
-/// default path.
+/// Finds what leases will boot, as `prepare` does: our image, unless a kernel or root file system is
+/// configured or exists at its default path.
 pub(super) fn guest(engine: &Engine, plan: &FirecrackerPlan, tools: &Tools) -> Guest {
     let (kernel, rootfs) = (
         entry(plan.kernel.value.as_path()),
@@ -141,8 +141,8 @@ fn contract(image: &Path, tools: &Tools) -> Seen<Contract> {
     })
 }
 
-/// The verdict of an earlier probe with the same parts. Only for our own images, whose kernel digest is recorded: hashing 50 MB
-/// would take longer than all other checks together.
+/// The verdict of an earlier probe with the same parts. Only for our own images, whose kernel digest is
+/// recorded: hashing 50 MB would take longer than all other checks together.
 pub(super) fn remembered(engine: &Engine, vmm: &Vmm, guest: &Guest) -> Option<Verdict> {
     let Image::Ours { kernel_sha256, .. } = &guest.image else {
         return None;

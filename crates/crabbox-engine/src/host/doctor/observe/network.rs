@@ -26,7 +26,8 @@ pub(super) fn network(plan: &FirecrackerPlan) -> Network {
     }
 }
 
-/// Sends a packet as a lease would. Only root can make the namespace to send it from, and only root can have leases.
+/// Sends a packet as a lease would. Only root can make the namespace to send it from, and only root can have
+/// leases.
 fn passage() -> Seen<Passage> {
     if !rustix::process::geteuid().is_root() {
         return Err(ObserveError::new("only root can send a packet as a lease would"));

@@ -149,8 +149,8 @@ fn binary(path: PathBuf) -> Binary {
     }
 }
 
-/// The first of `path` and its parent directories that a user other than root may change. A directory with the sticky bit is safe,
-/// because others cannot replace what is in it.
+/// The first of `path` and its parent directories that a user other than root may change. A directory with
+/// the sticky bit is safe, because others cannot replace what is in it.
 pub(in crate::host::doctor) fn loose(path: &Path) -> Option<PathBuf> {
     let real = std::fs::canonicalize(path).ok()?;
     let found = real.ancestors().find(|place| {

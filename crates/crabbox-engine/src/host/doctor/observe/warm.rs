@@ -1,4 +1,5 @@
-//! The templates available to leases with these settings, found without reading their contents or creating a secret.
+//! The templates available to leases with these settings, found without reading their contents or creating a
+//! secret.
 
 use crabbox_core::config::firecracker::FirecrackerPlan;
 use crabbox_host::{clock, hard_links};

@@ -110,7 +110,8 @@ pub(super) fn make(ground: &Ground) -> Result<(), ServeSetupError> {
     })
 }
 
-/// Ends its processes, provided that no other account shares its uid, because those processes would be ended, too.
+/// Ends its processes, provided that no other account shares its uid, because those processes would be ended,
+/// too.
 pub(super) fn end_sessions(ground: &Ground, account: &Account) -> Result<(), ServeSetupError> {
     let uid = account.uid.to_string();
     let getent = ground.tool("getent")?;

@@ -1,6 +1,7 @@
 //! The lines of an `authorized_keys` file, ours and others'.
 //!
-//! Lines that are not setup's are kept byte for byte. Of a key given by the user, only the key itself is written to the file.
+//! Lines that are not setup's are kept byte for byte. Of a key given by the user, only the key itself is
+//! written to the file.
 
 use std::path::Path;
 
@@ -9,7 +10,8 @@ use super::ACCOUNT;
 /// The prefixes of the key types that OpenSSH knows (sshd(8), AUTHORIZED_KEYS FILE FORMAT).
 const KINDS: [&str; 3] = ["ssh-", "ecdsa-sha2-", "sk-"];
 
-/// The line that lets `key`, an OpenSSH public key, run the program at `exe` as a server for `owner`, and nothing else.
+/// The line that lets `key`, an OpenSSH public key, run the program at `exe` as a server for `owner`, and
+/// nothing else.
 pub(super) fn line(exe: &Path, owner: &str, key: &str) -> String {
     format!(r#"restrict,command="{}" {key}"#, command(exe, owner))
 }
@@ -128,7 +130,8 @@ impl Lines {
         Added { ended }
     }
 
-    /// Removes exactly this line. If it was the last line, also removes the newline that was added to the line before it.
+    /// Removes exactly this line. If it was the last line, also removes the newline that was added to the
+    /// line before it.
     pub(super) fn take_out(&mut self, line: &str, added: Added) {
         let Some(at) = self
             .0

@@ -1,6 +1,7 @@
 //! Finds what locks out remote owners although they are set up: other settings of the host's sshd and sudo.
 //!
-//! Both are asked for their decision about the account. Nothing of theirs may be changed here: it is the host owner's choice.
+//! Both are asked for their decision about the account. Nothing of theirs may be changed here: it is the host
+//! owner's choice.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -131,7 +132,8 @@ fn last_line(text: &str) -> String {
     last.unwrap_or("nothing was said").to_owned()
 }
 
-/// The settings, in the output of `sshd -T`, that lock out a key holder of the account with this home and these groups.
+/// The settings, in the output of `sshd -T`, that lock out a key holder of the account with this home and
+/// these groups.
 fn judge(config: &str, home: &Path, groups: &[&str]) -> Vec<Barrier> {
     let values = |keyword: &str| -> Vec<String> {
         let lines = config.lines().filter_map(|line| line.split_once(' '));

@@ -1,7 +1,7 @@
 //! The home from which remote owners are served: always root's own, whatever the environment of setup says.
 //!
-//! sudo passes no environment variables to the serving command, so nothing may be set up for it, or removed, at a place that only a
-//! variable names.
+//! sudo passes no environment variables to the serving command, so nothing may be set up for it, or removed,
+//! at a place that only a variable names.
 
 use std::path::{Path, PathBuf};
 
@@ -18,8 +18,8 @@ pub fn served_home(ground: &Ground) -> Result<PathBuf, ServeSetupError> {
         })
 }
 
-/// Refuses `here`, where setup would write, unless it equals `served`, the places of a root process that has the home `home` and no
-/// other variables.
+/// Refuses `here`, where setup would write, unless it equals `served`, the places of a root process that has
+/// the home `home` and no other variables.
 pub fn check_home(here: &Places, served: &Places, home: &Path) -> Result<(), ServeSetupError> {
     let parts = [
         ("the configuration", &here.config, &served.config),

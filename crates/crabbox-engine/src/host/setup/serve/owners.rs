@@ -1,6 +1,7 @@
 //! Parses owners and their keys from the command line.
 //!
-//! Only the key itself is kept, so that nothing else can get into a file. No part of a private key is repeated.
+//! Only the key itself is kept, so that nothing else can get into a file. No part of a private key is
+//! repeated.
 
 use std::path::Path;
 
@@ -20,7 +21,8 @@ const SHOWN: usize = 32;
 /// The beginning of every text form of a private key.
 const PRIVATE: &str = "-----BEGIN";
 
-/// Pairs of an owner and a key in OpenSSH's form. `NAME=KEY` gives one pair, `NAME=FILE` one per line of the file.
+/// Pairs of an owner and a key in OpenSSH's form. `NAME=KEY` gives one pair, `NAME=FILE` one per line of the
+/// file.
 pub(super) fn read(texts: &[String]) -> Result<Vec<(String, String)>, ServeSetupError> {
     let mut all = Vec::new();
     for text in texts {

@@ -1,7 +1,8 @@
-//! The processes that serve remote owners: the account's own, and root's that the account started through sudo.
+//! The processes that serve remote owners: the account's own, and root's that the account started through
+//! sudo.
 //!
-//! A process is identified before it is inspected, and re-checked under that identity before it is ended. It must never be a
-//! process of another namespace, where the same numbers mean something else.
+//! A process is identified before it is inspected, and re-checked under that identity before it is ended. It
+//! must never be a process of another namespace, where the same numbers mean something else.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -79,7 +80,8 @@ fn directory(proc: &Path, pid: u32) -> Option<PathBuf> {
     is_ours.then_some(dir)
 }
 
-/// The owner whom a process serves, if sudo started it for the account with exactly the arguments of the sudoers rule.
+/// The owner whom a process serves, if sudo started it for the account with exactly the arguments of the
+/// sudoers rule.
 fn served(dir: &Path, exe: &Path) -> Option<String> {
     let command = text(dir, "cmdline");
     let words: Vec<&str> = command.trim_end_matches('\0').split('\0').collect();
@@ -99,8 +101,8 @@ fn text(dir: &Path, name: &str) -> String {
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
-/// Whether this `status` file of proc(5) has `uid` among its uids. The owner of the process's directory in proc(5) is not reliable
-/// if the process has changed its uids.
+/// Whether this `status` file of proc(5) has `uid` among its uids. The owner of the process's directory in
+/// proc(5) is not reliable if the process has changed its uids.
 fn is_of(status: &str, uid: u32) -> bool {
     let uids = status.lines().find_map(|line| line.strip_prefix("Uid:"));
     uids.is_some_and(|uids| uids.split_whitespace().any(|word| word.parse() == Ok(uid)))
@@ -178,7 +180,8 @@ mod tests {
             directory(proc.0.path(), 10).and_then(|dir| super::served(&dir, Path::new(EXE)))
         };
         assert_eq!(served((1, 1), us, &words, &by_sudo).as_deref(), Some("bob"));
-        // Not counted: a container's process, the account's own, one started by hand, and those with other arguments.
+        // Not counted: a container's process, the account's own, one started by hand, and those with other
+        // arguments.
         assert!(served((2, 1), us, &words, &by_sudo).is_none());
         assert!(served((1, 1), us.wrapping_add(1), &words, &by_sudo).is_none());
         assert!(served((1, 1), us, &words, "SUDO_USER=root\0").is_none());

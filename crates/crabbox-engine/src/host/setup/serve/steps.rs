@@ -1,7 +1,7 @@
 //! The individual steps of `setup --serve`: account, keys, sudoers rule.
 //!
-//! Everything is recorded before it is made. It must never write where the plan did not say so, or overwrite what was changed
-//! since.
+//! Everything is recorded before it is made. It must never write where the plan did not say so, or overwrite
+//! what was changed since.
 
 use std::path::Path;
 
@@ -105,7 +105,8 @@ impl Applying<'_> {
     fn end(&mut self, owner: &str) -> Result<(), ServeSetupError> {
         let is_gone = |served: &str| served == owner;
         sessions::end_servers(&self.ground.processes, &self.engine.exe, &is_gone)?;
-        // An open connection keeps working with a removed key, and we cannot tell which key opened it, so end them all.
+        // An open connection keeps working with a removed key, and we cannot tell which key opened it, so end
+        // them all.
         if let Some(account) = account::find(self.ground)?.filter(|account| is_made(account, self.record)) {
             account::end_sessions(self.ground, &account)?;
         }

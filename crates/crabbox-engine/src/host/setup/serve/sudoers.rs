@@ -19,8 +19,8 @@ pub(super) fn text(exe: &Path, owners: &BTreeSet<String>) -> Option<String> {
         .iter()
         .map(|owner| format!("{} __serve --as {owner}", exe.display()))
         .collect();
-    // The streams are pipes, so a pty would only get in the way. No environment variables are passed on, whatever else the host's
-    // sudoers files allow.
+    // The streams are pipes, so a pty would only get in the way. No environment variables are passed on,
+    // whatever else the host's sudoers files allow.
     (!commands.is_empty()).then(|| {
         format!(
             "# Written by `crabbox setup firecracker --serve`, which writes it anew when an owner comes or goes.\n\

@@ -1,4 +1,5 @@
-//! A host made of files: programs that change accounts are scripts over a passwd file, everything else is real.
+//! A host made of files: programs that change accounts are scripts over a passwd file, everything else is
+//! real.
 
 use std::os::unix::fs::symlink;
 
@@ -404,7 +405,8 @@ fn an_owner_who_goes_leaves_what_others_wrote_and_no_entry_behind() {
     let text = world.read(KEYS).unwrap();
     std::fs::write(world.at(KEYS), format!("{text}{theirs}")).unwrap();
     let steps = world.plan(&[], &["bob"]).unwrap();
-    // All consequences come before the record's entry is removed, because the next setup learns of them from it.
+    // All consequences come before the record's entry is removed, because the next setup learns of them from
+    // it.
     assert!(
         matches!(
             steps.as_slice(),
@@ -417,7 +419,8 @@ fn an_owner_who_goes_leaves_what_others_wrote_and_no_entry_behind() {
         ),
         "{steps:?}"
     );
-    // If it is killed after the first step, the next plan has the remaining steps even though the owner is not named again.
+    // If it is killed after the first step, the next plan has the remaining steps even though the owner is
+    // not named again.
     world.apply(&steps[..1]).unwrap();
     assert_eq!(world.plan(&[], &[]).unwrap(), steps[1..]);
     world.set_up(&[], &[]);
@@ -511,7 +514,8 @@ fn a_file_of_keys_that_cannot_be_read_is_told_and_the_rule_goes_all_the_same() {
 fn a_lease_that_came_while_owners_were_shut_out_keeps_the_rest() {
     let world = world();
     world.set_up(&[("alice", &key())], &[]);
-    // The lease appears while the first things are removed; since its record cannot be read, it may be an owner's.
+    // The lease appears while the first things are removed; since its record cannot be read, it may be an
+    // owner's.
     let leases = world.engine.places.leases();
     let mut told = Vec::new();
     let removed = remove(

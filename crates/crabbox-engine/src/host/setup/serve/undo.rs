@@ -35,8 +35,8 @@ pub(in super::super) fn lets_in(made: &Made) -> bool {
     )
 }
 
-/// Ends the server processes and all other sessions of the account. None can come back, because everything that `lets_in` has been
-/// removed.
+/// Ends the server processes and all other sessions of the account. None can come back, because everything
+/// that `lets_in` has been removed.
 pub(in super::super) fn end_sessions(
     engine: &Engine,
     ground: &Ground,

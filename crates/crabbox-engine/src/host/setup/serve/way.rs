@@ -1,6 +1,7 @@
 //! Checks every component of the path to the `authorized_keys` file.
 //!
-//! Root reads and writes there by path. If another user could replace one of its components, nothing may be read or written.
+//! Root reads and writes there by path. If another user could replace one of its components, nothing may be
+//! read or written.
 
 use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt as _;
@@ -11,7 +12,8 @@ use crabbox_host::process;
 
 use super::ServeSetupError;
 
-/// Checks that the existing part of the path to `keys` belongs to root (or our own user) alone. We create the missing part.
+/// Checks that the existing part of the path to `keys` belongs to root (or our own user) alone. We create the
+/// missing part.
 pub(super) fn check(keys: &Path) -> Result<(), ServeSetupError> {
     let us = process::euid();
     let mut parts: Vec<&Path> = keys.ancestors().collect();
@@ -44,8 +46,8 @@ fn wrong_kind(found: &Metadata, is_keys: bool) -> Option<&'static str> {
     }
 }
 
-/// Why a user other than `us` and root could change something with this owner and mode. If it `may_be_shared`, a directory like
-/// /tmp is allowed, in which others cannot replace foreign files.
+/// Why a user other than `us` and root could change something with this owner and mode. If it
+/// `may_be_shared`, a directory like /tmp is allowed, in which others cannot replace foreign files.
 pub(super) fn loose(owner: u32, mode: u32, us: u32, may_be_shared: bool) -> Option<&'static str> {
     let is_shared = may_be_shared && mode & 0o1000 != 0;
     if owner != us && owner != 0 {

@@ -1,7 +1,8 @@
 //! The uses that a provider can be recommended for, and how each is scored.
 //!
-//! Names and points are the Go program's, as far as a provider of this program can earn them. A use that no provider here supports (a desktop,
-//! another operating system, provider-made evidence) is known but has no rules: it must never score points for something else.
+//! Names and points are the Go program's, as far as a provider of this program can earn them. A use that no
+//! provider here supports (a desktop, another operating system, provider-made evidence) is known but has no
+//! rules: it must never score points for something else.
 
 use super::catalogue::Entry;
 

@@ -1,6 +1,7 @@
 //! The record of one run: what it took, which command, in which repository and on which provider.
 //!
-//! The format is the Go program's, because both append to one file. A record must never contain a variable's value.
+//! The format is the Go program's, because both append to one file. A record must never contain a variable's
+//! value.
 
 use crabbox_core::config::Provider as Which;
 use crabbox_core::timestamp;
@@ -99,7 +100,8 @@ pub(super) struct Phase {
 }
 
 impl Record {
-    /// A record made at `now` (seconds and nanoseconds) of a run of `command` in `repository` that took `timing`.
+    /// A record made at `now` (seconds and nanoseconds) of a run of `command` in `repository` that took
+    /// `timing`.
     pub(in crate::commands) fn new(
         now: (i64, u32),
         source: &str,

@@ -1,6 +1,7 @@
 //! The file of records: JSON lines, appended to and read whole.
 //!
-//! Each line is written in a single write, so that two programs do not mix theirs. An unreadable line is an error, never skipped.
+//! Each line is written in a single write, so that two programs do not mix theirs. An unreadable line is an
+//! error, never skipped.
 
 use std::io::{BufRead as _, BufReader, ErrorKind, Read as _, Write as _};
 use std::path::{Path, PathBuf};

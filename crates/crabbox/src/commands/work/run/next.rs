@@ -1,6 +1,7 @@
 //! The next steps that a failed run suggests, as command lines to be pasted.
 //!
-//! It must never name something that is gone when the lines are read: a lease that was given back, a machine that went down.
+//! It must never name something that is gone when the lines are read: a lease that was given back, a machine
+//! that went down.
 
 use std::path::Path;
 
@@ -41,8 +42,8 @@ impl RunWords<'_> {
         }
     }
 
-    /// The same run again: in the lease called `name`, or in a new one. `None` if no line can express it: a script read from a pipe, or words that a
-    /// terminal does not show unchanged.
+    /// The same run again: in the lease called `name`, or in a new one. `None` if no line can express it: a
+    /// script read from a pipe, or words that a terminal does not show unchanged.
     fn again(&self, lease: &Lease, given: &[FlagValue], name: Option<&str>) -> Option<CommandLine> {
         let (request, manner) = (&self.invocation.request, self.invocation.manner);
         let (wish, sync) = (&request.lease, &request.sync);
@@ -100,8 +101,8 @@ impl RunWords<'_> {
     }
 }
 
-/// Whether `script` will still name the same script later: a regular file, and not one below `/dev` or `/proc`, where a name can mean this process
-/// alone.
+/// Whether `script` will still name the same script later: a regular file, and not one below `/dev` or
+/// `/proc`, where a name can mean this process alone.
 fn is_kept(script: &Path) -> bool {
     let is_ours = ["/dev", "/proc"].iter().any(|dir| script.starts_with(dir));
     !is_ours && script.to_str().is_some() && script.is_file()
