@@ -119,6 +119,10 @@ mod tests {
         assert!(Line::try_from("at /home/alice".to_owned()).is_err());
         assert!(Line::try_from("two\nlines".to_owned()).is_err());
         let read: Result<Line, _> = serde_json::from_str("\"10.0.0.1\"");
-        assert!(read.unwrap_err().to_string().contains("redactor"));
+        assert!(
+            read.unwrap_err()
+                .to_string()
+                .contains("not a valid redacted line")
+        );
     }
 }
