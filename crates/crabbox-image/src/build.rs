@@ -210,20 +210,6 @@ pub enum BuildError {
         /// The paths at which they could have been, each with why it does not count if something is there.
         looked: Vec<String>,
     },
-    /// The tree's sudo would not make anybody root.
-    #[error(
-        "{from} has {place} with owner {uid} and mode {mode:04o}, and sudo must be set-uid root (owner 0, mode 4755); the tree was probably unpacked as an ordinary user: unpack it again as root, or name the archive itself"
-    )]
-    Sudo {
-        /// The source.
-        from: String,
-        /// Its path.
-        place: &'static str,
-        /// Its owner.
-        uid: u32,
-        /// Its permission and set-id bits.
-        mode: u32,
-    },
     /// A file about users that the guest would not understand.
     #[error(
         "{from}: line {line} of {path} is not UTF-8, and a guest adds its user to the file; convert it (iconv -f latin1 -t utf8)"

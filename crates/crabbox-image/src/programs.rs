@@ -33,6 +33,8 @@ use Check::{Doctor, Import, Tree};
 
 /// The name of the program by which the lease's user becomes root. It must be set-uid root.
 pub const SUDO: &str = "sudo";
+/// The shell that runs every command in a lease, as `bash -lc`.
+pub const BASH: &str = "bash";
 
 /// The paths of a program that is found on `PATH`: the directories that an sshd without any configuration
 /// searches for a user who is not root, in Debian's build of it as in the original. `sbin` is not among them.
@@ -55,9 +57,8 @@ const PROGRAMS: [Program; 11] = [
         "openssh-server",
         &[Import, Doctor],
     ),
-    // Every command in a lease starts as `bash -lc`.
     program(
-        "bash",
+        BASH,
         &["/bin/bash", "/usr/bin/bash"],
         "bash",
         &[Tree, Import, Doctor],

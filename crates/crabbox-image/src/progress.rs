@@ -11,10 +11,17 @@ pub trait Progress {
     fn bytes(&self, done: u64, total: Option<u64>) {
         let _ = (done, total);
     }
+
+    /// Something that the user should know about a result that is made nevertheless.
+    fn warn(&self, problem: &str);
 }
 
 impl<F: Fn(&str)> Progress for F {
     fn stage(&self, name: &str) {
         self(name);
+    }
+
+    fn warn(&self, problem: &str) {
+        self(problem);
     }
 }

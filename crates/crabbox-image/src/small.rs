@@ -120,4 +120,6 @@ impl Progress for FillAt<'_> {
     fn bytes(&self, _: u64, _: Option<u64>) {
         self.told();
     }
+
+    fn warn(&self, _: &str) {}
 }

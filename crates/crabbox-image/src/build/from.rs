@@ -101,7 +101,7 @@ pub fn build_tree(recipe: &TreeRecipe, store: &Store, progress: &dyn Progress) -
         tree: &tree,
         name: recipe.source.display(),
     };
-    checked.contract(recipe.init)?;
+    checked.contract(recipe.init, progress)?;
     let guest = GuestContract {
         uid: checked.uid()?,
         ..GuestContract::default()
@@ -219,10 +219,10 @@ impl Checked<'_> {
         FileError::io(attempt, &self.tree.shown(Path::new(path)), source)
     }
 
-    fn contract(&self, init: OwnInit) -> Result<(), BuildError> {
+    fn contract(&self, init: OwnInit, progress: &dyn Progress) -> Result<(), BuildError> {
         let (mut missing, mut packages, mut looked) = (Vec::new(), Vec::new(), Vec::new());
         for program in programs::of(Check::Tree) {
-            if let Err(places) = self.find(program)? {
+            if let Err(places) = self.find(program, progress)? {
                 missing.push(program.name);
                 packages.push(program.package);
                 looked.extend(places);
@@ -232,7 +232,14 @@ impl Checked<'_> {
             missing.push("/sbin/init");
             packages.push("systemd-sysv");
         }
-        if !missing.is_empty() {
+        if missing == [programs::BASH] {
+            // The image is whole in itself, and an image made of it may add bash.
+            progress.warn(&format!(
+                "{} has no bash, and without it no command runs in a lease; install it in the tree; looked for {}",
+                self.name,
+                looked.join(", ")
+            ));
+        } else if !missing.is_empty() {
             return Err(BuildError::Incomplete {
                 from: self.name.clone(),
                 missing,
@@ -248,7 +255,11 @@ impl Checked<'_> {
     }
 
     /// Looks for an executable file at the places of `program`; if there is none, returns what is at them.
-    fn find(&self, program: &Program) -> Result<Result<(), Vec<String>>, BuildError> {
+    fn find(
+        &self,
+        program: &Program,
+        progress: &dyn Progress,
+    ) -> Result<Result<(), Vec<String>>, BuildError> {
         let mut looked = Vec::new();
         for place in program.places {
             let Some(file) = self.open(below_root(place))? else {
@@ -263,12 +274,12 @@ impl Checked<'_> {
                 continue;
             }
             if program.name == programs::SUDO && (facts.uid() != 0 || facts.mode() & 0o4000 == 0) {
-                return Err(BuildError::Sudo {
-                    from: self.name.clone(),
-                    place,
-                    uid: facts.uid(),
-                    mode: facts.mode() & 0o7777,
-                });
+                progress.warn(&format!(
+                    "{} has {place} with owner {} and mode {:04o}; unless it is set-uid root (owner 0, mode 4755), the lease's user cannot become root: if the tree was unpacked as an ordinary user, unpack it as root or name the archive itself",
+                    self.name,
+                    facts.uid(),
+                    facts.mode() & 0o7777
+                ));
             }
             return Ok(Ok(()));
         }

@@ -122,6 +122,10 @@ impl Progress for Stages<'_> {
         self.bar.enable_steady_tick(Duration::from_millis(100));
     }
 
+    fn warn(&self, problem: &str) {
+        self.bar.suspend(|| self.printer.warn(problem));
+    }
+
     fn bytes(&self, done: u64, total: Option<u64>) {
         let mut now = self.now.borrow_mut();
         let Some(stage) = now.as_mut() else { return };
