@@ -80,7 +80,12 @@ impl RemoteLine {
 
     /// Waits for the mark on standard error, which comes first.
     pub fn start_of_errors(&self) -> Start {
-        Start::at(format!("{}=errors\n", self.nonce))
+        Start::at(format!("{}\n", self.mark_of_errors()))
+    }
+
+    /// The line that is the mark on standard error, for a reader of lines, who skips it.
+    pub fn mark_of_errors(&self) -> String {
+        format!("{}=errors", self.nonce)
     }
 
     /// A script that ends the process group which runs this line, and prints `gone`, `alive` or `none`.

@@ -40,6 +40,9 @@ const LISTEN_EVERY: Duration = Duration::from_millis(500);
 /// How often to look for a service that refuses connections on the other loopback address.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 
+/// How long after the end of ssh a cancellation still counts as its cause.
+const CANCEL_GRACE: Duration = Duration::from_millis(500);
+
 /// How often to retry when another process takes the free port before ssh does.
 const PORT_ATTEMPTS: usize = 5;
 
@@ -159,7 +162,8 @@ fn open_at(
     let (refused, refusals) = mpsc::channel();
     let listener = child.stderr.take().map(|stderr| {
         let words = Arc::clone(&words);
-        std::thread::spawn(move || hear(stderr, &words, &refused))
+        let mark = line.mark_of_errors();
+        std::thread::spawn(move || hear(stderr, &mark, &words, &refused))
     });
     let mut tunnel = Tunnel {
         child,
@@ -297,6 +301,13 @@ impl Tunnel {
             }
         }
         self.close();
+        // Ctrl-C at a terminal reaches ssh, too, and its end may be noticed before our own signal.
+        let soon = Some(Instant::now() + CANCEL_GRACE);
+        if let Some(cancel) = cancel
+            && wait(cancel, PollFlags::IN, None, soon)? == Ready::First
+        {
+            return Ok(TunnelEnd::Cancelled);
+        }
         Ok(TunnelEnd::Ended { said: self.said() })
     }
 
@@ -318,15 +329,19 @@ impl Drop for Tunnel {
     }
 }
 
-/// Reads `stream` to its end, keeps the last of it in `words`, and sends why a channel was refused to
-/// `refused`.
-fn hear(stream: impl Read, words: &Mutex<Vec<u8>>, refused: &Sender<String>) {
+/// Reads `stream` to its end, keeps the last of it in `words`, without the line `mark`, and sends why a channel
+/// was refused to `refused`.
+fn hear(stream: impl Read, mark: &str, words: &Mutex<Vec<u8>>, refused: &Sender<String>) {
     let mut stream = BufReader::new(stream);
     let mut line = Vec::new();
     while matches!(
         (&mut stream).take(LINE_LIMIT).read_until(b'\n', &mut line),
         Ok(1..)
     ) {
+        if line.trim_ascii() == mark.as_bytes() {
+            line.clear();
+            continue;
+        }
         if let Some(reason) = forward::reason(&String::from_utf8_lossy(&line)) {
             // If the receiver is gone, the reason is still in `words`.
             refused.send(reason.to_owned()).ok();

@@ -106,10 +106,29 @@ fn a_tunnel_whose_connection_dies_says_so() {
     let target = target(&sshd);
     let tunnel = tunnel::open(&target, None, service(), None).unwrap();
     sshd.kill_connections();
-    assert!(matches!(
-        tunnel.wait(&target, None, &mut |_| {}).unwrap(),
-        TunnelEnd::Ended { .. }
-    ));
+    let TunnelEnd::Ended { said } = tunnel.wait(&target, None, &mut |_| {}).unwrap() else {
+        panic!("nobody cancelled it");
+    };
+    assert!(!said.contains("=errors"), "a mark of ours is shown: {said}");
+}
+
+#[test]
+fn a_tunnel_whose_ssh_ends_just_before_the_cancellation_is_cancelled() {
+    let sshd = Sshd::start();
+    let target = target(&sshd);
+    let tunnel = tunnel::open(&target, None, service(), None).unwrap();
+    assert_eq!(ask(tunnel.local_port()).unwrap(), "hello");
+    let (cancel, asker) = std::io::pipe().unwrap();
+    sshd.kill_connections();
+    let asked = std::thread::spawn(move || {
+        crabbox_host::clock::poll_until(Duration::from_millis(50), || None::<()>);
+        drop(asker);
+    });
+    assert_eq!(
+        tunnel.wait(&target, Some(cancel.as_fd()), &mut |_| {}).unwrap(),
+        TunnelEnd::Cancelled
+    );
+    asked.join().unwrap();
 }
 
 #[test]

@@ -178,10 +178,14 @@ impl Run<'_> {
             policy: self.request.lease.stop_after,
             stopped: stopped.as_ref().copied(),
         });
-        stopped.map_err(|source| RunFailure::Cleanup {
+        let is_stopped = stopped.map_err(|source| RunFailure::Cleanup {
             id: lease.id.clone(),
             source,
         })?;
+        if !is_stopped {
+            // Whoever else uses the lease may end it meanwhile, and then there is no state to set.
+            self.rest(lease).ok();
+        }
         Ok(())
     }
 

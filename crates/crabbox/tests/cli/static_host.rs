@@ -302,6 +302,8 @@ fn a_run_beside_a_kept_lease_leaves_it_as_it_was() {
     assert_eq!(run.code, 0, "{}", run.err);
     assert!(run.err.contains("stopped=false"), "{}", run.err);
     assert_eq!(read_claim(&place, ID)["slug"], "kept");
+    let status = place.run(&["status", "kept"]);
+    assert!(status.out.contains("state=ready"), "{}", status.out);
     let stop = place.run(&["stop", "kept"]);
     assert_eq!(stop.code, 0, "{}", stop.err);
     assert!(!claimed(&place, ID) && !connected(&place));
