@@ -5,6 +5,8 @@ mkdir -p $tree/usr/sbin $tree/usr/bin $tree/bin $tree/etc $tree/boot $tree/usr/l
 cp /usr/sbin/sshd $tree/usr/sbin/
 for p in git rsync tar curl jq python3 sudo; do printf '#!/bin/sh\n' > $tree/usr/bin/$p; done
 printf '#!/bin/sh\n' > $tree/bin/sh
+printf '#!/bin/sh\n' > $tree/bin/bash
+chmod 755 $tree/usr/bin/* $tree/bin/*; chmod 4755 $tree/usr/bin/sudo
 echo 'root:x:0:0::/root:/bin/sh' > $tree/etc/passwd
 echo "$word" > $tree/etc/word
 head -c 3000000 /dev/urandom > $tree/etc/large

@@ -268,7 +268,7 @@ fn a_host_that_takes_her_for_somebody_else_has_nothing_of_hers_removed() {
     for words in ["crabbox stop mine".to_owned(), format!("crabbox stop {lease}")] {
         let refused = with(&host, "alice", &words).exits(5);
         assert!(
-            refused.stderr.contains("belongs to \"alice\"") && refused.stderr.contains("\"eve\""),
+            refused.stderr.contains("belongs to owner \"alice\"") && refused.stderr.contains("\"eve\""),
             "{refused:?}"
         );
     }

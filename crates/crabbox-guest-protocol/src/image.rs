@@ -5,9 +5,10 @@ pub const SSHD: &str = "/usr/sbin/sshd";
 /// The settings of an SSH server in a lease, in the form of `sshd_config(5)`: the way in, no negotiation that
 /// a lease does not need, and no lookups. Without PAM a login is some 16 ms shorter here. Of the settings
 /// that may be given several times, these are added to an image's own; of all others the first one counts.
-pub const SSHD_SETTINGS: [(&str, &str); 19] = [
+pub const SSHD_SETTINGS: [(&str, &str); 20] = [
     ("Port", "22"),
     ("ListenAddress", "0.0.0.0"),
+    ("ListenAddress", "::"),
     ("HostKey", HOST_KEY),
     ("AuthorizedKeysFile", ".ssh/authorized_keys"),
     ("AllowUsers", "*"),

@@ -207,7 +207,7 @@ pub enum BuildError {
         missing: Vec<&'static str>,
         /// Debian packages that contain them.
         packages: Vec<&'static str>,
-        /// The paths at which they could have been, each with why it does not count if something is there.
+        /// The paths at which they could have been.
         looked: Vec<String>,
     },
     /// A file about users that the guest would not understand.

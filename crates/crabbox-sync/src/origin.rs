@@ -58,7 +58,8 @@ fn url(scheme: &str, rest: &str) -> Option<String> {
     let after_brackets = host.rsplit_once(']').map_or(host, |(_, port)| port);
     let port = after_brackets.split_once(':').map(|(_, port)| port);
     // A password may contain any character, unescaped by mistake; then it does not end at this `@`.
-    let is_split = (user.is_some() || port.is_some()) && tail.contains('@');
+    let is_nowhere = authority.is_empty() && scheme != "file";
+    let is_split = (user.is_some() || port.is_some() || is_nowhere) && tail.contains('@');
     if is_split || !port.unwrap_or_default().bytes().all(|byte| byte.is_ascii_digit()) {
         return None;
     }
@@ -124,6 +125,7 @@ mod tests {
             "https://me:3/s3cret@h.invalid/y",
             "https://me:a@b/s3cret@h.invalid/y",
             "https://me:3?s3cret@h.invalid/y",
+            "me:///s3cret@h.invalid:y",
             "me:3/s3cret@h.invalid:y",
             "ext::helper --token s3cret",
             "x::s3cret",

@@ -270,8 +270,7 @@ impl Checked<'_> {
                 .metadata()
                 .map_err(|source| self.failed("look at", below_root(place), source))?;
             if facts.mode() & 0o111 == 0 {
-                looked.push(format!("{place} (which is not executable)"));
-                continue;
+                progress.warn(&format!("{place} in {} is not executable", self.name));
             }
             if program.name == programs::SUDO && (facts.uid() != 0 || facts.mode() & 0o4000 == 0) {
                 progress.warn(&format!(

@@ -500,12 +500,13 @@ fn is_taken_back(record: &LeaseRecord) -> bool {
 
 /// Ends the lease's service threads. If its VMM has ended, the last line of the console and of the log say
 /// how.
-fn end_threads(threads: Threads, dir: &LeaseDir) {
+fn end_threads(threads: Threads, dir: &LeaseDir) -> Option<String> {
     let how = vmm_end::describe(dir);
     if let Some(how) = &how {
         tracing::warn!("{how}");
     }
     finish(threads, how.as_deref());
+    how
 }
 
 /// Ends the lease's service threads: DNS before the namespace is removed, trim before the disk is, and the
@@ -517,18 +518,20 @@ fn finish(threads: Threads, last: Option<&str>) {
     }
 }
 
-/// The last lines of a machine that did not come up: of its console, or of the VMM's log if the console is
-/// empty.
+/// The last lines of a machine that did not come up: of its console, or of the VMM's log if the guest printed
+/// nothing.
 fn finish_console(threads: Threads, dir: &LeaseDir) -> Vec<String> {
-    end_threads(threads, dir);
+    let how = end_threads(threads, dir);
     let console = console::tail(&dir.console(), CONSOLE_LINES);
-    if !console.is_empty() {
+    if console.iter().any(|line| Some(line) != how.as_ref()) {
         return console;
     }
     let log = leases::read(dir)
         .map(|stored| stored.record.log_path)
         .unwrap_or_default();
-    console::tail(Path::new(&log), CONSOLE_LINES)
+    let mut words = console::tail(Path::new(&log), CONSOLE_LINES);
+    words.extend(how);
+    words
 }
 
 #[cfg(test)]
