@@ -208,7 +208,7 @@ pub enum BuildError {
         /// Debian packages that contain them.
         packages: Vec<&'static str>,
         /// The paths at which they could have been.
-        looked: Vec<String>,
+        looked: Vec<&'static str>,
     },
     /// A file about users that the guest would not understand.
     #[error(

@@ -222,10 +222,10 @@ impl Checked<'_> {
     fn contract(&self, init: OwnInit, progress: &dyn Progress) -> Result<(), BuildError> {
         let (mut missing, mut packages, mut looked) = (Vec::new(), Vec::new(), Vec::new());
         for program in programs::of(Check::Tree) {
-            if let Err(places) = self.find(program, progress)? {
+            if !self.has_program(program, progress)? {
                 missing.push(program.name);
                 packages.push(program.package);
-                looked.extend(places);
+                looked.extend(program.places);
             }
         }
         if init == OwnInit::Systemd && !self.has(INIT)? {
@@ -233,9 +233,9 @@ impl Checked<'_> {
             packages.push("systemd-sysv");
         }
         if missing == [programs::BASH] {
-            // The image is whole in itself, and an image made of it may add bash.
+            // Such an image is of use only where commands are not, which is the user's to judge.
             progress.warn(&format!(
-                "{} has no bash, and without it no command runs in a lease; install it in the tree; looked for {}",
+                "{} has no bash, and without it no command runs in a lease; install it in the tree (Debian: apt-get install -y bash); looked for {}",
                 self.name,
                 looked.join(", ")
             ));
@@ -254,23 +254,20 @@ impl Checked<'_> {
         }
     }
 
-    /// Looks for an executable file at the places of `program`; if there is none, returns what is at them.
-    fn find(
-        &self,
-        program: &Program,
-        progress: &dyn Progress,
-    ) -> Result<Result<(), Vec<String>>, BuildError> {
-        let mut looked = Vec::new();
+    /// Whether the tree has `program`. Warns if nobody could run it, or if it is a sudo that makes nobody root.
+    fn has_program(&self, program: &Program, progress: &dyn Progress) -> Result<bool, BuildError> {
+        let mut not_executable = None;
         for place in program.places {
             let Some(file) = self.open(below_root(place))? else {
-                looked.push((*place).to_owned());
                 continue;
             };
             let facts = file
                 .metadata()
                 .map_err(|source| self.failed("look at", below_root(place), source))?;
+            // A shell goes on to the next directory of `PATH`, too.
             if facts.mode() & 0o111 == 0 {
-                progress.warn(&format!("{place} in {} is not executable", self.name));
+                not_executable.get_or_insert(place);
+                continue;
             }
             if program.name == programs::SUDO && (facts.uid() != 0 || facts.mode() & 0o4000 == 0) {
                 progress.warn(&format!(
@@ -280,9 +277,15 @@ impl Checked<'_> {
                     facts.mode() & 0o7777
                 ));
             }
-            return Ok(Ok(()));
+            return Ok(true);
         }
-        Ok(Err(looked))
+        if let Some(place) = not_executable {
+            progress.warn(&format!(
+                "{} has {place}, which is not executable; make it so in the tree (chmod 755)",
+                self.name
+            ));
+        }
+        Ok(not_executable.is_some())
     }
 
     /// Refuses programs of another processor.
