@@ -24,6 +24,16 @@ use crate::files::{self, FileError};
 
 /// Maximum number of links through which a missing directory is made; as many as the kernel follows.
 const LINKS_LIMIT: u32 = 40;
+/// How many directories may be missing on the way to an entry, those behind links included: twice the depth of
+/// the deepest entry that is unpacked.
+const STEPS_LIMIT: u32 = 512;
+
+/// What is still allowed on the way to a missing directory.
+#[derive(Clone, Copy)]
+struct Most {
+    links: u32,
+    steps: u32,
+}
 
 /// The attributes of every entry.
 #[derive(Debug, Clone, Default)]
@@ -129,17 +139,24 @@ impl Tree {
 
     /// The directory `path` as the guest sees it, created with missing parents.
     fn made_parent(&self, path: &Path) -> Result<OwnedFd, Errno> {
-        self.made_behind(path, LINKS_LIMIT)
+        let most = Most {
+            links: LINKS_LIMIT,
+            steps: STEPS_LIMIT,
+        };
+        self.made_behind(path, most)
     }
 
-    /// The same, through at most `links` links whose targets are missing.
-    fn made_behind(&self, path: &Path, links: u32) -> Result<OwnedFd, Errno> {
+    /// The same, through at most as many missing directories and links to missing ones.
+    fn made_behind(&self, path: &Path, most: Most) -> Result<OwnedFd, Errno> {
         match self.look_up(path, OFlags::DIRECTORY, AS_GUEST) {
             Err(Errno::NOENT) => {}
             other => return other,
         }
+        // The calls are nested, and the targets of links, which an archive chooses, may be long.
+        let steps = most.steps.checked_sub(1).ok_or(Errno::NAMETOOLONG)?;
+        let most = Most { steps, ..most };
         let above = path.parent().ok_or(Errno::NOENT)?;
-        let parent = self.made_behind(above, links)?;
+        let parent = self.made_behind(above, most)?;
         // Without a name the path ends with `..`, and only what is before it was missing.
         if let Some(name) = path.file_name() {
             match mkdirat(&parent, name, Mode::from_raw_mode(0o755)) {
@@ -148,14 +165,15 @@ impl Tree {
                     self.remember(&openat(&parent, name, flags, Mode::empty())?, None)?;
                 }
                 // A link that leads nowhere yet: its target may be an entry that is still to come.
-                Err(Errno::EXIST) if links > 0 => {
+                Err(Errno::EXIST) if most.links > 0 => {
                     let target = readlinkat(&parent, name, Vec::new())?;
                     let target = Path::new(OsStr::from_bytes(target.to_bytes()));
                     let target = match target.strip_prefix("/") {
                         Ok(inside) => inside.to_owned(),
                         Err(_) => above.join(target),
                     };
-                    self.made_behind(&target, links - 1)?;
+                    let links = most.links - 1;
+                    self.made_behind(&target, Most { links, ..most })?;
                 }
                 Err(error) => return Err(error),
             }

@@ -97,6 +97,28 @@ fn what_is_put_behind_a_link_stays_inside() {
 }
 
 #[test]
+fn links_with_long_missing_targets_are_refused_before_the_calls_are_nested_too_deep() {
+    let beside = Beside::new();
+    let tree = &beside.tree;
+    for number in 0..39 {
+        let target = format!("l{}{}", number + 1, "/a".repeat(2000));
+        let kind = Kind::Symlink(Path::new(&target));
+        tree.put(Path::new(&format!("l{number}")), kind, &Facts::default())
+            .unwrap();
+    }
+    let refused = tree.put(Path::new("l0/x"), Kind::Directory, &Facts::default());
+    assert_eq!(
+        refused.unwrap_err().raw_os_error(),
+        Some(Errno::NAMETOOLONG.raw_os_error())
+    );
+    // Nor is a tree made by one of them that is deeper than what is unpacked otherwise.
+    assert!(
+        tree.put(Path::new("l38/x"), Kind::Directory, &Facts::default())
+            .is_err()
+    );
+}
+
+#[test]
 fn an_entry_may_come_before_the_target_of_a_link_on_its_way() {
     let beside = Beside::new();
     let tree = &beside.tree;
