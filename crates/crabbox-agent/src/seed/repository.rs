@@ -4,6 +4,7 @@
 //! A repository is moved away and never deleted here unless a later one follows it. It must never write
 //! through a link into another repository, nor take the lock of a git that is still at work.
 
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, Mode, OFlags};
@@ -43,6 +44,10 @@ pub(super) fn replace_unusable(place: &Place, is_long: Option<bool>) -> Result<b
     if is_own {
         std::fs::rename(aside.join("modules"), ".git/modules").ok();
     }
+    // Only now, because the one that was moved away before may have the only copy of a commit.
+    forget_all_but(place, aside.file_name());
+    // It fails if one of another user is there, which could not be removed.
+    std::fs::rename(&aside, place.of(ASIDE)).ok();
     Ok(true)
 }
 
@@ -93,9 +98,8 @@ pub(super) fn is_own_directory() -> Result<Option<bool>, Failure> {
     }
 }
 
-/// Moves the repository away; to where. Those that were moved away before go, if they can be removed.
+/// Moves the repository away; to where.
 fn set_aside(place: &Place) -> Result<PathBuf, Failure> {
-    forget_aside(place);
     let mut aside = place.of(ASIDE);
     if aside.symlink_metadata().is_ok() {
         aside = place.of(format!("{ASIDE}-{}", moment()));
@@ -106,13 +110,17 @@ fn set_aside(place: &Place) -> Result<PathBuf, Failure> {
 
 /// Removes what was moved away. What cannot be removed (files of another user) stays, and disturbs nothing.
 pub(crate) fn forget_aside(place: &Place) {
+    forget_all_but(place, None);
+}
+
+fn forget_all_but(place: &Place, kept: Option<&OsStr>) {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let meta = rustix::fs::openat(CWD, &place.meta, flags, Mode::empty());
     let (Ok(meta), Ok(all)) = (meta, std::fs::read_dir(&place.meta)) else {
         return;
     };
     for name in all.flatten().map(|entry| entry.file_name()) {
-        if name.as_encoded_bytes().starts_with(ASIDE.as_bytes()) {
+        if name.as_encoded_bytes().starts_with(ASIDE.as_bytes()) && Some(name.as_os_str()) != kept {
             remove_tree(&meta, Path::new(&name)).ok();
         }
     }
@@ -181,16 +189,28 @@ pub(super) fn unlock<'a>(refs: impl Iterator<Item = &'a str>) -> Result<(), Fail
     Ok(())
 }
 
-/// Whether a git, or one of its helpers, is at work in the tree. Those of other users cannot be seen.
+/// Whether a git, or one of its helpers, is at work in the tree or in a linked worktree, which shares these
+/// locks. Those of other users cannot be seen.
 fn is_git_running() -> bool {
     let (Ok(all), Ok(tree)) = (std::fs::read_dir("/proc"), std::env::current_dir()) else {
         return true;
     };
+    let linked = std::fs::read_dir(".git/worktrees")
+        .into_iter()
+        .flatten()
+        .flatten();
+    // Each file has the path of the worktree's `.git` (gitrepository-layout(5)).
+    let mut trees: Vec<PathBuf> = linked
+        .filter_map(|entry| std::fs::read_to_string(entry.path().join("gitdir")).ok())
+        .filter_map(|path| Some(Path::new(path.trim_end()).parent()?.to_owned()))
+        .collect();
+    trees.push(tree);
+    let is_here = |cwd: PathBuf| trees.iter().any(|tree| cwd.starts_with(tree));
     all.flatten().any(|entry| {
         let name = std::fs::read(entry.path().join("comm")).unwrap_or_default();
         let name = name.trim_ascii_end();
         let is_git = name == b"git" || name.starts_with(b"git-");
-        is_git && std::fs::read_link(entry.path().join("cwd")).is_ok_and(|cwd| cwd.starts_with(&tree))
+        is_git && std::fs::read_link(entry.path().join("cwd")).is_ok_and(is_here)
     })
 }
 

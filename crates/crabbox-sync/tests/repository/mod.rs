@@ -57,6 +57,22 @@ fn commits_of_a_guest_whose_repository_is_made_again_are_kept() {
 }
 
 #[test]
+fn of_repositories_that_were_moved_away_the_last_one_is_kept() {
+    let world = synced();
+    for message in ["first", "second"] {
+        world.guest(&format!(
+            "git -c user.name=g -c user.email=g@g commit -q --allow-empty -m {message}"
+        ));
+        world.guest("git config extensions.nosuch true; git config core.repositoryformatversion 1");
+        follows(&world, message);
+        world.guest(&format!(
+            "cd ../.crabbox-sync/*/; test \"$(echo git-aside*)\" = git-aside; sed -i /nosuch/d git-aside/config; \
+             test \"$(git --git-dir=git-aside log --format=%s -1)\" = {message}"
+        ));
+    }
+}
+
+#[test]
 fn settings_that_lead_git_away_from_the_tree_do_not_last() {
     for led in [
         "git config core.bare true",
