@@ -115,8 +115,8 @@ fn a_machine_that_goes_down_is_told_apart_from_a_command_that_fails() {
     drop(host.sh(&format!("sh -c {} {lease}", quoted(&gone))).exits(0));
     assert_nothing_left(&before, &host.residue());
 
-    // From inside, in a lease that the run would give back: a reboot, and a kernel panic.
-    for end in ["reboot -f", "sh -c \"echo c > /proc/sysrq-trigger\""] {
+    // From inside, in a lease that the run would give back: a reboot, a power-off, and a kernel panic.
+    for end in ["reboot -f", "poweroff", "sh -c \"echo c > /proc/sysrq-trigger\""] {
         let ended = host.sh(&format!(
             "cd {repo} && crabbox run {SMALL} --no-sync -- sh -c 'echo began; sudo {end}; sleep 1000'"
         ));

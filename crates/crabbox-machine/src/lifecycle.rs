@@ -15,5 +15,5 @@ mod stand_by;
 pub mod supervise;
 pub(crate) mod supervisor_log;
 pub mod teardown;
-mod vmm_end;
+pub mod vmm_end;
 mod watch;

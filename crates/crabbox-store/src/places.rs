@@ -4,6 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use crabbox_core::id::LeaseId;
+use crabbox_host::files;
 
 /// Prefix of the name of a pool's lock.
 const POOL_LOCK: &str = "pool-";
@@ -137,6 +138,12 @@ impl LeaseDir {
         &self.0
     }
 
+    /// Whether nothing has its name any more: the lease was torn down. False if that is unknown, such as for a
+    /// directory that cannot be searched, because whoever finds a lease gone forgets it.
+    pub fn is_gone(&self) -> bool {
+        files::is_named(&self.0).is_ok_and(|is_named| !is_named)
+    }
+
     /// The record, which the Go program reads too.
     pub fn metadata(&self) -> PathBuf {
         self.0.join("metadata.json")
@@ -180,5 +187,23 @@ impl LeaseDir {
     /// The directory in which the jailer makes its chroots.
     pub fn jails(&self) -> PathBuf {
         self.0.join("jail")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lease_is_gone_only_if_nothing_has_its_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| LeaseDir::at(dir.path().join(name));
+        assert!(at("none").is_gone());
+        std::fs::write(dir.path().join("file"), "").unwrap();
+        std::os::unix::fs::symlink("/nonexistent", dir.path().join("link")).unwrap();
+        // The last one cannot be looked for.
+        for name in ["file", "link", "file/lease"] {
+            assert!(!at(name).is_gone(), "{name}");
+        }
     }
 }

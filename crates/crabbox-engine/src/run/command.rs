@@ -12,6 +12,7 @@ use crabbox_core::config::allow::{Allow, Verdict};
 use crabbox_host::budget::{Bounded, Budget};
 use crabbox_host::clock;
 use crabbox_host::place::{Access, Place};
+use crabbox_machine::lifecycle::vmm_end;
 use crabbox_workspace::command::{self, Job, RemoteError, RemoteStatus};
 use crabbox_workspace::env_profile::{self, Profile, ProfileError, Unread};
 use crabbox_workspace::owner::Owner;
@@ -28,6 +29,8 @@ use crate::run::{Here, Run};
 
 /// How long to watch whether the machine is going down after its connection broke.
 const GOING_DOWN: Duration = Duration::from_secs(5);
+/// How long the supervisor of a machine that went down may take for the last line of its console.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 /// How many lines of the console of a machine that went down are shown.
 const LAST_LINES: usize = 20;
 
@@ -243,9 +246,16 @@ impl Run<'_> {
         };
         let is_down = clock::poll_until(GOING_DOWN, down).unwrap_or(false);
         if is_down && let Some(console) = &self.console {
-            self.events.end(&EndEvent::WentDown {
-                console: &console.tail(LAST_LINES),
-            });
+            // The supervisor notices the end when we do, and adds how the VMM ended.
+            let whole = || {
+                let lines = console.tail(LAST_LINES);
+                let is_whole = lines
+                    .last()
+                    .is_some_and(|line| line.starts_with(vmm_end::BEGINNING));
+                is_whole.then_some(lines)
+            };
+            let lines = clock::poll_until(LAST_WORDS, whole).unwrap_or_else(|| console.tail(LAST_LINES));
+            self.events.end(&EndEvent::WentDown { console: &lines });
         }
         is_down
     }

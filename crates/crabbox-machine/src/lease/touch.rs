@@ -62,9 +62,10 @@ impl Fault for TouchError {
 /// Locks the lease and reads its record. While it is locked, nobody tears it down.
 fn hold(places: &Places, id: &str) -> Result<(FileLock, StoredLease), TouchError> {
     let guard = locks::lease(places, id, LOCK_LIMIT)?;
-    match leases::read(&LeaseDir::at(places.leases().join(id))) {
+    let dir = LeaseDir::at(places.leases().join(id));
+    match leases::read(&dir) {
         Ok(stored) => Ok((guard, stored)),
-        Err(_) if !places.leases().join(id).exists() => {
+        Err(_) if dir.is_gone() => {
             // The lease was torn down while we waited; remove the lock file that we created by locking it.
             guard.remove_while_held()?;
             Err(TouchError::Ended { id: id.to_owned() })

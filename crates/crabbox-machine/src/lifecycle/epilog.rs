@@ -93,7 +93,7 @@ pub fn take_back(engine: &Engine, job: u32) -> Result<Reclaimed, EpilogError> {
         let dir = LeaseDir::at(engine.places.leases().join(&id));
         match release::stop(engine, &id, was_nobody_s(&dir)) {
             Ok(_) => taken.leases.push(id),
-            Err(_) if !dir.path().exists() => {}
+            Err(_) if dir.is_gone() => {}
             Err(source) => {
                 return Err(EpilogError::Lease {
                     job,

@@ -106,7 +106,7 @@ pub fn end(places: &Places, member: &Member, actor: Actor<'_>) -> Result<bool, R
             return Ok(false);
         }
         Err(_) => {
-            if !lease.dir().path().exists() {
+            if lease.dir().is_gone() {
                 // It is gone already; remove the lock file that we created by locking it.
                 lease.forget()?;
             }
@@ -177,15 +177,15 @@ pub fn give_way(member: &Member, gone: &dyn Fn() -> bool) -> bool {
     // Its record exists before its supervisor listens, so retry while nothing listens.
     let told = clock::poll_until(TELL_LIMIT, || match client::ask(dir, &Verb::GiveWay) {
         Ok(Reply::Done) => Some(true),
-        Err(AskError::Absent(_)) if dir.path().exists() && !gone() => None,
+        Err(AskError::Absent(_)) if !dir.is_gone() && !gone() => None,
         _ => Some(false),
     });
     // It was not asked to end, but may have ended by itself.
     if told != Some(true) {
-        return !dir.path().exists();
+        return dir.is_gone();
     }
-    clock::poll_until(WAY_LIMIT, || (gone() || !dir.path().exists()).then_some(()));
-    !dir.path().exists()
+    clock::poll_until(WAY_LIMIT, || (gone() || dir.is_gone()).then_some(()));
+    dir.is_gone()
 }
 
 /// Whether a lease failed for lack of a resource that the end of a member would free.

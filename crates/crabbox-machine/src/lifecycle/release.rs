@@ -456,7 +456,7 @@ fn look_at_lease(places: &Places, seen: &StoredLease) -> (Decision, Option<Owned
     };
     // The record may have changed before we got the lock, so read it again.
     let Ok(stored) = leases::read(lease.dir()) else {
-        if !lease.dir().path().exists() {
+        if lease.dir().is_gone() {
             // Another process has just stopped it; remove the lock file that we created by locking it.
             lease.forget().ok();
         }

@@ -174,7 +174,7 @@ impl<'a> Waiting<'a> {
         if self.life.interrupts.caught().is_some() || self.life.control.is_asked() {
             return Some(End::Asked);
         }
-        (!self.life.dir.path().exists()).then_some(End::LeaseGone)
+        self.life.dir.is_gone().then_some(End::LeaseGone)
     }
 
     fn hand_over(&self, stream: UnixStream) -> HandoverOutcome {

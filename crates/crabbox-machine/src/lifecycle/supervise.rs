@@ -383,7 +383,7 @@ fn adopt(places: &Places, id: &LeaseId, failpoint: &str, log: &SupervisorLog) ->
     let dir = LeaseDir::at(places.lease(id));
     let guard = locks::lease(places, id.as_str(), LOCK_LIMIT)?;
     let Some(mut journal) = journal::JournalFile::open(&dir.journal())? else {
-        if !dir.path().exists() {
+        if dir.is_gone() {
             // The lease was torn down while we waited; remove the lock file that we created by locking it.
             guard.remove_while_held()?;
         }
@@ -464,7 +464,7 @@ fn conclude(
     let lease = OwnedLease::prove(places, id, guard)?;
     let stored = match leases::read(lease.dir()) {
         Ok(stored) => stored,
-        Err(_) if !lease.dir().path().exists() => {
+        Err(_) if lease.dir().is_gone() => {
             lease.forget()?;
             return Ok(Vec::new());
         }

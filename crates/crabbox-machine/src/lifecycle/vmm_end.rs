@@ -11,6 +11,9 @@ use crabbox_host::process::{self, ExitStatus};
 use crabbox_store::journal;
 use crabbox_store::places::LeaseDir;
 
+/// How the sentence begins with which a supervisor ends the console of a lease whose VMM has ended.
+pub const BEGINNING: &str = "crabbox: the VMM ";
+
 /// A sentence about the VMM of the lease in `dir`, for the end of its console; `None` if it still runs, or
 /// was never started.
 pub(super) fn describe(dir: &LeaseDir) -> Option<String> {
@@ -19,7 +22,7 @@ pub(super) fn describe(dir: &LeaseDir) -> Option<String> {
 
 fn describe_in(journal: &Journal) -> Option<String> {
     let vmm = journal.process("vmm").filter(|vmm| !process::is_alive(vmm))?;
-    let mut text = "crabbox: the VMM ".to_owned();
+    let mut text = BEGINNING.to_owned();
     match process::exit_status(vmm) {
         Some(ExitStatus::Exited(code)) => write!(text, "exited with code {code}").ok()?,
         Some(ExitStatus::Signaled(signal)) => write!(text, "was killed by signal {signal}").ok()?,
@@ -116,7 +119,7 @@ mod tests {
     fn a_vmm_that_is_not_our_child_has_ended() {
         let gone = ProcessId {
             pid: 1,
-            started: String::from("0"),
+            started: u64::MAX.to_string(),
             boot_id: process::boot_id().unwrap(),
         };
         let said = describe_in(&journal_with("/nonexistent", gone));

@@ -84,7 +84,7 @@ pub(super) fn observe(
                     return (End::Expired(reason), Some(guard));
                 }
             }
-            Err(leases::RecordError::Missing { .. }) if !dir.path().exists() => {
+            Err(leases::RecordError::Missing { .. }) if dir.is_gone() => {
                 return (End::LeaseGone, None);
             }
             // An unreadable record is left for `cleanup` to report; the machine goes on. Log it once, not at
