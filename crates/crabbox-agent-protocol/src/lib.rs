@@ -12,11 +12,13 @@
 mod frame;
 mod glob;
 mod message;
+mod path;
 mod wire;
 
 pub use frame::{Frame, FrameError, Frames, PAYLOAD_LIMIT, PIECE, Stream, put, put_bytes};
 pub use glob::{Glob, Reach};
 pub use message::{Base, Command, Reply, Request, Seed, SyncRequest};
+pub use path::is_below;
 pub use wire::{Fields, Malformed, Wire};
 
 /// The first word that an agent sends, so that nothing else is taken for one.

@@ -7,13 +7,14 @@ use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
+use crabbox_agent_protocol::is_below;
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
 use crate::bytes::path;
 use crate::failure::{At as _, Failure};
 use crate::rows::{Rows, unread};
-use crate::seen::{Dirs, is_below};
+use crate::seen::Dirs;
 
 const DIR: OFlags = OFlags::PATH
     .union(OFlags::DIRECTORY)
@@ -150,7 +151,7 @@ pub(crate) fn make_way(rows: &mut Rows, numbers: &[u32]) -> Result<(), Failure> 
             Ok(_) => {}
             Err(errno) => {
                 // Below a directory that does not exist, nothing is in the way.
-                let above = dirs.none().filter(|none| is_below(none, row.path));
+                let above = dirs.none().filter(|none| is_below(row.path, none));
                 match above {
                     Some(none) if free.as_deref() == Some(none) => {}
                     Some(none) => {

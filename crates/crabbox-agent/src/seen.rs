@@ -8,6 +8,7 @@ use std::io::Write as _;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt as _;
 
+use crabbox_agent_protocol::is_below;
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
@@ -224,12 +225,6 @@ pub(crate) struct Dirs {
     none: Option<(Vec<u8>, Errno)>,
 }
 
-/// Whether a path is `dir` or below it.
-pub(crate) fn is_below(dir: &[u8], path: &[u8]) -> bool {
-    path.strip_prefix(dir)
-        .is_some_and(|rest| matches!(rest.first(), None | Some(b'/')))
-}
-
 impl Dirs {
     /// For paths relative to `root`.
     pub(crate) fn below(root: OwnedFd) -> Self {
@@ -242,7 +237,7 @@ impl Dirs {
     /// Opens `dir`.
     pub(crate) fn enter(&mut self, dir: &[u8]) -> Result<BorrowedFd<'_>, Errno> {
         if let Some((none, errno)) = &self.none
-            && is_below(none, dir)
+            && is_below(dir, none)
         {
             return Err(*errno);
         }
@@ -253,7 +248,7 @@ impl Dirs {
         while self
             .way
             .last()
-            .is_some_and(|(length, _)| !is_below(&self.at[..*length], dir))
+            .is_some_and(|(length, _)| !is_below(dir, &self.at[..*length]))
         {
             self.way.pop();
         }

@@ -15,6 +15,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
+use crabbox_agent_protocol::is_below;
 use crabbox_host::beneath::Beneath;
 use crabbox_host::digest::{Running, sha256};
 use crabbox_host::entry_path::EntryPath;
@@ -24,7 +25,6 @@ use crate::entry::{Entry, Kind, show};
 use crate::filter::{Filter, Verdict};
 use crate::git::{Contents, git, whole_message};
 use crate::manifest::{Manifest, ManifestError, Scope, read_ignore_file};
-use only::is_below;
 pub use only::{Only, OnlyError};
 
 /// The action for a local file.

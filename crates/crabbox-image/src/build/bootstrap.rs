@@ -8,6 +8,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crabbox_core::shell::single_quoted;
 use crabbox_host::command::Cmd;
 use crabbox_host::environment::Environment;
 use crabbox_host::files::{self, FileError};
@@ -149,7 +150,7 @@ pub(super) fn install(recipe: &BuildRecipe, tree: &Path, scratch: &Path) -> Resu
 
 /// A hook for mmdebstrap, which runs a hook without shell metacharacters directly; quotes the path otherwise.
 fn shell_word(path: &Path) -> String {
-    format!("'{}' \"$1\"", path.to_string_lossy().replace('\'', r"'\''"))
+    format!("{} \"$1\"", single_quoted(&path.to_string_lossy()))
 }
 
 /// Unpacks the kernel package that [`install`] left in `scratch`; returns the directory.

@@ -2,11 +2,12 @@
 //! `network-config`.
 //!
 //! User-data is YAML that runs as root in the guest, so every external value goes through [`quoted`] (YAML)
-//! or [`shell_quoted`]; no value may be inserted unquoted.
+//! or [`single_quoted`]; no value may be inserted unquoted.
 
 use std::fmt::Write as _;
 use std::io::{Cursor, Write as _};
 
+use crabbox_core::shell::single_quoted;
 use crabbox_guest_protocol::image::{BOOTSTRAPPED, READY};
 
 use super::{SeedNetwork, ended};
@@ -217,7 +218,7 @@ fn ready_script(seed: &NoCloud) -> String {
          done\n\
          [ -e {BOOTSTRAPPED} ] || {{ echo 'crabbox-ready: the first boot has not finished'; exit 1; }}\n\
          [ -w {work_root} ] || {{ echo 'crabbox-ready: the work root is not writable'; exit 1; }}\n",
-        work_root = shell_quoted(&seed.work_root),
+        work_root = single_quoted(&seed.work_root),
     )
 }
 
@@ -263,14 +264,9 @@ fn setup_script(seed: &NoCloud) -> String {
          done\n\
          touch {BOOTSTRAPPED}\n\
          {READY}\n",
-        user = shell_quoted(&seed.user),
-        work_root = shell_quoted(&seed.work_root),
+        user = single_quoted(&seed.user),
+        work_root = single_quoted(&seed.work_root),
     )
-}
-
-/// `text` as one word of a POSIX shell.
-fn shell_quoted(text: &str) -> String {
-    format!("'{}'", text.replace('\'', "'\\''"))
 }
 
 /// `text` as a double-quoted YAML scalar in printable ASCII: with any content it stays one scalar in YAML 1.1

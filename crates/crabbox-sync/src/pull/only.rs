@@ -7,6 +7,7 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
+use crabbox_agent_protocol::is_below;
 use crabbox_core::config::trust::lexically_normal;
 use crabbox_core::fault::{Fault, Kind};
 
@@ -104,12 +105,6 @@ fn below(root: &Path, path: &Path) -> Option<PathBuf> {
     let is_root = |dir: &&Path| dir.canonicalize().is_ok_and(|dir| dir == real);
     let by_another_name = normal.ancestors().find(is_root)?;
     normal.strip_prefix(by_another_name).ok().map(Path::to_owned)
-}
-
-/// Whether `path` is `dir` or below it.
-pub(super) fn is_below(path: &[u8], dir: &[u8]) -> bool {
-    path.strip_prefix(dir)
-        .is_some_and(|rest| rest.is_empty() || rest[0] == b'/')
 }
 
 #[cfg(test)]

@@ -6,6 +6,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use crabbox_core::comma_list;
+
 /// The maximum number of names that a range expands to.
 const MOST: u64 = 10_000;
 
@@ -108,11 +110,7 @@ impl Conf {
 
     /// The items of a comma-separated list.
     pub(super) fn list(&self, key: &str) -> BTreeSet<&str> {
-        self.text(key, "")
-            .split(',')
-            .map(str::trim)
-            .filter(|one| !one.is_empty())
-            .collect()
+        comma_list::items(self.text(key, "")).collect()
     }
 
     /// A number of seconds, or Slurm's default; `None` if the value is not a number.
