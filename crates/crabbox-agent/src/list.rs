@@ -9,13 +9,13 @@ use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
-use crabbox_agent_protocol::{Glob, PIECE, Reach, Stream};
+use crabbox_agent_protocol::{Glob, PIECE, Reach, Stream, is_below};
 use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
 use crate::bytes::{leaf, parent, path, show};
 use crate::failure::{At as _, Failure, said};
-use crate::seen::{Dirs, Seen, Time, is_below};
+use crate::seen::{Dirs, Seen, Time};
 use crate::talk::Conversation;
 
 /// The list is sent in chunks of about this size, in bytes.
@@ -241,7 +241,7 @@ impl Walk<'_> {
         match FileType::from_raw_mode(found.st_mode) {
             FileType::Directory if into => {
                 // A link to a directory above itself would recurse forever.
-                if !target.is_empty() && !is_below(&target, parent(real)) {
+                if !target.is_empty() && !is_below(parent(real), &target) {
                     self.todo.push((name, target));
                 }
                 Ok(())
@@ -302,9 +302,9 @@ pub(crate) fn within(root: &Path, name: &[u8]) -> Result<Vec<u8>, String> {
 
 fn irregular(kind: FileType) -> &'static str {
     match kind {
-        FileType::Fifo => "is a pipe and no regular file",
-        FileType::Socket => "is a socket and no regular file",
-        _ => "is a device and no regular file",
+        FileType::Fifo => "is a pipe, not a regular file",
+        FileType::Socket => "is a socket, not a regular file",
+        _ => "is a device, not a regular file",
     }
 }
 

@@ -156,7 +156,9 @@ impl Asker {
     /// What this requester can do to make room.
     pub fn can_stop(self) -> &'static str {
         match self {
-            Self::Here => "stop a lease that `crabbox list` shows, or run `crabbox cleanup`",
+            Self::Here => {
+                "stop a lease that `crabbox list` shows, or run `crabbox cleanup --provider firecracker`"
+            }
             Self::Afar => {
                 "stop one of your leases (`crabbox list` shows them), or wait for another owner's to end"
             }

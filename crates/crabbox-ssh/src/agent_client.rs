@@ -95,7 +95,7 @@ pub enum AgentError {
         said: String,
     },
     /// The agent ended.
-    #[error("the agent in the lease ended ({end}): {said}")]
+    #[error("the agent in the lease {end}: {said}")]
     Broke {
         /// How.
         end: End,
@@ -167,9 +167,9 @@ pub enum End {
 impl fmt::Display for End {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Exited(code) => write!(out, "exit code {code}"),
-            Self::Killed => out.write_str("killed"),
-            Self::Lingers => out.write_str("it does not end"),
+            Self::Exited(code) => write!(out, "ended with exit code {code}"),
+            Self::Killed => out.write_str("was killed"),
+            Self::Lingers => out.write_str("closed its output but still runs"),
         }
     }
 }
@@ -390,7 +390,7 @@ impl AgentClient {
         if self.waiting.len() - before > PAYLOAD_LIMIT {
             self.waiting.truncate(before);
             return Err(AgentError::Failed {
-                why: "it is more than can be asked at once".to_owned(),
+                why: "the request is too large for one message".to_owned(),
             });
         }
         self.flush_some()
@@ -541,7 +541,7 @@ impl AgentClient {
                 AgentMessage::Reply(Reply::Problem { .. }) if surplus < LIST_LIMIT => surplus += 1,
                 AgentMessage::Reply(Reply::End {}) if surplus > 0 && list.len() >= LIST_LIMIT => {
                     return Err(AgentError::Failed {
-                        why: "there are too many".to_owned(),
+                        why: format!("the list from the lease is longer than {} MiB", LIST_LIMIT >> 20),
                     });
                 }
                 AgentMessage::Reply(Reply::End {}) => return Ok((list, problems)),

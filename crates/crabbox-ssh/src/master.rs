@@ -51,7 +51,7 @@ pub enum ConnectError {
         said: String,
     },
     /// The server does not accept our key.
-    #[error("{destination} refused the key of this lease: {said}")]
+    #[error("{destination} refused the SSH key: {said}")]
     AuthDenied {
         /// `user@host`.
         destination: String,
@@ -70,7 +70,7 @@ pub enum ConnectError {
     /// middle.
     #[error(
         "the host key of {destination} is not the one pinned in {}: this is another machine or somebody is in \
-         between; stop this lease and take a new one", known_hosts.display()
+         between; if it is a microVM, stop this lease and take a new one", known_hosts.display()
     )]
     HostKeyMismatch {
         /// `user@host`.

@@ -11,7 +11,7 @@ use std::os::fd::AsFd as _;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use crabbox_host::clock::poll_until;
+use crabbox_host::clock::{nap, poll_until};
 use crabbox_host::command::Cmd;
 use crabbox_ssh::interactive;
 use crabbox_ssh::master;
@@ -117,11 +117,15 @@ fn a_tunnel_whose_ssh_ends_just_before_the_cancellation_is_cancelled() {
     let sshd = Sshd::start();
     let target = target(&sshd);
     let tunnel = tunnel::open(&target, None, service(), None).unwrap();
-    assert_eq!(ask(tunnel.local_port()).unwrap(), "hello");
+    let port = tunnel.local_port();
+    assert_eq!(ask(port).unwrap(), "hello");
     let (cancel, asker) = std::io::pipe().unwrap();
     sshd.kill_connections();
     let asked = std::thread::spawn(move || {
-        crabbox_host::clock::poll_until(Duration::from_millis(50), || None::<()>);
+        // ssh has ended when it does not listen any more.
+        let ended = || TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_err();
+        poll_until(Duration::from_secs(30), || ended().then_some(())).unwrap();
+        nap(Duration::from_millis(50));
         drop(asker);
     });
     assert_eq!(

@@ -213,6 +213,7 @@ mod tests {
     use std::sync::atomic::{AtomicBool, Ordering};
 
     use crabbox_core::config::{Inputs, Settings, resolve};
+    use crabbox_host::clock;
     use crabbox_host::command::Cmd;
 
     use super::*;
@@ -273,15 +274,16 @@ mod tests {
         let mut watched = Watched::new(&repo, &settings.sync).unwrap();
         let (cancel, _other) = UnixStream::pair().unwrap();
         let is_over = AtomicBool::new(false);
+        let (started, limit) = (Instant::now(), Duration::from_mins(1));
         std::thread::scope(|threads| {
             threads.spawn(|| {
-                while !is_over.load(Ordering::Relaxed) {
+                // Bounded, so that a watch that waits for silence fails the test instead of hanging it.
+                while !is_over.load(Ordering::Relaxed) && started.elapsed() < limit * 2 {
                     fs::write(root.join("build.log"), "x").unwrap();
-                    std::thread::sleep(Duration::from_millis(5));
+                    clock::nap(Duration::from_millis(5));
                 }
             });
             let mut wait = |limit| watched.wait(Duration::from_millis(100), limit, cancel.as_fd());
-            let (started, limit) = (Instant::now(), Duration::from_secs(10));
             let idle = wait(Duration::from_millis(300));
             fs::write(root.join("source"), "x").unwrap();
             let changed = wait(limit);

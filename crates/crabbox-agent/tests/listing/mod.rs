@@ -96,7 +96,7 @@ fn a_link_counts_as_what_it_leads_to_in_the_tree_and_the_rest_is_named() {
             "pout/dangling: is a link that leads nowhere (No such file or directory)",
             "pout/escapes: leads out of the tree",
             "pout/loop: is a link that leads nowhere (Too many levels of symbolic links)",
-            "pout/pipe: is a pipe and no regular file",
+            "pout/pipe: is a pipe, not a regular file",
         ]
     );
     // When a whole directory is wanted, no pattern names its entries, so this is only a warning.

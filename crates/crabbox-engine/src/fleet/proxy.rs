@@ -48,7 +48,8 @@ impl Fault for ProxyError {
     fn hints(&self) -> Vec<String> {
         match self {
             Self::Fleet(error) => error.hints(),
-            _ => Vec::new(),
+            Self::Control(error) => error.hints(),
+            Self::Streams(_) => Vec::new(),
         }
     }
 }

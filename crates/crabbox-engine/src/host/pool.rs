@@ -53,7 +53,7 @@ pub enum PoolError {
     #[error("the image or the programs of the pool have changed; nothing was created or ended")]
     Stale,
     /// The user interrupted.
-    #[error("interrupted; leases that were created or ended before remain so")]
+    #[error("interrupted; leases already created or ended are not undone")]
     Interrupted,
     /// The records cannot be listed.
     #[error(transparent)]
@@ -62,7 +62,7 @@ pub enum PoolError {
     #[error(transparent)]
     Release(#[from] ReleaseError),
     /// Some leases may remain in the pool, because another process is working on them.
-    #[error("{} is in use by another process and may remain in the pool", .leases.join(", "))]
+    #[error("in use by another process, so they may remain in the pool: {}", .leases.join(", "))]
     Stay {
         /// The leases.
         leases: Vec<String>,

@@ -153,7 +153,7 @@ pub enum SetupError {
     #[error(transparent)]
     Record(#[from] RecordError),
     /// Some leases still need it.
-    #[error("cannot remove the set-up: {} still here", leases.join(", "))]
+    #[error("cannot remove the set-up: it is in use by {}", leases.join(", "))]
     InUse {
         /// The leases.
         leases: Vec<String>,
@@ -197,9 +197,11 @@ impl Fault for SetupError {
             Self::Images(error) => error.hints(),
             Self::Warm(error) => error.hints(),
             Self::Serve(error) => error.hints(),
+            Self::Registry(error) => error.hints(),
             Self::InUse { .. } => {
                 vec![
-                    "stop those that `crabbox list` shows, or `crabbox cleanup --provider firecracker`"
+                    "`crabbox list --provider firecracker --all` shows them: stop the leases, end the members of a pool with `crabbox pool drain`, \
+                     and run `crabbox cleanup --provider firecracker` for what is left"
                         .to_owned(),
                 ]
             }

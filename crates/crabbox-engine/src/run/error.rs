@@ -289,4 +289,11 @@ impl Fault for RunFailure {
             _ => None,
         }
     }
+
+    fn hints(&self) -> Vec<String> {
+        match self {
+            Self::Cleanup { source, .. } => source.hints(),
+            _ => Vec::new(),
+        }
+    }
 }

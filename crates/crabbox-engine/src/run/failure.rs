@@ -229,6 +229,15 @@ mod tests {
     }
 
     #[test]
+    fn a_cleanup_that_failed_gives_the_advice_of_its_cause() {
+        let source = LeaseError::from(AcquireLeaseError::NotReady { host: "h".to_owned() });
+        let advice = source.hints();
+        assert!(!advice.is_empty());
+        let id = "cbx_1".to_owned();
+        assert_eq!(RunError::from(RunFailure::Cleanup { id, source }).hints(), advice);
+    }
+
+    #[test]
     fn known_words_tell_the_class() {
         let class = |text: &str| classify(None, text, None).map(|class| (class.stage, class.retry));
         assert_eq!(

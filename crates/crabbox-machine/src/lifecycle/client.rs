@@ -89,7 +89,7 @@ pub enum ClientError {
     #[error(transparent)]
     Ownership(#[from] OwnershipError),
     /// The user interrupted.
-    #[error("interrupted while lease {id} was being made; it was released")]
+    #[error("interrupted while lease {id} was being made; it was removed")]
     Interrupted {
         /// The lease.
         id: String,
@@ -154,7 +154,7 @@ impl Fault for ClientError {
                 let mut hints = failure.hints.clone();
                 if !failure.leftovers.is_empty() {
                     hints.push(format!(
-                        "some of it was not removed ({}); `crabbox cleanup` tries again",
+                        "some of it was not removed ({}); `crabbox cleanup --provider firecracker` tries again",
                         failure.leftovers.join("; ")
                     ));
                 }

@@ -118,9 +118,10 @@ impl Unseen {
 }
 
 impl Found {
-    /// All orphans, or the error of a search that failed.
+    /// All orphans, or why something was not searched: for a claim that nothing is left, a missing right to
+    /// search is as good as an error.
     pub fn whole(self) -> Result<Vec<Orphan>, OrphanError> {
-        match self.unseen.into_iter().find(Unseen::is_trouble) {
+        match self.unseen.into_iter().next() {
             Some(unseen) => Err(unseen.error),
             None => Ok(self.orphans),
         }
@@ -143,7 +144,7 @@ pub enum OrphanError {
     /// Links and rules cannot be listed without `CAP_NET_ADMIN`. A user without it cannot have made any
     /// either.
     #[error(
-        "searching for links and rules needs the right to change networks (CAP_NET_ADMIN), as making them does"
+        "searching for links and rules needs the right to change networks (CAP_NET_ADMIN): run it as root"
     )]
     NoRight,
     /// Processes could not be listed or ended.

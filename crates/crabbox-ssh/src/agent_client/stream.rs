@@ -54,6 +54,10 @@ impl Input {
     /// Sends pings from now on, whatever else this process does. A stopped process sends none, and none
     /// arrive if the network is gone.
     pub(super) fn keep_alive(&mut self) {
+        self.ping_every(PING_EVERY);
+    }
+
+    fn ping_every(&mut self, every: Duration) {
         if self.pings.is_some() {
             return;
         }
@@ -65,7 +69,7 @@ impl Input {
         let started = std::thread::Builder::new()
             .name("pings".to_owned())
             .spawn(move || {
-                while stopped.recv_timeout(PING_EVERY) == Err(RecvTimeoutError::Timeout) {
+                while stopped.recv_timeout(every) == Err(RecvTimeoutError::Timeout) {
                     let Some(pipe) = pipe.upgrade() else { return };
                     match pipe.try_lock() {
                         // A ping is written whole or not at all, being far shorter than PIPE_BUF; if the pipe
@@ -238,5 +242,26 @@ impl Read for Output {
         };
         self.stopped = Some(stop);
         Err(io::ErrorKind::TimedOut.into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pings_are_sent_whole_until_the_stream_is_closed() {
+        let mut ping = Vec::new();
+        Request::Ping {}.frame(&mut ping);
+        let (mut reader, writer) = io::pipe().unwrap();
+        let mut input = Input::new(writer).unwrap();
+        input.ping_every(Duration::from_millis(10));
+        let mut two = vec![0; 2 * ping.len()];
+        reader.read_exact(&mut two).unwrap();
+        assert_eq!(two, [ping.clone(), ping.clone()].concat());
+        drop(input);
+        let mut rest = Vec::new();
+        reader.read_to_end(&mut rest).unwrap();
+        assert_eq!(rest.len() % ping.len(), 0);
     }
 }

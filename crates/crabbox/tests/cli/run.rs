@@ -228,7 +228,7 @@ fn what_fails_of_the_results_costs_nothing_of_the_rest() {
         "warning: missing required artifact: nope",
         "required artifact out/app matched=1",
         "warning: collect artifacts incomplete: out/away: leads out of the tree",
-        "warning: collect artifacts incomplete: out/pipe: is a pipe and no regular file",
+        "warning: collect artifacts incomplete: out/pipe: is a pipe, not a regular file",
         "warning: cannot fetch gone in the lease: gone: No such file or directory",
     ] {
         assert!(

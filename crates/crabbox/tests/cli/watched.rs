@@ -99,7 +99,7 @@ fn an_unreadable_record_is_warned_of_once_and_silences_no_watch() {
         let said = fs::File::create(place.path("said")).unwrap();
         let mut child = command.stdout(Stdio::piped()).stderr(said).spawn().unwrap();
         let lines = lines(child.stdout.take().unwrap());
-        // The next line about this many leases: all of them in a document, and the changed ones elsewhere.
+        // The next line that contains this: a document has all leases, another line the one that changed.
         let until = |has: &str| loop {
             let line = lines.recv_timeout(PATIENCE).unwrap();
             if line.contains(has) {

@@ -91,7 +91,7 @@ impl Fault for VolumeError {
     fn hints(&self) -> Vec<String> {
         match self {
             Self::Busy { lease } => vec![format!("stop that lease: `crabbox stop {lease}`"), without()],
-            Self::Open { .. } => vec!["`crabbox cleanup` ends machines that belong to no lease".to_owned()],
+            Self::Open { .. } => vec!["`crabbox cleanup --provider firecracker` ends machines that belong to no lease".to_owned()],
             Self::NoRoom(refusal) => refusal.hints(),
             Self::Store(error) => error.hints(),
             Self::Disk(_) if disk::is_out_of_space(self) => {

@@ -188,7 +188,7 @@ fn apply(ctx: &Ctx<'_>, engine: &Engine, plan: &Plan, json: bool) -> Result<(), 
     }
     if !json && !plan.steps.is_empty() {
         ctx.printer
-            .note("this host is set up; `crabbox setup firecracker --remove` takes it away again");
+            .note("this host is set up; `crabbox setup firecracker --remove` removes what it installed");
     }
     Ok(())
 }
