@@ -13,6 +13,13 @@ use crabbox_host::clock;
 use crabbox_host::command::Cmd;
 use crabbox_host::process::{self, ProcessId};
 
+/// The kernel's command line.
+///
+/// If the emulator gets no processor for a moment, timer ticks are late; without `no_timer_check` the kernel
+/// then considers its timer broken, and panics. QEMU 7.2 keeps translated code by its physical and its virtual
+/// address: with `norandmaps` a program that is started again has the same ones, and is not translated again.
+const CMDLINE: &str = "console=ttyS0 quiet panic=0 no_timer_check norandmaps net.ifnames=0 mitigations=off";
+
 /// How much of a log an error shows, in lines.
 const TAIL_LINES: usize = 25;
 
@@ -51,12 +58,7 @@ impl Machine {
         add("-m", self.memory_mib.to_string().into());
         add("-kernel", self.kernel.clone().into());
         add("-initrd", self.initrd.clone().into());
-        // If the emulator gets no processor for a moment, timer ticks are late; the kernel then considers its
-        // timer broken, and panics.
-        add(
-            "-append",
-            "console=ttyS0 quiet panic=0 no_timer_check net.ifnames=0 mitigations=off".into(),
-        );
+        add("-append", CMDLINE.into());
         add(
             "-drive",
             drive(&self.disk, "format=qcow2,cache=unsafe,discard=unmap"),

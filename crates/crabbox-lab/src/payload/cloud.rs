@@ -51,6 +51,10 @@ const NO_INITRD: &str = r#"mkdir -p "$1/etc/initramfs-tools"; echo update_initra
 /// The image must not contain host keys generated on the build machine.
 const NO_HOST_KEYS: &str = r#"rm -f "$1"/etc/ssh/ssh_host_*"#;
 
+/// As for the lab itself: programs that are started again and again, as systemd and cloud-init do, are
+/// otherwise translated each time.
+const NO_RANDOM_ADDRESSES: &str = r#"echo kernel.randomize_va_space=0 > "$1/etc/sysctl.d/emulated.conf""#;
+
 /// Length of the file system in MiB; sparse.
 const ROOM_MIB: u64 = 700;
 
@@ -107,7 +111,7 @@ pub(super) fn ensure(store: &Store, guest: &Path, cache: &Cache) -> Result<()> {
 /// The recipe of the foreign images.
 fn recipe() -> String {
     format!(
-        "{PACKAGES}\n{LEFT_OUT:?}\n{NO_INITRD}\n{NO_HOST_KEYS}\n{ROOM_MIB}\n{}\n",
+        "{PACKAGES}\n{LEFT_OUT:?}\n{NO_INITRD}\n{NO_HOST_KEYS}\n{NO_RANDOM_ADDRESSES}\n{ROOM_MIB}\n{}\n",
         oci::UPPER
     )
 }
@@ -159,6 +163,7 @@ fn bootstrap(tree: &Path) -> Result<()> {
         .args(LEFT_OUT.map(|path| format!("--dpkgopt=path-exclude={path}")))
         .arg(format!("--essential-hook={NO_INITRD}"))
         .arg(format!("--customize-hook={NO_HOST_KEYS}"))
+        .arg(format!("--customize-hook={NO_RANDOM_ADDRESSES}"))
         .arg("bookworm")
         .arg(tree)
         .env("DEBIAN_FRONTEND", "noninteractive")
