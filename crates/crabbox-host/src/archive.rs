@@ -27,6 +27,13 @@ pub(crate) const MAP_LIMIT: u64 = 1 << 20;
 /// Length of a block of an archive, in bytes.
 const BLOCK: usize = 512;
 
+/// Whether a file that begins with these bytes is an archive, of any of the formats: only its first header says
+/// so, by its checksum, since v7 and the label of an archive have no magic number.
+pub fn is_archive(head: &[u8]) -> bool {
+    head.first_chunk()
+        .is_some_and(|block| Header::parse(block).is_ok())
+}
+
 /// Why reading an archive stopped.
 #[derive(Debug, thiserror::Error)]
 pub enum ArchiveError {
@@ -176,6 +183,10 @@ impl<R: Read> Reader<R> {
                 return Err(ArchiveError::Metadata { size: metadata - 1 });
             }
             self.begin(header.size);
+            if header.kind == Type::Label {
+                metadata = 0;
+                continue;
+            }
             let bytes = self.read_piece(header.size)?;
             match header.kind {
                 Type::LongName => name = Some(header::text(&bytes).to_vec()),

@@ -19,6 +19,8 @@ pub(super) enum Type {
     Pax,
     /// PAX records for all that follow.
     GlobalPax,
+    /// The name of the whole archive, GNU (`tar --label`); nothing follows it.
+    Label,
 }
 
 impl Type {
@@ -48,6 +50,7 @@ impl Type {
             Self::LongLink => MemberKind::Other(b'K'),
             Self::Pax => MemberKind::Other(b'x'),
             Self::GlobalPax => MemberKind::Other(b'g'),
+            Self::Label => MemberKind::Other(b'V'),
         }
     }
 }
@@ -85,6 +88,7 @@ impl Header {
             b'K' => Type::LongLink,
             b'x' | b'X' => Type::Pax,
             b'g' => Type::GlobalPax,
+            b'V' => Type::Label,
             other => Type::Plain(other),
         };
         let is_posix = &block[257..263] == b"ustar\0";

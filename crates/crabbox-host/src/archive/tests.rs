@@ -256,3 +256,35 @@ fn links_have_no_content_and_the_stream_is_read_to_its_end() {
     assert_eq!(kinds, [MemberKind::Symlink, MemberKind::Directory]);
     assert!(reader.finish().unwrap().is_empty());
 }
+
+#[test]
+fn an_archive_is_known_by_its_first_header_whether_or_not_it_has_a_magic_number() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("file"), "x").unwrap();
+    for flags in [
+        &["--format=v7"][..],
+        &["--format=gnu", "--label=backup"],
+        &["--format=pax", "--label=backup"],
+    ] {
+        let made = Cmd::new("tar")
+            .args(["-c"])
+            .args(flags)
+            .arg("-C")
+            .arg(dir.path())
+            .arg("file")
+            .run()
+            .unwrap();
+        assert!(is_archive(&made.stdout), "{flags:?}");
+        let mut archive = Reader::new(made.stdout.as_slice());
+        let member = archive.next_member().unwrap().unwrap();
+        assert_eq!(
+            (member.path.as_slice(), member.size),
+            (&b"file"[..], 1),
+            "{flags:?}"
+        );
+        assert!(archive.next_member().unwrap().is_none(), "{flags:?}");
+    }
+    for other in [&b"x"[..], &[0; BLOCK], &[b'7'; BLOCK], b"\x7fELF"] {
+        assert!(!is_archive(other));
+    }
+}
