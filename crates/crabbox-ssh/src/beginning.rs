@@ -45,6 +45,8 @@ pub enum ShellFailure {
     Flooded,
     /// Nothing within this time.
     Waited(Duration),
+    /// It ran our line with another standard input than ours.
+    NoInput,
 }
 
 impl fmt::Display for ShellFailure {
@@ -57,6 +59,7 @@ impl fmt::Display for ShellFailure {
                 )
             }
             Self::Killed => out.write_str("was ended by a signal before it began with our commands"),
+            Self::NoInput => out.write_str("has taken standard input away from our commands"),
             Self::Flooded => out.write_str("printed over a mebibyte before our commands"),
             Self::Waited(time) => {
                 write!(out, "did not begin with our commands in {} s", time.as_secs())

@@ -7,7 +7,9 @@ use std::io::{self, Write};
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
+use crate::beginning::{NotStarted, ShellFailure};
 use crate::exec::{self, Exec, ExecError, RemoteStatus, Sink, Stdin};
+use crate::remote_line::UNREAD;
 use crate::target::Target;
 
 /// How much of each stream is kept, in bytes; the rest is read and dropped.
@@ -70,6 +72,16 @@ pub fn capture_until(
         limit,
     };
     let status = exec::run(target, exec)?;
+    if status == RemoteStatus::Exited(UNREAD) && stdout.0.is_empty() && stderr.0.is_empty() {
+        let source = NotStarted {
+            instead: ShellFailure::NoInput,
+            printed: String::new(),
+        };
+        return Err(ExecError::NotStarted {
+            destination: target.destination(),
+            source,
+        });
+    }
     Ok(Captured {
         status,
         stdout: stdout.0,

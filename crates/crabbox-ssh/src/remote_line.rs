@@ -23,6 +23,9 @@ const READER: &str = concat!(
     r#"*) cbx_s=$cbx_s$cbx_l$cbx_n;; esac; done; exit 255"#,
 );
 
+/// The exit code of a line that did not get its whole script.
+pub const UNREAD: u8 = 255;
+
 /// How long a session may take from its opening to the mark: generous for emulated machines and slow start-up
 /// files.
 pub const START_LIMIT: Duration = Duration::from_mins(1);

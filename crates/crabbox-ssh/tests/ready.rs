@@ -307,6 +307,25 @@ fn a_host_that_runs_something_else_in_place_of_the_check_is_told_also_when_that_
     }
 }
 
+#[test]
+fn a_host_that_takes_standard_input_away_is_not_said_to_lack_what_was_looked_for() {
+    let sshd = Sshd::start_with("ForceCommand sh -c \"$SSH_ORIGINAL_COMMAND\" </dev/null");
+    let found = unfit(&target(&sshd), "exit 0");
+    assert!(
+        matches!(
+            &found,
+            NotReady::Exec(ExecError::NotStarted {
+                source: NotStarted {
+                    instead: ShellFailure::NoInput,
+                    ..
+                },
+                ..
+            })
+        ),
+        "{found:?}"
+    );
+}
+
 /// Runs in place of our line, reads all that we send, and prints nothing.
 const DEAF: &str = "ForceCommand cat >/dev/null";
 

@@ -144,6 +144,18 @@ impl StaticHost {
         Ok(())
     }
 
+    /// Closes the connection to a host that is nobody's lease and cannot be one. Over the same connection, its
+    /// sshd would go on as before after its login shell or `authorized_keys` were mended. An error would hide
+    /// the one that led here.
+    fn leave(&self, host: &Host, control_dir: &PrivateDir) {
+        drop(self.uses(None));
+        if let (Ok(Some(_last)), Ok(control)) =
+            (users::last(control_dir, &host.id), host.control(control_dir))
+        {
+            connection::close(&control).ok();
+        }
+    }
+
     fn lease(&self, host: &Host) -> Result<Lease, StaticError> {
         host.lease(&self.settings, &self.engine.control_dir()?)
     }
@@ -237,7 +249,12 @@ impl Provider for StaticHost {
             keep: new.keep,
         });
         let started = std::time::Instant::now();
-        reach::reach(&mut host, &control_dir, interrupts, on_notice)?;
+        if let Err(error) = reach::reach(&mut host, &control_dir, interrupts, on_notice) {
+            if standing.is_none() {
+                self.leave(&host, &control_dir);
+            }
+            return Err(error.into());
+        }
         let mut lease = self.lease(&host)?;
         if !host.is_claimed() {
             lease.state = LeaseState::Ready;

@@ -44,6 +44,21 @@ fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
 }
 
 #[test]
+fn a_host_that_was_mended_after_it_was_refused_is_seen_as_it_is() {
+    let (place, sshd) = odd("");
+    let keys = sshd.dir().join("client_key.pub");
+    let usual = fs::read_to_string(&keys).unwrap();
+    // sshd reads it only when somebody logs in.
+    fs::write(&keys, format!("command=\"echo only backups here\" {usual}")).unwrap();
+    let refused = place.run(&["run", "--", "true"]);
+    assert_eq!(refused.code, 5, "{}", refused.err);
+    assert!(refused.err.contains("only backups here"), "{}", refused.err);
+    fs::write(&keys, usual).unwrap();
+    let mended = place.run(&["run", "--", "true"]);
+    assert_eq!(mended.code, 0, "{}", mended.err);
+}
+
+#[test]
 fn a_required_artifact_that_cannot_be_read_fails_the_run_and_the_others_are_kept() {
     let (place, _sshd) = odd(MORTAL);
     let script = "mkdir -p out; echo 1 > out/a; echo 2 > out/b; chmod 0 out/b";
