@@ -99,12 +99,16 @@ pub struct Tee<'a> {
     open: Vec<u8>,
     /// Bytes written to a file.
     written: u64,
+    is_unread: bool,
 }
+
+/// Passes a part of a stream on. An error ends the command, as one of a [`Write`] does.
+pub type Pass<'a> = dyn Fn(&[u8]) -> io::Result<()> + Sync + 'a;
 
 /// Where a stream goes.
 pub enum To<'a> {
     /// To our own stream.
-    Pass(&'a (dyn Fn(&[u8]) + Sync)),
+    Pass(&'a Pass<'a>),
     /// Into a file, instead of the terminal.
     File(Bounded<File>),
 }
@@ -128,6 +132,7 @@ impl<'a> Tee<'a> {
             lines: VecDeque::new(),
             open: Vec::new(),
             written: 0,
+            is_unread: false,
         }
     }
 
@@ -145,6 +150,11 @@ impl<'a> Tee<'a> {
     /// How many bytes were written to the file; `None` if there is none.
     pub fn captured(&self) -> Option<u64> {
         matches!(self.to, To::File(_)).then_some(self.written)
+    }
+
+    /// Whether its reader has gone.
+    pub fn is_unread(&self) -> bool {
+        self.is_unread
     }
 
     /// The last lines, without terminal sequences.
@@ -174,7 +184,12 @@ impl<'a> Tee<'a> {
 impl Write for Tee<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         match &mut self.to {
-            To::Pass(pass) => pass(bytes),
+            To::Pass(pass) => {
+                let passed = pass(bytes);
+                let broken = |error: &io::Error| error.kind() == io::ErrorKind::BrokenPipe;
+                self.is_unread |= passed.as_ref().is_err_and(broken);
+                passed?;
+            }
             To::File(file) => {
                 file.write_all(bytes)?;
                 self.written += bytes.len() as u64;
@@ -201,7 +216,10 @@ mod tests {
     fn everything_is_passed_on_and_the_last_lines_are_kept() {
         let seen = Mutex::new(Vec::new());
         let phases = Phases::of_command(Instant::now());
-        let pass = |bytes: &[u8]| seen.lock().unwrap().extend_from_slice(bytes);
+        let pass = |bytes: &[u8]| {
+            seen.lock().unwrap().extend_from_slice(bytes);
+            Ok(())
+        };
         let mut tee = Tee::new(To::Pass(&pass), &phases);
         for number in 0..100 {
             writeln!(tee, "line {number}").unwrap();
@@ -218,7 +236,7 @@ mod tests {
     #[test]
     fn phases_are_told_by_whole_lines_and_have_plain_names() {
         let phases = Phases::of_command(Instant::now());
-        let pass = |_: &[u8]| {};
+        let pass = |_: &[u8]| Ok(());
         let mut tee = Tee::new(To::Pass(&pass), &phases);
         tee.write_all(b"CRABBOX_PHASE:bui").unwrap();
         tee.write_all(b"ld\r\nx CRABBOX_PHASE:no\nCRABBOX_PHASE:\nCRABBOX_PHASE:a,b\nCRABBOX_PHASE:test\n")

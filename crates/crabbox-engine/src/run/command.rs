@@ -16,7 +16,7 @@ use crabbox_machine::lifecycle::vmm_end;
 use crabbox_workspace::command::{self, Job, RemoteError, RemoteStatus};
 use crabbox_workspace::env_profile::{self, Profile, ProfileError, Unread};
 use crabbox_workspace::owner::Owner;
-use crabbox_workspace::tee::{Phases, Tee, To};
+use crabbox_workspace::tee::{Pass, Phases, Tee, To};
 use crabbox_workspace::transcript::Transcript;
 
 use crate::provider::lease::{Lease, Target};
@@ -208,6 +208,9 @@ impl Run<'_> {
                 Some(RunFailure::GivenBack { id: lease.id.clone() })
             }
             RemoteStatus::ConnectionLost => Some(RunFailure::Lost),
+            RemoteStatus::Cancelled { stopped } if stdout.is_unread() || stderr.is_unread() => {
+                Some(RunFailure::Unread { stopped })
+            }
             RemoteStatus::Cancelled { stopped } | RemoteStatus::TimedOut { stopped } => {
                 Some(RunFailure::Interrupted { stopped })
             }
@@ -230,8 +233,12 @@ impl Run<'_> {
                 | RunFailure::GivenBack { .. }
                 | RunFailure::MachineDown
                 | RunFailure::Interrupted { stopped: false }
+                | RunFailure::Unread { stopped: false }
         );
-        if !matches!(failure, RunFailure::Interrupted { .. }) {
+        if !matches!(
+            failure,
+            RunFailure::Interrupted { .. } | RunFailure::Unread { .. }
+        ) {
             report.ended = Some(ended);
         }
         Err(failure.into())
@@ -306,7 +313,7 @@ impl Run<'_> {
     }
 
     /// The destination of a stream: passed through, or written to a private file, limited by the free space.
-    fn capture<'a>(&self, path: Option<&Path>, pass: &'a (dyn Fn(&[u8]) + Sync)) -> Result<To<'a>, RunError> {
+    fn capture<'a>(&self, path: Option<&Path>, pass: &'a Pass<'a>) -> Result<To<'a>, RunError> {
         let Some(path) = path else {
             return Ok(To::Pass(pass));
         };

@@ -245,6 +245,12 @@ pub enum RunFailure {
         /// Whether the remote processes are known to be gone.
         stopped: bool,
     },
+    /// Whoever read the command's output has gone.
+    #[error("nobody reads the output any more{}", if *.stopped { "; the command in the lease was stopped" } else { "; the command in the lease may still run" })]
+    Unread {
+        /// Whether the remote processes are known to be gone.
+        stopped: bool,
+    },
     /// No run id could be drawn.
     #[error("cannot generate a run id")]
     Random(#[source] std::io::Error),
@@ -277,6 +283,8 @@ impl Fault for RunFailure {
             // 128 plus the signal's number, as in shells.
             Self::Killed => Kind::Passthrough(137),
             Self::Interrupted { .. } => Kind::Passthrough(130),
+            // 128 plus the number of SIGPIPE, of which such a command would have died here.
+            Self::Unread { .. } => Kind::Passthrough(141),
             Self::Cleanup { .. } => Kind::Remote,
             Self::Random(_) | Self::Capture { .. } => Kind::Usage,
         }

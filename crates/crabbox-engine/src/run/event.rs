@@ -3,6 +3,7 @@
 //! An event has facts and no wording. How to present it is up to the listener, which must never influence how
 //! the run goes on.
 
+use std::io;
 use std::path::Path;
 use std::time::Duration;
 
@@ -374,11 +375,12 @@ pub trait RunEvents: EntryEvents + Documents {
     /// The run is ending.
     fn end(&self, event: &EndEvent<'_>);
 
-    /// A part of the command's standard output.
-    fn stdout(&self, bytes: &[u8]);
+    /// A part of the command's standard output. An error ends the command: a broken pipe because nobody reads
+    /// it any more.
+    fn stdout(&self, bytes: &[u8]) -> io::Result<()>;
 
-    /// A part of the command's standard error.
-    fn stderr(&self, bytes: &[u8]);
+    /// A part of the command's standard error, in the same way.
+    fn stderr(&self, bytes: &[u8]) -> io::Result<()>;
 
     /// Returns a listener for the sync that is beginning.
     fn sync(&self) -> Box<dyn SyncListener + '_>;

@@ -103,6 +103,7 @@ pub(super) fn became(error: &RunError) -> (Status, ErrorKind) {
         | RunError::Result(
             ResultError::Tests { .. } | ResultError::NoReport | ResultError::NoTests | ResultError::Unread,
         ) => (Status::Failed, ErrorKind::CommandExit),
+        RunError::Failure(RunFailure::Unread { .. }) => (Status::Canceled, ErrorKind::Canceled),
         _ if error.kind() == INTERRUPTED => (Status::Canceled, ErrorKind::Canceled),
         _ if error.connectivity() == Some(Connectivity::TimedOut) => (Status::TimedOut, ErrorKind::Timeout),
         _ => (Status::Failed, ErrorKind::ProviderError),
@@ -252,6 +253,7 @@ mod tests {
                 (Status::Failed, ErrorKind::CommandExit),
             ),
             (RunFailure::Interrupted { stopped: true }.into(), canceled),
+            (RunFailure::Unread { stopped: true }.into(), canceled),
             (SyncError::Interrupted.into(), canceled),
             (RunFailure::Lost.into(), provider),
             (missing.into(), provider),

@@ -1,8 +1,9 @@
 //! Standard output and standard error.
 //!
 //! Results go to standard output, progress and messages to standard error. A reader that went away (`| head`)
-//! is not a failure: further output is dropped, and the command continues to its end, because it may have a
-//! lease to give back. Our own messages may contain a name or text written by a repository or guest, which
+//! is not a failure: further output of ours is dropped, and the program continues to its end, because it may
+//! have a lease to give back. What a remote command prints is different: whoever passes it on hears that
+//! nobody reads it, and can end the command. Our own messages may contain a name or text written by a repository or guest, which
 //! must never control or reorder the terminal, nor begin a line: what prints a line prints one, whatever is
 //! in its text. Only texts whose line breaks are our own (usage, an error with its causes, a command to
 //! paste) go to the methods for several.
@@ -202,9 +203,16 @@ impl Printer {
         put_text(&self.out, None, &harmless_lines(&text));
     }
 
-    /// Raw bytes on standard output: the remote command's own.
+    /// Raw bytes on standard output.
     pub(crate) fn bytes(&self, bytes: &[u8]) {
         put(&self.out, bytes);
+    }
+
+    /// The standard output of a remote command, on ours. The error is a broken pipe if its reader has gone;
+    /// [`Self::failure`] has the others.
+    pub(crate) fn command_out(&self, bytes: &[u8]) -> io::Result<()> {
+        put(&self.out, bytes);
+        has_reader(&self.out)
     }
 
     /// One line on standard error.
@@ -235,12 +243,14 @@ impl Printer {
         self.labelled(AnsiColor::Cyan, "hint:", &harmless_line(&text));
     }
 
-    /// Raw bytes on standard error: the remote command's own.
-    pub(crate) fn note_bytes(&self, bytes: &[u8]) {
+    /// The standard error of a remote command, on ours. The error is a broken pipe if its reader has gone.
+    pub(crate) fn command_err(&self, bytes: &[u8]) -> io::Result<()> {
         if self.tells_events() {
-            return self.stderr_event(|pieces| pieces.add(bytes));
+            self.stderr_event(|pieces| pieces.add(bytes));
+        } else {
+            put(&self.err, bytes);
         }
-        put(&self.err, bytes);
+        has_reader(&self.err)
     }
 
     /// A line that begins with `warning:`, on standard error.
@@ -333,6 +343,18 @@ fn put(stream: &Mutex<Stream>, bytes: &[u8]) {
     stream.failure = outcome.err();
 }
 
+/// An error if an earlier write found that the reader has gone.
+fn has_reader(stream: &Mutex<Stream>) -> io::Result<()> {
+    let gone = |stream: &Stream| {
+        let failure = stream.failure.as_ref();
+        failure.is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+    };
+    if stream.lock().is_ok_and(|stream| gone(&stream)) {
+        return Err(io::ErrorKind::BrokenPipe.into());
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -420,7 +442,7 @@ mod tests {
             printer.tell_events();
             printer.note(FOREIGN);
             printer.warn(FOREIGN);
-            printer.note_bytes(FOREIGN.as_bytes());
+            printer.command_err(FOREIGN.as_bytes()).unwrap();
         });
         assert_eq!(err.lines().count(), 3, "{err}");
         for line in err.lines() {
@@ -463,7 +485,7 @@ mod tests {
             false,
         );
         printer.line("\u{1b}[31mours\u{1b}[0m");
-        printer.bytes(b"\x1b[31mtheirs\xff");
+        printer.command_out(b"\x1b[31mtheirs\xff").unwrap();
         assert_eq!(*out.0.lock().unwrap(), b"ours\n\x1b[31mtheirs\xff");
     }
 
@@ -477,8 +499,13 @@ mod tests {
         let gone = printer_to(io::ErrorKind::BrokenPipe);
         gone.line("x");
         assert_eq!((gone.failure(), gone.is_deaf()), (None, true));
+        for passed in [gone.command_out(b"y"), gone.command_err(b"y")] {
+            assert_eq!(passed.unwrap_err().kind(), io::ErrorKind::BrokenPipe);
+        }
         let full = printer_to(io::ErrorKind::StorageFull);
         full.line("x");
         assert!(full.failure().is_some());
+        // The command may still do something worth its while.
+        full.command_out(b"y").unwrap();
     }
 }

@@ -194,8 +194,9 @@ impl Watching<'_> {
         let debounce = self.args.debounce.to_std();
         loop {
             if let Err(error) = run::within(self.ctx, &again, self.interrupts) {
-                // A lease that is gone or unreachable will not come back by waiting.
+                // A lease that is gone or unreachable will not come back by waiting, nor will a reader.
                 if self.interrupts.caught().is_some()
+                    || printer.is_deaf()
                     || matches!(error.kind(), Kind::NotFound | Kind::Unavailable | Kind::Usage)
                 {
                     return Err(error);

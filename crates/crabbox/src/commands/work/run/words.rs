@@ -2,6 +2,7 @@
 //!
 //! Lines that scripts read are the Go program's. A variable's value must never appear in a line.
 
+use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -388,12 +389,12 @@ impl RunEvents for RunWords<'_> {
         }
     }
 
-    fn stdout(&self, bytes: &[u8]) {
-        self.ctx.printer.bytes(bytes);
+    fn stdout(&self, bytes: &[u8]) -> io::Result<()> {
+        self.ctx.printer.command_out(bytes)
     }
 
-    fn stderr(&self, bytes: &[u8]) {
-        self.ctx.printer.note_bytes(bytes);
+    fn stderr(&self, bytes: &[u8]) -> io::Result<()> {
+        self.ctx.printer.command_err(bytes)
     }
 
     fn sync(&self) -> Box<dyn SyncListener + '_> {
