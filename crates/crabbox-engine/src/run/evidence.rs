@@ -247,15 +247,37 @@ mod tests {
 
     type Change = fn(&mut ResultOptions);
 
+    /// The directories of a run: the repository is the current one.
+    struct Dirs {
+        root: tempfile::TempDir,
+        config: PathBuf,
+        state: PathBuf,
+    }
+
+    impl Dirs {
+        fn new() -> Self {
+            let root = tempfile::tempdir().unwrap();
+            Self {
+                config: root.path().join("config"),
+                state: root.path().join("state"),
+                root,
+            }
+        }
+
+        fn base(&self) -> Base<'_> {
+            Base {
+                cwd: self.root.path(),
+                repository: self.root.path(),
+                config: &self.config,
+                state: &self.state,
+            }
+        }
+    }
+
     #[test]
     fn no_two_files_of_a_run_are_one() {
-        let dir = tempfile::tempdir().unwrap();
-        let base = Base {
-            cwd: dir.path(),
-            repository: dir.path(),
-            config: &dir.path().join("config"),
-            state: &dir.path().join("state"),
-        };
+        let dirs = Dirs::new();
+        let (dir, base) = (dirs.root.path(), dirs.base());
         let told = |options: ResultOptions| Evidence::prepare(&options, &base).unwrap_err().to_string();
         let options = || ResultOptions {
             attest: Some("a/../r.json".into()),
@@ -316,22 +338,17 @@ mod tests {
                 format!("emit proof/{other}: paths must be different")
             );
         }
-        assert!(!dir.path().join("config").exists(), "nothing was made");
+        assert!(!dir.join("config").exists(), "nothing was made");
         let evidence = Evidence::prepare(&options(), &base).unwrap();
-        assert_eq!(evidence.attest.unwrap().place.path(), dir.path().join("r.json"));
+        assert_eq!(evidence.attest.unwrap().place.path(), dir.join("r.json"));
     }
 
     #[test]
     fn a_result_that_would_be_lost_or_cannot_be_written_is_told_before_anything_is_made() {
-        let dir = tempfile::tempdir().unwrap();
-        let base = Base {
-            cwd: dir.path(),
-            repository: dir.path(),
-            config: &dir.path().join("config"),
-            state: &dir.path().join("state"),
-        };
-        std::fs::create_dir(dir.path().join("real")).unwrap();
-        std::os::unix::fs::symlink("real", dir.path().join("link")).unwrap();
+        let dirs = Dirs::new();
+        let (dir, base) = (dirs.root.path(), dirs.base());
+        std::fs::create_dir(dir.join("real")).unwrap();
+        std::os::unix::fs::symlink("real", dir.join("link")).unwrap();
         let captured: Change = |options| options.capture_stdout = Some("z".into());
         for (change, told) in [
             (
@@ -390,7 +407,7 @@ mod tests {
             ..ResultOptions::default()
         };
         assert!(Evidence::prepare(&apart, &base).is_ok());
-        std::fs::create_dir(dir.path().join("real/a")).unwrap();
+        std::fs::create_dir(dir.join("real/a")).unwrap();
         // Outputs that cannot be written are refused beforehand.
         for change in [
             (|options| options.capture_stdout = Some("real".into())) as Change,
@@ -403,6 +420,6 @@ mod tests {
             let error = Evidence::prepare(&options, &base).unwrap_err();
             assert!(matches!(error, EvidenceError::Place(_)), "{options:?}: {error}");
         }
-        assert!(!dir.path().join("config").exists(), "nothing was made");
+        assert!(!dir.join("config").exists(), "nothing was made");
     }
 }

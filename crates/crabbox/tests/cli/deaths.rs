@@ -92,9 +92,7 @@ fn with_bootstrap(script: &str) -> Place {
 #[test]
 fn a_build_that_is_killed_ends_what_it_runs_leaves_no_mount_and_the_next_change_sweeps_its_tree() {
     let place = with_bootstrap(BOOTSTRAP);
-    let mut command = place.command(&BUILD);
-    command.stdout(Stdio::null()).stderr(Stdio::null());
-    let build = Killed(command.spawn().unwrap());
+    let build = Killed(place.start(&BUILD));
     let mounted = || {
         fs::read_to_string(place.path("home/mounted"))
             .ok()

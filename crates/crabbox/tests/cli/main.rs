@@ -16,6 +16,7 @@ mod documents;
 mod environment;
 mod events;
 mod files;
+mod forged;
 mod host_proof;
 mod landing;
 mod leases;

@@ -420,13 +420,8 @@ fn timings_are_appended_and_tools_are_told() {
 
 /// A run in the background whose command makes a file `name` in the work tree and waits.
 fn waiting(lease: &Entered, name: &str) -> Child {
-    let child = lease
-        .place
-        .command(&words(&[], &format!("echo $$ > {name}; exec sleep 1000")))
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
+    let script = format!("echo $$ > {name}; exec sleep 1000");
+    let child = lease.place.start(&words(&[], &script));
     let began = poll_until(Duration::from_secs(20), || pid(lease, name));
     began.unwrap();
     child
