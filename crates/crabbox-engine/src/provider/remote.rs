@@ -8,6 +8,7 @@
 mod acquire;
 pub mod error;
 mod kept;
+mod place;
 mod trust;
 mod way;
 
@@ -21,7 +22,7 @@ use crabbox_core::claim::Claim;
 use crabbox_core::config::Settings;
 use crabbox_core::config::layer::Origin;
 use crabbox_core::fault::{self, Fault as _, Kind};
-use crabbox_core::id::{LeaseId, normalise};
+use crabbox_core::id::LeaseId;
 use crabbox_core::labels::{self, Labels};
 use crabbox_core::state::LeaseState;
 use crabbox_core::timestamp;
@@ -30,7 +31,7 @@ use crabbox_host::console::OpenLog;
 use crabbox_host::files;
 use crabbox_host::signals::{self, Cancellation, Interrupts};
 use crabbox_machine::context::Engine;
-use crabbox_machine::lease::find::{NameError, Purpose};
+use crabbox_machine::lease::find::Purpose;
 use crabbox_machine::lease::logs::Source;
 use crabbox_machine::lifecycle::release::{Decision, ReleaseError, Released, Subject};
 use crabbox_machine::resource::connection;
@@ -49,18 +50,13 @@ use crate::provider::firecracker::{self, Firecracker};
 use crate::provider::lease::Lease;
 use crate::provider::remote::error::RemoteError;
 use crate::provider::remote::kept::Kept;
+use crate::provider::remote::place::{Place, of_host};
 use crate::provider::remote::trust::{is_answer, is_its_owner, is_to_forget, nonsense};
 use crate::provider::remote::way::{target, told_by};
 use crate::provider::{AcquiredLease, Leases, Notice, Provider, UnreachableHost};
 
 /// A host's list of leases, each with the host that it is on.
 type Told = Result<Vec<(KvmHost, FarLease)>, FleetError>;
-
-/// The location of a lease.
-enum Place {
-    Here,
-    There(KvmHost, Option<Box<Claim>>),
-}
 
 /// Leases of this machine and of others.
 #[derive(Debug)]
@@ -88,44 +84,8 @@ impl Remote {
         Ok(all.into_iter().filter_map(of_host).collect())
     }
 
-    /// Locates the lease that `text` names: by its claim, otherwise by the settings. A slug that is claimed
-    /// on several machines is refused, since the wrong lease could be stopped.
     fn place(&self, text: &str) -> Result<Place, LeaseError> {
-        let mut claims = claims::list(&self.engine.places)
-            .map_err(RemoteError::from)?
-            .claims;
-        claims.retain(|claim| claim.provider == firecracker::NAME);
-        let slug = normalise(text);
-        let mut found: Vec<Claim> = claims
-            .iter()
-            .filter(|claim| claim.lease_id == text)
-            .cloned()
-            .collect();
-        if found.is_empty() && !slug.is_empty() {
-            claims.retain(|claim| claim.slug == slug);
-            found = claims;
-        }
-        let hosts: Vec<Option<KvmHost>> = found
-            .iter()
-            .map(|claim| KvmHost::of_scope(&claim.provider_scope))
-            .collect();
-        match (found.as_slice(), hosts.as_slice()) {
-            ([claim], [Some(host)]) => Ok(Place::There(host.clone(), Some(Box::new(claim.clone())))),
-            ([], _) => Ok(match KvmHost::configured(&self.settings)? {
-                Some(host) => Place::There(host, None),
-                None => Place::Here,
-            }),
-            // If all claims are of this machine, the local records decide.
-            (_, hosts) if hosts.iter().all(Option::is_none) => Ok(Place::Here),
-            (several, hosts) => {
-                let line = |(claim, host): (&Claim, &Option<KvmHost>)| match host {
-                    Some(host) => format!("lease={} host={host}", claim.lease_id),
-                    None => format!("lease={}", claim.lease_id),
-                };
-                let matches = several.iter().zip(hosts).map(line).collect();
-                Err(RemoteError::from(NameError::Ambiguous { slug, matches }).into())
-            }
-        }
+        Place::of(text, &self.engine.places, &self.settings)
     }
 
     fn open(&self, host: &KvmHost, heed: Cancellation) -> Result<Conversation, FleetError> {
@@ -299,12 +259,6 @@ fn lease_of(reply: Reply) -> Option<FarLease> {
         Reply::Lease(told) => Some(told),
         _ => None,
     }
-}
-
-/// The host of a claim, if its lease is on another machine.
-fn of_host(claim: Claim) -> Option<(KvmHost, Claim)> {
-    let host = KvmHost::of_scope(&claim.provider_scope).filter(|_| claim.provider == firecracker::NAME)?;
-    Some((host, claim))
 }
 
 impl Provider for Remote {
@@ -626,8 +580,6 @@ impl Provider for Remote {
 
 #[cfg(test)]
 mod tests {
-    use crabbox_store::claims::ClaimError;
-
     use super::*;
 
     #[test]
@@ -646,51 +598,5 @@ mod tests {
         ] {
             assert_eq!(told(alive), None, "{alive}");
         }
-    }
-
-    #[test]
-    fn a_slug_that_is_claimed_on_two_machines_is_nobody_s_and_an_id_leads_to_its_own() {
-        let root = tempfile::tempdir().unwrap();
-        let engine = crate::fixture::engine(root.path());
-        let host = KvmHost::parse("a@kvm1").unwrap();
-        let claimed = |id: &str, slug: &str, scope: String| {
-            claims::update::<ClaimError>(&engine.places, id, |_| {
-                Ok(Some(Claim {
-                    slug: slug.to_owned(),
-                    provider: firecracker::NAME.to_owned(),
-                    provider_scope: scope,
-                    ..Claim::default()
-                }))
-            })
-            .unwrap();
-        };
-        claimed("cbx_000000000001", "far", host.scope());
-        claimed("cbx_000000000002", "both", host.scope());
-        claimed("cbx_000000000003", "both", String::new());
-        claimed("cbx_000000000004", "here", String::new());
-        let resolved = crabbox_core::config::resolve(&crabbox_core::config::Inputs {
-            files: &[],
-            environment: &|name| (name == "CRABBOX_FIRECRACKER_HOST").then(|| "a@kvm9".to_owned()),
-            flags: &[],
-            home: Some(Path::new("/h")),
-            cwd: Path::new("/"),
-            user_file: None,
-        });
-        let remote = Remote::new(engine, resolved.unwrap().settings);
-        let place = |text: &str| match remote.place(text) {
-            Ok(Place::Here) => "here".to_owned(),
-            Ok(Place::There(host, claim)) => format!("{host} {}", claim.is_some()),
-            Err(error) => error.to_string(),
-        };
-        assert_eq!(place("far"), "a@kvm1 true");
-        assert_eq!(place("cbx_000000000002"), "a@kvm1 true");
-        assert_eq!(place("cbx_000000000003"), "here");
-        assert_eq!(place("here"), "here");
-        assert_eq!(place("unknown"), "a@kvm9 false");
-        assert!(
-            place("both").contains("multiple active leases"),
-            "{}",
-            place("both")
-        );
     }
 }
