@@ -37,6 +37,7 @@ mod run;
 mod schema;
 mod smoke;
 mod static_host;
+mod static_repository;
 mod sync_plan;
 mod terminal;
 mod usage;
