@@ -21,8 +21,8 @@ use crabbox_core::labels;
 use crabbox_core::proof::redact::Redactor;
 use crabbox_core::proof::rung::GuestKernel;
 use crabbox_core::proof::{
-    self, LINES, Left, Line, Moment, Program, Proof, ProofError, SAME, SESSION, Seen, Stage, StageName,
-    Version,
+    self, LINES, Left, Line, Moment, Observations, Program, Proof, ProofError, SAME, SESSION, Stage,
+    StageName, Version,
 };
 use crabbox_core::timestamp;
 use crabbox_host::command::Cmd;
@@ -146,7 +146,7 @@ pub fn make(
     let left = way.scan(&before);
     let Way { stages, kernel, .. } = way;
     let guest = facts::guest(engine, plan, kernel, interrupts);
-    Ok(Proof::of(Seen {
+    Ok(Proof::of(Observations {
         made_at,
         // Check this last: the teardown, the scan and the digests take long, and an interrupt during those
         // counts, too.
