@@ -16,7 +16,7 @@ use crabbox_store::leases::{self, RecordError, StoredLease};
 use crabbox_store::places::Places;
 use crabbox_store::{journal, locks};
 
-use crate::control::client::{self, AskError};
+use crate::control::client::{self, ReplyError};
 use crate::control::{Reply, Verb};
 use crate::lease::allocate::AllocateError;
 use crate::lease::ownership::OwnedLease;
@@ -177,7 +177,7 @@ pub fn give_way(member: &Member, gone: &dyn Fn() -> bool) -> bool {
     // Its record exists before its supervisor listens, so retry while nothing listens.
     let told = clock::poll_until(TELL_LIMIT, || match client::ask(dir, &Verb::GiveWay) {
         Ok(Reply::Done) => Some(true),
-        Err(AskError::Absent(_)) if !dir.is_gone() && !gone() => None,
+        Err(ReplyError::Absent(_)) if !dir.is_gone() && !gone() => None,
         _ => Some(false),
     });
     // It was not asked to end, but may have ended by itself.
