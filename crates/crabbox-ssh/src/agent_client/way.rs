@@ -35,7 +35,7 @@ const END_LIMIT: Duration = Duration::from_secs(5);
 /// A started conversation.
 #[derive(Debug)]
 pub(super) struct Opened {
-    pub(super) way: Way,
+    pub(super) way: AgentProcess,
     pub(super) input: Input,
     pub(super) output: Output,
     pub(super) is_noisy: bool,
@@ -51,7 +51,7 @@ struct Words {
 
 /// The process of an agent.
 #[derive(Debug)]
-pub(super) struct Way {
+pub(super) struct AgentProcess {
     process: Process,
     words: Words,
     code: Option<u8>,
@@ -68,7 +68,7 @@ fn local(source: io::Error) -> AgentError {
     ExecError::Local { source }.into()
 }
 
-impl Way {
+impl AgentProcess {
     /// Makes the login shell of `target` run `script`.
     pub(super) fn ssh(
         target: &Target,
@@ -220,7 +220,7 @@ fn begin(
     destination: &str,
 ) -> Result<Opened, AgentError> {
     let start = line.start_of_errors();
-    let mut way = Way {
+    let mut way = AgentProcess {
         process,
         words: Words::of(errors, start),
         code: None,
