@@ -6,7 +6,7 @@ use crabbox_host::{clock, hard_links};
 use crabbox_machine::context::Engine;
 use crabbox_machine::request::GuestSource;
 use crabbox_machine::resource::network;
-use crabbox_store::templates::{Found, Templates, Unusable};
+use crabbox_store::templates::{TemplateState, Templates, Unusable};
 
 use super::super::world::{Frozen, ObserveError, Seen, Vmm, Warm};
 use super::existing;
@@ -39,12 +39,12 @@ fn template(engine: &Engine, plan: &FirecrackerPlan, vmm: &Vmm, templates: &Temp
         return Ok(Frozen::Absent);
     };
     Ok(match templates.look(&key) {
-        Found::Absent => Frozen::Absent,
-        Found::Unusable(Unusable::SetAside { failures }) => Frozen::SetAside { failures },
-        Found::Unusable(why) => Frozen::Unusable {
+        TemplateState::Absent => Frozen::Absent,
+        TemplateState::Unusable(Unusable::SetAside { failures }) => Frozen::SetAside { failures },
+        TemplateState::Unusable(why) => Frozen::Unusable {
             why: ObserveError::chain(&why).words,
         },
-        Found::Ready(template) => {
+        TemplateState::Ready(template) => {
             let (now, _) = clock::unix_now();
             Frozen::Ready {
                 key,
