@@ -18,7 +18,7 @@ use crabbox_ssh::target::Target;
 use rustix::fs::{FileType, RenameFlags};
 
 use super::{COPY, CopyError, LINK, checked, failed, name_of, remote_path, split};
-use crate::files::{self, FetchError, Fetched, Wanted};
+use crate::files::{self, FetchError, FetchRequest, Fetched};
 use crate::stream::{Arriving, Unplaced, budget};
 
 /// Permission bits of new files and directories, less the umask; an executable file also gets execute bits.
@@ -307,7 +307,7 @@ fn take(
         .iter()
         .map(|file| file.as_path().as_os_str().as_bytes().to_vec())
         .collect();
-    let wanted = Wanted {
+    let wanted = FetchRequest {
         dir: if tree.is_file { split(path).0 } else { path },
         names: &names,
         follow,

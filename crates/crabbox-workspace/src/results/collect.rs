@@ -19,7 +19,7 @@ use flate2::write::GzEncoder;
 use super::junit::{self, Report};
 use super::pattern::Pattern;
 use crate::command::RemoteError;
-use crate::files::{self, Coming, FetchError, Fetched, Wanted};
+use crate::files::{self, Coming, FetchError, FetchRequest, Fetched};
 use crate::owner::Owner;
 use crate::pull::LIST_LIMIT;
 use crate::stream::budget;
@@ -162,7 +162,7 @@ pub fn archive(
     let budget = budget(target, placing.file()).map_err(failed)?;
     let mut packed = GzEncoder::new(Bounded::new(placing.file(), budget), Compression::default());
     let (mut archived, mut padding) = (Archived::default(), 0);
-    let wanted = Wanted {
+    let wanted = FetchRequest {
         dir: workdir,
         names,
         follow: true,
@@ -368,7 +368,7 @@ fn read(
     within: bool,
     all: &mut Reports,
 ) -> Result<(), RemoteError> {
-    let wanted = Wanted {
+    let wanted = FetchRequest {
         dir: workdir,
         names,
         follow: true,
