@@ -22,7 +22,7 @@ use crabbox_machine::lifecycle::release::Decision;
 pub use answer::Answer;
 pub use error::AdapterError;
 
-use crate::entry::{Entry, EntryError, Wanted};
+use crate::entry::{Entry, EntryError, LeaseRequest};
 use crate::external::answer::{Extent, LeaseAnswer};
 use crate::external::inventory::Inventory;
 use crate::external::request::{Operation, Release, Request, Resolve};
@@ -124,7 +124,7 @@ impl Adapter<'_> {
                 .deliver(&Answer::lease(LeaseAnswer::new(desired, &lease, Extent::Full)));
             return Ok(());
         }
-        let (_, acquired) = self.entry.new_lease(&Wanted {
+        let (_, acquired) = self.entry.new_lease(&LeaseRequest {
             lease: NewLease {
                 slug: Some(desired.slug_here()),
                 keep,

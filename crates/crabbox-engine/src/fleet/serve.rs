@@ -35,8 +35,8 @@ use self::taking::{Gone, Taking};
 use super::client::FleetError;
 use super::lines::{self, LineError, Lines};
 use super::wire::{
-    Ask, AskError, Bound, FarLease, GATEWAY, Greeting, HOST, LEASES, LOG, LogSource, Reply, ResolvePurpose,
-    SAYABLE, SPOKEN, crossing,
+    Bound, FarLease, FleetRequest, FleetRequestError, GATEWAY, Greeting, HOST, LEASES, LOG, LogSource, Reply,
+    ResolvePurpose, SAYABLE, SPOKEN, crossing,
 };
 use crate::host::prepare::NewLease;
 use crate::placement::PlacementError;
@@ -66,7 +66,7 @@ pub enum ServeError {
     Line(#[from] LineError),
     /// The request is not served.
     #[error(transparent)]
-    Ask(#[from] AskError),
+    Request(#[from] FleetRequestError),
     /// A message arrived when it has no meaning.
     #[error("unexpected \"claimed\": no lease is waiting to be claimed")]
     OutOfOrder,
@@ -154,7 +154,7 @@ pub enum ServeError {
 impl ServeError {
     fn fault(&self) -> Option<&dyn Fault> {
         match self {
-            Self::Ask(error) => Some(error),
+            Self::Request(error) => Some(error),
             Self::Lease(error) => Some(error),
             Self::Gateway(error) => Some(error),
             Self::Placement(error) => Some(error),
@@ -275,8 +275,8 @@ impl Serve<'_> {
     fn named(&self, lines: &mut Lines<File>) -> Result<String, ServeError> {
         let until = Some(Instant::now() + HEARING);
         let line = lines.next(Some(self.interrupts.as_fd()), until)?;
-        match line.map(|line| Ask::read(&line)).transpose()? {
-            Some(Ask::SpeakFor { owner }) => Ok(owner),
+        match line.map(|line| FleetRequest::read(&line)).transpose()? {
+            Some(FleetRequest::SpeakFor { owner }) => Ok(owner),
             _ => Err(ServeError::NotForAnybody),
         }
     }
@@ -322,16 +322,21 @@ impl Serve<'_> {
 
     /// Serves one request; `false` once another protocol has used the streams.
     fn serve(&self, line: &[u8], lines: &mut Lines<File>, out: &Out<'_>) -> Result<bool, ServeError> {
-        let ask = Ask::read(line)?;
+        let ask = FleetRequest::read(line)?;
         match self.role {
             Role::Gateway(gateway) => self.serve_fleet(gateway, ask, lines, out),
             Role::Host | Role::Node => self.serve_here(ask, lines, out),
         }
     }
 
-    fn serve_here(&self, ask: Ask, lines: &mut Lines<File>, out: &Out<'_>) -> Result<bool, ServeError> {
+    fn serve_here(
+        &self,
+        ask: FleetRequest,
+        lines: &mut Lines<File>,
+        out: &Out<'_>,
+    ) -> Result<bool, ServeError> {
         match ask {
-            Ask::Acquire {
+            FleetRequest::Acquire {
                 key,
                 settings,
                 slug,
@@ -349,8 +354,8 @@ impl Serve<'_> {
                 };
                 self.acquire(&key, &settings, &new, job.as_ref(), (lines, out))?;
             }
-            Ask::Claimed => return Err(ServeError::OutOfOrder),
-            Ask::Resolve { lease, aim } => {
+            FleetRequest::Claimed => return Err(ServeError::OutOfOrder),
+            FleetRequest::Resolve { lease, aim } => {
                 let lease = self.owned(&lease)?;
                 let purpose = match aim {
                     ResolvePurpose::Use => Purpose::Use,
@@ -359,13 +364,13 @@ impl Serve<'_> {
                 let lease = self.provider(&[])?.resolve(&lease.id, purpose)?;
                 out.put(&Reply::Lease(far(&lease)?))?;
             }
-            Ask::List => {
+            FleetRequest::List => {
                 for lease in self.leases()?.0.iter().take(LEASES) {
                     out.put(&Reply::Lease(far(lease)?))?;
                 }
                 out.put(&Reply::Done)?;
             }
-            Ask::Touch {
+            FleetRequest::Touch {
                 lease,
                 state,
                 idle_seconds,
@@ -377,7 +382,7 @@ impl Serve<'_> {
                     .map_err(LeaseError::from)?;
                 out.put(&Reply::Labels { labels })?;
             }
-            Ask::Release { lease, discard } => {
+            FleetRequest::Release { lease, discard } => {
                 let lease = self.owned(&lease)?;
                 let released = crabbox_machine::lifecycle::release::stop(self.engine, &lease.id, discard)
                     .map_err(LeaseError::from)?;
@@ -387,12 +392,12 @@ impl Serve<'_> {
                     kept: released.kept.map(|path| path.to_string_lossy().into_owned()),
                 })?;
             }
-            Ask::Logs { lease, source } => self.log(&lease, source, out)?,
-            Ask::Connect { lease } => {
+            FleetRequest::Logs { lease, source } => self.log(&lease, source, out)?,
+            FleetRequest::Connect { lease } => {
                 self.connect(&lease, lines, out)?;
                 return Ok(false);
             }
-            Ask::Enter { .. } | Ask::Fate { .. } | Ask::SpeakFor { .. } => {
+            FleetRequest::Enter { .. } | FleetRequest::Fate { .. } | FleetRequest::SpeakFor { .. } => {
                 return Err(ServeError::NotHere {
                     what: "what a gateway is asked, or says,",
                     role: HOST,

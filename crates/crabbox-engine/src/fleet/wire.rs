@@ -142,7 +142,7 @@ pub enum LogSource {
 /// A client's request.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "verb", rename_all = "snake_case")]
-pub enum Ask {
+pub enum FleetRequest {
     /// Make a new lease.
     Acquire {
         /// The public key for entering it.
@@ -247,7 +247,7 @@ fn longest_wait() -> u64 {
     LONGEST_WAIT.as_secs()
 }
 
-/// The verbs of [`Ask`].
+/// The verbs of [`FleetRequest`].
 const VERBS: [&str; 11] = [
     "acquire",
     "claimed",
@@ -267,7 +267,7 @@ const VERBS: [&str; 11] = [
 struct Line<'a> {
     protocol: u32,
     #[serde(flatten)]
-    ask: &'a Ask,
+    ask: &'a FleetRequest,
 }
 
 /// The part of a client's line that is read first, because the rest depends on it.
@@ -500,7 +500,7 @@ impl Reply {
 
 /// Why a request is not served.
 #[derive(Debug, thiserror::Error)]
-pub enum AskError {
+pub enum FleetRequestError {
     /// It is not JSON, or lacks a field.
     #[error("the request is malformed")]
     Malformed(#[source] serde_json::Error),
@@ -523,7 +523,7 @@ pub enum AskError {
     },
 }
 
-impl Fault for AskError {
+impl Fault for FleetRequestError {
     fn kind(&self) -> Kind {
         Kind::Usage
     }
@@ -541,7 +541,7 @@ impl Fault for AskError {
     }
 }
 
-impl Ask {
+impl FleetRequest {
     /// How waits for this request are cancelled. A request that begins work is not made after an
     /// interruption. One that follows an interruption, such as a release, is made anyway.
     pub(crate) fn heed(&self) -> Cancellation {
@@ -567,20 +567,20 @@ impl Ask {
     }
 
     /// Parses a client's line.
-    pub fn read(line: &[u8]) -> Result<Self, AskError> {
+    pub fn read(line: &[u8]) -> Result<Self, FleetRequestError> {
         // Read version and verb first: if either is not ours, we cannot interpret the rest.
-        let head: Head = serde_json::from_slice(line).map_err(AskError::Malformed)?;
+        let head: Head = serde_json::from_slice(line).map_err(FleetRequestError::Malformed)?;
         let (Some(found), Some(verb)) = (head.protocol, head.verb) else {
-            return Err(AskError::Headless);
+            return Err(FleetRequestError::Headless);
         };
         if !SPOKEN.has(found) {
-            return Err(AskError::Version { found });
+            return Err(FleetRequestError::Version { found });
         }
         if !VERBS.contains(&verb.as_str()) {
             let verb = verb.chars().take(TEXT).collect();
-            return Err(AskError::Unknown { verb });
+            return Err(FleetRequestError::Unknown { verb });
         }
-        serde_json::from_slice(line).map_err(AskError::Malformed)
+        serde_json::from_slice(line).map_err(FleetRequestError::Malformed)
     }
 
     /// The request as a line in `version`, line end included.

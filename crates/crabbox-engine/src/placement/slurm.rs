@@ -9,7 +9,7 @@ use crabbox_core::id::LeaseId;
 use crabbox_host::command::{Cmd, CommandError};
 use crabbox_host::environment::Environment;
 
-use super::{JOB, JobState, Node, Placement, PlacementError, Wish};
+use super::{JOB, JobRequest, JobState, Node, Placement, PlacementError};
 
 /// The time limit of a Slurm program. One that finds no slurmctld gives up by itself after about ten seconds.
 const LIMIT: Duration = Duration::from_secs(30);
@@ -30,11 +30,11 @@ pub struct Slurm {
 }
 
 impl Slurm {
-    fn submission(&self, wish: &Wish<'_>) -> Cmd {
-        let id = wish.lease.as_str();
+    fn submission(&self, request: &JobRequest<'_>) -> Cmd {
+        let id = request.lease.as_str();
         // The script is one shell command. All arguments are quoted except for the job's number, which the
         // job's shell expands.
-        let words: Vec<String> = wish
+        let words: Vec<String> = request
             .command
             .iter()
             .map(|word| match word.as_str() {
@@ -48,10 +48,10 @@ impl Slurm {
             .arg(format!("--comment={id}"))
             .args(["--partition", &self.partition])
             .args(["--no-requeue", "--nodes=1", "--ntasks=1"])
-            .arg(format!("--mem={}", wish.memory_mib))
-            .arg(format!("--cpus-per-task={}", wish.cpus))
-            .arg(format!("--gres=lease:1,disk:{}", wish.disk_gib))
-            .arg(format!("--time={}", wish.minutes))
+            .arg(format!("--mem={}", request.memory_mib))
+            .arg(format!("--cpus-per-task={}", request.cpus))
+            .arg(format!("--gres=lease:1,disk:{}", request.disk_gib))
+            .arg(format!("--time={}", request.minutes))
             // Exports our whole environment, which is nearly empty: with a list, the host would load the
             // user's login environment. Variables of this session or host, such as file locations, must not
             // reach another host.
@@ -59,10 +59,10 @@ impl Slurm {
             .environment(Environment::Bare)
             .args(["--chdir=/", "--input=/dev/null", "--output=/dev/null"]);
         if let Some(prefix) = &self.account_prefix {
-            cmd = cmd.arg(format!("--account={prefix}{}", wish.owner));
+            cmd = cmd.arg(format!("--account={prefix}{}", request.owner));
         }
-        if !wish.exclude.is_empty() {
-            cmd = cmd.arg(format!("--exclude={}", wish.exclude.join(",")));
+        if !request.exclude.is_empty() {
+            cmd = cmd.arg(format!("--exclude={}", request.exclude.join(",")));
         }
         cmd.arg(format!("--wrap=exec {}", words.join(" ")))
     }
@@ -134,8 +134,8 @@ fn nonsense(program: &'static str, said: &str) -> PlacementError {
 }
 
 impl Placement for Slurm {
-    fn submit(&self, wish: &Wish<'_>) -> Result<u32, PlacementError> {
-        let said = said("sbatch", &self.submission(wish))?;
+    fn submit(&self, request: &JobRequest<'_>) -> Result<u32, PlacementError> {
+        let said = said("sbatch", &self.submission(request))?;
         // `number` or `number;cluster`.
         let number = said.lines().next_back().unwrap_or_default();
         let number = number.split(';').next().unwrap_or_default().trim();
@@ -254,7 +254,7 @@ mod tests {
     fn a_submission_names_sizes_and_limits_and_quotes_what_its_shell_reads() {
         let lease = LeaseId::parse("cbx_0123456789ab").unwrap();
         let command = ["/opt/it's here/crabbox", "__hold", JOB, "--owner", "alice"].map(str::to_owned);
-        let wish = Wish {
+        let request = JobRequest {
             lease: &lease,
             owner: "alice",
             memory_mib: 640,
@@ -265,7 +265,7 @@ mod tests {
             command: &command,
         };
         let words: Vec<String> = slurm()
-            .submission(&wish)
+            .submission(&request)
             .argv()
             .into_iter()
             .map(|word| word.into_string().unwrap())
@@ -286,7 +286,7 @@ mod tests {
             assert!(words.iter().any(|found| found == word), "{word}: {words:?}");
         }
         // Cargo sets a variable for the dynamic linker in tests, which belongs to this machine only.
-        let submitted = slurm().submission(&wish).to_std();
+        let submitted = slurm().submission(&request).to_std();
         let withheld: Vec<_> = submitted
             .get_envs()
             .filter(|(_, value)| value.is_none())
@@ -310,7 +310,15 @@ mod tests {
             account_prefix: None,
             ..slurm()
         };
-        let said = format!("{:?}", plain.submission(&Wish { exclude: &[], ..wish }).argv());
+        let said = format!(
+            "{:?}",
+            plain
+                .submission(&JobRequest {
+                    exclude: &[],
+                    ..request
+                })
+                .argv()
+        );
         assert!(
             !said.contains("--account") && !said.contains("--exclude"),
             "{said}"

@@ -148,7 +148,7 @@ fn is_over(state: &JobState) -> bool {
 mod tests {
     use crabbox_core::id::LeaseId;
 
-    use super::super::{Node, Wish};
+    use super::super::{JobRequest, Node};
     use super::*;
 
     /// A scheduler that gives the same answer about every job, or none.
@@ -156,7 +156,7 @@ mod tests {
     struct Says(Option<JobState>);
 
     impl Placement for Says {
-        fn submit(&self, _: &Wish<'_>) -> Result<u32, PlacementError> {
+        fn submit(&self, _: &JobRequest<'_>) -> Result<u32, PlacementError> {
             Ok(1)
         }
 

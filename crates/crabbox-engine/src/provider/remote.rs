@@ -39,7 +39,7 @@ use crabbox_store::claims;
 
 use crate::fleet::address::{Access, KvmHost};
 use crate::fleet::client::{Conversation, FleetError};
-use crate::fleet::wire::{self, Ask, FarLease, GATEWAY, LogSource, Reply, ResolvePurpose};
+use crate::fleet::wire::{self, FarLease, FleetRequest, GATEWAY, LogSource, Reply, ResolvePurpose};
 use crate::host::doctor::check::{Check, Class, Options, Status};
 use crate::host::doctor::generic;
 use crate::host::prepare::NewLease;
@@ -56,7 +56,7 @@ use crate::provider::remote::way::{target, told_by};
 use crate::provider::{AcquiredLease, Leases, Notice, Provider, UnreachableHost};
 
 /// A host's list of leases, each with the host that it is on.
-type Told = Result<Vec<(KvmHost, FarLease)>, FleetError>;
+type HostLeases = Result<Vec<(KvmHost, FarLease)>, FleetError>;
 
 /// Leases of this machine and of others.
 #[derive(Debug)]
@@ -98,7 +98,7 @@ impl Remote {
     fn ask<T>(
         &self,
         host: &KvmHost,
-        ask: &Ask,
+        ask: &FleetRequest,
         take: impl FnOnce(Reply) -> Option<T>,
     ) -> Result<T, LeaseError> {
         let asked = || {
@@ -154,7 +154,7 @@ impl Remote {
     }
 
     fn resolve_there(&self, host: &KvmHost, text: &str, aim: ResolvePurpose) -> Result<Lease, LeaseError> {
-        let ask = Ask::Resolve {
+        let ask = FleetRequest::Resolve {
             lease: text.to_owned(),
             aim,
         };
@@ -166,9 +166,9 @@ impl Remote {
     }
 
     /// Lists the leases of all hosts in parallel, so that several unreachable hosts cost only one wait.
-    fn list_at(&self, hosts: BTreeSet<KvmHost>) -> Vec<(KvmHost, Told)> {
+    fn list_at(&self, hosts: BTreeSet<KvmHost>) -> Vec<(KvmHost, HostLeases)> {
         // Use one `heed` for all, so that a signal that arrives in between cancels every one.
-        let heed = Ask::List.heed();
+        let heed = FleetRequest::List.heed();
         std::thread::scope(|scope| {
             let asked: Vec<_> = hosts
                 .into_iter()
@@ -194,10 +194,14 @@ impl Remote {
         let claim = claim.filter(|_| host.node().is_some() && why.kind() == Kind::Unavailable)?;
         let job = labels::job(&claim.labels)?.parse().ok()?;
         let lease = LeaseId::parse(&claim.lease_id).ok()?;
-        let told = self.ask(&host.gateway(), &Ask::Fate { lease, job }, |reply| match reply {
-            Reply::Fate { how } => Some(how),
-            _ => None,
-        });
+        let told = self.ask(
+            &host.gateway(),
+            &FleetRequest::Fate { lease, job },
+            |reply| match reply {
+                Reply::Fate { how } => Some(how),
+                _ => None,
+            },
+        );
         lost_how(told.ok()?)
     }
 
@@ -359,7 +363,7 @@ impl Provider for Remote {
         let Place::There(host, claim) = self.place(text)? else {
             return Ok(None);
         };
-        let ask = Ask::Logs {
+        let ask = FleetRequest::Logs {
             lease: claim.as_ref().map_or(text, |claim| &claim.lease_id).to_owned(),
             source: match source {
                 Source::Console => LogSource::Console,
@@ -429,7 +433,7 @@ impl Provider for Remote {
         let Some(host) = &lease.kvm_host else {
             return self.local.touch(lease, state, idle);
         };
-        let ask = Ask::Touch {
+        let ask = FleetRequest::Touch {
             lease: lease.id.clone(),
             state: state.map(ToString::to_string),
             idle_seconds: idle.map(|idle| idle.as_secs()),
@@ -459,7 +463,7 @@ impl Provider for Remote {
             Place::There(host, claim) => (host, claim),
         };
         let keep = &self.settings.firecracker.delete_on_release;
-        let ask = Ask::Release {
+        let ask = FleetRequest::Release {
             lease: claim.as_ref().map_or(text, |claim| &claim.lease_id).to_owned(),
             discard: keep.value && matches!(keep.origin, Origin::Flag(_)),
         };

@@ -21,7 +21,7 @@ use super::Remote;
 use super::error::RemoteError;
 use crate::fleet::address::{KvmHost, is_name};
 use crate::fleet::client::{ANSWER_LIMIT, FleetError};
-use crate::fleet::wire::{Ask, FarLease, GATEWAY, Reply, STAGES};
+use crate::fleet::wire::{FarLease, FleetRequest, GATEWAY, Reply, STAGES};
 use crate::host::prepare::NewLease;
 use crate::provider::error::LeaseError;
 use crate::provider::firecracker::entering;
@@ -145,7 +145,7 @@ impl Remote {
         let limit = self.settings.firecracker.launch_timeout.value.to_std() * 2 + ANSWER_LIMIT;
         // Generate the key first: only its public half ever leaves this machine.
         let pair = keys::generate("crabbox").map_err(RemoteError::from)?;
-        let ask = Ask::Acquire {
+        let ask = FleetRequest::Acquire {
             key: pair.public_openssh.clone(),
             settings,
             slug,
@@ -213,7 +213,7 @@ impl Remote {
                             // to be stopped.
                             talk.heed_no_more();
                             until = until.min(Instant::now() + CLAIMED_LIMIT);
-                            if let Err(error) = talk.say(&Ask::Claimed) {
+                            if let Err(error) = talk.say(&FleetRequest::Claimed) {
                                 break Err(error.into());
                             }
                         }

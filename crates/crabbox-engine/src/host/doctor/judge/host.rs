@@ -5,7 +5,7 @@ use crabbox_core::admission::{LEASE_DISK_MIB, VMM_OVERHEAD_MIB};
 use crabbox_core::config::firecracker::FirecrackerPlan;
 
 use super::super::check::{Check, Class, Status};
-use super::super::world::{FileKind, Image, Seen, World};
+use super::super::world::{FileKind, Image, Observed, World};
 use crate::host::probe::{Judged, Verdict};
 
 /// `CAP_NET_ADMIN` and `CAP_SYS_ADMIN` (`linux/capability.h`), needed to make a network namespace and its
@@ -75,7 +75,7 @@ fn kvm_api(world: &World) -> Check {
     }
 }
 
-fn kvm_boot(probe: &Seen<Judged>) -> Check {
+fn kvm_boot(probe: &Observed<Judged>) -> Check {
     const FIX: &str = "use another host: this one's KVM cannot run a guest (nested virtualization that is switched off or broken, as a rule)";
     let check = match probe {
         Ok(Judged {

@@ -8,7 +8,7 @@ use crabbox_machine::request::GuestSource;
 use crabbox_machine::resource::network;
 use crabbox_store::templates::{TemplateState, Templates, Unusable};
 
-use super::super::world::{Frozen, ObserveError, Seen, Vmm, Warm};
+use super::super::world::{Frozen, ObserveError, Observed, Vmm, Warm};
 use super::existing;
 use crate::host::prepare;
 use crate::host::warm::facts;
@@ -27,7 +27,7 @@ pub(super) fn warm(engine: &Engine, plan: &FirecrackerPlan, vmm: &Vmm) -> Warm {
     }
 }
 
-fn template(engine: &Engine, plan: &FirecrackerPlan, vmm: &Vmm, templates: &Templates) -> Seen<Frozen> {
+fn template(engine: &Engine, plan: &FirecrackerPlan, vmm: &Vmm, templates: &Templates) -> Observed<Frozen> {
     let guest = prepare::guest(engine, plan).map_err(|error| ObserveError::chain(&error))?;
     let GuestSource::Ours { digest, .. } = guest else {
         return Ok(Frozen::Foreign);
