@@ -42,7 +42,7 @@ use crate::host::prepare::NewLease;
 use crate::placement::PlacementError;
 use crate::placement::gateway::{Gateway, GatewayError};
 use crate::provider::error::LeaseError;
-use crate::provider::firecracker::{Firecracker, For, lookup};
+use crate::provider::firecracker::{Firecracker, For, HeldJob, lookup};
 use crate::provider::lease::Lease;
 use crate::provider::{Notice, Provider as _};
 
@@ -472,7 +472,7 @@ impl Serve<'_> {
             public_key: keys::public(key, "")?,
             quota: plan.quota,
         };
-        let knock = job.map(|job| JobCredentials {
+        let credentials = job.map(|job| JobCredentials {
             job: job.id,
             lease: job.lease.clone(),
             owner: self.owner.clone(),
@@ -480,10 +480,14 @@ impl Serve<'_> {
         });
         let whose = For {
             owner: Some(&owner),
-            job: job.zip(knock.as_ref()).map(|(job, knock)| {
+            job: job.zip(credentials.as_ref()).map(|(job, credentials)| {
                 // A cap on the requested wait: the job's process does not wait longer either.
                 let waits = Duration::from_secs(job.seconds).min(LONGEST_WAIT);
-                (job.node.as_str(), knock, Instant::now() + waits)
+                HeldJob {
+                    node: &job.node,
+                    credentials,
+                    deadline: Instant::now() + waits,
+                }
             }),
         };
         let provider = Firecracker::new(self.engine.clone(), settings);

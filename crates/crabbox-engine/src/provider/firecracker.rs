@@ -83,9 +83,19 @@ pub(crate) fn terms(settings: &Settings) -> Result<Terms, LeaseError> {
 pub(crate) struct For<'a> {
     /// A remote owner.
     pub(crate) owner: Option<&'a Owner>,
-    /// A scheduler's job: the scheduler's name of this host, the request that the job's process expects, and
-    /// the deadline for that.
-    pub(crate) job: Option<(&'a str, &'a JobCredentials, Instant)>,
+    /// The scheduler's job that it is made in.
+    pub(crate) job: Option<HeldJob<'a>>,
+}
+
+/// A job whose process waits to be asked for a lease.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct HeldJob<'a> {
+    /// The scheduler's name of this host.
+    pub(crate) node: &'a str,
+    /// The request that the job's process expects.
+    pub(crate) credentials: &'a JobCredentials,
+    /// When it must have answered.
+    pub(crate) deadline: Instant,
 }
 
 /// The provider `firecracker`.
@@ -165,17 +175,18 @@ impl Firecracker {
     fn acquire_held(
         &self,
         mut request: AcquireRequest,
-        (node, knock, until): (&str, &JobCredentials, Instant),
+        job: HeldJob<'_>,
         taker: &mut dyn Taker,
         interrupts: &Interrupts,
         on_notice: &mut dyn FnMut(&Notice<'_>),
     ) -> Result<AcquiredLease, AcquireLeaseError> {
-        request.lease_id = knock.lease.to_string();
+        let credentials = job.credentials;
+        request.lease_id = credentials.lease.to_string();
         request.job = Some(Job {
-            id: knock.job,
-            node: node.to_owned(),
+            id: credentials.job,
+            node: job.node.to_owned(),
         });
-        let acquisition = client::knock(&self.engine, &request, knock, until, interrupts)?;
+        let acquisition = client::knock(&self.engine, &request, credentials, job.deadline, interrupts)?;
         entering::acquire(&self.engine, acquisition, &request, taker, interrupts, on_notice)
     }
 
