@@ -88,7 +88,11 @@ impl AgentProcess {
             process,
             &line,
             script,
-            (our_in, our_out, our_err),
+            Pipes {
+                input: our_in,
+                output: our_out,
+                errors: our_err,
+            },
             cancel,
             &target.destination(),
         )
@@ -115,7 +119,11 @@ impl AgentProcess {
             Process::Here(child),
             &line,
             script,
-            (our_in, our_out, our_err),
+            Pipes {
+                input: our_in,
+                output: our_out,
+                errors: our_err,
+            },
             None,
             "this machine",
         )
@@ -210,15 +218,27 @@ impl Words {
     }
 }
 
+/// Our ends of a shell's standard streams.
+struct Pipes {
+    input: io::PipeWriter,
+    output: io::PipeReader,
+    errors: io::PipeReader,
+}
+
 /// Waits for the mark and sends the script.
 fn begin(
     process: Process,
     line: &RemoteLine,
     script: &str,
-    (mut input, mut output, errors): (io::PipeWriter, io::PipeReader, io::PipeReader),
+    pipes: Pipes,
     cancel: Option<BorrowedFd<'_>>,
     destination: &str,
 ) -> Result<Opened, AgentError> {
+    let Pipes {
+        mut input,
+        mut output,
+        errors,
+    } = pipes;
     let start = line.start_of_errors();
     let mut way = AgentProcess {
         process,
