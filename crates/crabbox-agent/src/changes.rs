@@ -183,13 +183,13 @@ fn below(start: &[u8], take: &mut dyn FnMut(&[u8]) -> Result<(), Failure>) -> Re
 }
 
 /// Passes every candidate path to `take`, some twice. In a git repository, ignored files are left out.
-fn wanted(all: &mut dyn FnMut(&[u8]) -> Result<(), Failure>) -> Result<(), Failure> {
+fn wanted(each: &mut dyn FnMut(&[u8]) -> Result<(), Failure>) -> Result<(), Failure> {
     // The temporary file of a killed sync is not a change made by the guest.
     let take: &mut dyn FnMut(&[u8]) -> Result<(), Failure> = &mut |name| {
         if leaf(name) == NEW.as_bytes() {
             Ok(())
         } else {
-            all(name)
+            each(name)
         }
     };
     if path(b".git").is_dir() {
