@@ -495,7 +495,7 @@ impl Serve<'_> {
         let gone = Gone::watch(lines.as_fd(), self.interrupts).map_err(ServeError::Streams)?;
         let mut taking = Taking::new(lines, out, gone);
         let acquired = provider.acquire_for(new, &whose, &mut taking, self.interrupts, &mut |notice| {
-            let told = match notice {
+            let reply = match notice {
                 Notice::Stage(stage) => Reply::Stage((*stage).clone()),
                 Notice::Cold { why, .. } => Reply::Cold {
                     why: (*why).to_owned(),
@@ -503,7 +503,7 @@ impl Serve<'_> {
                 _ => return,
             };
             // Ignore failures: a client that cannot hear this cannot claim the lease either.
-            out.put(&told).ok();
+            out.put(&reply).ok();
         })?;
         out.put(&Reply::Lease(far(&acquired.lease)?))?;
         out.put(&Reply::Done)
@@ -515,10 +515,11 @@ impl Serve<'_> {
 
     /// The owner's leases, and whether there are unreadable records, whose owner is unknown.
     fn leases(&self) -> Result<(Vec<Lease>, bool), LeaseError> {
-        let mut all = lookup::list(self.engine)?;
-        all.leases
+        let mut listing = lookup::list(self.engine)?;
+        listing
+            .leases
             .retain(|lease| labels::owner(&lease.labels) == Some(&self.owner));
-        Ok((all.leases, !all.unusable.is_empty()))
+        Ok((listing.leases, !listing.unusable.is_empty()))
     }
 
     /// The owner's lease that `text` names. "Not found" makes the client delete the lease's key, so it is
@@ -555,8 +556,8 @@ impl Serve<'_> {
 
 /// The state that a client may give to a lease in use. All other states are set by the processes that make,
 /// watch and end it: the supervisor would, for instance, leave a lease alone that is marked `released`.
-fn in_use(said: Option<&str>) -> Result<Option<LeaseState>, ServeError> {
-    match said.map(LeaseState::from) {
+fn in_use(state: Option<&str>) -> Result<Option<LeaseState>, ServeError> {
+    match state.map(LeaseState::from) {
         None => Ok(None),
         Some(state @ (LeaseState::Ready | LeaseState::Running)) => Ok(Some(state)),
         Some(state) => Err(ServeError::State {
@@ -566,12 +567,12 @@ fn in_use(said: Option<&str>) -> Result<Option<LeaseState>, ServeError> {
 }
 
 /// The client's settings for its lease, as flags.
-fn flags(said: &BTreeMap<String, String>) -> Result<Vec<FlagValue>, ServeError> {
+fn flags(settings: &BTreeMap<String, String>) -> Result<Vec<FlagValue>, ServeError> {
     let mut flags = vec![FlagValue {
         key: Name::ProviderName,
         values: vec!["firecracker".to_owned()],
     }];
-    for (path, value) in said {
+    for (path, value) in settings {
         let key = KEYS
             .iter()
             .find(|key| key.path == path && SAYABLE.contains(&key.path))

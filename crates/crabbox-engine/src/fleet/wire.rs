@@ -343,12 +343,12 @@ fn is_plain(text: &str, most: usize) -> bool {
 impl TryFrom<Unjudged> for FarLease {
     type Error = InvalidValue;
 
-    fn try_from(told: Unjudged) -> Result<Self, InvalidValue> {
+    fn try_from(lease: Unjudged) -> Result<Self, InvalidValue> {
         let odd = |field, found: &str| InvalidValue {
             field,
             found: found.chars().take(TEXT).collect(),
         };
-        let id = LeaseId::parse(&told.id).map_err(|_| odd("id", &told.id))?;
+        let id = LeaseId::parse(&lease.id).map_err(|_| odd("id", &lease.id))?;
         let is_word = |text: &str| {
             text.len() <= TEXT
                 && text
@@ -356,47 +356,47 @@ impl TryFrom<Unjudged> for FarLease {
                     .all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
         };
         for (field, text) in [
-            ("slug", &told.slug),
-            ("name", &told.name),
-            ("type", &told.server_type),
-            ("state", &told.state),
-            ("user", &told.user),
+            ("slug", &lease.slug),
+            ("name", &lease.name),
+            ("type", &lease.server_type),
+            ("state", &lease.state),
+            ("user", &lease.user),
         ] {
             if !is_word(text) {
                 return Err(odd(field, text));
             }
         }
-        if told.user.is_empty() || told.user.starts_with('-') {
-            return Err(odd("user", &told.user));
+        if lease.user.is_empty() || lease.user.starts_with('-') {
+            return Err(odd("user", &lease.user));
         }
-        if told.port == 0 {
+        if lease.port == 0 {
             return Err(odd("port", "0"));
         }
-        let root = &told.work_root;
+        let root = &lease.work_root;
         if !root.starts_with('/') || !is_plain(root, PATH) || root.split('/').any(|part| part == "..") {
             return Err(odd("work root", root));
         }
-        if told.labels.len() > LABELS {
-            return Err(odd("number of labels", &told.labels.len().to_string()));
+        if lease.labels.len() > LABELS {
+            return Err(odd("number of labels", &lease.labels.len().to_string()));
         }
-        for (name, value) in &told.labels {
+        for (name, value) in &lease.labels {
             if !is_plain(name, TEXT) || !is_plain(value, PATH) {
                 return Err(odd("label", name));
             }
         }
         Ok(Self {
             id,
-            slug: told.slug,
-            name: told.name,
-            server_type: told.server_type,
-            state: told.state,
-            labels: told.labels,
-            user: told.user,
-            port: told.port,
-            work_root: told.work_root,
-            has_address: told.has_address,
-            unjailed: told.unjailed,
-            capacity: told.capacity,
+            slug: lease.slug,
+            name: lease.name,
+            server_type: lease.server_type,
+            state: lease.state,
+            labels: lease.labels,
+            user: lease.user,
+            port: lease.port,
+            work_root: lease.work_root,
+            has_address: lease.has_address,
+            unjailed: lease.unjailed,
+            capacity: lease.capacity,
         })
     }
 }

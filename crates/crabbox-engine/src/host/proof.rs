@@ -359,11 +359,12 @@ fn lease_in(text: &str, slug: &str) -> Option<LeaseId> {
 
 /// The lease with the slug `slug` according to the records, pool members excluded.
 fn recorded(places: &Places, slug: &str) -> Option<LeaseId> {
-    let all = leases::list(&places.leases()).ok()?.leases;
+    let leases = leases::list(&places.leases()).ok()?.leases;
     let ours = |record: &&leases::StoredLease| {
         record.record.slug == slug && labels::pool(&record.record.labels).is_none()
     };
-    all.iter()
+    leases
+        .iter()
         .find(ours)
         .and_then(|found| LeaseId::parse(&found.record.lease_id).ok())
 }

@@ -135,11 +135,11 @@ fn nonsense(program: &'static str, said: &str) -> PlacementError {
 
 impl Placement for Slurm {
     fn submit(&self, request: &JobRequest<'_>) -> Result<u32, PlacementError> {
-        let said = said("sbatch", &self.submission(request))?;
+        let output = said("sbatch", &self.submission(request))?;
         // `number` or `number;cluster`.
-        let number = said.lines().next_back().unwrap_or_default();
+        let number = output.lines().next_back().unwrap_or_default();
         let number = number.split(';').next().unwrap_or_default().trim();
-        number.parse().map_err(|_| nonsense("sbatch", &said))
+        number.parse().map_err(|_| nonsense("sbatch", &output))
     }
 
     fn state(&self, job: u32, lease: &LeaseId) -> Result<JobState, PlacementError> {
@@ -147,7 +147,7 @@ impl Placement for Slurm {
             .args(["--noheader", "--states=all", "--format=%T|%N|%r"])
             .arg(format!("--name={lease}"))
             .arg(format!("--jobs={job}"));
-        let said = match asked.run() {
+        let output = match asked.run() {
             Ok(captured) => captured.stdout_text(),
             // Ended jobs are forgotten after a while (`MinJobAge`).
             Err(CommandError::Failed { stderr, .. }) if stderr.contains("Invalid job id") => {
@@ -155,16 +155,16 @@ impl Placement for Slurm {
             }
             Err(error) => return Err(judged("squeue", error)),
         };
-        read_state(&said)
+        read_state(&output)
     }
 
     fn rank(&self, job: u32) -> Result<Option<usize>, PlacementError> {
         let waiting = slurm("squeue")
             .args(["--noheader", "--states=PENDING", "--sort=-p,i", "--format=%i"])
             .args(["--partition", &self.partition]);
-        let said = said("squeue", &waiting)?;
+        let output = said("squeue", &waiting)?;
         let number = job.to_string();
-        Ok(said
+        Ok(output
             .lines()
             .position(|line| line.trim() == number)
             .map(|before| before + 1))
@@ -192,13 +192,13 @@ impl Placement for Slurm {
 }
 
 /// Parses `RUNNING|h1|None`.
-fn read_state(said: &str) -> Result<JobState, PlacementError> {
-    let Some(line) = said.lines().next() else {
+fn read_state(output: &str) -> Result<JobState, PlacementError> {
+    let Some(line) = output.lines().next() else {
         return Ok(JobState::Unknown);
     };
     let mut fields = line.trim().splitn(3, '|');
     let (Some(state), Some(nodes), Some(reason)) = (fields.next(), fields.next(), fields.next()) else {
-        return Err(nonsense("squeue", said));
+        return Err(nonsense("squeue", output));
     };
     Ok(match state {
         "PENDING" | "REQUEUED" | "REQUEUE_HOLD" | "SUSPENDED" => JobState::Pending {
@@ -211,27 +211,28 @@ fn read_state(said: &str) -> Result<JobState, PlacementError> {
         "CONFIGURING" => JobState::Pending {
             reason: "None".to_owned(),
         },
-        "" => return Err(nonsense("squeue", said)),
+        "" => return Err(nonsense("squeue", output)),
         how => JobState::Over { how: how.to_owned() },
     })
 }
 
 /// Parses the columns of `sinfo`; its processor counts are allocated/idle/other/all.
-fn read_nodes(said: &str) -> Result<Vec<Node>, PlacementError> {
-    said.lines()
+fn read_nodes(output: &str) -> Result<Vec<Node>, PlacementError> {
+    output
+        .lines()
         .filter(|line| !line.trim().is_empty())
         .map(|line| {
             let mut fields = line.split_whitespace();
             let mut next = || fields.next().ok_or_else(|| nonsense("sinfo", line));
             let (name, state) = (next()?.to_owned(), next()?);
             let number = |text: &str| text.parse::<u64>().map_err(|_| nonsense("sinfo", line));
-            let (all, allocated) = (number(next()?)?, number(next()?)?);
+            let (memory, allocated) = (number(next()?)?, number(next()?)?);
             let idle = next()?.split('/').nth(1).unwrap_or_default().to_owned();
             Ok(Node {
                 name,
                 // Keep marks such as `*` (not responding), which make the host count as not up.
                 state: state.to_owned(),
-                free_memory_mib: all.saturating_sub(allocated),
+                free_memory_mib: memory.saturating_sub(allocated),
                 free_cpus: number(&idle)?,
             })
         })

@@ -51,11 +51,11 @@ fn count(leases: usize) -> String {
 }
 
 fn shown(left: &[(String, OrphanReason)]) -> String {
-    let all: Vec<String> = left
+    let jobs: Vec<String> = left
         .iter()
         .map(|(lease, why)| format!("{lease}: {}", fault::chain(why)))
         .collect();
-    all.join("; ")
+    jobs.join("; ")
 }
 
 impl Fault for StrayError {

@@ -80,8 +80,8 @@ impl Remote {
 
     /// The claims of leases on other machines.
     fn claims(&self) -> Result<Vec<(KvmHost, Claim)>, RemoteError> {
-        let all = claims::list(&self.engine.places)?.claims;
-        Ok(all.into_iter().filter_map(of_host).collect())
+        let listed = claims::list(&self.engine.places)?.claims;
+        Ok(listed.into_iter().filter_map(of_host).collect())
     }
 
     fn place(&self, text: &str) -> Result<Place, LeaseError> {
@@ -124,32 +124,32 @@ impl Remote {
     }
 
     /// The lease as commands see it.
-    fn lease(&self, host: &KvmHost, told: FarLease) -> Result<Lease, LeaseError> {
+    fn lease(&self, host: &KvmHost, far: FarLease) -> Result<Lease, LeaseError> {
         let access = Access::of(&self.settings)?;
-        let id = told.id.to_string();
+        let id = far.id.to_string();
         let has_key = self.engine.places.keys(&id).join("id_ed25519").is_file();
-        let target = (told.has_address && has_key)
-            .then(|| target(&self.engine, host, &access, &told))
+        let target = (far.has_address && has_key)
+            .then(|| target(&self.engine, host, &access, &far))
             .transpose()?;
         Ok(Lease {
-            slug: told.slug,
-            name: told.name.clone(),
-            cloud_id: told.name,
+            slug: far.slug,
+            name: far.name.clone(),
+            cloud_id: far.name,
             provider: firecracker::NAME,
-            server_type: told.server_type,
-            state: LeaseState::from(told.state.as_str()),
-            labels: told.labels,
+            server_type: far.server_type,
+            state: LeaseState::from(far.state.as_str()),
+            labels: far.labels,
             kvm_host: Some(host.clone()),
             is_claimed: false,
-            address: if told.has_address {
+            address: if far.has_address {
                 id.clone()
             } else {
                 String::new()
             },
             id,
             target,
-            work_root: told.work_root,
-            unjailed: told.unjailed,
+            work_root: far.work_root,
+            unjailed: far.unjailed,
         })
     }
 
@@ -158,11 +158,11 @@ impl Remote {
             lease: text.to_owned(),
             aim,
         };
-        let told = self.ask(host, &ask, lease_of)?;
-        if !is_answer(text, told.id.as_str()) {
+        let far = self.ask(host, &ask, lease_of)?;
+        if !is_answer(text, far.id.as_str()) {
             return Err(nonsense(host).into());
         }
-        self.lease(host, told)
+        self.lease(host, far)
     }
 
     /// Lists the leases of all hosts in parallel, so that several unreachable hosts cost only one wait.
@@ -194,7 +194,7 @@ impl Remote {
         let claim = claim.filter(|_| host.node().is_some() && why.kind() == Kind::Unavailable)?;
         let job = labels::job(&claim.labels)?.parse().ok()?;
         let lease = LeaseId::parse(&claim.lease_id).ok()?;
-        let told = self.ask(
+        let fate = self.ask(
             &host.gateway(),
             &FleetRequest::Fate { lease, job },
             |reply| match reply {
@@ -202,7 +202,7 @@ impl Remote {
                 _ => None,
             },
         );
-        lost_how(told.ok()?)
+        lost_how(fate.ok()?)
     }
 
     /// All leases on `host`, or on the hosts behind it if it is a gateway, over a conversation of its own.
@@ -211,8 +211,8 @@ impl Remote {
         let is_gateway = talk.greeting.role == GATEWAY;
         let leases = talk.list()?.into_iter();
         leases
-            .map(|told| match acquire::made_on(host, is_gateway, &told) {
-                Some(at) => Ok((at, told)),
+            .map(|lease| match acquire::made_on(host, is_gateway, &lease) {
+                Some(at) => Ok((at, lease)),
                 None => Err(talk.nonsense()),
             })
             .collect()
@@ -244,23 +244,25 @@ impl Remote {
 }
 
 /// Whether this reports an interrupt to the user.
-fn tells_of_it<T>(told: &Result<T, FleetError>) -> bool {
-    matches!(told, Err(FleetError::Interrupted { .. }))
+fn tells_of_it<T>(outcome: &Result<T, FleetError>) -> bool {
+    matches!(outcome, Err(FleetError::Interrupted { .. }))
 }
 
 /// How the lease of a job on an unreachable host was lost, if it was, according to the scheduler (`squeue`,
 /// job state codes). A job that the scheduler does not know any more has ended, and its host removes the
 /// lease when it is up again.
-fn lost_how(how: Option<String>) -> Option<String> {
-    match how {
+fn lost_how(state: Option<String>) -> Option<String> {
+    match state {
         None => Some("forgotten".to_owned()),
-        Some(how) => ["NODE_FAIL", "BOOT_FAIL"].contains(&how.as_str()).then_some(how),
+        Some(state) => ["NODE_FAIL", "BOOT_FAIL"]
+            .contains(&state.as_str())
+            .then_some(state),
     }
 }
 
 fn lease_of(reply: Reply) -> Option<FarLease> {
     match reply {
-        Reply::Lease(told) => Some(told),
+        Reply::Lease(lease) => Some(lease),
         _ => None,
     }
 }
@@ -371,26 +373,31 @@ impl Provider for Remote {
                 Source::Supervisor => LogSource::Supervisor,
             },
         };
-        let told = self.ask(&host, &ask, |reply| match reply {
+        let log = self.ask(&host, &ask, |reply| match reply {
             Reply::Log { text } => Some(text),
             _ => None,
         });
-        told.map(Some)
+        log.map(Some)
     }
 
     fn list(&self) -> Result<Leases, LeaseError> {
         let configured = KvmHost::configured(&self.settings)?;
-        let mut all = match configured {
+        let mut listing = match configured {
             None => self.local.list()?,
             Some(_) => Leases::default(),
         };
         let mut hosts: BTreeSet<KvmHost> = self.claims()?.into_iter().map(|(host, _)| host).collect();
         hosts.extend(configured);
         let ask = || self.list_at(hosts);
-        let told = signals::watching(ask, |told| told.iter().any(|(_, told)| tells_of_it(told)));
-        for (host, told) in told {
-            let leases = match told {
-                Ok(told) => told.into_iter().map(|(at, told)| self.lease(&at, told)).collect(),
+        let answers = signals::watching(ask, |answers| {
+            answers.iter().any(|(_, leases)| tells_of_it(leases))
+        });
+        for (host, answer) in answers {
+            let leases = match answer {
+                Ok(leases) => leases
+                    .into_iter()
+                    .map(|(at, lease)| self.lease(&at, lease))
+                    .collect(),
                 // On an interrupt the user does not want any host's answer, whichever host reports it first.
                 Err(error @ FleetError::Interrupted { .. }) => return Err(error.into()),
                 Err(error) => Err(LeaseError::from(error)),
@@ -402,15 +409,15 @@ impl Provider for Remote {
                         // be listed already.
                         let is_same =
                             |other: &Lease| other.id == lease.id && other.kvm_host == lease.kvm_host;
-                        if !all.leases.iter().any(is_same) {
-                            all.leases.push(lease);
+                        if !listing.leases.iter().any(is_same) {
+                            listing.leases.push(lease);
                         }
                     }
                 }
-                Err(error) => all.away.push(UnreachableHost { host, error }),
+                Err(error) => listing.away.push(UnreachableHost { host, error }),
             }
         }
-        Ok(all)
+        Ok(listing)
     }
 
     fn claim(&self, lease: &Lease, repo: &Path, reclaim: bool) -> Result<(), LeaseError> {
@@ -438,11 +445,11 @@ impl Provider for Remote {
             state: state.map(ToString::to_string),
             idle_seconds: idle.map(|idle| idle.as_secs()),
         };
-        let told = self.ask(host, &ask, |reply| match reply {
+        let granted = self.ask(host, &ask, |reply| match reply {
             Reply::Labels { labels } => Some(labels),
             _ => None,
         })?;
-        let labels = wire::judged(told).map_err(|source| FleetError::InvalidValue {
+        let labels = wire::judged(granted).map_err(|source| FleetError::InvalidValue {
             host: host.clone(),
             source,
         })?;

@@ -276,7 +276,7 @@ impl Serve<'_> {
             cpus: request.cpus,
         };
         let began = Instant::now();
-        let (mut said, mut silences) = ((String::new(), began), 0);
+        let (mut last_report, mut silences) = ((String::new(), began), 0);
         let mut pause = FIRST_LOOK;
         loop {
             let until = Some(Instant::now() + pause);
@@ -302,9 +302,9 @@ impl Serve<'_> {
                     let rank = placement.rank(job).unwrap_or_default();
                     let nodes = queue::is_short(&reason).then(|| placement.nodes().ok()).flatten();
                     let text = short(&queue::words(rank, &reason, need, nodes.as_deref()));
-                    if text != said.0 || said.1.elapsed() >= SIGN_OF_LIFE {
+                    if text != last_report.0 || last_report.1.elapsed() >= SIGN_OF_LIFE {
                         out.put(&Reply::Queued { text: text.clone() })?;
-                        said = (text, Instant::now());
+                        last_report = (text, Instant::now());
                     }
                 }
                 Ok(JobState::Over { how }) => return Err(ServeError::JobOver { job, how }),
@@ -428,8 +428,8 @@ fn short(why: &str) -> String {
 /// A failure with its causes, as one line.
 fn whole(failure: &Failure) -> String {
     let causes = failure.causes.iter().map(String::as_str);
-    let all: Vec<&str> = std::iter::once(failure.message.as_str()).chain(causes).collect();
-    all.join(": ")
+    let messages: Vec<&str> = std::iter::once(failure.message.as_str()).chain(causes).collect();
+    messages.join(": ")
 }
 
 /// Whether a failure is due to the host, such as its capacity or its configuration; the gateway has validated

@@ -35,10 +35,10 @@ const ROLLBACK_LIMIT: Duration = Duration::from_mins(1);
 /// How long a host may take to confirm our claim.
 const CLAIMED_LIMIT: Duration = Duration::from_secs(30);
 
-/// Whether a host has reported more steps than making a lease can have; `told` counts them.
-fn is_too_much(told: &mut usize) -> bool {
-    *told += 1;
-    *told > STAGES
+/// Whether a host has reported more steps than making a lease can have; `reported` counts them.
+fn is_too_much(reported: &mut usize) -> bool {
+    *reported += 1;
+    *reported > STAGES
 }
 
 /// The host of a new lease: the one that we asked, or the one behind that gateway that the lease names.
@@ -107,19 +107,19 @@ impl Remote {
         &self,
         host: &KvmHost,
         pair: &keys::KeyPair,
-        (told, host_key): (FarLease, &str),
+        (far, host_key): (FarLease, &str),
         (says_ready, deadline): (bool, Instant),
         (repo, interrupts): (&Path, &Interrupts),
     ) -> Result<Lease, LeaseError> {
-        let dir = self.engine.places.keys(told.id.as_str());
-        self.claim(&self.lease(host, told.clone())?, repo, false)?;
+        let dir = self.engine.places.keys(far.id.as_str());
+        self.claim(&self.lease(host, far.clone())?, repo, false)?;
         let hit = |phase| failpoint::hit(&self.engine.failpoint, Who::Cli, "keys", phase);
         hit(Phase::Begun);
         keys::write_pair(&dir, pair).map_err(RemoteError::from)?;
-        keys::pin(&dir.join("known_hosts"), told.id.as_str(), told.port, host_key)
+        keys::pin(&dir.join("known_hosts"), far.id.as_str(), far.port, host_key)
             .map_err(RemoteError::from)?;
         hit(Phase::Done);
-        let mut lease = self.lease(host, told)?;
+        let mut lease = self.lease(host, far)?;
         lease.is_claimed = true;
         entering::enter(&lease, says_ready, deadline, interrupts)?;
         self.claim(&lease, repo, false)?;
@@ -158,13 +158,13 @@ impl Remote {
         let is_gateway = talk.greeting.role == GATEWAY;
         talk.say(&ask)?;
         let mut until = Instant::now() + limit;
-        let (mut stages, mut why, mut told) = (Vec::new(), None, 0);
+        let (mut stages, mut why, mut reported) = (Vec::new(), None, 0);
         let mut is_refused = false;
         let mut at = host.clone();
         let mut entered: Option<(Lease, Vec<(String, u64)>)> = None;
         let outcome = loop {
             match talk.hear(until) {
-                Ok(Reply::Stage(_) | Reply::Cold { .. }) if is_too_much(&mut told) => {
+                Ok(Reply::Stage(_) | Reply::Cold { .. }) if is_too_much(&mut reported) => {
                     break Err(talk.nonsense().into());
                 }
                 Ok(Reply::Stage(stage)) => {
@@ -176,13 +176,13 @@ impl Remote {
                     on_notice(&Notice::Queued(&crabbox_host::console::harmless(&text)));
                     until = Instant::now() + limit;
                 }
-                Ok(Reply::Cold { why: said }) => {
-                    let said = crabbox_host::console::harmless(&said);
+                Ok(Reply::Cold { why: text }) => {
+                    let text = crabbox_host::console::harmless(&text);
                     on_notice(&Notice::Cold {
-                        why: &said,
+                        why: &text,
                         console: &[],
                     });
-                    why = Some(said);
+                    why = Some(text);
                 }
                 Ok(Reply::Ready {
                     lease,
@@ -225,12 +225,12 @@ impl Remote {
                         }
                     }
                 }
-                Ok(Reply::Lease(told))
+                Ok(Reply::Lease(far))
                     if entered
                         .as_ref()
-                        .is_some_and(|(lease, _)| lease.id == told.id.as_str()) =>
+                        .is_some_and(|(lease, _)| lease.id == far.id.as_str()) =>
                 {
-                    break Ok(told);
+                    break Ok(far);
                 }
                 Ok(_) => break Err(talk.nonsense().into()),
                 Err(FleetError::Refused(failure, cause)) => {
@@ -242,9 +242,9 @@ impl Remote {
             }
         };
         match outcome {
-            Ok(told) => {
+            Ok(far) => {
                 // These labels are the final ones.
-                let mut lease = self.lease(&at, told)?;
+                let mut lease = self.lease(&at, far)?;
                 lease.is_claimed = true;
                 self.claim(&lease, repo, false)?;
                 Ok(AcquiredLease {
@@ -287,9 +287,9 @@ mod tests {
 
     #[test]
     fn the_stages_that_a_host_tells_have_an_end() {
-        let mut told = 0;
-        assert!((0..STAGES).all(|_| !is_too_much(&mut told)));
-        assert!(is_too_much(&mut told));
+        let mut reported = 0;
+        assert!((0..STAGES).all(|_| !is_too_much(&mut reported)));
+        assert!(is_too_much(&mut reported));
     }
 
     #[test]

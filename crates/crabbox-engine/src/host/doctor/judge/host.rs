@@ -170,10 +170,10 @@ fn host_kernel(world: &World) -> Check {
 
 fn memory(plan: &FirecrackerPlan, world: &World) -> Check {
     let needed = u64::from(plan.memory_mib) + VMM_OVERHEAD_MIB;
-    let (all, available) = (world.host.memory_mib, world.host.available_mib);
-    let facts = format!("needed_mib={needed} available_mib={available} total_mib={all} mutation=false");
-    if needed > all {
-        let fits = all.saturating_sub(VMM_OVERHEAD_MIB) / 2;
+    let (total, available) = (world.host.memory_mib, world.host.available_mib);
+    let facts = format!("needed_mib={needed} available_mib={available} total_mib={total} mutation=false");
+    if needed > total {
+        let fits = total.saturating_sub(VMM_OVERHEAD_MIB) / 2;
         return Check::firecracker(
             Status::Failed,
             "memory",
