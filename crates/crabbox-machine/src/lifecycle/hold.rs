@@ -201,8 +201,8 @@ fn first_bound(
             }
         };
         let line = control::line(reply).map_err(io::Error::from);
-        let told = stream.write_all(&line.map_err(HoldError::Wait)?);
-        if !is_right || told.is_err() {
+        let sent = stream.write_all(&line.map_err(HoldError::Wait)?);
+        if !is_right || sent.is_err() {
             continue;
         }
         stream.set_limit(LIMIT);

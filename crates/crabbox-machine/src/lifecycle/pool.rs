@@ -151,7 +151,7 @@ pub(crate) fn make_room(
     });
     let helps = |member: &&Member| {
         let mut useful = useful.iter();
-        useful.any(|one| one.record.lease_id == member.stored.record.lease_id)
+        useful.any(|stored| stored.record.lease_id == member.stored.record.lease_id)
     };
     for member in members.iter().filter(helps) {
         if gone() {
@@ -175,13 +175,13 @@ pub(crate) fn make_room(
 pub fn give_way(member: &Member, gone: &dyn Fn() -> bool) -> bool {
     let dir = &member.stored.dir;
     // Its record exists before its supervisor listens, so retry while nothing listens.
-    let told = clock::poll_until(TELL_LIMIT, || match client::ask(dir, &Verb::GiveWay) {
+    let accepted = clock::poll_until(TELL_LIMIT, || match client::ask(dir, &Verb::GiveWay) {
         Ok(Reply::Done) => Some(true),
         Err(ReplyError::Absent(_)) if !dir.is_gone() && !gone() => None,
         _ => Some(false),
     });
     // It was not asked to end, but may have ended by itself.
-    if told != Some(true) {
+    if accepted != Some(true) {
         return dir.is_gone();
     }
     clock::poll_until(WAY_LIMIT, || (gone() || dir.is_gone()).then_some(()));

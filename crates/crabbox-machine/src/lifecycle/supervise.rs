@@ -437,9 +437,9 @@ fn adopt(places: &Places, id: &LeaseId, failpoint: &str, log: &SupervisorLog) ->
     Ok(())
 }
 
-fn taken_up<T, E: std::error::Error + 'static>(what: &str, outcome: Result<T, E>) -> Option<T> {
+fn taken_up<T, E: std::error::Error + 'static>(service: &str, outcome: Result<T, E>) -> Option<T> {
     outcome
-        .inspect_err(|error| tracing::warn!("cannot resume {what}: {}", fault::chain(error)))
+        .inspect_err(|error| tracing::warn!("cannot resume {service}: {}", fault::chain(error)))
         .ok()
 }
 
@@ -501,12 +501,12 @@ fn is_taken_back(record: &LeaseRecord) -> bool {
 /// Ends the lease's service threads. If its VMM has ended, the last line of the console and of the log say
 /// how.
 fn end_threads(threads: Threads, dir: &LeaseDir) -> Option<String> {
-    let how = vmm_end::describe(dir);
-    if let Some(how) = &how {
-        tracing::warn!("{how}");
+    let reason = vmm_end::describe(dir);
+    if let Some(reason) = &reason {
+        tracing::warn!("{reason}");
     }
-    finish(threads, how.as_deref());
-    how
+    finish(threads, reason.as_deref());
+    reason
 }
 
 /// Ends the lease's service threads: DNS before the namespace is removed, trim before the disk is, and the
@@ -521,16 +521,16 @@ fn finish(threads: Threads, last: Option<&str>) {
 /// The last lines of a machine that did not come up: of its console, or of the VMM's log if the guest printed
 /// nothing.
 fn finish_console(threads: Threads, dir: &LeaseDir) -> Vec<String> {
-    let how = end_threads(threads, dir);
+    let reason = end_threads(threads, dir);
     let console = console::tail(&dir.console(), CONSOLE_LINES);
-    if console.iter().any(|line| Some(line) != how.as_ref()) {
+    if console.iter().any(|line| Some(line) != reason.as_ref()) {
         return console;
     }
     let log = leases::read(dir)
         .map(|stored| stored.record.log_path)
         .unwrap_or_default();
     let mut words = console::tail(Path::new(&log), CONSOLE_LINES);
-    words.extend(how);
+    words.extend(reason);
     words
 }
 
