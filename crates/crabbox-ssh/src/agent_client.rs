@@ -283,14 +283,14 @@ impl AgentClient {
         };
         drop(far);
         let program = wanted.program().map_err(|source| ExecError::Local { source })?;
-        let (status, said) = place(&agent::place(wanted), &program)?;
+        let (status, stderr) = place(&agent::place(wanted), &program)?;
         match status {
             RemoteStatus::Exited(0) => {}
             RemoteStatus::Cancelled { .. } => return Err(AgentError::Cancelled),
-            RemoteStatus::ConnectionLost => return Err(AgentError::Connection { said }),
+            RemoteStatus::ConnectionLost => return Err(AgentError::Connection { said: stderr }),
             _ => {
                 return Err(AgentError::Unplaced {
-                    said: last_line(&said),
+                    said: last_line(&stderr),
                 });
             }
         }

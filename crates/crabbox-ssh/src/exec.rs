@@ -280,12 +280,12 @@ pub fn run(target: &Target, exec: Exec<'_>) -> Result<RemoteStatus, ExecError> {
             }
             StartOutcome::Late(start) => {
                 drop((session, end_out));
-                let (said, _) = join(errors);
+                let (stderr, _) = join(errors);
                 return Err(not_begun(
                     target,
                     ShellFailure::Waited(opened.elapsed()),
                     &start,
-                    &said,
+                    &stderr,
                 ));
             }
             // The script was not sent, so there is nothing to stop; whatever reads in its place would also
@@ -309,22 +309,22 @@ pub fn run(target: &Target, exec: Exec<'_>) -> Result<RemoteStatus, ExecError> {
         }
         drop(session);
         let (output, input) = (output.map_or(Ok(()), join), input.map_or(Ok(()), join));
-        let (said, errors) = join(errors);
+        let (stderr, errors) = join(errors);
         let (status, _) = watched.map_err(local)?;
         match (never, status) {
             (Some(start), _) if start.is_flooded() => {
-                return Err(not_begun(target, ShellFailure::Flooded, &start, &said));
+                return Err(not_begun(target, ShellFailure::Flooded, &start, &stderr));
             }
             (Some(start), RemoteStatus::Exited(code)) => {
                 return Err(not_begun(
                     target,
                     ShellFailure::Exited(code.into()),
                     &start,
-                    &said,
+                    &stderr,
                 ));
             }
             (Some(start), RemoteStatus::Killed) => {
-                return Err(not_begun(target, ShellFailure::Killed, &start, &said));
+                return Err(not_begun(target, ShellFailure::Killed, &start, &stderr));
             }
             _ => {}
         }

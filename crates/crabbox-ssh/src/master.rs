@@ -112,15 +112,15 @@ pub(crate) fn open_as(target: &Target, control: &Path, opening: &Opening<'_>) ->
         Ok(_) => Ok(()),
         Err(CommandError::Failed { stderr, .. }) => {
             let text = String::from_utf8_lossy(&text);
-            let said = if text.trim().is_empty() {
+            let reason = if text.trim().is_empty() {
                 &stderr
             } else {
                 text.trim()
             };
-            let is_proxied = target.user_config && said.contains(PROXIED);
+            let is_proxied = target.user_config && reason.contains(PROXIED);
             let behind_proxy = if !is_proxied {
                 None
-            } else if said.contains("timed out") {
+            } else if reason.contains("timed out") {
                 // Asking again would wait as long.
                 Some(format!(
                     "the ProxyCommand or ProxyJump of the SSH configuration gave no answer in {} s, and timed out",
@@ -129,7 +129,7 @@ pub(crate) fn open_as(target: &Target, control: &Path, opening: &Opening<'_>) ->
             } else {
                 words_of_proxy(target, limit, cancel)
             };
-            Err(classify(target, behind_proxy.as_deref().unwrap_or(said)))
+            Err(classify(target, behind_proxy.as_deref().unwrap_or(reason)))
         }
         Err(CommandError::Cancelled { .. }) => Err(cancelled(target)),
         Err(CommandError::TimedOut { .. }) => Err(ConnectError::TimedOut {
@@ -278,9 +278,9 @@ fn is_master(found: &ProcessInfo, control: &Path) -> bool {
         .and_then(Path::file_name)
         // The kernel appends the second word if the program file was replaced.
         .is_some_and(|name| name == "ssh" || name == "ssh (deleted)");
-    let told = OsString::from(format!("ControlPath={}", config_path(control)));
+    let control_option = OsString::from(format!("ControlPath={}", config_path(control)));
     ours && is_ssh
-        && found.cmdline.contains(&told)
+        && found.cmdline.contains(&control_option)
         && found.cmdline.iter().any(|word| word == "ControlMaster=yes")
 }
 
@@ -328,8 +328,8 @@ fn words_of_proxy(target: &Target, limit: Duration, cancel: Option<BorrowedFd<'_
         .limit(limit)
         .capture_until(cancel)
         .ok()?;
-    let said = asked.stderr_text();
-    (!asked.status.success() && !said.trim().is_empty()).then_some(said)
+    let stderr = asked.stderr_text();
+    (!asked.status.success() && !stderr.trim().is_empty()).then_some(stderr)
 }
 
 /// The file for a master's messages; it is different for each master, whatever extension its socket has.

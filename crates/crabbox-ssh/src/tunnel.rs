@@ -252,14 +252,14 @@ impl Tunnel {
         self.local_port
     }
 
-    /// Waits until the connection ends or `cancel` becomes readable, and closes the tunnel. `told` is called
-    /// with the reason for each connection that the remote side refused. If the service of `target` has moved
-    /// to its other loopback address, the tunnel follows.
+    /// Waits until the connection ends or `cancel` becomes readable, and closes the tunnel. `on_refusal` is
+    /// called with the reason for each connection that the remote side refused. If the service of `target` has
+    /// moved to its other loopback address, the tunnel follows.
     pub fn wait(
         mut self,
         target: &Target,
         cancel: Option<BorrowedFd<'_>>,
-        told: &mut dyn FnMut(&str),
+        on_refusal: &mut dyn FnMut(&str),
     ) -> io::Result<TunnelEnd> {
         let mut look = Instant::now();
         loop {
@@ -268,7 +268,7 @@ impl Tunnel {
             let mut is_refused = false;
             for reason in self.refusals.try_iter() {
                 is_refused |= reason.contains("refused");
-                told(&reason);
+                on_refusal(&reason);
             }
             if is_refused && Instant::now() >= look {
                 look = Instant::now() + LOOK_EVERY;
@@ -286,7 +286,7 @@ impl Tunnel {
                             });
                         }
                     };
-                    told(&format!(
+                    on_refusal(&format!(
                         "the service listens on {} now, and the tunnel leads there: connect again",
                         loopback.host()
                     ));

@@ -139,8 +139,8 @@ impl AgentProcess {
         let found = || {
             // In this order: once the thread has finished, the text is complete.
             let is_over = self.words.thread.is_finished();
-            let said = self.words.of_the_end(false);
-            let line = said.lines().find_map(|line| line.strip_prefix(beginning));
+            let stderr = self.words.of_the_end(false);
+            let line = stderr.lines().find_map(|line| line.strip_prefix(beginning));
             line.map(|rest| Some(rest.to_owned())).or(is_over.then_some(None))
         };
         poll_until(QUIET, found).flatten()
