@@ -134,8 +134,8 @@ impl Input<'_> {
         String::from_utf8(self.bytes()?).ok()
     }
 
-    fn list<T>(&mut self, one: impl Fn(&mut Self) -> Option<T>) -> Option<Vec<T>> {
-        (0..self.count()?).map(|_| one(self)).collect()
+    fn list<T>(&mut self, item: impl Fn(&mut Self) -> Option<T>) -> Option<Vec<T>> {
+        (0..self.count()?).map(|_| item(self)).collect()
     }
 
     fn entry(&mut self) -> Option<Entry> {
