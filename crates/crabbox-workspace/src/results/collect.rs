@@ -263,7 +263,7 @@ pub fn reports(
     wanted: &[String],
     auto: bool,
 ) -> Result<Reports, RemoteError> {
-    let (mut names, mut all) = (Vec::new(), Reports::default());
+    let (mut names, mut collected) = (Vec::new(), Reports::default());
     let is_pattern = |text: &&String| text.contains(['*', '?']);
     let wanted: Vec<String> = wanted
         .iter()
@@ -276,7 +276,7 @@ pub fn reports(
     for text in wanted.iter().filter(is_pattern) {
         match text.parse() {
             Ok(pattern) => patterns.push(pattern),
-            Err(error) => all.problems.push(format!("{text}: {}", error.why)),
+            Err(error) => collected.problems.push(format!("{text}: {}", error.why)),
         }
     }
     let wish = Wish {
@@ -284,11 +284,11 @@ pub fn reports(
         written: false,
         once: true,
     };
-    let found = all.find(owner, workdir, &patterns, &wish)?;
+    let found = collected.find(owner, workdir, &patterns, &wish)?;
     for pattern in patterns {
         let mut found = found.names.iter().chain(&found.doubles);
         if !found.any(|name| pattern.matches(name)) {
-            all.problems.push(format!("{pattern}: no file matches"));
+            collected.problems.push(format!("{pattern}: no file matches"));
         }
     }
     names.extend(found.names);
@@ -299,13 +299,14 @@ pub fn reports(
             written: true,
             once: true,
         };
-        names.extend(all.find(owner, workdir, &usual, &wish)?.names);
+        names.extend(collected.find(owner, workdir, &usual, &wish)?.names);
     }
     let mut seen = std::collections::BTreeSet::new();
     names.retain(|name| seen.insert(name.clone()));
     if names.len() > REPORTS {
         names.truncate(REPORTS);
-        all.problems
+        collected
+            .problems
             .push(format!("there are more than {REPORTS} reports"));
     }
     // Paths outside of the working directory were named literally.
@@ -314,12 +315,12 @@ pub fn reports(
         .partition(|name| EntryPath::normal(name).is_ok());
     for (names, within) in [(inside, true), (elsewhere, false)] {
         if !names.is_empty() {
-            read(owner, workdir, &names, within, &mut all)?;
+            read(owner, workdir, &names, within, &mut collected)?;
         }
     }
-    all.problems = some(all.problems);
-    all.aside = some(all.aside);
-    Ok(all)
+    collected.problems = some(collected.problems);
+    collected.aside = some(collected.aside);
+    Ok(collected)
 }
 
 impl Reports {
@@ -366,7 +367,7 @@ fn read(
     workdir: &str,
     names: &[Vec<u8>],
     within: bool,
-    all: &mut Reports,
+    reports: &mut Reports,
 ) -> Result<(), RemoteError> {
     let wanted = FetchRequest {
         dir: workdir,
@@ -375,7 +376,7 @@ fn read(
         within,
         limit: Some(REPORT_LIMIT),
     };
-    let Reports { report, problems, .. } = all;
+    let Reports { report, problems, .. } = reports;
     let (mut text, mut current) = (Vec::new(), None);
     let mut end = |text: &mut Vec<u8>, current: Option<usize>, problems: &mut Vec<String>| {
         if let Some(number) = current {
