@@ -225,7 +225,21 @@ impl Firecracker {
                 return Ok(acquired);
             }
         }
+        self.acquire_new(request, &plan, new, taker, interrupts, on_notice)
+    }
+
+    /// Makes a machine from the template if there is one. A restore that fails is followed by a boot.
+    fn acquire_new(
+        &self,
+        mut request: AcquireRequest,
+        plan: &firecracker::FirecrackerPlan,
+        new: &NewLease,
+        taker: &mut dyn Taker,
+        interrupts: &Interrupts,
+        on_notice: &mut dyn FnMut(&Notice<'_>),
+    ) -> Result<AcquiredLease, LeaseError> {
         let (started, limit) = (Instant::now(), request.launch_timeout);
+        let is_ours = request.owner.is_none();
         let source = warm::choose(&self.engine, plan.warm, &mut request);
         let mut why = None;
         if let Source::Cold(Some(said)) = &source {
@@ -245,7 +259,7 @@ impl Firecracker {
                 Ok(_) => warm::note_success(&self.engine, key),
                 // The cause may be what the remote owner asked for, which must not disable the template for
                 // everybody.
-                Err(error) if error.blames_template() && owner.is_none() => {
+                Err(error) if error.blames_template() && is_ours => {
                     warm::note_failure(&self.engine, key, token);
                 }
                 Err(_) => {}
@@ -259,7 +273,7 @@ impl Firecracker {
                     console: error.console(),
                 });
                 why = Some(said);
-                let mut again = prepare::request(&self.engine, &plan, new)?;
+                let mut again = prepare::request(&self.engine, plan, new)?;
                 again.pool = request.pool.take();
                 again.owner = request.owner.take();
                 again.launch_timeout = limit.saturating_sub(started.elapsed()).max(limit / 2);

@@ -241,6 +241,64 @@ impl Remote {
             .find(|(_, claim)| claim.lease_id == id)?;
         self.lease(&host, told_by(&claim)?).ok()
     }
+
+    /// Decides about the claim of a lease on `host`, and does it unless `dry_run`. `away` has the hosts that
+    /// did not answer, and why.
+    fn decide(
+        &self,
+        host: &KvmHost,
+        claim: &Claim,
+        dry_run: bool,
+        away: &mut BTreeMap<KvmHost, String>,
+    ) -> Decision {
+        let mut decision = Decision {
+            lease: claim.lease_id.clone(),
+            subject: Subject::Claim {
+                slug: claim.slug.clone(),
+            },
+            remove: false,
+            reason: String::new(),
+            error: None,
+        };
+        if let Some(why) = away.get(host) {
+            decision.reason = format!("host_away ({why})");
+            return decision;
+        }
+        match self.resolve_there(host, &claim.lease_id, ResolvePurpose::Look) {
+            Ok(lease) => decision.reason = format!("state={} host={host}", lease.state),
+            Err(error)
+                if error.kind() == Kind::NotFound && self.speaks_to_its_owner(host, claim).is_err() =>
+            {
+                decision.reason = format!("another_owner host={host}");
+            }
+            Err(error) if error.kind() == Kind::NotFound => {
+                decision.remove = true;
+                decision.reason = format!("missing_state host={host}");
+                if !dry_run {
+                    let lease = self.resolve_target(&claim.lease_id);
+                    let forgotten = self.forget(lease.as_ref(), &claim.lease_id);
+                    decision.error = forgotten.err().map(|error| match error {
+                        RemoteError::Claims(error) => ReleaseError::Claims(error),
+                        RemoteError::Files(error) => ReleaseError::Files(error),
+                        other => ReleaseError::Leftovers {
+                            id: claim.lease_id.clone(),
+                            leftovers: vec![fault::chain(&other)],
+                        },
+                    });
+                }
+            }
+            Err(error) => {
+                let why = fault::chain(&error);
+                decision.reason = format!("host_away ({why})");
+                // If the conversation is still open, the host is not away; it answered something about
+                // this lease.
+                if self.talks.look(host, |_| ()).is_none() {
+                    away.insert(host.clone(), why);
+                }
+            }
+        }
+        decision
+    }
 }
 
 /// Whether this reports an interrupt to the user.
@@ -534,54 +592,7 @@ impl Provider for Remote {
         // Wait for an unreachable host only once, however many leases it has.
         let mut away: BTreeMap<KvmHost, String> = BTreeMap::new();
         for (host, claim) in claims.into_iter().filter_map(of_host) {
-            let mut decision = Decision {
-                lease: claim.lease_id.clone(),
-                subject: Subject::Claim {
-                    slug: claim.slug.clone(),
-                },
-                remove: false,
-                reason: String::new(),
-                error: None,
-            };
-            if let Some(why) = away.get(&host) {
-                decision.reason = format!("host_away ({why})");
-                on_decision(&decision);
-                decisions.push(decision);
-                continue;
-            }
-            match self.resolve_there(&host, &claim.lease_id, ResolvePurpose::Look) {
-                Ok(lease) => decision.reason = format!("state={} host={host}", lease.state),
-                Err(error)
-                    if error.kind() == Kind::NotFound && self.speaks_to_its_owner(&host, &claim).is_err() =>
-                {
-                    decision.reason = format!("another_owner host={host}");
-                }
-                Err(error) if error.kind() == Kind::NotFound => {
-                    decision.remove = true;
-                    decision.reason = format!("missing_state host={host}");
-                    if !dry_run {
-                        let lease = self.resolve_target(&claim.lease_id);
-                        let forgotten = self.forget(lease.as_ref(), &claim.lease_id);
-                        decision.error = forgotten.err().map(|error| match error {
-                            RemoteError::Claims(error) => ReleaseError::Claims(error),
-                            RemoteError::Files(error) => ReleaseError::Files(error),
-                            other => ReleaseError::Leftovers {
-                                id: claim.lease_id.clone(),
-                                leftovers: vec![fault::chain(&other)],
-                            },
-                        });
-                    }
-                }
-                Err(error) => {
-                    let why = fault::chain(&error);
-                    decision.reason = format!("host_away ({why})");
-                    // If the conversation is still open, the host is not away; it answered something about
-                    // this lease.
-                    if self.talks.look(&host, |_| ()).is_none() {
-                        away.insert(host.clone(), why);
-                    }
-                }
-            }
+            let decision = self.decide(&host, &claim, dry_run, &mut away);
             on_decision(&decision);
             decisions.push(decision);
         }

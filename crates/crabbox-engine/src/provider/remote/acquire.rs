@@ -126,6 +126,32 @@ impl Remote {
         Ok(lease)
     }
 
+    /// Settles what is here of a lease that `host` did not hand over because of `error`; `entered` if we had
+    /// claimed it.
+    fn given_up(
+        &self,
+        entered: Option<Lease>,
+        host: KvmHost,
+        is_refused: bool,
+        error: LeaseError,
+    ) -> LeaseError {
+        match entered {
+            Some(lease) if is_refused => {
+                self.forget(Some(&lease), &lease.id).ok();
+                error
+            }
+            // The host may have received our claim, so the lease may be alive. Keep its key, which is nowhere
+            // else.
+            Some(lease) => RemoteError::Unheard {
+                id: lease.id,
+                host,
+                source: Box::new(error),
+            }
+            .into(),
+            None => error,
+        }
+    }
+
     /// Waits for a lease that is being made on `host`, and takes it over.
     #[expect(
         clippy::too_many_lines,
@@ -256,21 +282,8 @@ impl Remote {
             }
             Err(error) => {
                 talk.give_up(ROLLBACK_LIMIT);
-                match &entered {
-                    Some((lease, _)) if is_refused => {
-                        self.forget(Some(lease), &lease.id).ok();
-                        Err(error)
-                    }
-                    // The host may have received our claim, so the lease may be alive. Keep its key, which is
-                    // nowhere else.
-                    Some((lease, _)) => Err(RemoteError::Unheard {
-                        id: lease.id.clone(),
-                        host: at,
-                        source: Box::new(error),
-                    }
-                    .into()),
-                    None => Err(error),
-                }
+                let lease = entered.map(|(lease, _)| lease);
+                Err(self.given_up(lease, at, is_refused, error))
             }
         }
     }
