@@ -185,13 +185,14 @@ pub(super) fn make_requested(
     };
     log.enter(making.made.lease.dir());
     control.listen(making.made.lease.dir());
-    let (outcome, lease, threads) = if let Start::Freeze { dir, token } = &request.start {
-        let (frozen, lease, threads) =
-            freeze(making, &places, (dir, token), &mut input, &interrupts, &control)?;
-        (frozen.map(|()| None), lease, threads)
+    let Attempt {
+        outcome,
+        lease,
+        threads,
+    } = if let Start::Freeze { dir, token } = &request.start {
+        freeze(making, &places, (dir, token), &mut input, &interrupts, &control)?
     } else {
-        let (handle, lease, threads) = hand_over(making, &places, &mut input, &interrupts, &control)?;
-        (handle.map(Some), lease, threads)
+        hand_over(making, &places, &mut input, &interrupts, &control)?
     };
     let handed = match outcome {
         Ok(Some(handed)) => handed,
@@ -313,17 +314,23 @@ struct Handed {
     pooled: Option<(Ready, Pool)>,
 }
 
-/// A lease that was made, or the reason for the failure.
-type Outcome = Result<Handed, AcquireError>;
+/// How the making of a lease ended.
+struct Attempt {
+    /// The lease that was handed over, or `None` if a template was made of it.
+    outcome: Result<Option<Handed>, AcquireError>,
+    /// What was made of it, with its lock held in every case.
+    lease: OwnedLease,
+    threads: Threads,
+}
 
-/// Makes the lease and hands it to the command line. In every case the lease is returned with its lock held.
+/// Makes the lease and hands it to the command line.
 fn hand_over(
     mut making: Making<'_>,
     places: &Places,
     input: &mut BufReader<File>,
     interrupts: &Interrupts,
     control: &Control,
-) -> Result<(Outcome, OwnedLease, Threads), SuperviseError> {
+) -> Result<Attempt, SuperviseError> {
     let supervisor = own_identity()?;
     let gone = || interrupts.caught().is_some() || control.is_asked() || is_readable(input.get_ref());
     let made = making.make(places, &supervisor, &gone).map_err(|error| {
@@ -353,10 +360,14 @@ fn hand_over(
         })
     });
     let (lease, threads) = making.into_parts();
-    Ok((outcome, lease, threads))
+    Ok(Attempt {
+        outcome: outcome.map(Some),
+        lease,
+        threads,
+    })
 }
 
-/// The result of making a template. In every case its lease is returned with its lock held.
+/// Makes a template of the lease.
 fn freeze(
     mut making: Making<'_>,
     places: &Places,
@@ -364,12 +375,16 @@ fn freeze(
     input: &mut BufReader<File>,
     interrupts: &Interrupts,
     control: &Control,
-) -> Result<(Result<(), AcquireError>, OwnedLease, Threads), SuperviseError> {
+) -> Result<Attempt, SuperviseError> {
     let supervisor = own_identity()?;
     let gone = || interrupts.caught().is_some() || control.is_asked() || is_readable(input.get_ref());
     let frozen = making.freeze(places, dir, token, &supervisor, &gone);
     let (lease, threads) = making.into_parts();
-    Ok((frozen, lease, threads))
+    Ok(Attempt {
+        outcome: frozen.map(|()| None),
+        lease,
+        threads,
+    })
 }
 
 fn own_identity() -> Result<ProcessId, SuperviseError> {
