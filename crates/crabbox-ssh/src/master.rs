@@ -117,19 +117,7 @@ pub(crate) fn open_as(target: &Target, control: &Path, opening: &Opening<'_>) ->
             } else {
                 text.trim()
             };
-            let is_proxied = target.user_config && reason.contains(PROXIED);
-            let behind_proxy = if !is_proxied {
-                None
-            } else if reason.contains("timed out") {
-                // Asking again would wait as long.
-                Some(format!(
-                    "the ProxyCommand or ProxyJump of the SSH configuration gave no answer in {} s, and timed out",
-                    target.connect_timeout.as_secs()
-                ))
-            } else {
-                words_of_proxy(target, limit, cancel)
-            };
-            Err(classify(target, behind_proxy.as_deref().unwrap_or(reason)))
+            Err(refusal(target, reason, limit, cancel))
         }
         Err(CommandError::Cancelled { .. }) => Err(cancelled(target)),
         Err(CommandError::TimedOut { .. }) => Err(ConnectError::TimedOut {
@@ -139,6 +127,24 @@ pub(crate) fn open_as(target: &Target, control: &Path, opening: &Opening<'_>) ->
         }),
         Err(source) => Err(ConnectError::Client { source }),
     }
+}
+
+/// The error for a master that failed with `reason`. Behind a proxy that is only the name of the proxy's end,
+/// so the proxy is asked.
+fn refusal(target: &Target, reason: &str, limit: Duration, cancel: Option<BorrowedFd<'_>>) -> ConnectError {
+    let is_proxied = target.user_config && reason.contains(PROXIED);
+    let behind_proxy = if !is_proxied {
+        None
+    } else if reason.contains("timed out") {
+        // Asking again would wait as long.
+        Some(format!(
+            "the ProxyCommand or ProxyJump of the SSH configuration gave no answer in {} s, and timed out",
+            target.connect_timeout.as_secs()
+        ))
+    } else {
+        words_of_proxy(target, limit, cancel)
+    };
+    classify(target, behind_proxy.as_deref().unwrap_or(reason))
 }
 
 fn cancelled(target: &Target) -> ConnectError {
