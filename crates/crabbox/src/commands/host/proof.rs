@@ -181,7 +181,7 @@ fn make(ctx: &Ctx<'_>, args: &ProofArgs) -> Result<Exit, CommandError> {
         names: names(ctx, &plan)?,
     };
     let proof = proof::make(&engine, &plan, &options, &interrupts, &mut |event| {
-        show(ctx, event)
+        show(ctx, event);
     })?;
     let file = proof::file(&proof);
     if let Err(error) = place.write(file.as_bytes(), Existing::Refuse) {
