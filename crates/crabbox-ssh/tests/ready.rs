@@ -311,7 +311,7 @@ fn a_host_that_runs_something_else_in_place_of_the_check_is_told_also_when_that_
 const DEAF: &str = "ForceCommand cat >/dev/null";
 
 #[test]
-fn a_login_shell_that_never_begins_is_told_when_the_time_is_up_and_not_taken_for_a_slow_command() {
+fn a_login_shell_that_never_begins_is_told_in_time_and_is_no_slow_command() {
     let sshd = Sshd::start_with(DEAF);
     let target = target(&sshd);
     let seen = capture(&target, "exit 0", Stdin::Null, Some(Duration::from_secs(2)));

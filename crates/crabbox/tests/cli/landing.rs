@@ -130,7 +130,7 @@ fn jobs_copies_and_new_files_go_through_no_link_either() {
 }
 
 #[test]
-fn what_is_kept_is_private_under_a_loose_umask_and_what_is_downloaded_is_as_the_umask_has_it() {
+fn what_is_kept_is_private_under_any_umask_and_a_download_is_as_the_umask_has_it() {
     let lease = entered();
     let under = |umask: &str, words: &[&str], script: &str| {
         let words = [
