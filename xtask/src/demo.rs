@@ -13,7 +13,7 @@ use anyhow::{Result, ensure};
 
 use crate::site::{self, Site};
 use crabbox_lab::payload::{Build, Images};
-use recording::{Found, Line, Recording, Step};
+use recording::{Leftovers, Line, Recording, Step};
 
 /// The size of the demo's machine: small, because it may be emulated.
 const SIZE: &str =
@@ -73,7 +73,7 @@ pub(crate) fn main(lab: &str, record: Option<&Path>) -> Result<ExitCode> {
         "Nothing is left on {}: no process, namespace, link, route, nft table, mount, control group, CNI address or file.",
         site.name
     );
-    let found = Found {
+    let found = Leftovers {
         after: stopped.elapsed(),
         text: found,
     };

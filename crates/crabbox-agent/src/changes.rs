@@ -16,7 +16,7 @@ use crate::bytes::{leaf, path, push};
 use crate::failure::Failure;
 use crate::receive::NEW;
 use crate::record::{Head, Known, Place, each};
-use crate::seen::{Dirs, Kind, Seen};
+use crate::seen::{Dirs, FileState, Kind};
 use crate::talk::Conversation;
 
 /// Directories that are never synced.
@@ -85,9 +85,9 @@ impl List<'_> {
 
     /// Reports what became of a file of the record.
     fn known(&mut self, was: &Known<'_>) -> Result<(), Failure> {
-        let facts = |seen: Seen| (seen.size, seen.modified, seen.changed, seen.inode);
+        let facts = |seen: FileState| (seen.size, seen.modified, seen.changed, seen.inode);
         let now = match self.dirs.stat(was.path) {
-            Ok(stat) => Some(Seen::of_stat(&stat)),
+            Ok(stat) => Some(FileState::of_stat(&stat)),
             Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => None,
             // The file may still exist.
             Err(_) => return self.say('U', was.identity, 0, was.path),
@@ -147,7 +147,7 @@ impl Marks {
     }
 }
 
-fn is_directory(now: &Seen, name: &[u8]) -> bool {
+fn is_directory(now: &FileState, name: &[u8]) -> bool {
     now.kind == Kind::Other && path(name).symlink_metadata().is_ok_and(|meta| meta.is_dir())
 }
 
@@ -183,13 +183,13 @@ fn below(start: &[u8], take: &mut dyn FnMut(&[u8]) -> Result<(), Failure>) -> Re
 }
 
 /// Passes every candidate path to `take`, some twice. In a git repository, ignored files are left out.
-fn wanted(all: &mut dyn FnMut(&[u8]) -> Result<(), Failure>) -> Result<(), Failure> {
+fn wanted(each: &mut dyn FnMut(&[u8]) -> Result<(), Failure>) -> Result<(), Failure> {
     // The temporary file of a killed sync is not a change made by the guest.
     let take: &mut dyn FnMut(&[u8]) -> Result<(), Failure> = &mut |name| {
         if leaf(name) == NEW.as_bytes() {
             Ok(())
         } else {
-            all(name)
+            each(name)
         }
     };
     if path(b".git").is_dir() {

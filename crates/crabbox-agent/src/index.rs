@@ -27,7 +27,7 @@ use crate::git::{Feed, INDEX, must_git};
 use crate::names::Names;
 use crate::record::Place;
 use crate::seed::{hex, known_index, write_seed};
-use crate::seen::{Dirs, Seen};
+use crate::seen::{Dirs, FileState};
 use entries::{EXTENDED, Entries, Entry, Part, number};
 use marks::{ASSUMED, INTENDED, Marks, SKIPPED};
 use signed::{Hash, Signed};
@@ -268,7 +268,7 @@ pub(crate) trait Tree {
     /// Calls `take` with each path that this sync sends until it returns true; returns whether it did.
     fn any_sent(&mut self, take: &mut dyn FnMut(&[u8]) -> bool) -> Result<bool, Failure>;
     /// What was seen at a path after everything had arrived; `None` if the path is not part of this tree.
-    fn known(&mut self, path: &[u8]) -> Result<Option<Seen>, Failure>;
+    fn known(&mut self, path: &[u8]) -> Result<Option<FileState>, Failure>;
 }
 
 /// What a sync has to do about the index.
@@ -468,10 +468,15 @@ impl Work {
 
 /// The stat data of a file for the index, if the file is still as this sync saw it, and its modification
 /// time.
-fn times_if_known(dirs: &mut Dirs, name: &[u8], known: Option<Seen>, mode: u32) -> Option<([u8; STAT], u32)> {
+fn times_if_known(
+    dirs: &mut Dirs,
+    name: &[u8],
+    known: Option<FileState>,
+    mode: u32,
+) -> Option<([u8; STAT], u32)> {
     let known = known?;
     let stat = dirs.stat(name).ok()?;
-    if Seen::of_stat(&stat) != known {
+    if FileState::of_stat(&stat) != known {
         return None;
     }
     let times = times_of(&stat, mode);

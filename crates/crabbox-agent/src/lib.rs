@@ -67,42 +67,36 @@ fn has(program: &str) -> bool {
     std::env::split_paths(&path).any(|dir| dir.join(program).is_file())
 }
 
-/// Answers requests one after the other until the client goes.
-fn serve() -> Result<(), Failure> {
-    let mut talk = Conversation::new()?;
-    let past = command::ProfileSignal::listen()?;
-    talk.say(&Reply::Hello {
-        word: HELLO,
-        rsync: has("rsync"),
-    })?;
-    sweep::sweep();
-    let mut owner = None;
-    let mut looked = None;
-    let ended = loop {
-        let request = match talk.hear() {
-            Ok(ClientMessage::Request(request)) => request,
-            // The rest of a list whose request has failed.
-            Ok(ClientMessage::Piece) => continue,
-            Err(failure) => break Err(failure),
-        };
-        let done = match request {
-            Request::Own { key, token, make } => owner::own(&mut talk, &key, &token).and_then(|own| {
-                owner = Some(own);
-                make.map_or(Ok(()), |dir| make_tree(&mut talk, &dir))
+/// A conversation, and what its requests have left for later ones.
+struct Session {
+    talk: Conversation,
+    past: command::ProfileSignal,
+    owner: Option<owner::Owner>,
+    looked: Option<sync::Looked>,
+}
+
+impl Session {
+    fn answer(&mut self, request: Request) -> Result<(), Failure> {
+        match request {
+            Request::Own { key, token, make } => owner::own(&mut self.talk, &key, &token).and_then(|own| {
+                self.owner = Some(own);
+                make.map_or(Ok(()), |dir| make_tree(&mut self.talk, &dir))
             }),
             Request::Release {} => {
-                if let Some(own) = owner.take() {
+                if let Some(own) = self.owner.take() {
                     owner::Owner::release(own);
                 }
-                talk.say(&Reply::Released {})
+                self.talk.say(&Reply::Released {})
             }
             Request::Look { lease_dir, name } => {
-                looked = Some(sync::look(&lease_dir, &name));
+                self.looked = Some(sync::look(&lease_dir, &name));
                 Ok(())
             }
-            Request::Sync { sync } => sync::sync(&mut talk, &sync, looked.take()),
-            Request::Changes { lease_dir, name } => changes::send(&mut talk, &lease_dir, &name),
-            Request::Run { command } => command::run(&mut talk, &command, owner.as_mut(), &past),
+            Request::Sync { sync } => sync::sync(&mut self.talk, &sync, self.looked.take()),
+            Request::Changes { lease_dir, name } => changes::send(&mut self.talk, &lease_dir, &name),
+            Request::Run { command } => {
+                command::run(&mut self.talk, &command, self.owner.as_mut(), &self.past)
+            }
             Request::List {
                 dir,
                 patterns,
@@ -114,10 +108,10 @@ fn serve() -> Result<(), Failure> {
                     patterns: patterns.iter().map(|text| Glob::of(text.as_bytes())).collect(),
                     skipped,
                     written,
-                    since: owner.as_ref().and_then(|own| own.began),
+                    since: self.owner.as_ref().and_then(|own| own.began),
                     once,
                 };
-                list::list(&mut talk, &dir, &choice)
+                list::list(&mut self.talk, &dir, &choice)
             }
             Request::Fetch {
                 dir,
@@ -130,14 +124,14 @@ fn serve() -> Result<(), Failure> {
                     within,
                     limit,
                 };
-                files::fetch(&mut talk, &dir, &taste)
+                files::fetch(&mut self.talk, &dir, &taste)
             }
-            Request::Digest { dir } => digest::digest(&mut talk, &dir),
-            Request::Make { dir } => make_tree(&mut talk, &dir),
-            Request::Tree { path, follow } => copy::tree(&mut talk, &path, follow),
-            Request::Put { to, name, make } => copy::put(&mut talk, &to, &name, make),
-            Request::Size { dir } => caches::size(&mut talk, Path::new(&dir)),
-            Request::Clear { dir } => caches::clear(&mut talk, Path::new(&dir)),
+            Request::Digest { dir } => digest::digest(&mut self.talk, &dir),
+            Request::Make { dir } => make_tree(&mut self.talk, &dir),
+            Request::Tree { path, follow } => copy::tree(&mut self.talk, &path, follow),
+            Request::Put { to, name, make } => copy::put(&mut self.talk, &to, &name, make),
+            Request::Size { dir } => caches::size(&mut self.talk, Path::new(&dir)),
+            Request::Clear { dir } => caches::clear(&mut self.talk, Path::new(&dir)),
             // They belong to a sync that has failed or a command that has ended, and have no answer.
             Request::End {}
             | Request::Directory { .. }
@@ -149,18 +143,41 @@ fn serve() -> Result<(), Failure> {
             | Request::Finish {}
             | Request::Stop {}
             | Request::Ping {} => Ok(()),
+        }
+    }
+}
+
+/// Answers requests one after the other until the client goes.
+fn serve() -> Result<(), Failure> {
+    let mut session = Session {
+        talk: Conversation::new()?,
+        past: command::ProfileSignal::listen()?,
+        owner: None,
+        looked: None,
+    };
+    session.talk.say(&Reply::Hello {
+        word: HELLO,
+        rsync: has("rsync"),
+    })?;
+    sweep::sweep();
+    let ended = loop {
+        let request = match session.talk.hear() {
+            Ok(ClientMessage::Request(request)) => request,
+            // The rest of a list whose request has failed.
+            Ok(ClientMessage::Piece) => continue,
+            Err(failure) => break Err(failure),
         };
-        match done {
+        match session.answer(request) {
             Ok(()) => {}
             Err(Failure::Gone) => break Err(Failure::Gone),
             Err(failure) => {
-                if let Err(gone) = talk.say(&Reply::Failed { why: failure.why() }) {
+                if let Err(gone) = session.talk.say(&Reply::Failed { why: failure.why() }) {
                     break Err(gone);
                 }
             }
         }
     };
-    if let Some(own) = owner {
+    if let Some(own) = session.owner {
         own.abandon();
     }
     ended

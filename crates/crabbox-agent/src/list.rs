@@ -15,7 +15,7 @@ use rustix::io::Errno;
 
 use crate::bytes::{leaf, parent, path, show};
 use crate::failure::{At as _, Failure, said};
-use crate::seen::{Dirs, Seen, Time};
+use crate::seen::{Dirs, FileState, Time};
 use crate::talk::Conversation;
 
 /// The list is sent in chunks of about this size, in bytes.
@@ -49,7 +49,7 @@ impl Choice {
     }
 
     fn is_late(&self, stat: &Stat) -> bool {
-        let is_late = |since| Seen::of_stat(stat).modified > since;
+        let is_late = |since| FileState::of_stat(stat).modified > since;
         !self.written || self.since.is_some_and(is_late)
     }
 

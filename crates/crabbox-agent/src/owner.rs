@@ -23,7 +23,7 @@ use rustix::io::Errno;
 use crate::bytes::discard;
 use crate::failure::{At as _, Failure};
 use crate::process::{Stat, end_group, lstart};
-use crate::seen::{Seen, Time};
+use crate::seen::{FileState, Time};
 use crate::talk::{ClientMessage, Conversation};
 use silence::Silence;
 
@@ -339,7 +339,7 @@ impl Owner {
         // The note with our own pid is written before the command starts, so anything that the command writes
         // is newer.
         if pid == own {
-            self.began = Some(Seen::of(&open.metadata().at(&file)?).modified);
+            self.began = Some(FileState::of(&open.metadata().at(&file)?).modified);
         }
         Ok(())
     }

@@ -47,13 +47,13 @@ impl Stat {
 /// The start time of a process as ps(1) prints it, which is what the Go program compares; `None` if there is
 /// no ps.
 pub(crate) fn lstart(pid: u32) -> Option<String> {
-    let said = Command::new("ps")
+    let asked = Command::new("ps")
         .args(["-o", "lstart=", "-p", &pid.to_string()])
         .stdin(Stdio::null())
         .stderr(Stdio::null())
         .output()
         .ok()?;
-    let words = String::from_utf8_lossy(&said.stdout);
+    let words = String::from_utf8_lossy(&asked.stdout);
     let words: Vec<&str> = words.split_whitespace().collect();
     (!words.is_empty()).then(|| words.join(" "))
 }

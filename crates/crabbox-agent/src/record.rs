@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::bytes::{BUFFER, Records, Replacing, discard, listed, open, parent, push, read, write};
 use crate::failure::{At as _, Failure};
-use crate::seen::{Dirs, Kind, Seen};
+use crate::seen::{Dirs, FileState, Kind};
 
 /// The number of parts for a large tree.
 pub(crate) const PARTS: u32 = 8;
@@ -111,7 +111,7 @@ impl Head {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Known<'a> {
     pub(crate) identity: &'a [u8],
-    pub(crate) seen: Seen,
+    pub(crate) seen: FileState,
     pub(crate) path: &'a [u8],
 }
 
@@ -119,7 +119,7 @@ impl<'a> Known<'a> {
     fn parse(row: &'a [u8]) -> Option<Self> {
         let mut words = row.splitn(8, |byte| *byte == b' ');
         let identity = words.next()?;
-        let seen = Seen::parse(&mut words)?;
+        let seen = FileState::parse(&mut words)?;
         let path = words.next().filter(|path| !path.is_empty())?;
         Some(Self { identity, seen, path })
     }
@@ -261,7 +261,7 @@ impl Part {
     }
 
     /// What was seen at a path.
-    pub(crate) fn seen(&self, path: &[u8]) -> Option<Seen> {
+    pub(crate) fn seen(&self, path: &[u8]) -> Option<FileState> {
         let order = |start: &u32| self.known(*start).map_or(&[][..], |known| known.path).cmp(path);
         let place = self.starts.binary_search_by(order).ok()?;
         self.known(self.starts[place]).map(|known| known.seen)

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use crate::bytes::{BUFFER, Replacing};
 use crate::failure::{At as _, Failure};
-use crate::seen::{Kind, Seen, Time, time};
+use crate::seen::{FileState, Kind, Time, time};
 
 /// The number of records in a block.
 const BLOCK: usize = 128;
@@ -58,7 +58,7 @@ impl<'a> Row<'a> {
     }
 
     /// Whether what is there now matches this row.
-    pub(crate) fn is(&self, now: &Seen) -> bool {
+    pub(crate) fn is(&self, now: &FileState) -> bool {
         let same_mode = self.kind != Kind::File || self.mode & 0o777 == now.mode & 0o777;
         // A file system with whole seconds drops the fraction.
         let same_time = self.modified == now.modified
@@ -450,7 +450,7 @@ mod tests {
     fn a_file_system_of_whole_seconds_cuts_a_time_and_nothing_else_does() {
         let mut rows = of_bytes(b"1 f 100644 3 5000000007 a\x00").unwrap();
         let row = rows.get(0).unwrap().unwrap();
-        let at = |seconds, nanoseconds| Seen {
+        let at = |seconds, nanoseconds| FileState {
             size: 3,
             inode: 1,
             modified: Time { seconds, nanoseconds },
@@ -464,8 +464,8 @@ mod tests {
         assert!(row.is(&at(5, 7)) && row.is(&at(5, 0)));
         assert!(!row.is(&at(5, 8)) && !row.is(&at(6, 0)));
         assert!(
-            !row.is(&Seen { size: 4, ..at(5, 7) })
-                && !row.is(&Seen {
+            !row.is(&FileState { size: 4, ..at(5, 7) })
+                && !row.is(&FileState {
                     mode: 0o600,
                     ..at(5, 7)
                 })

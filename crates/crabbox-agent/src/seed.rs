@@ -19,7 +19,7 @@ use crate::bytes::{discard, listed, path, read, write};
 use crate::failure::{At as _, Failure};
 use crate::git::{Feed, INDEX, git, init, must_git};
 use crate::record::Place;
-use crate::seen::Seen;
+use crate::seen::FileState;
 use crate::talk::Conversation;
 pub(crate) use repository::forget_aside;
 use repository::{
@@ -161,7 +161,9 @@ fn heads(seed: &Seed) -> Result<String, Failure> {
             }
             text.extend_from_slice(file.as_bytes());
             text.push(b' ');
-            Seen::at(file.as_bytes()).at(Path::new(&file))?.put(&mut text);
+            FileState::at(file.as_bytes())
+                .at(Path::new(&file))?
+                .put(&mut text);
         }
     }
     text.push(0);

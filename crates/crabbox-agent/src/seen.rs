@@ -42,7 +42,7 @@ impl Time {
     }
 }
 
-/// The length of a packed [`Seen`], in bytes.
+/// The length of a packed [`FileState`], in bytes.
 pub(crate) const SIZE: usize = 48;
 
 /// The type of a path.
@@ -74,7 +74,7 @@ impl Kind {
 
 /// What was seen of a path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Seen {
+pub(crate) struct FileState {
     pub(crate) size: u64,
     pub(crate) inode: u64,
     pub(crate) modified: Time,
@@ -83,7 +83,7 @@ pub(crate) struct Seen {
     pub(crate) kind: Kind,
 }
 
-impl Seen {
+impl FileState {
     pub(crate) fn of(meta: &Metadata) -> Self {
         let kind = if meta.is_file() {
             Kind::File
@@ -298,9 +298,9 @@ impl Dirs {
         rustix::fs::statat(within, leaf(name), AtFlags::SYMLINK_NOFOLLOW)
     }
 
-    /// The same as a [`Seen`]; `None` on any error.
-    pub(crate) fn look(&mut self, name: &[u8]) -> Option<Seen> {
-        self.stat(name).ok().map(|stat| Seen::of_stat(&stat))
+    /// The same as a [`FileState`]; `None` on any error.
+    pub(crate) fn look(&mut self, name: &[u8]) -> Option<FileState> {
+        self.stat(name).ok().map(|stat| FileState::of_stat(&stat))
     }
 }
 
@@ -314,14 +314,14 @@ mod tests {
         #[test]
         fn what_is_written_down_is_read_again(size: u64, inode: u64, seconds: i64, nanoseconds in 0..1_000_000_000_u32, mode in 0..0o10000_u32) {
             let time = Time { seconds, nanoseconds };
-            let seen = Seen { size, inode, modified: time, changed: Time { seconds: 7, nanoseconds: 8 }, mode, kind: Kind::Link };
+            let seen = FileState { size, inode, modified: time, changed: Time { seconds: 7, nanoseconds: 8 }, mode, kind: Kind::Link };
             let mut text = Vec::new();
             seen.put(&mut text);
             let words = &mut text.split(|byte| *byte == b' ');
-            prop_assert_eq!(Seen::parse(words), Some(seen));
+            prop_assert_eq!(FileState::parse(words), Some(seen));
             prop_assert_eq!(words.next(), None);
-            prop_assert_eq!(Seen::unpack(&Seen::pack(Some(&seen))), Some(seen));
-            prop_assert_eq!(Seen::unpack(&Seen::pack(None)), None);
+            prop_assert_eq!(FileState::unpack(&FileState::pack(Some(&seen))), Some(seen));
+            prop_assert_eq!(FileState::unpack(&FileState::pack(None)), None);
         }
     }
 

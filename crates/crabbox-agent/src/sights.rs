@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use crate::bytes::discard;
 use crate::failure::{At as _, Failure};
-use crate::seen::{SIZE, Seen};
+use crate::seen::{FileState, SIZE};
 
 /// How many entries are written or read at once.
 const BLOCK: usize = 256;
@@ -53,12 +53,12 @@ impl ScanResults {
     }
 
     /// Stores what was seen of `number`, or that nothing was.
-    pub(crate) fn put(&mut self, number: usize, seen: Option<&Seen>) -> Result<(), Failure> {
+    pub(crate) fn put(&mut self, number: usize, seen: Option<&FileState>) -> Result<(), Failure> {
         if number != self.first + self.new.len() / SIZE || self.new.len() >= BLOCK * SIZE {
             self.flush()?;
             self.first = number;
         }
-        self.new.extend_from_slice(&Seen::pack(seen));
+        self.new.extend_from_slice(&FileState::pack(seen));
         Ok(())
     }
 
@@ -72,7 +72,7 @@ impl ScanResults {
     }
 
     /// What was seen of `number`.
-    pub(crate) fn get(&mut self, number: usize) -> Result<Option<Seen>, Failure> {
+    pub(crate) fn get(&mut self, number: usize) -> Result<Option<FileState>, Failure> {
         if !self.new.is_empty() {
             self.flush()?;
         }
@@ -99,7 +99,7 @@ impl ScanResults {
             self.old[read..].fill(0);
         }
         let at = (number - self.from) * SIZE;
-        Ok(Seen::unpack(&self.old[at..at + SIZE]))
+        Ok(FileState::unpack(&self.old[at..at + SIZE]))
     }
 }
 
@@ -121,7 +121,7 @@ mod tests {
             seconds: -5,
             nanoseconds: 7,
         };
-        let seen = |inode| Seen {
+        let seen = |inode| FileState {
             size: 1,
             inode,
             modified: time,

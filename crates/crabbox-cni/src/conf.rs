@@ -97,7 +97,7 @@ impl ConfList {
 
 /// A network in a directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Found {
+pub struct NetworkFile {
     /// Its name.
     pub name: String,
     /// Its file.
@@ -133,7 +133,7 @@ pub enum LoadError {
         /// The requested network.
         name: String,
         /// The networks that are there.
-        present: Vec<Found>,
+        present: Vec<NetworkFile>,
         /// The files that could not be read as a network.
         unreadable: Vec<Unreadable>,
     },
@@ -170,7 +170,7 @@ pub enum LoadError {
     },
 }
 
-fn instead(present: &[Found], unreadable: &[Unreadable]) -> String {
+fn instead(present: &[NetworkFile], unreadable: &[Unreadable]) -> String {
     let mut parts = Vec::new();
     if present.is_empty() {
         parts.push("it holds no network".to_owned());
@@ -217,7 +217,7 @@ pub fn load(conf_dir: &Path, name: &str) -> Result<ConfList, LoadError> {
     for (_, file) in files {
         match read(&file) {
             Ok((found, document)) if found == name => return conf_list(found, file, document),
-            Ok((found, _)) => present.push(Found { name: found, file }),
+            Ok((found, _)) => present.push(NetworkFile { name: found, file }),
             Err(why) => unreadable.push(Unreadable { file, why }),
         }
     }

@@ -17,6 +17,6 @@ mod result;
 
 pub use attachment::{AddError, Attachment, DelError, add, del};
 pub use cache::cached;
-pub use conf::{ConfList, Found, LoadError, Unreadable, Version, load};
+pub use conf::{ConfList, LoadError, NetworkFile, Unreadable, Version, load};
 pub use plugin::{PluginError, Verb};
 pub use result::{CniResult, Dns, Interface, IpConfig, Route};

@@ -349,7 +349,7 @@ pub struct Guest {
 
 /// The observations, from which everything else is derived.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Seen {
+pub struct Observations {
     /// Start time.
     pub made_at: Moment,
     /// Whether a signal interrupted it.
@@ -389,7 +389,7 @@ pub struct Proof {
     left: Vec<Left>,
 }
 
-impl Seen {
+impl Observations {
     fn rung(&self) -> Rung {
         let kernel = self
             .guest
@@ -426,9 +426,9 @@ impl Seen {
 
 impl Proof {
     /// Derives the proof from the observations.
-    pub fn of(seen: Seen) -> Self {
+    pub fn of(seen: Observations) -> Self {
         let (rung, lacks) = (seen.rung(), seen.lacks());
-        let Seen {
+        let Observations {
             made_at,
             interrupted,
             program,
@@ -492,8 +492,8 @@ impl Proof {
     }
 
     /// The observations only.
-    fn seen(&self) -> Seen {
-        Seen {
+    fn seen(&self) -> Observations {
+        Observations {
             made_at: self.made_at.clone(),
             interrupted: self.interrupted,
             program: self.program.clone(),

@@ -25,7 +25,7 @@ use crate::stage::{Stage, Stages};
 
 /// What a command wants of a new lease beyond its configuration.
 #[derive(Debug, Clone)]
-pub struct Wanted {
+pub struct LeaseRequest {
     /// The lease.
     pub lease: NewLease,
     /// Whether to set up this host first if it has never been set up.
@@ -160,7 +160,7 @@ impl Entry<'_> {
     }
 
     /// Acquires and claims a new lease, and returns it with its provider.
-    pub fn new_lease(&self, wanted: &Wanted) -> Result<(Box<dyn Provider>, AcquiredLease), EntryError> {
+    pub fn new_lease(&self, wanted: &LeaseRequest) -> Result<(Box<dyn Provider>, AcquiredLease), EntryError> {
         let events = self.events;
         let stage = Stage::begin(events, "lease");
         let which = match self.settings.provider() {
@@ -193,7 +193,7 @@ impl Entry<'_> {
 
     /// Acquires a lease. Retries after setting up the host if that was missing, and once with a fresh machine
     /// if that may help.
-    fn acquire(&self, provider: &dyn Provider, wanted: &Wanted) -> Result<AcquiredLease, LeaseError> {
+    fn acquire(&self, provider: &dyn Provider, wanted: &LeaseRequest) -> Result<AcquiredLease, LeaseError> {
         let events = self.events;
         let acquire = || {
             provider.acquire(&wanted.lease, self.repo, self.interrupts, &mut |notice| {

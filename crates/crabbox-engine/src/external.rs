@@ -22,7 +22,7 @@ use crabbox_machine::lifecycle::release::Decision;
 pub use answer::Answer;
 pub use error::AdapterError;
 
-use crate::entry::{Entry, EntryError, Wanted};
+use crate::entry::{Entry, EntryError, LeaseRequest};
 use crate::external::answer::{Extent, LeaseAnswer};
 use crate::external::inventory::Inventory;
 use crate::external::request::{Operation, Release, Request, Resolve};
@@ -124,7 +124,7 @@ impl Adapter<'_> {
                 .deliver(&Answer::lease(LeaseAnswer::new(desired, &lease, Extent::Full)));
             return Ok(());
         }
-        let (_, acquired) = self.entry.new_lease(&Wanted {
+        let (_, acquired) = self.entry.new_lease(&LeaseRequest {
             lease: NewLease {
                 slug: Some(desired.slug_here()),
                 keep,
@@ -226,12 +226,13 @@ impl Adapter<'_> {
             // The remaining leases are alive; restart lost supervisors.
             adopt::orphans(self.entry.engine).ok();
         }
-        let count = |which: &dyn Fn(&Decision) -> bool| decisions.iter().filter(|one| which(one)).count();
-        let failed = count(&|one| one.error.is_some());
+        let count =
+            |which: &dyn Fn(&Decision) -> bool| decisions.iter().filter(|decision| which(decision)).count();
+        let failed = count(&|decision| decision.error.is_some());
         let message = format!(
             "dry_run={dry_run} removed={} kept={} failed={failed}",
-            count(&|one| one.remove && one.error.is_none()),
-            count(&|one| !one.remove)
+            count(&|decision| decision.remove && decision.error.is_none()),
+            count(&|decision| !decision.remove)
         );
         if failed > 0 {
             return Err(AdapterError::Cleanup { message });

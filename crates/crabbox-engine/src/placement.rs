@@ -16,7 +16,7 @@ use crabbox_host::command::CommandError;
 
 /// The parameters of a job.
 #[derive(Debug, Clone)]
-pub struct Wish<'a> {
+pub struct JobRequest<'a> {
     /// The lease.
     pub lease: &'a LeaseId,
     /// Its owner.
@@ -130,7 +130,7 @@ impl Fault for PlacementError {
 /// A scheduler.
 pub trait Placement: Debug {
     /// Submits a job and returns its number.
-    fn submit(&self, wish: &Wish<'_>) -> Result<u32, PlacementError>;
+    fn submit(&self, request: &JobRequest<'_>) -> Result<u32, PlacementError>;
 
     /// The state of the job that was submitted for `lease`. A job with this number but for another purpose is
     /// unknown: a scheduler that lost its state reuses numbers, and we must not report another owner's job.

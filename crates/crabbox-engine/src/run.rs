@@ -49,7 +49,7 @@ use crabbox_workspace::owner::Owner;
 use crabbox_workspace::preflight;
 use crabbox_workspace::sync::{self, Repo};
 
-use crate::entry::{Entry, EntryError, EntryEvent, Wanted};
+use crate::entry::{Entry, EntryError, EntryEvent, LeaseRequest};
 use crate::host::prepare::NewLease;
 use crate::provider::lease::Lease;
 use crate::provider::{MachineStart, Provider, route};
@@ -337,7 +337,7 @@ fn enter(entry: &Entry<'_>, request: &RunRequest, events: &dyn RunEvents) -> Res
             made: Made::default(),
         });
     }
-    let (provider, acquired) = entry.new_lease(&Wanted {
+    let (provider, acquired) = entry.new_lease(&LeaseRequest {
         lease: NewLease {
             slug: wish.slug.clone(),
             keep: wish.keep,

@@ -109,7 +109,7 @@ pub(crate) fn until_woken(console: &mut Console, mut template: Seed) -> Result<(
             seconds: HOST_LIMIT.as_secs(),
         })?;
     match become_one(&mut host, &token, console) {
-        Ok((seed, nonce, drawn)) => Ok((seed, Woken { host, nonce, drawn })),
+        Ok(Identity { seed, nonce, drawn }) => Ok((seed, Woken { host, nonce, drawn })),
         Err(failure) => {
             refuse(&mut host, &failure);
             Err(failure)
@@ -172,12 +172,16 @@ fn park(mut host: UnixStream) -> Result<String, Failure> {
     }
 }
 
+/// What makes this guest differ from others of its template.
+struct Identity {
+    seed: Seed,
+    nonce: String,
+    /// A draw from the generator directly after the reseed.
+    drawn: String,
+}
+
 /// Asks the host for an identity; applies its random numbers and its time before anything else.
-fn become_one(
-    host: &mut UnixStream,
-    token: &str,
-    console: &mut Console,
-) -> Result<(Seed, String, String), Failure> {
+fn become_one(host: &mut UnixStream, token: &str, console: &mut Console) -> Result<Identity, Failure> {
     limited(host)?;
     say(host, &format!("{HELLO} {VERSION} {token}\n"))?;
     let files = Path::new(FILES);
@@ -194,7 +198,7 @@ fn become_one(
     // so the host notices.
     let drawn = draw()?;
     clock::set_nanoseconds(time).map_err(Failure::path("set", Path::new("the clock")))?;
-    Ok((seed, nonce, drawn))
+    Ok(Identity { seed, nonce, drawn })
 }
 
 /// 16 random bytes as every program gets them, in hexadecimal.

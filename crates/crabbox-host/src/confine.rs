@@ -279,14 +279,14 @@ impl Inside {
 /// the child sees is mounted read-only. A capability to read any file would also permit opening files by
 /// handle, which ignores the root directory.
 fn keep_one_capability() -> io::Result<()> {
-    let one = CapabilitySet::DAC_OVERRIDE;
+    let capability = CapabilitySet::DAC_OVERRIDE;
     let sets = CapabilitySets {
-        effective: one,
-        permitted: one,
-        inheritable: one,
+        effective: capability,
+        permitted: capability,
+        inheritable: capability,
     };
     set_capabilities(None, sets)?;
-    Ok(configure_capability_in_ambient_set(one, true)?)
+    Ok(configure_capability_in_ambient_set(capability, true)?)
 }
 
 fn bind_read_only(from: &CStr, to: &CStr, bare: MountFlags) -> Result<(), Errno> {

@@ -120,12 +120,12 @@ pub fn tail(path: &Path, lines: usize) -> Vec<String> {
 
 fn last_lines(bytes: &[u8], lines: usize) -> Vec<String> {
     let text = String::from_utf8_lossy(bytes);
-    let all: Vec<String> = text
+    let texts: Vec<String> = text
         .lines()
         .map(harmless)
         .filter(|line| !line.trim().is_empty())
         .collect();
-    all[all.len().saturating_sub(lines)..].to_vec()
+    texts[texts.len().saturating_sub(lines)..].to_vec()
 }
 
 /// A log that stays readable when its lease, and with it the file's name, is removed.

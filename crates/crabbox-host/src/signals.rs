@@ -332,8 +332,8 @@ mod tests {
     }
 
     #[test]
-    fn a_program_that_watches_for_a_while_dies_of_a_signal_before_and_after_and_of_one_that_is_not_told() {
-        let name = "a_program_that_watches_for_a_while_dies_of_a_signal_before_and_after_and_of_one_that_is_not_told";
+    fn a_watching_program_dies_of_a_signal_before_and_after_and_of_one_that_is_not_told() {
+        let name = "a_watching_program_dies_of_a_signal_before_and_after_and_of_one_that_is_not_told";
         let heard = || {
             let heed = Cancellation::from_now_on();
             assert!(!heed.is_asked());

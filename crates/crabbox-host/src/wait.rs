@@ -49,8 +49,8 @@ pub fn any<const N: usize>(
     of: [Option<(BorrowedFd<'_>, PollFlags)>; N],
     deadline: Option<Instant>,
 ) -> io::Result<Option<usize>> {
-    let there = || of.iter().enumerate().filter_map(|(at, fd)| Some((at, (*fd)?)));
-    let mut fds: Vec<PollFd<'_>> = there()
+    let given = || of.iter().enumerate().filter_map(|(at, fd)| Some((at, (*fd)?)));
+    let mut fds: Vec<PollFd<'_>> = given()
         .map(|(_, (fd, events))| PollFd::from_borrowed_fd(fd, events))
         .collect();
     loop {
@@ -60,7 +60,7 @@ pub fn any<const N: usize>(
             Ok(0) => return Ok(None),
             Ok(_) => {
                 let first = fds.iter().position(|fd| !fd.revents().is_empty());
-                return Ok(first.and_then(|first| there().nth(first)).map(|(at, _)| at));
+                return Ok(first.and_then(|first| given().nth(first)).map(|(at, _)| at));
             }
             Err(Errno::INTR) => {}
             Err(errno) => return Err(errno.into()),

@@ -203,8 +203,8 @@ impl<'a> Ext4<'a> {
             .collect();
         let command = self.command().args(["-f", "-"]).arg(self.confinement.name());
         let done = command.stdin(script).output_limit(ANSWER_LIMIT).run();
-        let said = done.map_err(|source| self.failed(source))?.stdout;
-        let answers = listing::answers(&said, questions, &mark);
+        let output = done.map_err(|source| self.failed(source))?.stdout;
+        let answers = listing::answers(&output, questions, &mark);
         answers.map_err(|unanswered| DebugfsError::NoAnswer {
             image: self.image.to_owned(),
             asked: questions[unanswered].clone(),

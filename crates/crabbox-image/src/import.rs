@@ -323,7 +323,7 @@ impl<'a> Modules<'a> {
         }
         // Go through the directories level by level. A directory that appears twice contains itself, which
         // only a damaged image can have.
-        let mut met: BTreeSet<u32> = level.iter().map(|(_, inode)| *inode).collect();
+        let mut visited: BTreeSet<u32> = level.iter().map(|(_, inode)| *inode).collect();
         while !level.is_empty() {
             let dirs: Vec<Dir> = level.iter().map(|(_, inode)| Dir::Inode(*inode)).collect();
             let mut next = Vec::new();
@@ -332,14 +332,14 @@ impl<'a> Modules<'a> {
                     let path = dir.join(&entry.name);
                     if entry.kind != EntryKind::Directory {
                         files.insert(path, entry);
-                    } else if met.insert(entry.inode) {
+                    } else if visited.insert(entry.inode) {
                         next.push((path, entry.inode));
                     } else {
                         return Err(image.refused(path.display().to_string(), ListingError::Circle));
                     }
                 }
             }
-            if met.len() > DIRECTORIES_LIMIT || files.len() > FILES_LIMIT {
+            if visited.len() > DIRECTORIES_LIMIT || files.len() > FILES_LIMIT {
                 return Err(image.refused(place.to_owned(), ListingError::TooMany));
             }
             level = next;

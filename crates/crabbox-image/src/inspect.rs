@@ -18,7 +18,7 @@ const HEAD_BYTES: usize = 65 * 1024;
 
 /// The type of a file that is not a bare ext4 file system.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Found {
+pub enum FileFormat {
     /// A whole disk with a GUID partition table.
     GptDisk,
     /// A whole disk with a DOS partition table.
@@ -33,7 +33,7 @@ pub enum Found {
     Unknown,
 }
 
-impl Found {
+impl FileFormat {
     /// The type and how to make a bare file system from it, as the end of a sentence.
     fn advice(self) -> &'static str {
         match self {
@@ -62,7 +62,7 @@ pub enum InspectError {
         /// The image.
         path: PathBuf,
         /// Its type.
-        found: Found,
+        found: FileFormat,
     },
     /// The superblock has the right magic number but impossible values.
     #[error("the ext4 superblock of {} is damaged: it claims blocks of 2^{log_block_size} KiB", path.display())]
@@ -170,29 +170,29 @@ fn read_head(path: &Path) -> Result<Vec<u8>, FileError> {
     Ok(head)
 }
 
-fn recognise(head: &[u8]) -> Found {
+fn recognise(head: &[u8]) -> FileFormat {
     let at = |offset: usize, mark: &[u8]| head[offset..].starts_with(mark);
     if at(512, b"EFI PART") || at(4096, b"EFI PART") {
-        Found::GptDisk
+        FileFormat::GptDisk
     } else if at(0, b"QFI\xfb") {
-        Found::Qcow2
+        FileFormat::Qcow2
     } else if at(0, b"\x1f\x8b") || at(0, b"\xfd7zXZ\0") || at(0, b"\x28\xb5\x2f\xfd") {
-        Found::Compressed
+        FileFormat::Compressed
     } else if at(0, b"XFSB") {
-        Found::OtherFileSystem("xfs")
+        FileFormat::OtherFileSystem("xfs")
     } else if at(0x1_0040, b"_BHRfS_M") {
-        Found::OtherFileSystem("btrfs")
+        FileFormat::OtherFileSystem("btrfs")
     } else if at(0, b"hsqs") {
-        Found::OtherFileSystem("squashfs")
+        FileFormat::OtherFileSystem("squashfs")
     } else if at(1024, b"\xe2\xe1\xf5\xe0") {
-        Found::OtherFileSystem("erofs")
+        FileFormat::OtherFileSystem("erofs")
     } else if at(0x36, b"FAT") || at(0x52, b"FAT32") {
         // Check this before the partition table, because a FAT boot sector also ends in 55 AA.
-        Found::OtherFileSystem("vfat")
+        FileFormat::OtherFileSystem("vfat")
     } else if at(510, b"\x55\xaa") && (0..4).any(|slot| head[446 + 16 * slot + 4] != 0) {
-        Found::MbrDisk
+        FileFormat::MbrDisk
     } else {
-        Found::Unknown
+        FileFormat::Unknown
     }
 }
 
@@ -216,7 +216,7 @@ mod tests {
         (dir, path)
     }
 
-    fn with(patches: &[(usize, &[u8])]) -> Found {
+    fn with(patches: &[(usize, &[u8])]) -> FileFormat {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("image");
         let file = File::create_new(&path).unwrap();
@@ -259,23 +259,26 @@ mod tests {
     fn whole_disks_are_told_by_their_partition_table() {
         assert_eq!(
             with(&[(512, b"EFI PART"), (510, b"\x55\xaa"), (450, b"\xee")]),
-            Found::GptDisk
+            FileFormat::GptDisk
         );
-        assert_eq!(with(&[(510, b"\x55\xaa"), (466, b"\x83")]), Found::MbrDisk);
+        assert_eq!(with(&[(510, b"\x55\xaa"), (466, b"\x83")]), FileFormat::MbrDisk);
         // The mark without a partition may be any boot sector.
-        assert_eq!(with(&[(510, b"\x55\xaa")]), Found::Unknown);
+        assert_eq!(with(&[(510, b"\x55\xaa")]), FileFormat::Unknown);
     }
 
     #[test]
     fn other_formats_are_named() {
-        assert_eq!(with(&[(0, b"QFI\xfb")]), Found::Qcow2);
-        assert_eq!(with(&[(0, b"\xfd7zXZ\0")]), Found::Compressed);
-        assert_eq!(with(&[(0x1_0040, b"_BHRfS_M")]), Found::OtherFileSystem("btrfs"));
+        assert_eq!(with(&[(0, b"QFI\xfb")]), FileFormat::Qcow2);
+        assert_eq!(with(&[(0, b"\xfd7zXZ\0")]), FileFormat::Compressed);
+        assert_eq!(
+            with(&[(0x1_0040, b"_BHRfS_M")]),
+            FileFormat::OtherFileSystem("btrfs")
+        );
         assert_eq!(
             with(&[(0x52, b"FAT32"), (510, b"\x55\xaa"), (450, b"a")]),
-            Found::OtherFileSystem("vfat")
+            FileFormat::OtherFileSystem("vfat")
         );
-        assert_eq!(with(&[]), Found::Unknown);
+        assert_eq!(with(&[]), FileFormat::Unknown);
     }
 
     #[test]

@@ -153,10 +153,10 @@ pub(crate) fn read<T: for<'a> Deserialize<'a>>(from: &mut impl Read) -> Result<T
 }
 
 /// One line, its newline included.
-pub(crate) fn line(what: impl Serialize) -> Result<Vec<u8>, serde_json::Error> {
+pub(crate) fn line(message: impl Serialize) -> Result<Vec<u8>, serde_json::Error> {
     let mut line = serde_json::to_vec(&Versioned {
         version: VERSION,
-        what,
+        what: message,
     })?;
     line.push(b'\n');
     Ok(line)

@@ -25,7 +25,7 @@ use crabbox_agent_protocol::{
 
 pub use self::run::{Ran, Streams};
 use self::stream::{Input, Output, Stop};
-use self::way::Way;
+use self::way::AgentProcess;
 use crate::exec::{ExecError, RemoteStatus};
 use crate::master::ConnectError;
 use crate::remote_line::START_LIMIT;
@@ -222,7 +222,7 @@ pub enum AgentMessage {
 /// A conversation with the agent.
 #[derive(Debug)]
 pub struct AgentClient {
-    way: Way,
+    way: AgentProcess,
     input: Option<Input>,
     frames: Frames<BufReader<Output>>,
     /// Output that was not written yet.
@@ -252,7 +252,7 @@ impl AgentClient {
     ) -> Result<Self, AgentError> {
         Self::greeted(
             first,
-            &mut |script| Way::ssh(target, script, cancel),
+            &mut |script| AgentProcess::ssh(target, script, cancel),
             &mut |script, program| way::place(target, script, program, PLACE_LIMIT, cancel),
         )
     }
@@ -266,7 +266,7 @@ impl AgentClient {
     pub(crate) fn local_in(home: Option<&Path>) -> Result<Self, AgentError> {
         Self::greeted(
             &[],
-            &mut |script| Way::local(script, home),
+            &mut |script| AgentProcess::local(script, home),
             &mut |script, program| way::place_here(script, program, home),
         )
     }
@@ -283,14 +283,14 @@ impl AgentClient {
         };
         drop(far);
         let program = wanted.program().map_err(|source| ExecError::Local { source })?;
-        let (status, said) = place(&agent::place(wanted), &program)?;
+        let (status, stderr) = place(&agent::place(wanted), &program)?;
         match status {
             RemoteStatus::Exited(0) => {}
             RemoteStatus::Cancelled { .. } => return Err(AgentError::Cancelled),
-            RemoteStatus::ConnectionLost => return Err(AgentError::Connection { said }),
+            RemoteStatus::ConnectionLost => return Err(AgentError::Connection { said: stderr }),
             _ => {
                 return Err(AgentError::Unplaced {
-                    said: last_line(&said),
+                    said: last_line(&stderr),
                 });
             }
         }

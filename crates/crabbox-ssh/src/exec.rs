@@ -280,12 +280,12 @@ pub fn run(target: &Target, exec: Exec<'_>) -> Result<RemoteStatus, ExecError> {
             }
             StartOutcome::Late(start) => {
                 drop((session, end_out));
-                let (said, _) = join(errors);
+                let (stderr, _) = join(errors);
                 return Err(not_begun(
                     target,
                     ShellFailure::Waited(opened.elapsed()),
                     &start,
-                    &said,
+                    &stderr,
                 ));
             }
             // The script was not sent, so there is nothing to stop; whatever reads in its place would also
@@ -309,24 +309,12 @@ pub fn run(target: &Target, exec: Exec<'_>) -> Result<RemoteStatus, ExecError> {
         }
         drop(session);
         let (output, input) = (output.map_or(Ok(()), join), input.map_or(Ok(()), join));
-        let (said, errors) = join(errors);
+        let (stderr, errors) = join(errors);
         let (status, _) = watched.map_err(local)?;
-        match (never, status) {
-            (Some(start), _) if start.is_flooded() => {
-                return Err(not_begun(target, ShellFailure::Flooded, &start, &said));
-            }
-            (Some(start), RemoteStatus::Exited(code)) => {
-                return Err(not_begun(
-                    target,
-                    ShellFailure::Exited(code.into()),
-                    &start,
-                    &said,
-                ));
-            }
-            (Some(start), RemoteStatus::Killed) => {
-                return Err(not_begun(target, ShellFailure::Killed, &start, &said));
-            }
-            _ => {}
+        if let Some(start) = never
+            && let Some(failure) = shell_failure(&start, status)
+        {
+            return Err(not_begun(target, failure, &start, &stderr));
         }
         match output.and(errors) {
             // The reader of our output has gone, and the command got a broken pipe of its own.
@@ -338,6 +326,17 @@ pub fn run(target: &Target, exec: Exec<'_>) -> Result<RemoteStatus, ExecError> {
         input.map_err(|source| ExecError::Input { source })?;
         Ok(status)
     })
+}
+
+/// What a login shell did that ended with `status` instead of running the script; `None` if the connection
+/// ended.
+fn shell_failure(start: &Start, status: RemoteStatus) -> Option<ShellFailure> {
+    match status {
+        _ if start.is_flooded() => Some(ShellFailure::Flooded),
+        RemoteStatus::Exited(code) => Some(ShellFailure::Exited(code.into())),
+        RemoteStatus::Killed => Some(ShellFailure::Killed),
+        _ => None,
+    }
 }
 
 fn not_begun(target: &Target, instead: ShellFailure, output: &Start, errors: &Start) -> ExecError {

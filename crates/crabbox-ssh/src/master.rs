@@ -3,21 +3,23 @@
 //! The master is a separate `ssh` process outside our process group, so that it outlives one call of the
 //! program. After [`exit`] no master may be left, whatever state it was in.
 
+mod error;
+
+pub(crate) use error::classify;
+pub use error::{ConnectError, ExitError};
+
 use std::ffi::OsString;
 use std::os::fd::BorrowedFd;
 use std::os::unix::fs::{FileTypeExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crabbox_core::fault::Connectivity;
 use crabbox_host::clock::is_readable;
 use crabbox_host::command::{Cmd, CommandError};
 use crabbox_host::files::remove_if_there;
-use crabbox_host::lock::{FileLock, LockError};
-use crabbox_host::process::{self, ProcessError, ProcessInfo};
+use crabbox_host::lock::FileLock;
+use crabbox_host::process::{self, ProcessInfo};
 
-use crate::control::ControlError;
-use crate::key_trouble::KeyTrouble;
 use crate::mux::{Client, MuxError};
 use crate::target::{ArgvOptions, CONTROL_PERSIST, Target, config_path};
 
@@ -26,198 +28,6 @@ const EXIT_GRACE: Duration = Duration::from_millis(500);
 
 /// Time between two attempts to take a lock that another process holds.
 const LOCK_PAUSE: Duration = Duration::from_millis(50);
-
-/// Why no connection was opened.
-#[derive(Debug, thiserror::Error)]
-pub enum ConnectError {
-    /// Nothing listens on the port, or there is no route to it.
-    #[error("cannot reach {destination} port {port} by SSH: {said}")]
-    Unreachable {
-        /// `user@host`.
-        destination: String,
-        /// The port.
-        port: u16,
-        /// What ssh said.
-        said: String,
-    },
-    /// The other side did not answer in time.
-    #[error("{destination} port {port} did not answer by SSH in time: {said}")]
-    TimedOut {
-        /// `user@host`.
-        destination: String,
-        /// The port.
-        port: u16,
-        /// What ssh said.
-        said: String,
-    },
-    /// The server does not accept our key.
-    #[error("{destination} refused the SSH key: {said}")]
-    AuthDenied {
-        /// `user@host`.
-        destination: String,
-        /// What ssh said.
-        said: String,
-    },
-    /// The key was not offered or could not be used: there is something wrong with its file.
-    #[error("cannot log in to {destination}: {trouble}")]
-    KeyUnusable {
-        /// `user@host`.
-        destination: String,
-        /// What is wrong with it.
-        trouble: KeyTrouble,
-    },
-    /// The server does not have this lease's host key: it is another machine, or there is a machine in the
-    /// middle.
-    #[error(
-        "the host key of {destination} is not the one pinned in {}: this is another machine or somebody is in \
-         between; if it is a microVM, stop this lease and take a new one", known_hosts.display()
-    )]
-    HostKeyMismatch {
-        /// `user@host`.
-        destination: String,
-        /// The file with the expected key.
-        known_hosts: PathBuf,
-    },
-    /// The connection failed for another reason; the text is that of ssh.
-    #[error("cannot open an SSH connection to {destination}: {said}")]
-    Failed {
-        /// `user@host`.
-        destination: String,
-        /// What ssh said.
-        said: String,
-    },
-    /// The caller cancelled it.
-    #[error("interrupted while connecting to {destination}")]
-    Cancelled {
-        /// `user@host`.
-        destination: String,
-    },
-    /// `ssh` itself could not be run.
-    #[error("cannot run the ssh client of OpenSSH")]
-    Client {
-        /// What went wrong.
-        #[source]
-        source: CommandError,
-    },
-    /// The lock that keeps two masters apart could not be taken.
-    #[error("cannot lock the shared SSH connection")]
-    Lock {
-        /// What went wrong.
-        #[source]
-        source: LockError,
-    },
-    /// The file for ssh's messages could not be created.
-    #[error("cannot create a file for the messages of ssh")]
-    Messages {
-        /// What the system said.
-        #[source]
-        source: std::io::Error,
-    },
-}
-
-impl ConnectError {
-    /// Whether the same attempt may succeed a moment later: true while a machine boots, false for a wrong
-    /// host key or a missing client. A refused key counts as passing, because a guest may accept logins
-    /// before its keys are in place.
-    pub fn is_passing(&self) -> bool {
-        matches!(
-            self,
-            Self::Unreachable { .. } | Self::TimedOut { .. } | Self::AuthDenied { .. } | Self::Failed { .. }
-        )
-    }
-
-    /// Whether the host name could not be resolved.
-    pub fn is_of_the_name(&self) -> bool {
-        matches!(self, Self::Unreachable { said, .. } if said.contains("Could not resolve hostname"))
-    }
-
-    /// Whether the server closed the connection, as an sshd does with too many concurrent logins. Other texts
-    /// of ssh are its own refusals: an unknown option, or a configuration file that others may write.
-    pub fn is_cut_off(&self) -> bool {
-        const PHRASES: [&str; 4] = [
-            "Connection closed",
-            "Connection reset",
-            "exchange_identification",
-            "Broken pipe",
-        ];
-        matches!(self, Self::Failed { said, .. } if PHRASES.iter().any(|phrase| said.contains(phrase)))
-    }
-
-    /// What the error says about the connection; `None` if it is about this machine or this process.
-    pub fn connectivity(&self) -> Option<Connectivity> {
-        match self {
-            Self::TimedOut { .. } => Some(Connectivity::TimedOut),
-            Self::Unreachable { .. } if !self.is_of_the_name() => Some(Connectivity::Unreached),
-            Self::Failed { .. } if self.is_cut_off() => Some(Connectivity::Unreached),
-            Self::Unreachable { .. }
-            | Self::Failed { .. }
-            | Self::AuthDenied { .. }
-            | Self::KeyUnusable { .. }
-            | Self::HostKeyMismatch { .. } => Some(Connectivity::Hopeless),
-            Self::Cancelled { .. } | Self::Client { .. } | Self::Lock { .. } | Self::Messages { .. } => None,
-        }
-    }
-
-    /// Whether ssh had more keys to offer than the server lets it try: the right one may be among them.
-    pub fn is_of_too_many_keys(&self) -> bool {
-        matches!(self, Self::AuthDenied { said, .. } if said.contains(TOO_MANY_KEYS))
-    }
-
-    /// Whether the server refused a login for which a key is not enough or no use: the remaining methods,
-    /// which ssh lists in brackets, do not include `publickey`.
-    pub fn wants_more_than_a_key(&self) -> bool {
-        let Self::AuthDenied { said, .. } = self else {
-            return false;
-        };
-        let methods = said.rsplit_once("Permission denied (");
-        let methods = methods.and_then(|(_, rest)| rest.split_once(')'));
-        methods.is_some_and(|(methods, _)| !methods.split(',').any(|method| method == "publickey"))
-    }
-}
-
-/// Why a shared connection may still be there.
-#[derive(Debug, thiserror::Error)]
-pub enum ExitError {
-    /// The lock that keeps two masters apart could not be taken or removed.
-    #[error("cannot lock the shared SSH connection")]
-    Lock {
-        /// What went wrong.
-        #[source]
-        source: LockError,
-    },
-    /// Something listens on the socket but does not answer like a master.
-    #[error("cannot request the end of the shared SSH connection")]
-    Ask {
-        /// What went wrong.
-        #[source]
-        source: MuxError,
-    },
-    /// The master would not end.
-    #[error("cannot end the ssh process {pid} of the shared connection")]
-    Process {
-        /// Its pid.
-        pid: u32,
-        /// What went wrong.
-        #[source]
-        source: ProcessError,
-    },
-    /// A record names a socket that is not one of ours.
-    #[error("the shared SSH connection of the lease was not closed")]
-    Recorded {
-        /// Why.
-        #[source]
-        source: ControlError,
-    },
-    /// The socket is still there.
-    #[error("cannot remove the control socket {}", path.display())]
-    Socket {
-        /// The socket.
-        path: PathBuf,
-        /// What the system said.
-        #[source]
-        source: std::io::Error,
-    },
-}
 
 /// Opens the shared connection of `target` at `control` unless it is open already: one handshake, at most
 /// `limit` long.
@@ -302,24 +112,12 @@ pub(crate) fn open_as(target: &Target, control: &Path, opening: &Opening<'_>) ->
         Ok(_) => Ok(()),
         Err(CommandError::Failed { stderr, .. }) => {
             let text = String::from_utf8_lossy(&text);
-            let said = if text.trim().is_empty() {
+            let reason = if text.trim().is_empty() {
                 &stderr
             } else {
                 text.trim()
             };
-            let is_proxied = target.user_config && said.contains(PROXIED);
-            let behind_proxy = if !is_proxied {
-                None
-            } else if said.contains("timed out") {
-                // Asking again would wait as long.
-                Some(format!(
-                    "the ProxyCommand or ProxyJump of the SSH configuration gave no answer in {} s, and timed out",
-                    target.connect_timeout.as_secs()
-                ))
-            } else {
-                words_of_proxy(target, limit, cancel)
-            };
-            Err(classify(target, behind_proxy.as_deref().unwrap_or(said)))
+            Err(refusal(target, reason, limit, cancel))
         }
         Err(CommandError::Cancelled { .. }) => Err(cancelled(target)),
         Err(CommandError::TimedOut { .. }) => Err(ConnectError::TimedOut {
@@ -329,6 +127,24 @@ pub(crate) fn open_as(target: &Target, control: &Path, opening: &Opening<'_>) ->
         }),
         Err(source) => Err(ConnectError::Client { source }),
     }
+}
+
+/// The error for a master that failed with `reason`. Behind a proxy that is only the name of the proxy's end,
+/// so the proxy is asked.
+fn refusal(target: &Target, reason: &str, limit: Duration, cancel: Option<BorrowedFd<'_>>) -> ConnectError {
+    let is_proxied = target.user_config && reason.contains(PROXIED);
+    let behind_proxy = if !is_proxied {
+        None
+    } else if reason.contains("timed out") {
+        // Asking again would wait as long.
+        Some(format!(
+            "the ProxyCommand or ProxyJump of the SSH configuration gave no answer in {} s, and timed out",
+            target.connect_timeout.as_secs()
+        ))
+    } else {
+        words_of_proxy(target, limit, cancel)
+    };
+    classify(target, behind_proxy.as_deref().unwrap_or(reason))
 }
 
 fn cancelled(target: &Target) -> ConnectError {
@@ -468,9 +284,9 @@ fn is_master(found: &ProcessInfo, control: &Path) -> bool {
         .and_then(Path::file_name)
         // The kernel appends the second word if the program file was replaced.
         .is_some_and(|name| name == "ssh" || name == "ssh (deleted)");
-    let told = OsString::from(format!("ControlPath={}", config_path(control)));
+    let control_option = OsString::from(format!("ControlPath={}", config_path(control)));
     ours && is_ssh
-        && found.cmdline.contains(&told)
+        && found.cmdline.contains(&control_option)
         && found.cmdline.iter().any(|word| word == "ControlMaster=yes")
 }
 
@@ -499,9 +315,6 @@ fn master_argv(target: &Target, control: &Path, persist: &str, messages: &Path) 
     argv
 }
 
-/// What sshd says after `MaxAuthTries` keys; one more line says only that the connection has ended.
-const TOO_MANY_KEYS: &str = "Too many authentication failures";
-
 /// How ssh names the remote side when a proxy of the user's configuration leads there.
 const PROXIED: &str = "UNKNOWN port 65535";
 
@@ -521,8 +334,8 @@ fn words_of_proxy(target: &Target, limit: Duration, cancel: Option<BorrowedFd<'_
         .limit(limit)
         .capture_until(cancel)
         .ok()?;
-    let said = asked.stderr_text();
-    (!asked.status.success() && !said.trim().is_empty()).then_some(said)
+    let stderr = asked.stderr_text();
+    (!asked.status.success() && !stderr.trim().is_empty()).then_some(stderr)
 }
 
 /// The file for a master's messages; it is different for each master, whatever extension its socket has.
@@ -536,63 +349,6 @@ fn messages_path(control: &Path) -> PathBuf {
 fn lock_path(control: &Path) -> PathBuf {
     control.with_extension("lock")
 }
-
-/// Classifies the messages of ssh. The phrases are those of OpenSSH 8.4 to 10, which have been stable for
-/// decades; unknown messages are passed on.
-pub(crate) fn classify(target: &Target, text: &str) -> ConnectError {
-    let destination = target.destination();
-    let port = target.port;
-    let said = text.lines().last().unwrap_or("it gave no reason").to_owned();
-    let holds = |phrases: &[&str]| phrases.iter().any(|phrase| text.contains(phrase));
-    if holds(&["Host key verification failed", "HOST IDENTIFICATION HAS CHANGED"]) {
-        let known_hosts = target.known_hosts.clone();
-        return ConnectError::HostKeyMismatch {
-            destination,
-            known_hosts,
-        };
-    }
-    if let Some(said) = text.lines().find(|line| line.contains(TOO_MANY_KEYS)) {
-        let said = said.to_owned();
-        return ConnectError::AuthDenied { destination, said };
-    }
-    if holds(&["Permission denied"]) {
-        return match target.key.as_deref().and_then(KeyTrouble::of) {
-            Some(trouble) => ConnectError::KeyUnusable { destination, trouble },
-            None => ConnectError::AuthDenied { destination, said },
-        };
-    }
-    if holds(&["timed out", "Timeout"]) {
-        return ConnectError::TimedOut {
-            destination,
-            port,
-            said,
-        };
-    }
-    if holds(&[
-        "Connection refused",
-        "No route to host",
-        "unreachable",
-        "Could not resolve hostname",
-    ]) {
-        return ConnectError::Unreachable {
-            destination,
-            port,
-            said,
-        };
-    }
-    // Unknown, so the user gets all of it; the last line alone often says only that ssh stops.
-    let said = if text.trim().is_empty() {
-        said
-    } else {
-        let lines = text.lines().map(str::trim);
-        let lines = lines.filter(|line| !line.is_empty() && !line.starts_with("Warning: Permanently added"));
-        lines.take(WHOLE_LINES).collect::<Vec<_>>().join("; ")
-    };
-    ConnectError::Failed { destination, said }
-}
-
-/// How many lines of ssh a message repeats.
-const WHOLE_LINES: usize = 8;
 
 #[cfg(test)]
 mod tests {
@@ -633,20 +389,6 @@ mod tests {
         }
         both.unwrap();
         assert_eq!(found.unwrap(), [Path::new("/run/mine")]);
-    }
-
-    #[test]
-    fn too_many_keys_are_told_by_the_line_that_says_so() {
-        let target = Target::new("u", "h", 22, Path::new("/k/known_hosts")).unwrap();
-        let text = "Received disconnect from 127.0.0.1 port 22:2: Too many authentication failures\nDisconnected from 127.0.0.1 port 22\n";
-        let error = classify(&target, text);
-        assert!(
-            error.is_of_too_many_keys() && !error.wants_more_than_a_key(),
-            "{error:?}"
-        );
-        assert!(error.to_string().ends_with(TOO_MANY_KEYS), "{error}");
-        let refused = classify(&target, "u@h: Permission denied (publickey).\n");
-        assert!(!refused.is_of_too_many_keys(), "{refused:?}");
     }
 
     /// Listens at `control` like a master, and claims to be the process `pid`.

@@ -322,8 +322,8 @@ const NEUTRAL_NEWER: [&str; 3] = [
 fn client_is_8_7() -> bool {
     static NEWER: OnceLock<bool> = OnceLock::new();
     *NEWER.get_or_init(|| {
-        let said = Cmd::new("ssh").arg("-V").limit(CONNECT_TIMEOUT).capture();
-        said.is_ok_and(|said| is_8_7(&said.stderr_text()))
+        let version = Cmd::new("ssh").arg("-V").limit(CONNECT_TIMEOUT).capture();
+        version.is_ok_and(|version| is_8_7(&version.stderr_text()))
     })
 }
 

@@ -9,6 +9,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::process::{Child, ExitStatus, Stdio};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crabbox_host::command::{Cmd, CommandError};
@@ -139,17 +140,15 @@ pub fn open(
     }
 }
 
-fn open_at(
+/// Starts ssh, and the thread that reads its messages.
+fn start(
     target: &Target,
     local_port: u16,
     to: (Loopback, u16),
-    cancel: Option<BorrowedFd<'_>>,
-    deadline: Instant,
-) -> Result<Tunnel, TunnelError> {
+    line: &RemoteLine,
+) -> Result<(Tunnel, Option<JoinHandle<()>>), TunnelError> {
     let local = |source| TunnelError::Local { source };
-    let line = RemoteLine::new().map_err(local)?;
-    let cmd = tunnel_cmd(target, local_port, to, &line);
-    let (_, remote_port) = to;
+    let cmd = tunnel_cmd(target, local_port, to, line);
     let mut command = cmd.to_std();
     let (held, word) = io::pipe().map_err(local)?;
     let (input, holds) = io::pipe().map_err(local)?;
@@ -165,7 +164,7 @@ fn open_at(
         let mark = line.mark_of_errors();
         std::thread::spawn(move || hear(stderr, &mark, &words, &refused))
     });
-    let mut tunnel = Tunnel {
+    let tunnel = Tunnel {
         child,
         local_port,
         to,
@@ -174,6 +173,20 @@ fn open_at(
         words,
         refusals,
     };
+    Ok((tunnel, listener))
+}
+
+fn open_at(
+    target: &Target,
+    local_port: u16,
+    to: (Loopback, u16),
+    cancel: Option<BorrowedFd<'_>>,
+    deadline: Instant,
+) -> Result<Tunnel, TunnelError> {
+    let local = |source| TunnelError::Local { source };
+    let line = RemoteLine::new().map_err(local)?;
+    let (_, remote_port) = to;
+    let (mut tunnel, listener) = start(target, local_port, to, &line)?;
     // ssh listens before it starts the remote command, so the command's mark says that the port accepts
     // connections.
     let ends = WaitLimits {
@@ -252,14 +265,14 @@ impl Tunnel {
         self.local_port
     }
 
-    /// Waits until the connection ends or `cancel` becomes readable, and closes the tunnel. `told` is called
-    /// with the reason for each connection that the remote side refused. If the service of `target` has moved
-    /// to its other loopback address, the tunnel follows.
+    /// Waits until the connection ends or `cancel` becomes readable, and closes the tunnel. `on_refusal` is
+    /// called with the reason for each connection that the remote side refused. If the service of `target` has
+    /// moved to its other loopback address, the tunnel follows.
     pub fn wait(
         mut self,
         target: &Target,
         cancel: Option<BorrowedFd<'_>>,
-        told: &mut dyn FnMut(&str),
+        on_refusal: &mut dyn FnMut(&str),
     ) -> io::Result<TunnelEnd> {
         let mut look = Instant::now();
         loop {
@@ -268,7 +281,7 @@ impl Tunnel {
             let mut is_refused = false;
             for reason in self.refusals.try_iter() {
                 is_refused |= reason.contains("refused");
-                told(&reason);
+                on_refusal(&reason);
             }
             if is_refused && Instant::now() >= look {
                 look = Instant::now() + LOOK_EVERY;
@@ -286,7 +299,7 @@ impl Tunnel {
                             });
                         }
                     };
-                    told(&format!(
+                    on_refusal(&format!(
                         "the service listens on {} now, and the tunnel leads there: connect again",
                         loopback.host()
                     ));

@@ -330,7 +330,7 @@ fn a_host_that_takes_standard_input_away_is_not_said_to_lack_what_was_looked_for
 const DEAF: &str = "ForceCommand cat >/dev/null";
 
 #[test]
-fn a_login_shell_that_never_begins_is_told_when_the_time_is_up_and_not_taken_for_a_slow_command() {
+fn a_login_shell_that_never_begins_is_told_in_time_and_is_no_slow_command() {
     let sshd = Sshd::start_with(DEAF);
     let target = target(&sshd);
     let seen = capture(&target, "exit 0", Stdin::Null, Some(Duration::from_secs(2)));

@@ -196,7 +196,7 @@ fn a_tunnel_ends_with_the_process_that_holds_it_however_that_dies() {
 }
 
 #[test]
-fn a_service_on_the_other_loopback_address_is_reached_and_a_refusal_is_told_with_its_reason() {
+fn a_service_on_the_other_loopback_address_is_reached_and_a_refusal_has_its_reason() {
     let listener = TcpListener::bind((std::net::Ipv6Addr::LOCALHOST, 0)).unwrap();
     let port = listener.local_addr().unwrap().port();
     std::thread::spawn(move || {

@@ -174,7 +174,7 @@ pub struct Template {
 
 /// The state of a key.
 #[derive(Debug)]
-pub enum Found {
+pub enum TemplateState {
     /// A usable template.
     Ready(Template),
     /// An unusable template.
@@ -263,24 +263,24 @@ impl Templates {
     }
 
     /// The state of `key` according to file attributes only: no contents are read, and nothing is written.
-    pub fn look(&self, key: &str) -> Found {
+    pub fn look(&self, key: &str) -> TemplateState {
         self.found(key, Depth::Look)
     }
 
-    fn found(&self, key: &str, depth: Depth) -> Found {
+    fn found(&self, key: &str, depth: Depth) -> TemplateState {
         let dir = self.dir.join(key);
         if !dir.is_dir() {
-            return Found::Absent;
+            return TemplateState::Absent;
         }
         match check(&dir, key, depth) {
-            Ok(template) => Found::Ready(template),
-            Err(unusable) => Found::Unusable(unusable),
+            Ok(template) => TemplateState::Ready(template),
+            Err(unusable) => TemplateState::Unusable(unusable),
         }
     }
 
     /// The state of `key`. If this boot of the host has not verified the contents yet, every byte is read;
     /// afterwards file attributes are enough, since only root can change a file.
-    pub fn find(&self, key: &str) -> Found {
+    pub fn find(&self, key: &str) -> TemplateState {
         self.found(key, Depth::OncePerBoot)
     }
 

@@ -89,8 +89,8 @@ impl Base {
             .args(&places)
             .run()
             .map_err(failed)?;
-        let said = String::from_utf8_lossy(&asked.stdout);
-        let commits: BTreeMap<&str, &str> = said.lines().filter_map(commit_of).collect();
+        let listed = String::from_utf8_lossy(&asked.stdout);
+        let commits: BTreeMap<&str, &str> = listed.lines().filter_map(commit_of).collect();
         let (place, id) = places
             .iter()
             .find_map(|place| Some((place, *commits.get(place.as_str())?)))
@@ -165,21 +165,25 @@ impl Span {
     pub(crate) fn of(root: &Path, head: &str, base: &str) -> Result<Self, CommandError> {
         let ask = || unreplaced_git(root);
         // It exits with 1 if there is none.
-        let met = ask()
+        let merge_bases = ask()
             .args(["merge-base", "--all", head, base])
             .capture()?
             .stdout_text();
-        let met: Vec<&str> = met.lines().collect();
+        let merge_bases: Vec<&str> = merge_bases.lines().collect();
         let behind = |cuts: &[String]| {
             let list = ask()
                 .args(["rev-list", "--parents", head, base, "--not"])
                 .args(cuts);
             Ok::<_, CommandError>(Self::read(&String::from_utf8_lossy(&list.run()?.stdout)))
         };
-        if !met.is_empty() {
-            let cuts: Vec<String> = met.iter().map(|commit| format!("{commit}^@")).collect();
+        if !merge_bases.is_empty() {
+            let cuts: Vec<String> = merge_bases.iter().map(|commit| format!("{commit}^@")).collect();
             let (span, parents) = behind(&cuts)?;
-            let leads = |from: &str| met.iter().all(|commit| span.leads(&parents, from, commit));
+            let leads = |from: &str| {
+                merge_bases
+                    .iter()
+                    .all(|commit| span.leads(&parents, from, commit))
+            };
             if leads(head) && leads(base) {
                 return Ok(span);
             }
@@ -188,8 +192,8 @@ impl Span {
     }
 
     /// Parses lines with a commit and its parents.
-    fn read(said: &str) -> (Self, BTreeMap<String, Vec<String>>) {
-        let lines = said.lines().filter_map(|line| {
+    fn read(output: &str) -> (Self, BTreeMap<String, Vec<String>>) {
+        let lines = output.lines().filter_map(|line| {
             let mut ids = line.split(' ').map(str::to_owned);
             Some((ids.next()?, ids.collect()))
         });

@@ -183,11 +183,11 @@ impl<'a, T: To> Stream<'a, T> {
         for (number, entry) in entries {
             // A manifest has no more entries than the protocol can number.
             let number = u32::try_from(number).unwrap_or(u32::MAX);
-            let there = match entry.kind {
+            let was_sent = match entry.kind {
                 Kind::File => self.file(number, entry)?,
                 Kind::Symlink => self.link(number, entry)?,
             };
-            if !there {
+            if !was_sent {
                 sent = Sent::SomeVanished;
             }
             self.progress.files = self.progress.files.map(|files| files + 1);

@@ -45,8 +45,8 @@ pub(crate) fn settle(root: &Path, filters: &Filters, unlike: &mut HashSet<Vec<u8
         .args(young.iter().map(|(path, _)| OsStr::from_bytes(path)))
         .capture();
     // On failure, for example with too many paths for one command, they stay in `unlike`.
-    let Ok(said) = asked else { return };
-    let mut rest = said.stdout.as_slice();
+    let Ok(listed) = asked else { return };
+    let mut rest = listed.stdout.as_slice();
     while let Some((path, times, behind)) = record(rest) {
         if young.iter().any(|(name, now)| name == path && *now == times) {
             unlike.remove(path);

@@ -224,7 +224,7 @@ impl Judgement {
 
 /// `sync candidate: 12 files, 3.4 KiB dirty_delta=1 files, 12 B`.
 pub fn candidate_line(manifest: &Manifest) -> String {
-    let (all, dirty) = (manifest.candidate(), manifest.dirty());
+    let (candidate, dirty) = (manifest.candidate(), manifest.dirty());
     let delta = if dirty.files > 0 {
         format!(" dirty_delta={} files, {}", dirty.files, human_bytes(dirty.bytes))
     } else {
@@ -232,22 +232,22 @@ pub fn candidate_line(manifest: &Manifest) -> String {
     };
     format!(
         "sync candidate: {} files, {}{delta}",
-        all.files,
-        human_bytes(all.bytes)
+        candidate.files,
+        human_bytes(candidate.bytes)
     )
 }
 
 /// The warning about tracked files that built-in excludes would have dropped; at most five are named.
 pub fn protected_line(manifest: &Manifest) -> Option<String> {
-    let all = &manifest.protected_tracked;
+    let paths = &manifest.protected_tracked;
     let named = |(path, rule): &(Vec<u8>, Vec<u8>)| {
         format!("{} ({})", crate::entry::show(path), String::from_utf8_lossy(rule))
     };
-    (!all.is_empty()).then(|| {
+    (!paths.is_empty()).then(|| {
         format!(
             "warning: protected {} tracked files from built-in artifact excludes: {}",
-            all.len(),
-            some(all, named)
+            paths.len(),
+            some(paths, named)
         )
     })
 }
@@ -266,19 +266,20 @@ pub fn apart_lines(manifest: &Manifest) -> Vec<String> {
             "make them submodules",
         ),
     ];
-    let told = kinds.into_iter().filter(|(paths, ..)| !paths.is_empty());
-    told.map(|(paths, what, fix)| {
-        let named = some(paths, |path| crate::entry::show(path));
-        format!("warning: {what} are not synced: {named}; {fix}, or leave them out with sync.exclude")
-    })
-    .collect()
+    let left_out = kinds.into_iter().filter(|(paths, ..)| !paths.is_empty());
+    left_out
+        .map(|(paths, kind, fix)| {
+            let named = some(paths, |path| crate::entry::show(path));
+            format!("warning: {kind} are not synced: {named}; {fix}, or leave them out with sync.exclude")
+        })
+        .collect()
 }
 
 /// The first five items, and how many more there are.
-fn some<T>(all: &[T], named: impl Fn(&T) -> String) -> String {
+fn some<T>(items: &[T], named: impl Fn(&T) -> String) -> String {
     const SHOWN: usize = 5;
-    let first: Vec<String> = all.iter().take(SHOWN).map(named).collect();
-    let more = match all.len().saturating_sub(SHOWN) {
+    let first: Vec<String> = items.iter().take(SHOWN).map(named).collect();
+    let more = match items.len().saturating_sub(SHOWN) {
         0 => String::new(),
         more => format!(" (+{more} more)"),
     };

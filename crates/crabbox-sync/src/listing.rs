@@ -105,18 +105,18 @@ impl Staged {
 
     /// The existing stages of an unmerged path, which replace the entry of `HEAD`.
     fn unmerged<'a>(path: &'a [u8], versions: [(&'a [u8], &'a [u8]); 3]) -> impl Iterator<Item = Self> + 'a {
-        let one = |stage: u8, mode: &[u8], object: &[u8]| Self {
+        let version = |stage: u8, mode: &[u8], object: &[u8]| Self {
             path: path.to_vec(),
             mode: lossy(mode),
             object: lossy(object),
             stage,
             intended: false,
         };
-        let none = one(0, NO_MODE.as_bytes(), &vec![b'0'; versions[0].1.len()]);
-        let there = (1..)
+        let none = version(0, NO_MODE.as_bytes(), &vec![b'0'; versions[0].1.len()]);
+        let existing = (1..)
             .zip(versions)
             .filter(|(_, (mode, _))| *mode != NO_MODE.as_bytes());
-        std::iter::once(none).chain(there.map(move |(stage, (mode, object))| one(stage, mode, object)))
+        std::iter::once(none).chain(existing.map(move |(stage, (mode, object))| version(stage, mode, object)))
     }
 
     /// Whether it only removes the entry of `HEAD`.

@@ -361,17 +361,17 @@ impl ManifestBuilder {
     fn fill(mut self, index: &Index, looks: Vec<Look>, status: &Status) -> Result<Self, ManifestError> {
         // For each index entry, which git sorts by path: `None` if out of scope, else whether the file
         // exists.
-        let mut there: Vec<Option<bool>> = Vec::with_capacity(looks.len());
+        let mut exists: Vec<Option<bool>> = Vec::with_capacity(looks.len());
         self.entries.reserve(looks.len());
         for (tracked, look) in index.paths.iter().zip(looks) {
             let Look::InScope { entry, spared } = look else {
                 // The file is not synced; mark it so that git does not take it for deleted.
                 self.mark(tracked, SKIPPED);
-                there.push(None);
+                exists.push(None);
                 continue;
             };
             self.mark(tracked, 0);
-            there.push(Some(entry.is_some()));
+            exists.push(Some(entry.is_some()));
             match entry {
                 Some(mut entry) => {
                     entry.changed = status.changed.contains(&tracked.path);
@@ -396,7 +396,7 @@ impl ManifestBuilder {
                 .paths
                 .binary_search_by(|tracked| tracked.path.as_slice().cmp(path))
                 .ok()?;
-            there.get(place).copied().flatten()
+            exists.get(place).copied().flatten()
         };
         let mut judge = self.filter.judge_of_many();
         let untracked: Vec<&Vec<u8>> = status

@@ -58,7 +58,7 @@ pub struct Memory {
 
 /// A remembered manifest.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Seen {
+pub(crate) struct RememberedManifest {
     /// Identifies the root, the scope and the commit; if it differs, nothing else counts.
     key: [u8; 32],
     /// Hash of git's whole configuration.
@@ -91,7 +91,7 @@ impl Memory {
     }
 
     /// Loads the manifest of this commit and scope; `None` if there is none, or if it is damaged.
-    pub(crate) fn recall(&self, repo: &Repo, scope: &Scope) -> Option<Seen> {
+    pub(crate) fn recall(&self, repo: &Repo, scope: &Scope) -> Option<RememberedManifest> {
         let seen = codec::decode(&std::fs::read(&self.file).ok()?)?;
         (seen.key == self.key(repo, scope)).then_some(seen)
     }
@@ -118,7 +118,7 @@ impl Memory {
 
     /// Stores a manifest. Errors are ignored, because the next call then asks git. It does not fsync: damage
     /// after a power cut is detected by the checksum.
-    pub(crate) fn keep(&self, seen: &Seen) {
+    pub(crate) fn keep(&self, seen: &RememberedManifest) {
         let dir = self.file.parent().unwrap_or(Path::new("/"));
         // A directory that is not our own is neither written to nor cleaned up.
         if files::create_private_dir(dir).is_err() {
@@ -150,9 +150,9 @@ impl Memory {
         manifest: &Manifest,
         scope: &Scope,
         config: Option<&Configuration>,
-    ) -> Seen {
+    ) -> RememberedManifest {
         let places = places::find(scan, manifest, scope, &self.ignore_files);
-        Seen {
+        RememberedManifest {
             key: self.key(&manifest.repo, scope),
             // A submodule has its own index, rules, configuration and commit; git is asked about those.
             whole: places.is_some() && config.is_some() && manifest.submodules.is_empty(),
@@ -198,7 +198,7 @@ fn is_ours(name: &OsStr) -> bool {
     tree.len() == NAME && tree.iter().all(hex) && pid.iter().all(u8::is_ascii_digit)
 }
 
-impl Seen {
+impl RememberedManifest {
     /// The entries that have changed, by index, if nothing else has; `config` runs in parallel.
     pub(crate) fn still(
         &self,
@@ -242,7 +242,7 @@ impl Seen {
         &self.fingerprint
     }
 
-    /// Applies the result of [`Seen::still`].
+    /// Applies the result of [`RememberedManifest::still`].
     pub(crate) fn apply(&mut self, scan: &Scan, changed: Vec<(usize, Entry)>) {
         for (at, entry) in changed {
             self.entries[at] = entry;

@@ -118,11 +118,11 @@ pub fn plan<E: From<PullError>>(
     let (mut plan, doubts) = compare(manifest, scope, list, only)?;
     if !doubts.is_empty() {
         let paths: Vec<Vec<u8>> = doubts.iter().map(|doubt| doubt.path.clone()).collect();
-        let told = digests(&paths)?;
-        let mut told = told.split(|byte| *byte == 0);
+        let digests = digests(&paths)?;
+        let mut digests = digests.split(|byte| *byte == 0);
         for doubt in doubts {
             // The lease's answer only decides whether a file that is left alone is reported.
-            if is_same(&manifest.root, &doubt, told.next().unwrap_or_default()) {
+            if is_same(&manifest.root, &doubt, digests.next().unwrap_or_default()) {
                 continue;
             }
             let left = if doubt.is_conflict {
@@ -137,11 +137,11 @@ pub fn plan<E: From<PullError>>(
 }
 
 /// Whether the local file or link has the content that the lease reports, and the same executable bit.
-fn is_same(root: &Path, doubt: &LeftAlone, told: &[u8]) -> bool {
+fn is_same(root: &Path, doubt: &LeftAlone, reported: &[u8]) -> bool {
     let same = || {
         let path = EntryPath::exact(&doubt.path).ok()?;
         let tree = Beneath::open(root).ok()?;
-        match told.split_first()? {
+        match reported.split_first()? {
             (b'l', digest) => {
                 let (above, leaf) = path.split();
                 let dir = above
@@ -294,7 +294,7 @@ fn parse(record: &[u8]) -> Result<Record<'_>, PullError> {
     let mode = u32::from_str_radix(text(mode)?, 8).map_err(|_| unreadable())?;
     match state {
         [state @ (b'M' | b'N' | b'D' | b'L' | b'U')] => {
-            Ok((*state, Some(identity).filter(|one| *one > 0), mode, path))
+            Ok((*state, Some(identity).filter(|number| *number > 0), mode, path))
         }
         _ => Err(unreadable()),
     }
@@ -343,7 +343,7 @@ fn ask_ignored(root: &Path, prefix: &[u8], paths: &[&[u8]]) -> Result<Vec<Vec<u8
         .iter()
         .flat_map(|path| [&path[prefix.len()..], b"\0"].concat())
         .collect();
-    let said = git(&dir, Contents::Unread)
+    let checked = git(&dir, Contents::Unread)
         .args(["check-ignore", "-z", "--stdin"])
         .stdin(names)
         .capture()
@@ -352,13 +352,13 @@ fn ask_ignored(root: &Path, prefix: &[u8], paths: &[&[u8]]) -> Result<Vec<Vec<u8
             source,
         })?;
     // Exit code 1 means that none is ignored: git-check-ignore(1).
-    if !matches!(said.status.code(), Some(0 | 1)) {
+    if !matches!(checked.status.code(), Some(0 | 1)) {
         return Err(PullError::Rules {
             root: dir,
-            said: whole_message(&said.stderr_text()),
+            said: whole_message(&checked.stderr_text()),
         });
     }
-    let ignored = said
+    let ignored = checked
         .stdout
         .split(|byte| *byte == 0)
         .filter(|path| !path.is_empty());

@@ -219,16 +219,16 @@ fn leads_back(led: &Path, link: &Path, root: &Path) -> bool {
         let back = led.join(OsStr::from_bytes(back.trim_ascii_end()));
         return back.canonicalize().ok() == link.canonicalize().ok();
     }
-    let said = git(root, Contents::Unread)
+    let asked = git(root, Contents::Unread)
         .args(["config", "--file"])
         .arg(led.join("config"))
         .args(["--get", "core.worktree"])
         .capture();
-    let Ok(said) = said else { return false };
-    match said.status.code() {
+    let Ok(asked) = asked else { return false };
+    match asked.status.code() {
         Some(0) => {
             let named = led.join(OsStr::from_bytes(
-                said.stdout.strip_suffix(b"\n").unwrap_or_default(),
+                asked.stdout.strip_suffix(b"\n").unwrap_or_default(),
             ));
             named.canonicalize().is_ok_and(|named| named == root)
         }

@@ -258,9 +258,9 @@ impl Facts {
     const BASE: &str = "refs/remotes/origin/HEAD";
 
     /// Paths and facts of an ordinary repository.
-    fn parse(said: &[u8]) -> Option<(PathBuf, PathBuf, Self)> {
+    fn parse(output: &[u8]) -> Option<(PathBuf, PathBuf, Self)> {
         // Parsed from the end: the paths may contain newlines, and then they are asked for separately.
-        let mut lines = said.strip_suffix(b"\n")?.rsplitn(4, |byte| *byte == b'\n');
+        let mut lines = output.strip_suffix(b"\n")?.rsplitn(4, |byte| *byte == b'\n');
         let mut line = || lines.next();
         let (base, branch, head, paths) = (line()?, line()?, line()?, line()?);
         let text = |bytes: &[u8]| std::str::from_utf8(bytes).map(str::to_owned).ok();

@@ -314,8 +314,8 @@ impl Wish {
             && let [have, have_base] = known.as_slice()
         {
             // The lease has the history of these two commits, as this repository does.
-            let there = self.span(have, have_base)?;
-            wanted.retain(|commit| !there.commits.contains(commit));
+            let theirs = self.span(have, have_base)?;
+            wanted.retain(|commit| !theirs.commits.contains(commit));
         }
         if !wanted.is_empty() {
             let trees = wanted.iter().map(|commit| format!("{commit}^{{tree}}\n"));

@@ -63,7 +63,7 @@ const REPO: &str = "repo() { git init -q --template= $1; git -C $1 add -A; git -
     link() { git -C $1 -c advice.addEmbeddedRepo=false add $2; }; ";
 
 #[test]
-fn the_files_of_submodules_are_in_it_by_the_rules_of_each_and_those_of_other_repositories_are_not() {
+fn files_of_submodules_are_in_it_by_their_own_rules_and_other_repositories_are_not() {
     let world = World::new();
     world.local(&[REPO, "mkdir -p nested sub/deep sub/cut; echo n > nested/file; repo nested; echo d > sub/deep/file; repo sub/deep; \
         printf '*.o\n' > sub/.gitignore; echo g > sub/gone; echo c > sub/cut/file; echo k > sub/kept; echo s > sub/staged; repo sub; link . sub; \

@@ -139,7 +139,7 @@ fn proof_samples() -> Vec<Vec<u8>> {
             .map(|line| proof::Line::seen(&redactor, line))
             .collect(),
     });
-    let seen = proof::Seen {
+    let seen = proof::Observations {
         made_at: proof::Moment::try_from("2026-08-01T00:00:00Z".to_owned()).unwrap(),
         interrupted: false,
         program: proof::Program {
@@ -172,7 +172,7 @@ fn proof_samples() -> Vec<Vec<u8>> {
         stages: stages.into(),
         left: Vec::new(),
     };
-    let nothing = proof::Seen {
+    let nothing = proof::Observations {
         guest: None,
         firecracker: None,
         stages: Vec::new(),

@@ -85,13 +85,13 @@ pub fn measure(
     for kind in kinds {
         let name = kind.name().to_owned();
         if *kind == CacheKind::Docker {
-            let (status, said, _) = docker(&mut far, DISK_USE, cancel)?;
-            if matches!(status, RemoteStatus::Exited(code) if code != ABSENT) {
+            let ran = docker(&mut far, DISK_USE, cancel)?;
+            if matches!(ran.status, RemoteStatus::Exited(code) if code != ABSENT) {
                 found.push(CacheEntry {
                     kind: name,
                     path: String::new(),
                     bytes: None,
-                    note: note(&said),
+                    note: note(&ran.output),
                 });
             }
             continue;
@@ -122,10 +122,12 @@ pub fn purge(target: &Target, kinds: &[CacheKind], cancel: BorrowedFd<'_>) -> Re
     let mut far = AgentClient::open(target, Some(cancel))?;
     for kind in kinds {
         if *kind == CacheKind::Docker {
-            match docker(&mut far, PRUNE, cancel)? {
-                (RemoteStatus::Exited(0 | ABSENT), ..) => continue,
-                (_, _, why) => return Err(failed("empty", DOCKER, AgentError::Failed { why })),
+            let ran = docker(&mut far, PRUNE, cancel)?;
+            if matches!(ran.status, RemoteStatus::Exited(0 | ABSENT)) {
+                continue;
             }
+            let why = ran.errors;
+            return Err(failed("empty", DOCKER, AgentError::Failed { why }));
         }
         let dir = format!("{ROOT}/{}", kind.name());
         let asked = far.ask(&Request::Clear { dir });
@@ -148,12 +150,16 @@ const DISK_USE: &str = "command -v docker >/dev/null 2>&1 || exit 71; docker sys
 /// Removes what Docker does not use.
 const PRUNE: &str = "command -v docker >/dev/null 2>&1 || exit 71; docker system prune -af >/dev/null";
 
-/// Runs a Docker script; returns its status, its output, and the end of its standard error.
-fn docker(
-    far: &mut AgentClient,
-    script: &str,
-    cancel: BorrowedFd<'_>,
-) -> Result<(RemoteStatus, Vec<u8>, String), RemoteError> {
+/// How a Docker script ended.
+struct DockerRun {
+    status: RemoteStatus,
+    output: Vec<u8>,
+    /// The end of its standard error.
+    errors: String,
+}
+
+/// Runs a Docker script.
+fn docker(far: &mut AgentClient, script: &str, cancel: BorrowedFd<'_>) -> Result<DockerRun, RemoteError> {
     let command = Command {
         workdir: "/".to_owned(),
         words: ["sh", "-c", script].map(str::to_owned).to_vec(),
@@ -162,17 +168,21 @@ fn docker(
         input: false,
         noted: false,
     };
-    let (mut printed, mut said) = (Kept::default(), Words::default());
+    let (mut printed, mut stderr) = (Kept::default(), Words::default());
     let streams = Streams {
         out: &mut printed,
-        err: &mut said,
+        err: &mut stderr,
     };
     match far.run(command, None, streams, Some(cancel))? {
         Ran::Ended {
             status: RemoteStatus::Cancelled { .. },
             ..
         } => Err(RemoteError::Cancelled),
-        Ran::Ended { status, .. } => Ok((status, printed.0, said.text())),
+        Ran::Ended { status, .. } => Ok(DockerRun {
+            status,
+            output: printed.0,
+            errors: stderr.text(),
+        }),
         Ran::Unstarted { why, .. } => Err(RemoteError::Unstarted { why }),
     }
 }

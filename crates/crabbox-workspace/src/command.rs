@@ -23,7 +23,7 @@ use crabbox_ssh::exec::ExecError;
 pub use crabbox_ssh::exec::RemoteStatus;
 use crabbox_ssh::target::Target;
 
-use crate::files::{self, FetchError, Fetched, Wanted};
+use crate::files::{self, FetchError, FetchRequest, Fetched};
 use crate::owner::{Owner, connectivity, far_hints};
 use crate::stream::{Sparse, Words, budget, expect};
 
@@ -377,7 +377,7 @@ pub fn download(
         Some(name) if !name.is_empty() => ("~", name),
         _ => (workdir, remote),
     };
-    let wanted = Wanted {
+    let wanted = FetchRequest {
         dir,
         names: &[name.as_bytes().to_vec()],
         follow: true,

@@ -189,7 +189,7 @@ fn value_of(text: &str) -> Option<String> {
 
 /// `A=set,B=empty,TOKEN=set len=12 secret=true`.
 pub fn described(variables: &[(String, String)]) -> String {
-    let one = |(name, value): &(String, String)| {
+    let shown = |(name, value): &(String, String)| {
         let state = if value.is_empty() { "empty" } else { "set" };
         if is_secret(name) {
             format!("{name}={state} len={} secret=true", value.len())
@@ -197,7 +197,7 @@ pub fn described(variables: &[(String, String)]) -> String {
             format!("{name}={state}")
         }
     };
-    variables.iter().map(one).collect::<Vec<_>>().join(",")
+    variables.iter().map(shown).collect::<Vec<_>>().join(",")
 }
 
 /// Shell code that creates the helper, and beside it a file with these variables, in the working directory.

@@ -56,7 +56,7 @@ impl From<AgentError> for FetchError {
 
 /// The requested files.
 #[derive(Debug)]
-pub(crate) struct Wanted<'a> {
+pub(crate) struct FetchRequest<'a> {
     /// The directory that the names are relative to, absolute.
     pub(crate) dir: &'a str,
     /// The files.
@@ -73,7 +73,7 @@ pub(crate) struct Wanted<'a> {
 /// much unwanted data may follow.
 pub(crate) fn fetch(
     far: &mut AgentClient,
-    wanted: &Wanted<'_>,
+    wanted: &FetchRequest<'_>,
     take: &mut dyn FnMut(Fetched<'_>) -> io::Result<()>,
 ) -> Result<(), FetchError> {
     let names = wanted.names;

@@ -22,7 +22,7 @@ use crabbox_sync::pull::{self, Change, PullError as PlanError};
 pub use crabbox_sync::pull::{Left, Only, Plan, PullAction};
 use rustix::fs::{AtFlags, RenameFlags};
 
-use crate::files::{self, FetchError, Fetched, Wanted};
+use crate::files::{self, FetchError, FetchRequest, Fetched};
 use crate::owner::{Owner, far_hints};
 use crate::stream::{Arriving, Unplaced, budget};
 use crate::sync::{self, Destination, Repo};
@@ -267,7 +267,7 @@ fn fetch(
         unread: BTreeMap::new(),
         error: None,
     };
-    let asked = Wanted {
+    let asked = FetchRequest {
         dir: workdir,
         names: &names,
         follow: false,

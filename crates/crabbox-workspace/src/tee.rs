@@ -65,11 +65,11 @@ impl Phases {
     }
 }
 
-/// The name of a phase announced as `told`: its letters, digits and `._-`, with blanks as hyphens.
-fn phase_name(told: &str) -> String {
-    let told = told.trim();
-    let mut end = told.len().min(PHASE_NAME);
-    while !told.is_char_boundary(end) {
+/// The name of a phase that a command has announced: its letters, digits and `._-`, with blanks as hyphens.
+fn phase_name(announced: &str) -> String {
+    let announced = announced.trim();
+    let mut end = announced.len().min(PHASE_NAME);
+    while !announced.is_char_boundary(end) {
         end -= 1;
     }
     let kept = |letter: char| match letter {
@@ -77,7 +77,7 @@ fn phase_name(told: &str) -> String {
         _ if letter.is_ascii_alphanumeric() || "._-".contains(letter) => Some(letter),
         _ => None,
     };
-    told[..end].chars().filter_map(kept).collect()
+    announced[..end].chars().filter_map(kept).collect()
 }
 
 impl std::fmt::Debug for To<'_> {

@@ -29,11 +29,11 @@ pub enum TunnelError {
     },
 }
 
-fn because(said: &str) -> String {
-    if said.is_empty() {
+fn because(reason: &str) -> String {
+    if reason.is_empty() {
         String::new()
     } else {
-        format!(": {said}")
+        format!(": {reason}")
     }
 }
 
@@ -63,17 +63,17 @@ pub fn open(
     }
 }
 
-/// Holds the tunnel until `cancel` becomes readable; if it ends before that, that is an error. `told` is
+/// Holds the tunnel until `cancel` becomes readable; if it ends before that, that is an error. `on_refusal` is
 /// called with the reason for each connection that the lease refused.
 pub fn hold(
     tunnel: Tunnel,
     target: &Target,
     remote_port: u16,
     cancel: BorrowedFd<'_>,
-    told: &mut dyn FnMut(&str),
+    on_refusal: &mut dyn FnMut(&str),
 ) -> Result<(), TunnelError> {
     match tunnel
-        .wait(target, Some(cancel), told)
+        .wait(target, Some(cancel), on_refusal)
         .map_err(TunnelError::Watch)?
     {
         TunnelEnd::Cancelled => Ok(()),

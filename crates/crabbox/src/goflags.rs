@@ -468,8 +468,8 @@ impl Flags<'_> {
         let name = String::from_utf8_lossy(name).into_owned();
         let Some(arg) = self.find(&name) else {
             let help = matches!(name.as_str(), "h" | "help");
-            let all = self.command.get_arguments().filter(|arg| !arg.is_hide_set());
-            let near = nearest(&name, all.filter_map(Arg::get_long));
+            let shown = self.command.get_arguments().filter(|arg| !arg.is_hide_set());
+            let near = nearest(&name, shown.filter_map(Arg::get_long));
             return Err((!help).then_some(Problem::Undefined { name, near }));
         };
         let value = if is_boolean(arg) {

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 
-use self::measure::{Crowd, Lease, Way, alone, build, command, crowd, lease};
+use self::measure::{Crowd, Lease, LeaseSource, alone, build, command, crowd, lease};
 use crate::site::{self, Site};
 use crate::workspace;
 use crabbox_lab::payload::{Build, Images};
@@ -77,7 +77,7 @@ impl Series {
 #[derive(Debug)]
 struct Condition {
     name: &'static str,
-    /// In the order of [`Way::ALL`].
+    /// In the order of [`LeaseSource::ALL`].
     ways: [Series; 3],
 }
 
@@ -182,11 +182,11 @@ fn prepare(site: &Site) -> Result<Figures> {
 fn round(site: &Site, figures: &mut Figures, at: usize, number: usize) -> Result<()> {
     let condition = &mut figures.conditions[at];
     let drop_cache = condition.name == "dropped";
-    for place in 0..Way::ALL.len() {
-        let way = (place + number) % Way::ALL.len();
+    for place in 0..LeaseSource::ALL.len() {
+        let way = (place + number) % LeaseSource::ALL.len();
         let series = &mut condition.ways[way];
         if !series.is_given_up() {
-            series.take(lease(site, Way::ALL[way], drop_cache));
+            series.take(lease(site, LeaseSource::ALL[way], drop_cache));
         }
     }
     ensure!(
@@ -210,11 +210,11 @@ fn round(site: &Site, figures: &mut Figures, at: usize, number: usize) -> Result
 }
 
 fn told(condition: &Condition, number: usize, rounds: usize) -> String {
-    let of = |(way, series): (&Way, &Series)| {
+    let of = |(way, series): (&LeaseSource, &Series)| {
         let last = series.leases.last().map_or(f64::NAN, |lease| lease.exit);
         format!("{} {last:.0} ms", way.name())
     };
-    let all: Vec<String> = Way::ALL.iter().zip(&condition.ways).map(of).collect();
+    let all: Vec<String> = LeaseSource::ALL.iter().zip(&condition.ways).map(of).collect();
     format!(
         "page cache {}, round {number} of {rounds}: {}",
         condition.name,
@@ -224,11 +224,11 @@ fn told(condition: &Condition, number: usize, rounds: usize) -> String {
 
 /// The same build in a booted lease and in a restored one, twice, each of them first in turn.
 fn builds(site: &Site, seconds: u32) -> Result<Vec<[f64; 2]>> {
-    let (cold, units) = build(site, Way::Cold, &format!("for {seconds}"))?;
+    let (cold, units) = build(site, LeaseSource::Cold, &format!("for {seconds}"))?;
     let asked = units.to_string();
-    let (restored, _) = build(site, Way::Restored, &asked)?;
-    let (restored_first, _) = build(site, Way::Restored, &asked)?;
-    let (cold_then, _) = build(site, Way::Cold, &asked)?;
+    let (restored, _) = build(site, LeaseSource::Restored, &asked)?;
+    let (restored_first, _) = build(site, LeaseSource::Restored, &asked)?;
+    let (cold_then, _) = build(site, LeaseSource::Cold, &asked)?;
     Ok(vec![[cold, restored], [cold_then, restored_first]])
 }
 
@@ -266,7 +266,7 @@ fn half(leases: &[Lease], value: fn(&Lease) -> f64) -> f64 {
 fn rows(conditions: &[Condition]) -> Vec<Value> {
     let mut rows = Vec::new();
     for condition in conditions {
-        for (way, series) in Way::ALL.iter().zip(&condition.ways) {
+        for (way, series) in LeaseSource::ALL.iter().zip(&condition.ways) {
             let of = |value: fn(&Lease) -> f64| series.leases.iter().map(value).collect::<Vec<_>>();
             for (line, values) in [
                 ("banner", of(|lease| lease.banner)),
@@ -290,7 +290,7 @@ fn ratios(conditions: &[Condition]) -> Vec<Value> {
     let mut ratios = Vec::new();
     for condition in conditions {
         let [cold, others @ ..] = &condition.ways;
-        for (way, series) in Way::ALL[1..].iter().zip(others) {
+        for (way, series) in LeaseSource::ALL[1..].iter().zip(others) {
             let ratio = |value: fn(&Lease) -> f64| half(&series.leases, value) / half(&cold.leases, value);
             if !(series.leases.is_empty() || cold.leases.is_empty()) {
                 ratios.push(json!({

@@ -29,7 +29,7 @@ pub(super) struct Recording {
 
 /// The result of the search for leftovers, and how long after the last step.
 #[derive(Debug)]
-pub(super) struct Found {
+pub(super) struct Leftovers {
     pub(super) after: Duration,
     pub(super) text: String,
 }
@@ -70,7 +70,7 @@ impl Step {
 
 impl Recording {
     /// The recording of a demo that has just ended on `site`.
-    pub(super) fn now(site: &Site, steps: Vec<Step>, found: Found) -> Result<Self> {
+    pub(super) fn now(site: &Site, steps: Vec<Step>, found: Leftovers) -> Result<Self> {
         let date = Cmd::inheriting("date").args(["--utc", "+%F"]).run()?;
         Ok(Self {
             date: date.stdout_text(),

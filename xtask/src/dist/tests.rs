@@ -257,7 +257,7 @@ fn a_package_of_the_program_is_installed_replaced_removed_and_leaves_nothing() {
 }
 
 #[test]
-fn a_package_that_is_half_installed_is_mended_by_installing_it_again_and_the_old_program_runs_until_then() {
+fn a_half_installed_package_is_mended_by_a_second_try_and_the_old_program_runs_meanwhile() {
     let dir = tempfile::tempdir().unwrap();
     let components = components();
     let [this, later] = VERSIONS.map(|version| stand_in_part(version, &components, Part::Deb, dir.path()));

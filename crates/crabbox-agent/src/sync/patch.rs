@@ -16,7 +16,7 @@ use crate::names::Names;
 use crate::record::{Head, Known, Part, Place, Writing, each_of, part_of};
 use crate::remove::make_way;
 use crate::rows::{Rows, unread};
-use crate::seen::Seen;
+use crate::seen::FileState;
 use crate::sights::ScanResults;
 
 #[derive(Debug)]
@@ -130,7 +130,7 @@ impl Tree for Patch<'_> {
         any_named(&mut self.rows, &self.stale, take)
     }
 
-    fn known(&mut self, path: &[u8]) -> Result<Option<Seen>, Failure> {
+    fn known(&mut self, path: &[u8]) -> Result<Option<FileState>, Failure> {
         if let Some(number) = self.rows.find(path)? {
             return match &mut self.now {
                 Some(now) => now.get(number),

@@ -15,7 +15,7 @@ use crate::names::Names;
 use crate::record::{Head, Known, PARTS, Place, SMALL, Writing, discard_part, each, part_of};
 use crate::remove::make_way;
 use crate::rows::{Rows, paths, unread};
-use crate::seen::{Dirs, Seen};
+use crate::seen::{Dirs, FileState};
 use crate::sights::ScanResults;
 
 #[derive(Debug)]
@@ -118,7 +118,7 @@ impl Tree for Whole<'_> {
         any_named(&mut self.rows, &self.stale, take)
     }
 
-    fn known(&mut self, path: &[u8]) -> Result<Option<Seen>, Failure> {
+    fn known(&mut self, path: &[u8]) -> Result<Option<FileState>, Failure> {
         match self.rows.find(path)? {
             Some(number) => self.now.get(number),
             None => Ok(None),

@@ -137,11 +137,11 @@ pub(super) fn from_node<'a>(kind: Kind, node: &'a Node, bases: Bases<'_>) -> Res
         }
         (Content::List(list), Kind::Ports) => {
             // As in a variable, `none` means no port.
-            let one = |text: &str| {
+            let item = |text: &str| {
                 let none = text.eq_ignore_ascii_case("none");
                 if none { Some(None) } else { port(text).map(Some) }
             };
-            let ports: Vec<Option<u16>> = items(list, Kind::Port, one)?;
+            let ports: Vec<Option<u16>> = items(list, Kind::Port, item)?;
             return Ok(Value::Ports(ports.into_iter().flatten().collect()));
         }
         (Content::Null | Content::Tag(_) | Content::List(_) | Content::Map(_), _) => None,

@@ -91,7 +91,7 @@ impl fmt::Display for Warning {
         match self {
             Self::Restricted { place, key } => {
                 let key = key.key();
-                let what = match key.trust {
+                let reason = match key.trust {
                     _ if key.name == Name::CacheVolumes => "what leases leave to each other",
                     Trust::Destination | Trust::DestinationOfHost => {
                         "where your files, secrets and logins go"
@@ -100,7 +100,7 @@ impl fmt::Display for Warning {
                 };
                 write!(
                     f,
-                    "{place}: {} is ignored: a repository file must not choose {what}; {}",
+                    "{place}: {} is ignored: a repository file must not choose {reason}; {}",
                     key.path,
                     how_to_set(key)
                 )

@@ -13,7 +13,7 @@ fn sha256(digit: char) -> Option<Sha256> {
     Sha256::try_from(digit.to_string().repeat(64)).ok()
 }
 
-pub(super) fn seen() -> Seen {
+pub(super) fn seen() -> Observations {
     let output = |name: StageName| -> Vec<&str> {
         match name {
             StageName::Warmup => vec!["leased cbx_0123456789ab slug=proof-0a1b2c host=10.213.0.2"],
@@ -35,7 +35,7 @@ pub(super) fn seen() -> Seen {
             .collect(),
     });
     let version = |text: &str| Version::leading(text);
-    Seen {
+    Observations {
         made_at: Moment::try_from("2026-08-01T00:00:00Z".to_owned()).unwrap(),
         interrupted: false,
         program: Program {
@@ -92,7 +92,7 @@ fn a_proof_reads_back_as_it_was_and_says_which_rung_it_stands_for() {
 
 #[test]
 fn what_went_wrong_anywhere_is_no_success() {
-    type Change = fn(&mut Seen);
+    type Change = fn(&mut Observations);
     let cases: [(&str, Change); 12] = [
         ("interrupted", |seen| seen.interrupted = true),
         ("no guest", |seen| seen.guest = None),

@@ -300,7 +300,7 @@ fn claims(proof: &Proof) -> Option<ProofError> {
         .zip(&follows.assertions)
         .find(|(said, seen)| said != seen);
     if let Some((said, seen)) = unlike {
-        let shown = |one: &super::Assertion| format!("{} {}", word(&one.name), one.holds);
+        let shown = |assertion: &super::Assertion| format!("{} {}", word(&assertion.name), assertion.holds);
         return Some(differ("assertions", shown(said), shown(seen)));
     }
     if proof.assertions.len() != follows.assertions.len() {

@@ -42,9 +42,9 @@ pub(super) struct Inventory {
 impl Inventory {
     /// Lists the leases.
     pub(super) fn look(provider: &dyn Provider, places: &Places) -> Result<Self, LeaseError> {
-        let all = provider.list()?;
+        let listing = provider.list()?;
         let (mut entries, mut others) = (Vec::new(), Vec::new());
-        for lease in all.leases {
+        for lease in listing.leases {
             match External::of(&lease.labels) {
                 // Only its disk remains after the release; for the other program the lease is gone.
                 Some(_) if lease.state == LeaseState::Released => {}
@@ -56,7 +56,7 @@ impl Inventory {
                 None => others.push(lease.id),
             }
         }
-        for bad in all.unusable {
+        for bad in listing.unusable {
             // An unreadable claim tells no more than the unreadable record, so it is skipped.
             let claim = claims::read(places, &bad.name).ok().flatten();
             if let Some(external) = claim.and_then(|claim| External::of(&claim.labels)) {
@@ -67,7 +67,7 @@ impl Inventory {
                 });
             }
         }
-        let away = away(&all.away, places, &mut entries)?;
+        let away = away(&listing.away, places, &mut entries)?;
         Ok(Self {
             entries,
             others,

@@ -19,7 +19,9 @@ use crabbox_ssh::peer::Peer;
 
 use super::address::{Access, HostError, KvmHost};
 use super::lines::{LineError, Lines};
-use super::wire::{Ask, FarLease, GREETING, Greeting, InvalidValue, LEASES, Reply, SERVE, SPOKEN, crossing};
+use super::wire::{
+    FarLease, FleetRequest, GREETING, Greeting, InvalidValue, LEASES, Reply, SERVE, SPOKEN, crossing,
+};
 
 /// How long a host may take to send its greeting: a login and the start of a program.
 const GREETING_LIMIT: Duration = Duration::from_mins(1);
@@ -224,7 +226,7 @@ impl Conversation {
         let mut talk = Self::of(host, peer, heed)?;
         if let Some(node) = host.node() {
             let node = node.to_owned();
-            talk.ask(&Ask::Enter { node }, |reply| {
+            talk.ask(&FleetRequest::Enter { node }, |reply| {
                 matches!(reply, Reply::Done).then_some(())
             })?;
             // From here on the host behind the gateway answers, so read its greeting.
@@ -272,7 +274,7 @@ impl Conversation {
     }
 
     /// Sends a message.
-    pub fn say(&mut self, ask: &Ask) -> Result<(), FleetError> {
+    pub fn say(&mut self, ask: &FleetRequest) -> Result<(), FleetError> {
         let line = ask.line(self.version).map_err(|source| FleetError::Nonsense {
             host: self.host.clone(),
             source: Some(source),
@@ -312,7 +314,11 @@ impl Conversation {
     }
 
     /// Asks, and hears the one reply. An error if `take` finds in it something else than was asked for.
-    pub fn ask<T>(&mut self, ask: &Ask, take: impl FnOnce(Reply) -> Option<T>) -> Result<T, FleetError> {
+    pub fn ask<T>(
+        &mut self,
+        ask: &FleetRequest,
+        take: impl FnOnce(Reply) -> Option<T>,
+    ) -> Result<T, FleetError> {
         self.say(ask)?;
         let until = Instant::now() + ANSWER_LIMIT;
         let reply = self.hear(until)?;
@@ -321,7 +327,7 @@ impl Conversation {
 
     /// Lists all leases there that belong to the owner.
     pub fn list(&mut self) -> Result<Vec<FarLease>, FleetError> {
-        self.say(&Ask::List)?;
+        self.say(&FleetRequest::List)?;
         let until = Instant::now() + ANSWER_LIMIT;
         let mut leases = Vec::new();
         loop {
@@ -418,7 +424,7 @@ pub(super) fn start_for(
 ) -> Result<Peer, FleetError> {
     let mut peer = start(host, access, control_dir, heed)?;
     let owner = owner.to_owned();
-    let line = Ask::SpeakFor { owner }.line(SPOKEN.least);
+    let line = FleetRequest::SpeakFor { owner }.line(SPOKEN.least);
     let line = line.map_err(|source| FleetError::Nonsense {
         host: host.clone(),
         source: Some(source),

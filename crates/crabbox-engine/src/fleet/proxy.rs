@@ -18,7 +18,7 @@ use crabbox_ssh::control::ControlError;
 
 use super::address::{Access, KvmHost};
 use super::client::{ANSWER_LIMIT, Conversation, FleetError};
-use super::wire::{Ask, Reply};
+use super::wire::{FleetRequest, Reply};
 
 /// The minimum interval between refreshes of a lease whose connection is in use.
 const REFRESH: Duration = Duration::from_mins(1);
@@ -73,7 +73,7 @@ pub fn run(
     control: &dyn Fn(&super::wire::FarLease) -> Option<PathBuf>,
 ) -> Result<(), ProxyError> {
     let dir = engine.control_dir()?;
-    let ask = Ask::Connect {
+    let ask = FleetRequest::Connect {
         lease: proxy.lease.clone(),
     };
     let mut talk = Conversation::open(&proxy.host, &proxy.access, &dir, ask.heed())?;
@@ -118,7 +118,7 @@ pub fn run(
 }
 
 fn refresh(engine: &Engine, proxy: &Proxy) -> Result<(), ProxyError> {
-    let ask = Ask::Touch {
+    let ask = FleetRequest::Touch {
         lease: proxy.lease.clone(),
         state: None,
         idle_seconds: None,

@@ -35,14 +35,14 @@ use self::taking::{Gone, Taking};
 use super::client::FleetError;
 use super::lines::{self, LineError, Lines};
 use super::wire::{
-    Ask, AskError, Bound, FarLease, GATEWAY, Greeting, HOST, LEASES, LOG, LogSource, Reply, ResolvePurpose,
-    SAYABLE, SPOKEN, crossing,
+    Bound, FarLease, FleetRequest, FleetRequestError, GATEWAY, Greeting, HOST, LEASES, LOG, LogSource, Reply,
+    ResolvePurpose, SAYABLE, SPOKEN, crossing,
 };
 use crate::host::prepare::NewLease;
 use crate::placement::PlacementError;
 use crate::placement::gateway::{Gateway, GatewayError};
 use crate::provider::error::LeaseError;
-use crate::provider::firecracker::{Firecracker, For, lookup};
+use crate::provider::firecracker::{Firecracker, For, HeldJob, lookup};
 use crate::provider::lease::Lease;
 use crate::provider::{Notice, Provider as _};
 
@@ -66,7 +66,7 @@ pub enum ServeError {
     Line(#[from] LineError),
     /// The request is not served.
     #[error(transparent)]
-    Ask(#[from] AskError),
+    Request(#[from] FleetRequestError),
     /// A message arrived when it has no meaning.
     #[error("unexpected \"claimed\": no lease is waiting to be claimed")]
     OutOfOrder,
@@ -154,7 +154,7 @@ pub enum ServeError {
 impl ServeError {
     fn fault(&self) -> Option<&dyn Fault> {
         match self {
-            Self::Ask(error) => Some(error),
+            Self::Request(error) => Some(error),
             Self::Lease(error) => Some(error),
             Self::Gateway(error) => Some(error),
             Self::Placement(error) => Some(error),
@@ -275,8 +275,8 @@ impl Serve<'_> {
     fn named(&self, lines: &mut Lines<File>) -> Result<String, ServeError> {
         let until = Some(Instant::now() + HEARING);
         let line = lines.next(Some(self.interrupts.as_fd()), until)?;
-        match line.map(|line| Ask::read(&line)).transpose()? {
-            Some(Ask::SpeakFor { owner }) => Ok(owner),
+        match line.map(|line| FleetRequest::read(&line)).transpose()? {
+            Some(FleetRequest::SpeakFor { owner }) => Ok(owner),
             _ => Err(ServeError::NotForAnybody),
         }
     }
@@ -322,16 +322,21 @@ impl Serve<'_> {
 
     /// Serves one request; `false` once another protocol has used the streams.
     fn serve(&self, line: &[u8], lines: &mut Lines<File>, out: &Out<'_>) -> Result<bool, ServeError> {
-        let ask = Ask::read(line)?;
+        let ask = FleetRequest::read(line)?;
         match self.role {
             Role::Gateway(gateway) => self.serve_fleet(gateway, ask, lines, out),
             Role::Host | Role::Node => self.serve_here(ask, lines, out),
         }
     }
 
-    fn serve_here(&self, ask: Ask, lines: &mut Lines<File>, out: &Out<'_>) -> Result<bool, ServeError> {
+    fn serve_here(
+        &self,
+        ask: FleetRequest,
+        lines: &mut Lines<File>,
+        out: &Out<'_>,
+    ) -> Result<bool, ServeError> {
         match ask {
-            Ask::Acquire {
+            FleetRequest::Acquire {
                 key,
                 settings,
                 slug,
@@ -349,8 +354,8 @@ impl Serve<'_> {
                 };
                 self.acquire(&key, &settings, &new, job.as_ref(), (lines, out))?;
             }
-            Ask::Claimed => return Err(ServeError::OutOfOrder),
-            Ask::Resolve { lease, aim } => {
+            FleetRequest::Claimed => return Err(ServeError::OutOfOrder),
+            FleetRequest::Resolve { lease, aim } => {
                 let lease = self.owned(&lease)?;
                 let purpose = match aim {
                     ResolvePurpose::Use => Purpose::Use,
@@ -359,13 +364,13 @@ impl Serve<'_> {
                 let lease = self.provider(&[])?.resolve(&lease.id, purpose)?;
                 out.put(&Reply::Lease(far(&lease)?))?;
             }
-            Ask::List => {
+            FleetRequest::List => {
                 for lease in self.leases()?.0.iter().take(LEASES) {
                     out.put(&Reply::Lease(far(lease)?))?;
                 }
                 out.put(&Reply::Done)?;
             }
-            Ask::Touch {
+            FleetRequest::Touch {
                 lease,
                 state,
                 idle_seconds,
@@ -377,7 +382,7 @@ impl Serve<'_> {
                     .map_err(LeaseError::from)?;
                 out.put(&Reply::Labels { labels })?;
             }
-            Ask::Release { lease, discard } => {
+            FleetRequest::Release { lease, discard } => {
                 let lease = self.owned(&lease)?;
                 let released = crabbox_machine::lifecycle::release::stop(self.engine, &lease.id, discard)
                     .map_err(LeaseError::from)?;
@@ -387,12 +392,12 @@ impl Serve<'_> {
                     kept: released.kept.map(|path| path.to_string_lossy().into_owned()),
                 })?;
             }
-            Ask::Logs { lease, source } => self.log(&lease, source, out)?,
-            Ask::Connect { lease } => {
+            FleetRequest::Logs { lease, source } => self.log(&lease, source, out)?,
+            FleetRequest::Connect { lease } => {
                 self.connect(&lease, lines, out)?;
                 return Ok(false);
             }
-            Ask::Enter { .. } | Ask::Fate { .. } | Ask::SpeakFor { .. } => {
+            FleetRequest::Enter { .. } | FleetRequest::Fate { .. } | FleetRequest::SpeakFor { .. } => {
                 return Err(ServeError::NotHere {
                     what: "what a gateway is asked, or says,",
                     role: HOST,
@@ -467,7 +472,7 @@ impl Serve<'_> {
             public_key: keys::public(key, "")?,
             quota: plan.quota,
         };
-        let knock = job.map(|job| JobCredentials {
+        let credentials = job.map(|job| JobCredentials {
             job: job.id,
             lease: job.lease.clone(),
             owner: self.owner.clone(),
@@ -475,10 +480,14 @@ impl Serve<'_> {
         });
         let whose = For {
             owner: Some(&owner),
-            job: job.zip(knock.as_ref()).map(|(job, knock)| {
+            job: job.zip(credentials.as_ref()).map(|(job, credentials)| {
                 // A cap on the requested wait: the job's process does not wait longer either.
                 let waits = Duration::from_secs(job.seconds).min(LONGEST_WAIT);
-                (job.node.as_str(), knock, Instant::now() + waits)
+                HeldJob {
+                    node: &job.node,
+                    credentials,
+                    deadline: Instant::now() + waits,
+                }
             }),
         };
         let provider = Firecracker::new(self.engine.clone(), settings);
@@ -486,7 +495,7 @@ impl Serve<'_> {
         let gone = Gone::watch(lines.as_fd(), self.interrupts).map_err(ServeError::Streams)?;
         let mut taking = Taking::new(lines, out, gone);
         let acquired = provider.acquire_for(new, &whose, &mut taking, self.interrupts, &mut |notice| {
-            let told = match notice {
+            let reply = match notice {
                 Notice::Stage(stage) => Reply::Stage((*stage).clone()),
                 Notice::Cold { why, .. } => Reply::Cold {
                     why: (*why).to_owned(),
@@ -494,7 +503,7 @@ impl Serve<'_> {
                 _ => return,
             };
             // Ignore failures: a client that cannot hear this cannot claim the lease either.
-            out.put(&told).ok();
+            out.put(&reply).ok();
         })?;
         out.put(&Reply::Lease(far(&acquired.lease)?))?;
         out.put(&Reply::Done)
@@ -506,10 +515,11 @@ impl Serve<'_> {
 
     /// The owner's leases, and whether there are unreadable records, whose owner is unknown.
     fn leases(&self) -> Result<(Vec<Lease>, bool), LeaseError> {
-        let mut all = lookup::list(self.engine)?;
-        all.leases
+        let mut listing = lookup::list(self.engine)?;
+        listing
+            .leases
             .retain(|lease| labels::owner(&lease.labels) == Some(&self.owner));
-        Ok((all.leases, !all.unusable.is_empty()))
+        Ok((listing.leases, !listing.unusable.is_empty()))
     }
 
     /// The owner's lease that `text` names. "Not found" makes the client delete the lease's key, so it is
@@ -546,8 +556,8 @@ impl Serve<'_> {
 
 /// The state that a client may give to a lease in use. All other states are set by the processes that make,
 /// watch and end it: the supervisor would, for instance, leave a lease alone that is marked `released`.
-fn in_use(said: Option<&str>) -> Result<Option<LeaseState>, ServeError> {
-    match said.map(LeaseState::from) {
+fn in_use(state: Option<&str>) -> Result<Option<LeaseState>, ServeError> {
+    match state.map(LeaseState::from) {
         None => Ok(None),
         Some(state @ (LeaseState::Ready | LeaseState::Running)) => Ok(Some(state)),
         Some(state) => Err(ServeError::State {
@@ -557,12 +567,12 @@ fn in_use(said: Option<&str>) -> Result<Option<LeaseState>, ServeError> {
 }
 
 /// The client's settings for its lease, as flags.
-fn flags(said: &BTreeMap<String, String>) -> Result<Vec<FlagValue>, ServeError> {
+fn flags(settings: &BTreeMap<String, String>) -> Result<Vec<FlagValue>, ServeError> {
     let mut flags = vec![FlagValue {
         key: Name::ProviderName,
         values: vec!["firecracker".to_owned()],
     }];
-    for (path, value) in said {
+    for (path, value) in settings {
         let key = KEYS
             .iter()
             .find(|key| key.path == path && SAYABLE.contains(&key.path))

@@ -142,7 +142,7 @@ pub enum LogSource {
 /// A client's request.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "verb", rename_all = "snake_case")]
-pub enum Ask {
+pub enum FleetRequest {
     /// Make a new lease.
     Acquire {
         /// The public key for entering it.
@@ -247,7 +247,7 @@ fn longest_wait() -> u64 {
     LONGEST_WAIT.as_secs()
 }
 
-/// The verbs of [`Ask`].
+/// The verbs of [`FleetRequest`].
 const VERBS: [&str; 11] = [
     "acquire",
     "claimed",
@@ -267,7 +267,7 @@ const VERBS: [&str; 11] = [
 struct Line<'a> {
     protocol: u32,
     #[serde(flatten)]
-    ask: &'a Ask,
+    ask: &'a FleetRequest,
 }
 
 /// The part of a client's line that is read first, because the rest depends on it.
@@ -343,12 +343,12 @@ fn is_plain(text: &str, most: usize) -> bool {
 impl TryFrom<Unjudged> for FarLease {
     type Error = InvalidValue;
 
-    fn try_from(told: Unjudged) -> Result<Self, InvalidValue> {
+    fn try_from(lease: Unjudged) -> Result<Self, InvalidValue> {
         let odd = |field, found: &str| InvalidValue {
             field,
             found: found.chars().take(TEXT).collect(),
         };
-        let id = LeaseId::parse(&told.id).map_err(|_| odd("id", &told.id))?;
+        let id = LeaseId::parse(&lease.id).map_err(|_| odd("id", &lease.id))?;
         let is_word = |text: &str| {
             text.len() <= TEXT
                 && text
@@ -356,47 +356,47 @@ impl TryFrom<Unjudged> for FarLease {
                     .all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
         };
         for (field, text) in [
-            ("slug", &told.slug),
-            ("name", &told.name),
-            ("type", &told.server_type),
-            ("state", &told.state),
-            ("user", &told.user),
+            ("slug", &lease.slug),
+            ("name", &lease.name),
+            ("type", &lease.server_type),
+            ("state", &lease.state),
+            ("user", &lease.user),
         ] {
             if !is_word(text) {
                 return Err(odd(field, text));
             }
         }
-        if told.user.is_empty() || told.user.starts_with('-') {
-            return Err(odd("user", &told.user));
+        if lease.user.is_empty() || lease.user.starts_with('-') {
+            return Err(odd("user", &lease.user));
         }
-        if told.port == 0 {
+        if lease.port == 0 {
             return Err(odd("port", "0"));
         }
-        let root = &told.work_root;
+        let root = &lease.work_root;
         if !root.starts_with('/') || !is_plain(root, PATH) || root.split('/').any(|part| part == "..") {
             return Err(odd("work root", root));
         }
-        if told.labels.len() > LABELS {
-            return Err(odd("number of labels", &told.labels.len().to_string()));
+        if lease.labels.len() > LABELS {
+            return Err(odd("number of labels", &lease.labels.len().to_string()));
         }
-        for (name, value) in &told.labels {
+        for (name, value) in &lease.labels {
             if !is_plain(name, TEXT) || !is_plain(value, PATH) {
                 return Err(odd("label", name));
             }
         }
         Ok(Self {
             id,
-            slug: told.slug,
-            name: told.name,
-            server_type: told.server_type,
-            state: told.state,
-            labels: told.labels,
-            user: told.user,
-            port: told.port,
-            work_root: told.work_root,
-            has_address: told.has_address,
-            unjailed: told.unjailed,
-            capacity: told.capacity,
+            slug: lease.slug,
+            name: lease.name,
+            server_type: lease.server_type,
+            state: lease.state,
+            labels: lease.labels,
+            user: lease.user,
+            port: lease.port,
+            work_root: lease.work_root,
+            has_address: lease.has_address,
+            unjailed: lease.unjailed,
+            capacity: lease.capacity,
         })
     }
 }
@@ -500,7 +500,7 @@ impl Reply {
 
 /// Why a request is not served.
 #[derive(Debug, thiserror::Error)]
-pub enum AskError {
+pub enum FleetRequestError {
     /// It is not JSON, or lacks a field.
     #[error("the request is malformed")]
     Malformed(#[source] serde_json::Error),
@@ -523,7 +523,7 @@ pub enum AskError {
     },
 }
 
-impl Fault for AskError {
+impl Fault for FleetRequestError {
     fn kind(&self) -> Kind {
         Kind::Usage
     }
@@ -541,7 +541,7 @@ impl Fault for AskError {
     }
 }
 
-impl Ask {
+impl FleetRequest {
     /// How waits for this request are cancelled. A request that begins work is not made after an
     /// interruption. One that follows an interruption, such as a release, is made anyway.
     pub(crate) fn heed(&self) -> Cancellation {
@@ -567,20 +567,20 @@ impl Ask {
     }
 
     /// Parses a client's line.
-    pub fn read(line: &[u8]) -> Result<Self, AskError> {
+    pub fn read(line: &[u8]) -> Result<Self, FleetRequestError> {
         // Read version and verb first: if either is not ours, we cannot interpret the rest.
-        let head: Head = serde_json::from_slice(line).map_err(AskError::Malformed)?;
+        let head: Head = serde_json::from_slice(line).map_err(FleetRequestError::Malformed)?;
         let (Some(found), Some(verb)) = (head.protocol, head.verb) else {
-            return Err(AskError::Headless);
+            return Err(FleetRequestError::Headless);
         };
         if !SPOKEN.has(found) {
-            return Err(AskError::Version { found });
+            return Err(FleetRequestError::Version { found });
         }
         if !VERBS.contains(&verb.as_str()) {
             let verb = verb.chars().take(TEXT).collect();
-            return Err(AskError::Unknown { verb });
+            return Err(FleetRequestError::Unknown { verb });
         }
-        serde_json::from_slice(line).map_err(AskError::Malformed)
+        serde_json::from_slice(line).map_err(FleetRequestError::Malformed)
     }
 
     /// The request as a line in `version`, line end included.

@@ -21,8 +21,8 @@ use crabbox_core::labels;
 use crabbox_core::proof::redact::Redactor;
 use crabbox_core::proof::rung::GuestKernel;
 use crabbox_core::proof::{
-    self, LINES, Left, Line, Moment, Program, Proof, ProofError, SAME, SESSION, Seen, Stage, StageName,
-    Version,
+    self, LINES, Left, Line, Moment, Observations, Program, Proof, ProofError, SAME, SESSION, Stage,
+    StageName, Version,
 };
 use crabbox_core::timestamp;
 use crabbox_host::command::Cmd;
@@ -45,7 +45,7 @@ const SETTLES: Duration = Duration::from_secs(10);
 
 /// Parameters of a proof.
 #[derive(Debug)]
-pub struct Wish {
+pub struct ProofOptions {
     /// This program's version.
     pub version: &'static str,
     /// The user's flags for the lease.
@@ -58,7 +58,7 @@ pub struct Wish {
 
 /// Progress, for a person who waits.
 #[derive(Debug)]
-pub enum Told<'a> {
+pub enum ProofEvent<'a> {
     /// A stage begins.
     Begins(StageName),
     /// The stage is over.
@@ -108,19 +108,20 @@ impl Fault for MakeError {
 pub fn make(
     engine: &Engine,
     plan: &FirecrackerPlan,
-    wish: &Wish,
+    options: &ProofOptions,
     interrupts: &Interrupts,
-    tell: &mut dyn FnMut(&Told<'_>),
+    tell: &mut dyn FnMut(&ProofEvent<'_>),
 ) -> Result<Proof, MakeError> {
     let made_at =
         Moment::try_from(timestamp::rfc3339(clock::unix_seconds())).map_err(|_| MakeError::Clock)?;
-    let version = Version::leading(wish.version).ok_or(MakeError::Version(wish.version))?;
+    let version = Version::leading(options.version).ok_or(MakeError::Version(options.version))?;
     let fixture = Fixture::make()?;
     let before = Before::look(&engine.places)?;
     let drawn = random::bytes::<3>().map_err(MakeError::Random)?;
     let slug = format!("proof-{}", digest::hex(&drawn));
     let mut redactor = Redactor::new(
-        wish.names
+        options
+            .names
             .iter()
             .cloned()
             .chain([fixture.root().display().to_string()]),
@@ -128,7 +129,7 @@ pub fn make(
     redactor.own(&slug);
     let mut way = Way {
         engine,
-        wish,
+        options,
         interrupts,
         tell,
         redactor,
@@ -140,13 +141,13 @@ pub fn make(
     };
     way.there();
     if interrupts.caught().is_some() && !way.stages.is_empty() {
-        (way.tell)(&Told::GivesBack);
+        (way.tell)(&ProofEvent::GivesBack);
     }
     way.back();
     let left = way.scan(&before);
     let Way { stages, kernel, .. } = way;
     let guest = facts::guest(engine, plan, kernel, interrupts);
-    Ok(Proof::of(Seen {
+    Ok(Proof::of(Observations {
         made_at,
         // Check this last: the teardown, the scan and the digests take long, and an interrupt during those
         // counts, too.
@@ -166,9 +167,9 @@ pub fn make(
 /// The life of one lease.
 struct Way<'a> {
     engine: &'a Engine,
-    wish: &'a Wish,
+    options: &'a ProofOptions,
     interrupts: &'a Interrupts,
-    tell: &'a mut dyn FnMut(&Told<'_>),
+    tell: &'a mut dyn FnMut(&ProofEvent<'_>),
     redactor: Redactor,
     slug: String,
     fixture: &'a Fixture,
@@ -182,7 +183,7 @@ impl Way<'_> {
     /// without a machine.
     fn there(&mut self) {
         let mut warmup = vec!["warmup".into()];
-        warmup.extend(self.wish.flags.iter().cloned());
+        warmup.extend(self.options.flags.iter().cloned());
         warmup.extend(
             [
                 "--provider",
@@ -198,7 +199,7 @@ impl Way<'_> {
             ]
             .map(OsString::from),
         );
-        if self.wish.set_up {
+        if self.options.set_up {
             warmup.push("--yes".into());
         }
         let warmup = self.run(StageName::Warmup, warmup, None);
@@ -297,7 +298,7 @@ impl Way<'_> {
         if name < StageName::Stop && self.interrupts.caught().is_some() {
             return Ran::default();
         }
-        (self.tell)(&Told::Begins(name));
+        (self.tell)(&ProofEvent::Begins(name));
         let ran = work(self);
         if name == StageName::Warmup {
             self.lease =
@@ -320,7 +321,7 @@ impl Way<'_> {
                 .collect(),
         });
         if let Some(stage) = self.stages.last() {
-            (self.tell)(&Told::Ended(stage));
+            (self.tell)(&ProofEvent::Ended(stage));
         }
         ran
     }
@@ -358,11 +359,12 @@ fn lease_in(text: &str, slug: &str) -> Option<LeaseId> {
 
 /// The lease with the slug `slug` according to the records, pool members excluded.
 fn recorded(places: &Places, slug: &str) -> Option<LeaseId> {
-    let all = leases::list(&places.leases()).ok()?.leases;
+    let leases = leases::list(&places.leases()).ok()?.leases;
     let ours = |record: &&leases::StoredLease| {
         record.record.slug == slug && labels::pool(&record.record.labels).is_none()
     };
-    all.iter()
+    leases
+        .iter()
         .find(ours)
         .and_then(|found| LeaseId::parse(&found.record.lease_id).ok())
 }

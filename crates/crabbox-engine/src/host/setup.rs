@@ -35,19 +35,19 @@ pub use crabbox_image::fetch::WHEEL as PROGRAMS_FROM;
 pub use record::{Made, RecordError};
 pub use remove::{Part, Removal, remove};
 pub use serve::{
-    ACCOUNT, Barrier, Ground, ServeSetupError, ServeStep, WantedServe, barriers, check_home, served_home,
+    ACCOUNT, Barrier, Ground, ServeRequest, ServeSetupError, ServeStep, barriers, check_home, served_home,
 };
 
 /// What the user requested.
 #[derive(Debug, Clone, Default)]
-pub struct Wanted {
+pub struct SetupRequest {
     /// A bundle to start from; without one the image is built here.
     pub from: Option<Source>,
     /// Whether to make a template for future leases. It takes longer than a lease, so it is not made for a
     /// user who only wants to run something.
     pub template: bool,
     /// Whether to serve owners over SSH, and which ones.
-    pub serve: Option<WantedServe>,
+    pub serve: Option<ServeRequest>,
 }
 
 /// One step of a set-up.
@@ -105,7 +105,7 @@ pub struct Plan {
     /// Debian packages with programs that the steps call and the host lacks.
     missing: Vec<&'static str>,
     /// Whom its serving steps are for.
-    serve: Option<WantedServe>,
+    serve: Option<ServeRequest>,
 }
 
 impl Plan {
@@ -224,7 +224,7 @@ pub(crate) fn is_missing(error: &PrepareError) -> bool {
 }
 
 /// The steps that are missing for serving remote owners.
-fn serving_steps(engine: &Engine, wanted: &WantedServe) -> Result<Vec<Step>, SetupError> {
+fn serving_steps(engine: &Engine, wanted: &ServeRequest) -> Result<Vec<Step>, SetupError> {
     if !crabbox_host::process::is_root() {
         return Err(ServeSetupError::NotRoot.into());
     }
@@ -238,10 +238,10 @@ pub fn plan(
     engine: &Engine,
     settings: &Settings,
     lease: &FirecrackerPlan,
-    wanted: &Wanted,
+    wanted: &SetupRequest,
 ) -> Result<Plan, SetupError> {
     // Revoking access must not depend on anything else, such as an image or a download, that could fail.
-    let shut_out = |wanted: &&WantedServe| wanted.owners.is_empty() && !wanted.removed.is_empty();
+    let shut_out = |wanted: &&ServeRequest| wanted.owners.is_empty() && !wanted.removed.is_empty();
     if let Some(wanted) = wanted.serve.as_ref().filter(shut_out) {
         return Ok(Plan {
             steps: serving_steps(engine, wanted)?,

@@ -23,7 +23,7 @@ use crabbox_machine::lifecycle::client;
 use crabbox_machine::request::{AcquireRequest, GuestSource, Start};
 use crabbox_machine::resource::identity::Identity;
 use crabbox_machine::resource::network;
-use crabbox_store::templates::{About, Found, Template, TemplateError, Templates};
+use crabbox_store::templates::{About, Template, TemplateError, TemplateState, Templates};
 
 pub use crabbox_store::templates::Swept;
 
@@ -177,7 +177,7 @@ pub(crate) fn choose(engine: &Engine, warm: bool, request: &mut AcquireRequest) 
         Err(error) => return Source::Cold(Some(error.to_string())),
     };
     match templates.find(&key) {
-        Found::Ready(template) => {
+        TemplateState::Ready(template) => {
             let token = template.about.token;
             request.start = Start::Restore {
                 dir: template.dir,
@@ -185,8 +185,8 @@ pub(crate) fn choose(engine: &Engine, warm: bool, request: &mut AcquireRequest) 
             };
             Source::Restored { key, token }
         }
-        Found::Unusable(why) => Source::Cold(Some(why.to_string())),
-        Found::Absent => Source::Cold(None),
+        TemplateState::Unusable(why) => Source::Cold(Some(why.to_string())),
+        TemplateState::Absent => Source::Cold(None),
     }
 }
 
@@ -279,7 +279,7 @@ pub(crate) fn is_missing(engine: &Engine, plan: &FirecrackerPlan) -> bool {
     };
     let facts = facts::of(&image, prepare::machine(plan), &program);
     match templates.known_key(&facts.text) {
-        Ok(Some(key)) => !matches!(templates.look(&key), Found::Ready(_)),
+        Ok(Some(key)) => !matches!(templates.look(&key), TemplateState::Ready(_)),
         Ok(None) => true,
         Err(_) => false,
     }

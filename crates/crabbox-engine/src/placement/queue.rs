@@ -42,10 +42,10 @@ pub fn words(rank: Option<usize>, reason: &str, need: Need, nodes: Option<&[Node
     if is_unseen(reason) {
         return "queued".to_owned();
     }
-    let what = waiting_for(reason, need, nodes);
+    let needs = waiting_for(reason, need, nodes);
     match rank {
-        Some(rank) => format!("queued: {}, {what}", ordinal(rank)),
-        None => format!("queued, {what}"),
+        Some(rank) => format!("queued: {}, {needs}", ordinal(rank)),
+        None => format!("queued, {needs}"),
     }
 }
 

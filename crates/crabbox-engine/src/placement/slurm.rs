@@ -9,7 +9,7 @@ use crabbox_core::id::LeaseId;
 use crabbox_host::command::{Cmd, CommandError};
 use crabbox_host::environment::Environment;
 
-use super::{JOB, JobState, Node, Placement, PlacementError, Wish};
+use super::{JOB, JobRequest, JobState, Node, Placement, PlacementError};
 
 /// The time limit of a Slurm program. One that finds no slurmctld gives up by itself after about ten seconds.
 const LIMIT: Duration = Duration::from_secs(30);
@@ -30,11 +30,11 @@ pub struct Slurm {
 }
 
 impl Slurm {
-    fn submission(&self, wish: &Wish<'_>) -> Cmd {
-        let id = wish.lease.as_str();
+    fn submission(&self, request: &JobRequest<'_>) -> Cmd {
+        let id = request.lease.as_str();
         // The script is one shell command. All arguments are quoted except for the job's number, which the
         // job's shell expands.
-        let words: Vec<String> = wish
+        let words: Vec<String> = request
             .command
             .iter()
             .map(|word| match word.as_str() {
@@ -48,10 +48,10 @@ impl Slurm {
             .arg(format!("--comment={id}"))
             .args(["--partition", &self.partition])
             .args(["--no-requeue", "--nodes=1", "--ntasks=1"])
-            .arg(format!("--mem={}", wish.memory_mib))
-            .arg(format!("--cpus-per-task={}", wish.cpus))
-            .arg(format!("--gres=lease:1,disk:{}", wish.disk_gib))
-            .arg(format!("--time={}", wish.minutes))
+            .arg(format!("--mem={}", request.memory_mib))
+            .arg(format!("--cpus-per-task={}", request.cpus))
+            .arg(format!("--gres=lease:1,disk:{}", request.disk_gib))
+            .arg(format!("--time={}", request.minutes))
             // Exports our whole environment, which is nearly empty: with a list, the host would load the
             // user's login environment. Variables of this session or host, such as file locations, must not
             // reach another host.
@@ -59,10 +59,10 @@ impl Slurm {
             .environment(Environment::Bare)
             .args(["--chdir=/", "--input=/dev/null", "--output=/dev/null"]);
         if let Some(prefix) = &self.account_prefix {
-            cmd = cmd.arg(format!("--account={prefix}{}", wish.owner));
+            cmd = cmd.arg(format!("--account={prefix}{}", request.owner));
         }
-        if !wish.exclude.is_empty() {
-            cmd = cmd.arg(format!("--exclude={}", wish.exclude.join(",")));
+        if !request.exclude.is_empty() {
+            cmd = cmd.arg(format!("--exclude={}", request.exclude.join(",")));
         }
         cmd.arg(format!("--wrap=exec {}", words.join(" ")))
     }
@@ -134,12 +134,12 @@ fn nonsense(program: &'static str, said: &str) -> PlacementError {
 }
 
 impl Placement for Slurm {
-    fn submit(&self, wish: &Wish<'_>) -> Result<u32, PlacementError> {
-        let said = said("sbatch", &self.submission(wish))?;
+    fn submit(&self, request: &JobRequest<'_>) -> Result<u32, PlacementError> {
+        let output = said("sbatch", &self.submission(request))?;
         // `number` or `number;cluster`.
-        let number = said.lines().next_back().unwrap_or_default();
+        let number = output.lines().next_back().unwrap_or_default();
         let number = number.split(';').next().unwrap_or_default().trim();
-        number.parse().map_err(|_| nonsense("sbatch", &said))
+        number.parse().map_err(|_| nonsense("sbatch", &output))
     }
 
     fn state(&self, job: u32, lease: &LeaseId) -> Result<JobState, PlacementError> {
@@ -147,7 +147,7 @@ impl Placement for Slurm {
             .args(["--noheader", "--states=all", "--format=%T|%N|%r"])
             .arg(format!("--name={lease}"))
             .arg(format!("--jobs={job}"));
-        let said = match asked.run() {
+        let output = match asked.run() {
             Ok(captured) => captured.stdout_text(),
             // Ended jobs are forgotten after a while (`MinJobAge`).
             Err(CommandError::Failed { stderr, .. }) if stderr.contains("Invalid job id") => {
@@ -155,16 +155,16 @@ impl Placement for Slurm {
             }
             Err(error) => return Err(judged("squeue", error)),
         };
-        read_state(&said)
+        read_state(&output)
     }
 
     fn rank(&self, job: u32) -> Result<Option<usize>, PlacementError> {
         let waiting = slurm("squeue")
             .args(["--noheader", "--states=PENDING", "--sort=-p,i", "--format=%i"])
             .args(["--partition", &self.partition]);
-        let said = said("squeue", &waiting)?;
+        let output = said("squeue", &waiting)?;
         let number = job.to_string();
-        Ok(said
+        Ok(output
             .lines()
             .position(|line| line.trim() == number)
             .map(|before| before + 1))
@@ -192,13 +192,13 @@ impl Placement for Slurm {
 }
 
 /// Parses `RUNNING|h1|None`.
-fn read_state(said: &str) -> Result<JobState, PlacementError> {
-    let Some(line) = said.lines().next() else {
+fn read_state(output: &str) -> Result<JobState, PlacementError> {
+    let Some(line) = output.lines().next() else {
         return Ok(JobState::Unknown);
     };
     let mut fields = line.trim().splitn(3, '|');
     let (Some(state), Some(nodes), Some(reason)) = (fields.next(), fields.next(), fields.next()) else {
-        return Err(nonsense("squeue", said));
+        return Err(nonsense("squeue", output));
     };
     Ok(match state {
         "PENDING" | "REQUEUED" | "REQUEUE_HOLD" | "SUSPENDED" => JobState::Pending {
@@ -211,27 +211,28 @@ fn read_state(said: &str) -> Result<JobState, PlacementError> {
         "CONFIGURING" => JobState::Pending {
             reason: "None".to_owned(),
         },
-        "" => return Err(nonsense("squeue", said)),
+        "" => return Err(nonsense("squeue", output)),
         how => JobState::Over { how: how.to_owned() },
     })
 }
 
 /// Parses the columns of `sinfo`; its processor counts are allocated/idle/other/all.
-fn read_nodes(said: &str) -> Result<Vec<Node>, PlacementError> {
-    said.lines()
+fn read_nodes(output: &str) -> Result<Vec<Node>, PlacementError> {
+    output
+        .lines()
         .filter(|line| !line.trim().is_empty())
         .map(|line| {
             let mut fields = line.split_whitespace();
             let mut next = || fields.next().ok_or_else(|| nonsense("sinfo", line));
             let (name, state) = (next()?.to_owned(), next()?);
             let number = |text: &str| text.parse::<u64>().map_err(|_| nonsense("sinfo", line));
-            let (all, allocated) = (number(next()?)?, number(next()?)?);
+            let (memory, allocated) = (number(next()?)?, number(next()?)?);
             let idle = next()?.split('/').nth(1).unwrap_or_default().to_owned();
             Ok(Node {
                 name,
                 // Keep marks such as `*` (not responding), which make the host count as not up.
                 state: state.to_owned(),
-                free_memory_mib: all.saturating_sub(allocated),
+                free_memory_mib: memory.saturating_sub(allocated),
                 free_cpus: number(&idle)?,
             })
         })
@@ -254,7 +255,7 @@ mod tests {
     fn a_submission_names_sizes_and_limits_and_quotes_what_its_shell_reads() {
         let lease = LeaseId::parse("cbx_0123456789ab").unwrap();
         let command = ["/opt/it's here/crabbox", "__hold", JOB, "--owner", "alice"].map(str::to_owned);
-        let wish = Wish {
+        let request = JobRequest {
             lease: &lease,
             owner: "alice",
             memory_mib: 640,
@@ -265,7 +266,7 @@ mod tests {
             command: &command,
         };
         let words: Vec<String> = slurm()
-            .submission(&wish)
+            .submission(&request)
             .argv()
             .into_iter()
             .map(|word| word.into_string().unwrap())
@@ -286,7 +287,7 @@ mod tests {
             assert!(words.iter().any(|found| found == word), "{word}: {words:?}");
         }
         // Cargo sets a variable for the dynamic linker in tests, which belongs to this machine only.
-        let submitted = slurm().submission(&wish).to_std();
+        let submitted = slurm().submission(&request).to_std();
         let withheld: Vec<_> = submitted
             .get_envs()
             .filter(|(_, value)| value.is_none())
@@ -310,7 +311,15 @@ mod tests {
             account_prefix: None,
             ..slurm()
         };
-        let said = format!("{:?}", plain.submission(&Wish { exclude: &[], ..wish }).argv());
+        let said = format!(
+            "{:?}",
+            plain
+                .submission(&JobRequest {
+                    exclude: &[],
+                    ..request
+                })
+                .argv()
+        );
         assert!(
             !said.contains("--account") && !said.contains("--exclude"),
             "{said}"

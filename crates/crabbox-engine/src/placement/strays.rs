@@ -51,11 +51,11 @@ fn count(leases: usize) -> String {
 }
 
 fn shown(left: &[(String, OrphanReason)]) -> String {
-    let all: Vec<String> = left
+    let jobs: Vec<String> = left
         .iter()
         .map(|(lease, why)| format!("{lease}: {}", fault::chain(why)))
         .collect();
-    all.join("; ")
+    jobs.join("; ")
 }
 
 impl Fault for StrayError {
@@ -148,7 +148,7 @@ fn is_over(state: &JobState) -> bool {
 mod tests {
     use crabbox_core::id::LeaseId;
 
-    use super::super::{Node, Wish};
+    use super::super::{JobRequest, Node};
     use super::*;
 
     /// A scheduler that gives the same answer about every job, or none.
@@ -156,7 +156,7 @@ mod tests {
     struct Says(Option<JobState>);
 
     impl Placement for Says {
-        fn submit(&self, _: &Wish<'_>) -> Result<u32, PlacementError> {
+        fn submit(&self, _: &JobRequest<'_>) -> Result<u32, PlacementError> {
             Ok(1)
         }
 

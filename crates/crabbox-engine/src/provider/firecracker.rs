@@ -83,9 +83,19 @@ pub(crate) fn terms(settings: &Settings) -> Result<Terms, LeaseError> {
 pub(crate) struct For<'a> {
     /// A remote owner.
     pub(crate) owner: Option<&'a Owner>,
-    /// A scheduler's job: the scheduler's name of this host, the request that the job's process expects, and
-    /// the deadline for that.
-    pub(crate) job: Option<(&'a str, &'a JobCredentials, Instant)>,
+    /// The scheduler's job that it is made in.
+    pub(crate) job: Option<HeldJob<'a>>,
+}
+
+/// A job whose process waits to be asked for a lease.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct HeldJob<'a> {
+    /// The scheduler's name of this host.
+    pub(crate) node: &'a str,
+    /// The request that the job's process expects.
+    pub(crate) credentials: &'a JobCredentials,
+    /// When it must have answered.
+    pub(crate) deadline: Instant,
 }
 
 /// The provider `firecracker`.
@@ -165,17 +175,18 @@ impl Firecracker {
     fn acquire_held(
         &self,
         mut request: AcquireRequest,
-        (node, knock, until): (&str, &JobCredentials, Instant),
+        job: HeldJob<'_>,
         taker: &mut dyn Taker,
         interrupts: &Interrupts,
         on_notice: &mut dyn FnMut(&Notice<'_>),
     ) -> Result<AcquiredLease, AcquireLeaseError> {
-        request.lease_id = knock.lease.to_string();
+        let credentials = job.credentials;
+        request.lease_id = credentials.lease.to_string();
         request.job = Some(Job {
-            id: knock.job,
-            node: node.to_owned(),
+            id: credentials.job,
+            node: job.node.to_owned(),
         });
-        let acquisition = client::knock(&self.engine, &request, knock, until, interrupts)?;
+        let acquisition = client::knock(&self.engine, &request, credentials, job.deadline, interrupts)?;
         entering::acquire(&self.engine, acquisition, &request, taker, interrupts, on_notice)
     }
 
@@ -214,7 +225,21 @@ impl Firecracker {
                 return Ok(acquired);
             }
         }
+        self.acquire_new(request, &plan, new, taker, interrupts, on_notice)
+    }
+
+    /// Makes a machine from the template if there is one. A restore that fails is followed by a boot.
+    fn acquire_new(
+        &self,
+        mut request: AcquireRequest,
+        plan: &firecracker::FirecrackerPlan,
+        new: &NewLease,
+        taker: &mut dyn Taker,
+        interrupts: &Interrupts,
+        on_notice: &mut dyn FnMut(&Notice<'_>),
+    ) -> Result<AcquiredLease, LeaseError> {
         let (started, limit) = (Instant::now(), request.launch_timeout);
+        let is_ours = request.owner.is_none();
         let source = warm::choose(&self.engine, plan.warm, &mut request);
         let mut why = None;
         if let Source::Cold(Some(said)) = &source {
@@ -234,7 +259,7 @@ impl Firecracker {
                 Ok(_) => warm::note_success(&self.engine, key),
                 // The cause may be what the remote owner asked for, which must not disable the template for
                 // everybody.
-                Err(error) if error.blames_template() && owner.is_none() => {
+                Err(error) if error.blames_template() && is_ours => {
                     warm::note_failure(&self.engine, key, token);
                 }
                 Err(_) => {}
@@ -248,7 +273,7 @@ impl Firecracker {
                     console: error.console(),
                 });
                 why = Some(said);
-                let mut again = prepare::request(&self.engine, &plan, new)?;
+                let mut again = prepare::request(&self.engine, plan, new)?;
                 again.pool = request.pool.take();
                 again.owner = request.owner.take();
                 again.launch_timeout = limit.saturating_sub(started.elapsed()).max(limit / 2);

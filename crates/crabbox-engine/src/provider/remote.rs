@@ -8,6 +8,7 @@
 mod acquire;
 pub mod error;
 mod kept;
+mod place;
 mod trust;
 mod way;
 
@@ -21,7 +22,7 @@ use crabbox_core::claim::Claim;
 use crabbox_core::config::Settings;
 use crabbox_core::config::layer::Origin;
 use crabbox_core::fault::{self, Fault as _, Kind};
-use crabbox_core::id::{LeaseId, normalise};
+use crabbox_core::id::LeaseId;
 use crabbox_core::labels::{self, Labels};
 use crabbox_core::state::LeaseState;
 use crabbox_core::timestamp;
@@ -30,7 +31,7 @@ use crabbox_host::console::OpenLog;
 use crabbox_host::files;
 use crabbox_host::signals::{self, Cancellation, Interrupts};
 use crabbox_machine::context::Engine;
-use crabbox_machine::lease::find::{NameError, Purpose};
+use crabbox_machine::lease::find::Purpose;
 use crabbox_machine::lease::logs::Source;
 use crabbox_machine::lifecycle::release::{Decision, ReleaseError, Released, Subject};
 use crabbox_machine::resource::connection;
@@ -38,7 +39,7 @@ use crabbox_store::claims;
 
 use crate::fleet::address::{Access, KvmHost};
 use crate::fleet::client::{Conversation, FleetError};
-use crate::fleet::wire::{self, Ask, FarLease, GATEWAY, LogSource, Reply, ResolvePurpose};
+use crate::fleet::wire::{self, FarLease, FleetRequest, GATEWAY, LogSource, Reply, ResolvePurpose};
 use crate::host::doctor::check::{Check, Class, Options, Status};
 use crate::host::doctor::generic;
 use crate::host::prepare::NewLease;
@@ -49,18 +50,13 @@ use crate::provider::firecracker::{self, Firecracker};
 use crate::provider::lease::Lease;
 use crate::provider::remote::error::RemoteError;
 use crate::provider::remote::kept::Kept;
+use crate::provider::remote::place::{Place, of_host};
 use crate::provider::remote::trust::{is_answer, is_its_owner, is_to_forget, nonsense};
 use crate::provider::remote::way::{target, told_by};
 use crate::provider::{AcquiredLease, Leases, Notice, Provider, UnreachableHost};
 
 /// A host's list of leases, each with the host that it is on.
-type Told = Result<Vec<(KvmHost, FarLease)>, FleetError>;
-
-/// The location of a lease.
-enum Place {
-    Here,
-    There(KvmHost, Option<Box<Claim>>),
-}
+type HostLeases = Result<Vec<(KvmHost, FarLease)>, FleetError>;
 
 /// Leases of this machine and of others.
 #[derive(Debug)]
@@ -84,48 +80,12 @@ impl Remote {
 
     /// The claims of leases on other machines.
     fn claims(&self) -> Result<Vec<(KvmHost, Claim)>, RemoteError> {
-        let all = claims::list(&self.engine.places)?.claims;
-        Ok(all.into_iter().filter_map(of_host).collect())
+        let listed = claims::list(&self.engine.places)?.claims;
+        Ok(listed.into_iter().filter_map(of_host).collect())
     }
 
-    /// Locates the lease that `text` names: by its claim, otherwise by the settings. A slug that is claimed
-    /// on several machines is refused, since the wrong lease could be stopped.
     fn place(&self, text: &str) -> Result<Place, LeaseError> {
-        let mut claims = claims::list(&self.engine.places)
-            .map_err(RemoteError::from)?
-            .claims;
-        claims.retain(|claim| claim.provider == firecracker::NAME);
-        let slug = normalise(text);
-        let mut found: Vec<Claim> = claims
-            .iter()
-            .filter(|claim| claim.lease_id == text)
-            .cloned()
-            .collect();
-        if found.is_empty() && !slug.is_empty() {
-            claims.retain(|claim| claim.slug == slug);
-            found = claims;
-        }
-        let hosts: Vec<Option<KvmHost>> = found
-            .iter()
-            .map(|claim| KvmHost::of_scope(&claim.provider_scope))
-            .collect();
-        match (found.as_slice(), hosts.as_slice()) {
-            ([claim], [Some(host)]) => Ok(Place::There(host.clone(), Some(Box::new(claim.clone())))),
-            ([], _) => Ok(match KvmHost::configured(&self.settings)? {
-                Some(host) => Place::There(host, None),
-                None => Place::Here,
-            }),
-            // If all claims are of this machine, the local records decide.
-            (_, hosts) if hosts.iter().all(Option::is_none) => Ok(Place::Here),
-            (several, hosts) => {
-                let line = |(claim, host): (&Claim, &Option<KvmHost>)| match host {
-                    Some(host) => format!("lease={} host={host}", claim.lease_id),
-                    None => format!("lease={}", claim.lease_id),
-                };
-                let matches = several.iter().zip(hosts).map(line).collect();
-                Err(RemoteError::from(NameError::Ambiguous { slug, matches }).into())
-            }
-        }
+        Place::of(text, &self.engine.places, &self.settings)
     }
 
     fn open(&self, host: &KvmHost, heed: Cancellation) -> Result<Conversation, FleetError> {
@@ -138,7 +98,7 @@ impl Remote {
     fn ask<T>(
         &self,
         host: &KvmHost,
-        ask: &Ask,
+        ask: &FleetRequest,
         take: impl FnOnce(Reply) -> Option<T>,
     ) -> Result<T, LeaseError> {
         let asked = || {
@@ -164,51 +124,51 @@ impl Remote {
     }
 
     /// The lease as commands see it.
-    fn lease(&self, host: &KvmHost, told: FarLease) -> Result<Lease, LeaseError> {
+    fn lease(&self, host: &KvmHost, far: FarLease) -> Result<Lease, LeaseError> {
         let access = Access::of(&self.settings)?;
-        let id = told.id.to_string();
+        let id = far.id.to_string();
         let has_key = self.engine.places.keys(&id).join("id_ed25519").is_file();
-        let target = (told.has_address && has_key)
-            .then(|| target(&self.engine, host, &access, &told))
+        let target = (far.has_address && has_key)
+            .then(|| target(&self.engine, host, &access, &far))
             .transpose()?;
         Ok(Lease {
-            slug: told.slug,
-            name: told.name.clone(),
-            cloud_id: told.name,
+            slug: far.slug,
+            name: far.name.clone(),
+            cloud_id: far.name,
             provider: firecracker::NAME,
-            server_type: told.server_type,
-            state: LeaseState::from(told.state.as_str()),
-            labels: told.labels,
+            server_type: far.server_type,
+            state: LeaseState::from(far.state.as_str()),
+            labels: far.labels,
             kvm_host: Some(host.clone()),
             is_claimed: false,
-            address: if told.has_address {
+            address: if far.has_address {
                 id.clone()
             } else {
                 String::new()
             },
             id,
             target,
-            work_root: told.work_root,
-            unjailed: told.unjailed,
+            work_root: far.work_root,
+            unjailed: far.unjailed,
         })
     }
 
     fn resolve_there(&self, host: &KvmHost, text: &str, aim: ResolvePurpose) -> Result<Lease, LeaseError> {
-        let ask = Ask::Resolve {
+        let ask = FleetRequest::Resolve {
             lease: text.to_owned(),
             aim,
         };
-        let told = self.ask(host, &ask, lease_of)?;
-        if !is_answer(text, told.id.as_str()) {
+        let far = self.ask(host, &ask, lease_of)?;
+        if !is_answer(text, far.id.as_str()) {
             return Err(nonsense(host).into());
         }
-        self.lease(host, told)
+        self.lease(host, far)
     }
 
     /// Lists the leases of all hosts in parallel, so that several unreachable hosts cost only one wait.
-    fn list_at(&self, hosts: BTreeSet<KvmHost>) -> Vec<(KvmHost, Told)> {
+    fn list_at(&self, hosts: BTreeSet<KvmHost>) -> Vec<(KvmHost, HostLeases)> {
         // Use one `heed` for all, so that a signal that arrives in between cancels every one.
-        let heed = Ask::List.heed();
+        let heed = FleetRequest::List.heed();
         std::thread::scope(|scope| {
             let asked: Vec<_> = hosts
                 .into_iter()
@@ -234,11 +194,15 @@ impl Remote {
         let claim = claim.filter(|_| host.node().is_some() && why.kind() == Kind::Unavailable)?;
         let job = labels::job(&claim.labels)?.parse().ok()?;
         let lease = LeaseId::parse(&claim.lease_id).ok()?;
-        let told = self.ask(&host.gateway(), &Ask::Fate { lease, job }, |reply| match reply {
-            Reply::Fate { how } => Some(how),
-            _ => None,
-        });
-        lost_how(told.ok()?)
+        let fate = self.ask(
+            &host.gateway(),
+            &FleetRequest::Fate { lease, job },
+            |reply| match reply {
+                Reply::Fate { how } => Some(how),
+                _ => None,
+            },
+        );
+        lost_how(fate.ok()?)
     }
 
     /// All leases on `host`, or on the hosts behind it if it is a gateway, over a conversation of its own.
@@ -247,8 +211,8 @@ impl Remote {
         let is_gateway = talk.greeting.role == GATEWAY;
         let leases = talk.list()?.into_iter();
         leases
-            .map(|told| match acquire::made_on(host, is_gateway, &told) {
-                Some(at) => Ok((at, told)),
+            .map(|lease| match acquire::made_on(host, is_gateway, &lease) {
+                Some(at) => Ok((at, lease)),
                 None => Err(talk.nonsense()),
             })
             .collect()
@@ -277,34 +241,88 @@ impl Remote {
             .find(|(_, claim)| claim.lease_id == id)?;
         self.lease(&host, told_by(&claim)?).ok()
     }
+
+    /// Decides about the claim of a lease on `host`, and does it unless `dry_run`. `away` has the hosts that
+    /// did not answer, and why.
+    fn decide(
+        &self,
+        host: &KvmHost,
+        claim: &Claim,
+        dry_run: bool,
+        away: &mut BTreeMap<KvmHost, String>,
+    ) -> Decision {
+        let mut decision = Decision {
+            lease: claim.lease_id.clone(),
+            subject: Subject::Claim {
+                slug: claim.slug.clone(),
+            },
+            remove: false,
+            reason: String::new(),
+            error: None,
+        };
+        if let Some(why) = away.get(host) {
+            decision.reason = format!("host_away ({why})");
+            return decision;
+        }
+        match self.resolve_there(host, &claim.lease_id, ResolvePurpose::Look) {
+            Ok(lease) => decision.reason = format!("state={} host={host}", lease.state),
+            Err(error)
+                if error.kind() == Kind::NotFound && self.speaks_to_its_owner(host, claim).is_err() =>
+            {
+                decision.reason = format!("another_owner host={host}");
+            }
+            Err(error) if error.kind() == Kind::NotFound => {
+                decision.remove = true;
+                decision.reason = format!("missing_state host={host}");
+                if !dry_run {
+                    let lease = self.resolve_target(&claim.lease_id);
+                    let forgotten = self.forget(lease.as_ref(), &claim.lease_id);
+                    decision.error = forgotten.err().map(|error| match error {
+                        RemoteError::Claims(error) => ReleaseError::Claims(error),
+                        RemoteError::Files(error) => ReleaseError::Files(error),
+                        other => ReleaseError::Leftovers {
+                            id: claim.lease_id.clone(),
+                            leftovers: vec![fault::chain(&other)],
+                        },
+                    });
+                }
+            }
+            Err(error) => {
+                let why = fault::chain(&error);
+                decision.reason = format!("host_away ({why})");
+                // If the conversation is still open, the host is not away; it answered something about
+                // this lease.
+                if self.talks.look(host, |_| ()).is_none() {
+                    away.insert(host.clone(), why);
+                }
+            }
+        }
+        decision
+    }
 }
 
 /// Whether this reports an interrupt to the user.
-fn tells_of_it<T>(told: &Result<T, FleetError>) -> bool {
-    matches!(told, Err(FleetError::Interrupted { .. }))
+fn tells_of_it<T>(outcome: &Result<T, FleetError>) -> bool {
+    matches!(outcome, Err(FleetError::Interrupted { .. }))
 }
 
 /// How the lease of a job on an unreachable host was lost, if it was, according to the scheduler (`squeue`,
 /// job state codes). A job that the scheduler does not know any more has ended, and its host removes the
 /// lease when it is up again.
-fn lost_how(how: Option<String>) -> Option<String> {
-    match how {
+fn lost_how(state: Option<String>) -> Option<String> {
+    match state {
         None => Some("forgotten".to_owned()),
-        Some(how) => ["NODE_FAIL", "BOOT_FAIL"].contains(&how.as_str()).then_some(how),
+        Some(state) => ["NODE_FAIL", "BOOT_FAIL"]
+            .contains(&state.as_str())
+            .then_some(state),
     }
 }
 
 fn lease_of(reply: Reply) -> Option<FarLease> {
     match reply {
-        Reply::Lease(told) => Some(told),
+        Reply::Lease(lease) => Some(lease),
         _ => None,
     }
-}
-
-/// The host of a claim, if its lease is on another machine.
-fn of_host(claim: Claim) -> Option<(KvmHost, Claim)> {
-    let host = KvmHost::of_scope(&claim.provider_scope).filter(|_| claim.provider == firecracker::NAME)?;
-    Some((host, claim))
 }
 
 impl Provider for Remote {
@@ -405,7 +423,7 @@ impl Provider for Remote {
         let Place::There(host, claim) = self.place(text)? else {
             return Ok(None);
         };
-        let ask = Ask::Logs {
+        let ask = FleetRequest::Logs {
             lease: claim.as_ref().map_or(text, |claim| &claim.lease_id).to_owned(),
             source: match source {
                 Source::Console => LogSource::Console,
@@ -413,26 +431,31 @@ impl Provider for Remote {
                 Source::Supervisor => LogSource::Supervisor,
             },
         };
-        let told = self.ask(&host, &ask, |reply| match reply {
+        let log = self.ask(&host, &ask, |reply| match reply {
             Reply::Log { text } => Some(text),
             _ => None,
         });
-        told.map(Some)
+        log.map(Some)
     }
 
     fn list(&self) -> Result<Leases, LeaseError> {
         let configured = KvmHost::configured(&self.settings)?;
-        let mut all = match configured {
+        let mut listing = match configured {
             None => self.local.list()?,
             Some(_) => Leases::default(),
         };
         let mut hosts: BTreeSet<KvmHost> = self.claims()?.into_iter().map(|(host, _)| host).collect();
         hosts.extend(configured);
         let ask = || self.list_at(hosts);
-        let told = signals::watching(ask, |told| told.iter().any(|(_, told)| tells_of_it(told)));
-        for (host, told) in told {
-            let leases = match told {
-                Ok(told) => told.into_iter().map(|(at, told)| self.lease(&at, told)).collect(),
+        let answers = signals::watching(ask, |answers| {
+            answers.iter().any(|(_, leases)| tells_of_it(leases))
+        });
+        for (host, answer) in answers {
+            let leases = match answer {
+                Ok(leases) => leases
+                    .into_iter()
+                    .map(|(at, lease)| self.lease(&at, lease))
+                    .collect(),
                 // On an interrupt the user does not want any host's answer, whichever host reports it first.
                 Err(error @ FleetError::Interrupted { .. }) => return Err(error.into()),
                 Err(error) => Err(LeaseError::from(error)),
@@ -444,15 +467,15 @@ impl Provider for Remote {
                         // be listed already.
                         let is_same =
                             |other: &Lease| other.id == lease.id && other.kvm_host == lease.kvm_host;
-                        if !all.leases.iter().any(is_same) {
-                            all.leases.push(lease);
+                        if !listing.leases.iter().any(is_same) {
+                            listing.leases.push(lease);
                         }
                     }
                 }
-                Err(error) => all.away.push(UnreachableHost { host, error }),
+                Err(error) => listing.away.push(UnreachableHost { host, error }),
             }
         }
-        Ok(all)
+        Ok(listing)
     }
 
     fn claim(&self, lease: &Lease, repo: &Path, reclaim: bool) -> Result<(), LeaseError> {
@@ -475,16 +498,16 @@ impl Provider for Remote {
         let Some(host) = &lease.kvm_host else {
             return self.local.touch(lease, state, idle);
         };
-        let ask = Ask::Touch {
+        let ask = FleetRequest::Touch {
             lease: lease.id.clone(),
             state: state.map(ToString::to_string),
             idle_seconds: idle.map(|idle| idle.as_secs()),
         };
-        let told = self.ask(host, &ask, |reply| match reply {
+        let granted = self.ask(host, &ask, |reply| match reply {
             Reply::Labels { labels } => Some(labels),
             _ => None,
         })?;
-        let labels = wire::judged(told).map_err(|source| FleetError::InvalidValue {
+        let labels = wire::judged(granted).map_err(|source| FleetError::InvalidValue {
             host: host.clone(),
             source,
         })?;
@@ -505,7 +528,7 @@ impl Provider for Remote {
             Place::There(host, claim) => (host, claim),
         };
         let keep = &self.settings.firecracker.delete_on_release;
-        let ask = Ask::Release {
+        let ask = FleetRequest::Release {
             lease: claim.as_ref().map_or(text, |claim| &claim.lease_id).to_owned(),
             discard: keep.value && matches!(keep.origin, Origin::Flag(_)),
         };
@@ -569,54 +592,7 @@ impl Provider for Remote {
         // Wait for an unreachable host only once, however many leases it has.
         let mut away: BTreeMap<KvmHost, String> = BTreeMap::new();
         for (host, claim) in claims.into_iter().filter_map(of_host) {
-            let mut decision = Decision {
-                lease: claim.lease_id.clone(),
-                subject: Subject::Claim {
-                    slug: claim.slug.clone(),
-                },
-                remove: false,
-                reason: String::new(),
-                error: None,
-            };
-            if let Some(why) = away.get(&host) {
-                decision.reason = format!("host_away ({why})");
-                on_decision(&decision);
-                decisions.push(decision);
-                continue;
-            }
-            match self.resolve_there(&host, &claim.lease_id, ResolvePurpose::Look) {
-                Ok(lease) => decision.reason = format!("state={} host={host}", lease.state),
-                Err(error)
-                    if error.kind() == Kind::NotFound && self.speaks_to_its_owner(&host, &claim).is_err() =>
-                {
-                    decision.reason = format!("another_owner host={host}");
-                }
-                Err(error) if error.kind() == Kind::NotFound => {
-                    decision.remove = true;
-                    decision.reason = format!("missing_state host={host}");
-                    if !dry_run {
-                        let lease = self.resolve_target(&claim.lease_id);
-                        let forgotten = self.forget(lease.as_ref(), &claim.lease_id);
-                        decision.error = forgotten.err().map(|error| match error {
-                            RemoteError::Claims(error) => ReleaseError::Claims(error),
-                            RemoteError::Files(error) => ReleaseError::Files(error),
-                            other => ReleaseError::Leftovers {
-                                id: claim.lease_id.clone(),
-                                leftovers: vec![fault::chain(&other)],
-                            },
-                        });
-                    }
-                }
-                Err(error) => {
-                    let why = fault::chain(&error);
-                    decision.reason = format!("host_away ({why})");
-                    // If the conversation is still open, the host is not away; it answered something about
-                    // this lease.
-                    if self.talks.look(&host, |_| ()).is_none() {
-                        away.insert(host.clone(), why);
-                    }
-                }
-            }
+            let decision = self.decide(&host, &claim, dry_run, &mut away);
             on_decision(&decision);
             decisions.push(decision);
         }
@@ -626,8 +602,6 @@ impl Provider for Remote {
 
 #[cfg(test)]
 mod tests {
-    use crabbox_store::claims::ClaimError;
-
     use super::*;
 
     #[test]
@@ -646,51 +620,5 @@ mod tests {
         ] {
             assert_eq!(told(alive), None, "{alive}");
         }
-    }
-
-    #[test]
-    fn a_slug_that_is_claimed_on_two_machines_is_nobody_s_and_an_id_leads_to_its_own() {
-        let root = tempfile::tempdir().unwrap();
-        let engine = crate::fixture::engine(root.path());
-        let host = KvmHost::parse("a@kvm1").unwrap();
-        let claimed = |id: &str, slug: &str, scope: String| {
-            claims::update::<ClaimError>(&engine.places, id, |_| {
-                Ok(Some(Claim {
-                    slug: slug.to_owned(),
-                    provider: firecracker::NAME.to_owned(),
-                    provider_scope: scope,
-                    ..Claim::default()
-                }))
-            })
-            .unwrap();
-        };
-        claimed("cbx_000000000001", "far", host.scope());
-        claimed("cbx_000000000002", "both", host.scope());
-        claimed("cbx_000000000003", "both", String::new());
-        claimed("cbx_000000000004", "here", String::new());
-        let resolved = crabbox_core::config::resolve(&crabbox_core::config::Inputs {
-            files: &[],
-            environment: &|name| (name == "CRABBOX_FIRECRACKER_HOST").then(|| "a@kvm9".to_owned()),
-            flags: &[],
-            home: Some(Path::new("/h")),
-            cwd: Path::new("/"),
-            user_file: None,
-        });
-        let remote = Remote::new(engine, resolved.unwrap().settings);
-        let place = |text: &str| match remote.place(text) {
-            Ok(Place::Here) => "here".to_owned(),
-            Ok(Place::There(host, claim)) => format!("{host} {}", claim.is_some()),
-            Err(error) => error.to_string(),
-        };
-        assert_eq!(place("far"), "a@kvm1 true");
-        assert_eq!(place("cbx_000000000002"), "a@kvm1 true");
-        assert_eq!(place("cbx_000000000003"), "here");
-        assert_eq!(place("here"), "here");
-        assert_eq!(place("unknown"), "a@kvm9 false");
-        assert!(
-            place("both").contains("multiple active leases"),
-            "{}",
-            place("both")
-        );
     }
 }

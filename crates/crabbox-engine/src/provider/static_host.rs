@@ -313,7 +313,7 @@ impl Provider for StaticHost {
                 }
             }
         };
-        let mut all = Leases::default();
+        let mut listing = Leases::default();
         for claim in of_hosts {
             let host = Host::new(&self.settings, &self.engine.places, Some(claim));
             match host.and_then(|host| host.lease(&self.settings, &control_dir)) {
@@ -321,17 +321,17 @@ impl Provider for StaticHost {
                     if !lease.is_claimed {
                         lease.state = LeaseState::Active;
                     }
-                    all.leases.push(lease);
+                    listing.leases.push(lease);
                 }
                 // The settings are at fault, not the claim.
                 Err(error @ StaticError::Key { .. }) => return Err(error.into()),
-                Err(error) => all.unusable.push(Unusable {
+                Err(error) => listing.unusable.push(Unusable {
                     name: claim.lease_id.clone(),
                     error: error.into(),
                 }),
             }
         }
-        Ok(all)
+        Ok(listing)
     }
 
     fn claim(&self, lease: &Lease, repo: &Path, reclaim: bool) -> Result<(), LeaseError> {

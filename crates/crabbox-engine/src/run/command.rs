@@ -125,12 +125,21 @@ pub(super) fn check(work: &Work, variables: &Variables) -> Result<(), RunError> 
     Ok(command::check(work.form(script), variables.all(&work.env))?)
 }
 
+/// Whether the command may still run in the tree although the run is over.
+fn may_still_run(failure: &RunFailure) -> bool {
+    matches!(
+        failure,
+        RunFailure::Lost
+            | RunFailure::Killed
+            | RunFailure::GivenBack { .. }
+            | RunFailure::MachineDown
+            | RunFailure::Interrupted { stopped: false }
+            | RunFailure::Unread { stopped: false }
+    )
+}
+
 impl Run<'_> {
     /// Runs the command and fetches its results.
-    #[expect(
-        clippy::too_many_lines,
-        reason = "one command, whose streams all of it shares"
-    )]
     pub(super) fn command(
         &self,
         lease: &Lease,
@@ -199,22 +208,8 @@ impl Run<'_> {
                 events.command(&CommandEvent::Captured { stream, path, bytes });
             }
         }
-        let failure = match status {
-            RemoteStatus::Exited(0) => None,
-            RemoteStatus::Exited(code) => Some(RunFailure::Exited(code)),
-            RemoteStatus::Killed => Some(RunFailure::Killed),
-            RemoteStatus::ConnectionLost if self.went_down(lease) => Some(RunFailure::MachineDown),
-            RemoteStatus::ConnectionLost if self.provider.is_given_back(lease) => {
-                Some(RunFailure::GivenBack { id: lease.id.clone() })
-            }
-            RemoteStatus::ConnectionLost => Some(RunFailure::Lost),
-            RemoteStatus::Cancelled { stopped } if stdout.is_unread() || stderr.is_unread() => {
-                Some(RunFailure::Unread { stopped })
-            }
-            RemoteStatus::Cancelled { stopped } | RemoteStatus::TimedOut { stopped } => {
-                Some(RunFailure::Interrupted { stopped })
-            }
-        };
+        let is_unread = stdout.is_unread() || stderr.is_unread();
+        let failure = self.failure(lease, status, is_unread);
         let reached = matches!(status, RemoteStatus::Exited(_));
         let tests = reached.then(|| self.junit(owner, &workdir)).flatten();
         let Some(failure) = failure else {
@@ -226,15 +221,7 @@ impl Run<'_> {
         report.down = matches!(failure, RunFailure::MachineDown);
         // If the command may still be running in the tree, the tree must not be handed to another run as it
         // is.
-        report.unquiet = matches!(
-            failure,
-            RunFailure::Lost
-                | RunFailure::Killed
-                | RunFailure::GivenBack { .. }
-                | RunFailure::MachineDown
-                | RunFailure::Interrupted { stopped: false }
-                | RunFailure::Unread { stopped: false }
-        );
+        report.unquiet = may_still_run(&failure);
         if !matches!(
             failure,
             RunFailure::Interrupted { .. } | RunFailure::Unread { .. }
@@ -242,6 +229,25 @@ impl Run<'_> {
             report.ended = Some(ended);
         }
         Err(failure.into())
+    }
+
+    /// Why a command with this status counts as failed, if it does. `is_unread`: a reader of its output has
+    /// gone.
+    fn failure(&self, lease: &Lease, status: RemoteStatus, is_unread: bool) -> Option<RunFailure> {
+        match status {
+            RemoteStatus::Exited(0) => None,
+            RemoteStatus::Exited(code) => Some(RunFailure::Exited(code)),
+            RemoteStatus::Killed => Some(RunFailure::Killed),
+            RemoteStatus::ConnectionLost if self.went_down(lease) => Some(RunFailure::MachineDown),
+            RemoteStatus::ConnectionLost if self.provider.is_given_back(lease) => {
+                Some(RunFailure::GivenBack { id: lease.id.clone() })
+            }
+            RemoteStatus::ConnectionLost => Some(RunFailure::Lost),
+            RemoteStatus::Cancelled { stopped } if is_unread => Some(RunFailure::Unread { stopped }),
+            RemoteStatus::Cancelled { stopped } | RemoteStatus::TimedOut { stopped } => {
+                Some(RunFailure::Interrupted { stopped })
+            }
+        }
     }
 
     /// Whether the connection broke because the machine went down; if so, what its console said last is

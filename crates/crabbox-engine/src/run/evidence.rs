@@ -107,8 +107,8 @@ impl Evidence {
         };
         let results = results(options, base);
         distinct(options, base, &key_path, &results)?;
-        for (_, path, manner) in &results {
-            Place::new(base.repository, path, Access::Private)?.look(*manner)?;
+        for file in &results {
+            Place::new(base.repository, &file.path, Access::Private)?.look(file.manner)?;
         }
         let attest = options
             .attest
@@ -175,31 +175,45 @@ impl Output {
     }
 }
 
-/// The requested streams, timings and downloads, each with the manner of writing.
-fn results(options: &ResultOptions, base: &Base<'_>) -> Vec<(String, PathBuf, Manner)> {
-    let at = |path: &Path| base.cwd.join(path);
-    let mut all = Vec::new();
+/// A stream, timing or download that goes to a file.
+struct ResultFile {
+    /// Its name in messages.
+    label: String,
+    /// Its path.
+    path: PathBuf,
+    /// How it is written.
+    manner: Manner,
+}
+
+/// The requested streams, timings and downloads.
+fn results(options: &ResultOptions, base: &Base<'_>) -> Vec<ResultFile> {
+    let mut files = Vec::new();
     for (label, path) in [
         (STDOUT, &options.capture_stdout),
         (STDERR, &options.capture_stderr),
     ] {
-        all.extend(
-            path.as_deref()
-                .map(|path| (label.to_owned(), at(path), Manner::Stream)),
-        );
+        files.extend(path.as_deref().map(|path| ResultFile {
+            label: label.to_owned(),
+            path: base.cwd.join(path),
+            manner: Manner::Stream,
+        }));
     }
-    all.extend(
-        options
-            .timing_record(base.cwd, base.state)
-            .map(|path| ("timing record".to_owned(), path, Manner::Append)),
-    );
-    let downloads = options.download.iter().filter_map(|pair| pair.split_once('='));
-    all.extend(downloads.map(|(remote, local)| {
-        let label = format!("download {remote}");
-        let local = command::destination(base.cwd, remote, Path::new(local));
-        (label, at(&local), Manner::Whole)
+    let record = options.timing_record(base.cwd, base.state);
+    files.extend(record.map(|path| ResultFile {
+        label: "timing record".to_owned(),
+        path,
+        manner: Manner::Append,
     }));
-    all
+    let downloads = options.download.iter().filter_map(|pair| pair.split_once('='));
+    files.extend(downloads.map(|(remote, local)| {
+        let local = command::destination(base.cwd, remote, Path::new(local));
+        ResultFile {
+            label: format!("download {remote}"),
+            path: base.cwd.join(local),
+            manner: Manner::Whole,
+        }
+    }));
+    files
 }
 
 /// Refuses a run with two outputs in one file, or with an output that would overwrite the key.
@@ -207,7 +221,7 @@ fn distinct(
     options: &ResultOptions,
     base: &Base<'_>,
     key_path: &Path,
-    results: &[(String, PathBuf, Manner)],
+    results: &[ResultFile],
 ) -> Result<(), EvidenceError> {
     let evidence = |label: &str, path: &Option<PathBuf>| {
         path.as_deref()
@@ -215,16 +229,16 @@ fn distinct(
     };
     // The key must not be overwritten even if this run signs nothing.
     let mut key = Some(Output::new("attest key", key_path));
-    let mut all: Vec<Output> = Vec::new();
+    let mut outputs: Vec<Output> = Vec::new();
     if let Some(receipt) = evidence("attest receipt", &options.attest) {
-        all.push(receipt);
-        all.extend(key.take());
+        outputs.push(receipt);
+        outputs.extend(key.take());
     }
-    all.extend(evidence(PROOF, &options.emit_proof));
-    all.extend(results.iter().map(|(label, path, _)| Output::new(label, path)));
-    all.extend(key);
-    for (index, first) in all.iter().enumerate() {
-        let mut later = all[index + 1..].iter();
+    outputs.extend(evidence(PROOF, &options.emit_proof));
+    outputs.extend(results.iter().map(|file| Output::new(&file.label, &file.path)));
+    outputs.extend(key);
+    for (index, first) in outputs.iter().enumerate() {
+        let mut later = outputs[index + 1..].iter();
         let Some(second) = later.find(|other| other.path == first.path && other.is_kept()) else {
             continue;
         };
@@ -247,15 +261,37 @@ mod tests {
 
     type Change = fn(&mut ResultOptions);
 
+    /// The directories of a run: the repository is the current one.
+    struct Dirs {
+        root: tempfile::TempDir,
+        config: PathBuf,
+        state: PathBuf,
+    }
+
+    impl Dirs {
+        fn new() -> Self {
+            let root = tempfile::tempdir().unwrap();
+            Self {
+                config: root.path().join("config"),
+                state: root.path().join("state"),
+                root,
+            }
+        }
+
+        fn base(&self) -> Base<'_> {
+            Base {
+                cwd: self.root.path(),
+                repository: self.root.path(),
+                config: &self.config,
+                state: &self.state,
+            }
+        }
+    }
+
     #[test]
     fn no_two_files_of_a_run_are_one() {
-        let dir = tempfile::tempdir().unwrap();
-        let base = Base {
-            cwd: dir.path(),
-            repository: dir.path(),
-            config: &dir.path().join("config"),
-            state: &dir.path().join("state"),
-        };
+        let dirs = Dirs::new();
+        let (dir, base) = (dirs.root.path(), dirs.base());
         let told = |options: ResultOptions| Evidence::prepare(&options, &base).unwrap_err().to_string();
         let options = || ResultOptions {
             attest: Some("a/../r.json".into()),
@@ -316,22 +352,17 @@ mod tests {
                 format!("emit proof/{other}: paths must be different")
             );
         }
-        assert!(!dir.path().join("config").exists(), "nothing was made");
+        assert!(!dir.join("config").exists(), "nothing was made");
         let evidence = Evidence::prepare(&options(), &base).unwrap();
-        assert_eq!(evidence.attest.unwrap().place.path(), dir.path().join("r.json"));
+        assert_eq!(evidence.attest.unwrap().place.path(), dir.join("r.json"));
     }
 
     #[test]
     fn a_result_that_would_be_lost_or_cannot_be_written_is_told_before_anything_is_made() {
-        let dir = tempfile::tempdir().unwrap();
-        let base = Base {
-            cwd: dir.path(),
-            repository: dir.path(),
-            config: &dir.path().join("config"),
-            state: &dir.path().join("state"),
-        };
-        std::fs::create_dir(dir.path().join("real")).unwrap();
-        std::os::unix::fs::symlink("real", dir.path().join("link")).unwrap();
+        let dirs = Dirs::new();
+        let (dir, base) = (dirs.root.path(), dirs.base());
+        std::fs::create_dir(dir.join("real")).unwrap();
+        std::os::unix::fs::symlink("real", dir.join("link")).unwrap();
         let captured: Change = |options| options.capture_stdout = Some("z".into());
         for (change, told) in [
             (
@@ -390,7 +421,7 @@ mod tests {
             ..ResultOptions::default()
         };
         assert!(Evidence::prepare(&apart, &base).is_ok());
-        std::fs::create_dir(dir.path().join("real/a")).unwrap();
+        std::fs::create_dir(dir.join("real/a")).unwrap();
         // Outputs that cannot be written are refused beforehand.
         for change in [
             (|options| options.capture_stdout = Some("real".into())) as Change,
@@ -403,6 +434,6 @@ mod tests {
             let error = Evidence::prepare(&options, &base).unwrap_err();
             assert!(matches!(error, EvidenceError::Place(_)), "{options:?}: {error}");
         }
-        assert!(!dir.path().join("config").exists(), "nothing was made");
+        assert!(!dir.join("config").exists(), "nothing was made");
     }
 }

@@ -38,8 +38,8 @@ pub fn writer_of(path: &Path) -> Result<Option<u32>, ProcessError> {
         let mut entries = entries.into_iter().flatten().flatten();
         entries.any(|entry| is_it(&entry.path(), pid))
     };
-    let all = super::list()?;
-    Ok(all
+    let processes = super::list()?;
+    Ok(processes
         .into_iter()
         .map(|process| process.id.pid)
         .find(|pid| has_it(*pid)))

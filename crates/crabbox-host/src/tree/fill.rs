@@ -98,14 +98,14 @@ impl Tree {
         kind: Kind<'_>,
         facts: &Facts,
     ) -> io::Result<()> {
-        let there = statat(parent, name, AtFlags::SYMLINK_NOFOLLOW)
+        let is_directory = statat(parent, name, AtFlags::SYMLINK_NOFOLLOW)
             .is_ok_and(|found| FileType::from_raw_mode(found.st_mode).is_dir());
-        if !(there && matches!(kind, Kind::Directory)) {
+        if !(is_directory && matches!(kind, Kind::Directory)) {
             self.remove_at(parent, name, path)?;
         }
         match kind {
             Kind::Directory => {
-                if !there {
+                if !is_directory {
                     mkdirat(parent, name, Mode::from_raw_mode(0o700))?;
                 }
                 let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;

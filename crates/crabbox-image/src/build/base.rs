@@ -230,6 +230,14 @@ mod tests {
         tree
     }
 
+    /// The image of that tree.
+    fn made(dir: &Path) -> PathBuf {
+        let image = dir.join("base.ext4");
+        let tree = Tree::open(&tree(dir)).unwrap();
+        make(&tree, &image, STAMP, Times::NoLater).unwrap();
+        image
+    }
+
     fn debugfs(image: &Path, request: &str) -> String {
         let out = Cmd::new("debugfs")
             .args(["-R", request])
@@ -243,14 +251,7 @@ mod tests {
     #[test]
     fn the_base_holds_the_tree_and_the_checker_agrees() {
         let dir = tempfile::tempdir().unwrap();
-        let image = dir.path().join("base.ext4");
-        make(
-            &Tree::open(&tree(dir.path())).unwrap(),
-            &image,
-            STAMP,
-            Times::NoLater,
-        )
-        .unwrap();
+        let image = made(dir.path());
         Cmd::new("e2fsck").args(["-f", "-n"]).arg(&image).run().unwrap();
         assert_eq!(debugfs(&image, "cat /a/77"), "77");
         let facts = inspect::superblock(&image).unwrap();
@@ -273,14 +274,7 @@ mod tests {
     #[test]
     fn no_time_of_the_build_is_in_it() {
         let dir = tempfile::tempdir().unwrap();
-        let image = dir.path().join("base.ext4");
-        make(
-            &Tree::open(&tree(dir.path())).unwrap(),
-            &image,
-            STAMP,
-            Times::NoLater,
-        )
-        .unwrap();
+        let image = made(dir.path());
         let new = debugfs(&image, "stat /a/77");
         assert_eq!(new.matches("Sep  9 01:46:40 2001").count(), 4, "{new}");
         let old = debugfs(&image, "stat /a/7");

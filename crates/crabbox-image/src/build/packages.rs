@@ -36,8 +36,8 @@ fn parse(list: &str) -> BTreeMap<String, String> {
             };
             lines.lines().find_map(value)
         };
-        let there = field("Status")?.split(' ').next_back() == Some("installed");
-        there
+        let is_installed = field("Status")?.split(' ').next_back() == Some("installed");
+        is_installed
             .then(|| Some((field("Package")?, field("Version")?)))
             .flatten()
     };

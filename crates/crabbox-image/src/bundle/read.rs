@@ -242,7 +242,7 @@ impl Incoming<'_> {
         name: &str,
         to: &Path,
         expected: &FileFacts,
-        told: &dyn Fn(u64),
+        on_bytes: &dyn Fn(u64),
     ) -> Result<(), BundleError> {
         let fail = |source| FileError::io("write", to, source);
         let mut file = create_new(to).map_err(fail)?;
@@ -267,7 +267,7 @@ impl Incoming<'_> {
             } else {
                 file.write_all(&chunk[..count]).map_err(fail)?;
             }
-            told(got);
+            on_bytes(got);
         }
         if got < expected.bytes {
             return Err(self.truncated(name.to_owned(), got, expected.bytes));

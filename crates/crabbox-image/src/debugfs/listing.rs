@@ -66,8 +66,8 @@ pub enum ListingError {
 
 /// Splits the output of a script: for each of `questions`, debugfs repeats it, answers, and prints the
 /// `mark`. The error is the number of the first question without an answer.
-pub(super) fn answers(said: &[u8], questions: &[String], mark: &str) -> Result<Vec<Vec<u8>>, usize> {
-    let mut rest = said;
+pub(super) fn answers(output: &[u8], questions: &[String], mark: &str) -> Result<Vec<Vec<u8>>, usize> {
+    let mut rest = output;
     let mut answers = Vec::new();
     for (number, question) in questions.iter().enumerate() {
         rest = after(rest, question).ok_or(number)?;
@@ -80,8 +80,9 @@ pub(super) fn answers(said: &[u8], questions: &[String], mark: &str) -> Result<V
     Ok(answers)
 }
 
-fn after<'a>(said: &'a [u8], question: &str) -> Option<&'a [u8]> {
-    said.strip_prefix(b"debugfs: ")?
+fn after<'a>(output: &'a [u8], question: &str) -> Option<&'a [u8]> {
+    output
+        .strip_prefix(b"debugfs: ")?
         .strip_prefix(question.as_bytes())?
         .strip_prefix(b"\n")
 }

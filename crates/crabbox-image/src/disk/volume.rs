@@ -153,9 +153,9 @@ fn is_damage(path: &Path, checked: &Captured) -> Result<bool, DiskError> {
     let Some(code) = checked.status.code() else {
         return Ok(false);
     };
-    let said = checked.stdout_text() + &checked.stderr_text();
+    let output = checked.stdout_text() + &checked.stderr_text();
     // With -p e2fsck reports these like damage, with the same exit code: e2fsck/ehandler.c.
-    if said.contains("Error reading block") || said.contains("Error writing block") {
+    if output.contains("Error reading block") || output.contains("Error writing block") {
         return Ok(false);
     }
     match code & !3 {
@@ -172,7 +172,7 @@ fn is_damage(path: &Path, checked: &Captured) -> Result<bool, DiskError> {
                 Err(InspectError::File(error)) => return Err(error.into()),
                 Err(InspectError::NotExt4 { .. } | InspectError::Damaged { .. }) => true,
             };
-            Ok(is_none || BAD.iter().any(|bad| said.contains(bad)))
+            Ok(is_none || BAD.iter().any(|bad| output.contains(bad)))
         }
         _ => Ok(false),
     }
@@ -187,13 +187,13 @@ fn unchecked(path: &Path, program: &str, ended: &Captured) -> DiskError {
 
 /// How a program ended, with its last line of output.
 fn how_it_ended(program: &str, ended: &Captured) -> String {
-    let said = ended.stdout_text() + "\n" + &ended.stderr_text();
-    let last = said.lines().map(str::trim).rfind(|line| !line.is_empty());
-    let how = match (ended.status.code(), ended.status.signal()) {
+    let output = ended.stdout_text() + "\n" + &ended.stderr_text();
+    let last = output.lines().map(str::trim).rfind(|line| !line.is_empty());
+    let ending = match (ended.status.code(), ended.status.signal()) {
         (Some(code), _) => format!("{program} exited with {code}"),
         (None, signal) => format!("{program} was ended by signal {}", signal.unwrap_or_default()),
     };
-    last.map_or_else(|| how.clone(), |last| format!("{how}: {}", short(last)))
+    last.map_or_else(|| ending.clone(), |last| format!("{ending}: {}", short(last)))
 }
 
 /// A line of a program that has read a guest's data, with everything but printable ASCII replaced.

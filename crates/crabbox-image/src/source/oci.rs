@@ -148,43 +148,47 @@ pub(super) fn unpack_docker(
     Ok(format!("sha256:{}", digest::sha256(&text)))
 }
 
-/// Those of `all` with the name `wanted`: a repository and tag as written, or else the tag alone.
-fn called<T>(all: Vec<T>, wanted: &str, names: impl Fn(&T) -> Vec<String>) -> Vec<T> {
-    let is_exact = |one: &T| names(one).iter().any(|name| name == wanted);
+/// Those of `entries` with the name `wanted`: a repository and tag as written, or else the tag alone.
+fn called<T>(entries: Vec<T>, wanted: &str, names: impl Fn(&T) -> Vec<String>) -> Vec<T> {
+    let is_exact = |entry: &T| names(entry).iter().any(|name| name == wanted);
     let has_tag = |name: &String| name.rsplit_once(':').is_some_and(|(_, tag)| tag == wanted);
-    let some_exact = all.iter().any(is_exact);
-    all.into_iter()
-        .filter(|one| is_exact(one) || !some_exact && names(one).iter().any(has_tag))
+    let some_exact = entries.iter().any(is_exact);
+    entries
+        .into_iter()
+        .filter(|entry| is_exact(entry) || !some_exact && names(entry).iter().any(has_tag))
         .collect()
 }
 
 /// The one image for this host in the index of a layout. A tool that puts an image into a layout under a name
 /// that is taken leaves the old one there without a name, so unnamed entries count only where none has a
 /// name.
-fn chosen(blobs: &Blobs, all: Vec<Descriptor>, tag: Option<&str>) -> Result<Descriptor, SourceError> {
-    let names = |one: &Descriptor| Vec::from_iter(one.annotations.get(REF_NAME).cloned());
-    let have: Vec<String> = all.iter().flat_map(names).collect();
+fn chosen(blobs: &Blobs, entries: Vec<Descriptor>, tag: Option<&str>) -> Result<Descriptor, SourceError> {
+    let names = |entry: &Descriptor| Vec::from_iter(entry.annotations.get(REF_NAME).cloned());
+    let have: Vec<String> = entries.iter().flat_map(names).collect();
     let candidates = match tag {
-        Some(tag) => called(all, tag, names),
-        None if have.is_empty() => all,
-        None => all.into_iter().filter(|one| !names(one).is_empty()).collect(),
+        Some(tag) => called(entries, tag, names),
+        None if have.is_empty() => entries,
+        None => entries
+            .into_iter()
+            .filter(|entry| !names(entry).is_empty())
+            .collect(),
     };
     if candidates.is_empty() && tag.is_some() {
         return Err(no_tag(blobs, tag, have));
     }
-    let is_other = |one: &Descriptor| one.platform.as_ref().is_some_and(|platform| !fits(platform));
-    let mut fitting = candidates.iter().filter(|one| !is_other(one));
+    let is_other = |entry: &Descriptor| entry.platform.as_ref().is_some_and(|platform| !fits(platform));
+    let mut fitting = candidates.iter().filter(|entry| !is_other(entry));
     let different = fitting
         .next()
         .is_some_and(|first| fitting.any(|other| other.digest != first.digest));
     if different {
-        let digest = |one: &Descriptor| match names(one).pop() {
-            Some(name) => format!("{name} ({})", one.digest),
-            None => one.digest.clone(),
+        let digest = |entry: &Descriptor| match names(entry).pop() {
+            Some(name) => format!("{name} ({})", entry.digest),
+            None => entry.digest.clone(),
         };
         let have = candidates
             .iter()
-            .filter(|one| !is_other(one))
+            .filter(|entry| !is_other(entry))
             .map(digest)
             .collect();
         return Err(several(blobs, tag, have));
@@ -208,20 +212,20 @@ fn no_tag(blobs: &Blobs, tag: Option<&str>, have: Vec<String>) -> SourceError {
     }
 }
 
-/// The first entry of `all`, or of the indexes among them, that is for this host. An entry without a platform
-/// is assumed to be.
-fn for_this_host(blobs: &Blobs, all: Vec<Descriptor>, depth: usize) -> Result<Descriptor, SourceError> {
+/// The first entry of `entries`, or of the indexes among them, that is for this host. An entry without a
+/// platform is assumed to be.
+fn for_this_host(blobs: &Blobs, entries: Vec<Descriptor>, depth: usize) -> Result<Descriptor, SourceError> {
     let mut others = Vec::new();
-    for one in all {
-        match &one.platform {
+    for entry in entries {
+        match &entry.platform {
             Some(platform) if !fits(platform) => {
                 others.push(format!("{}/{}", platform.os, platform.architecture));
             }
-            _ if is_index(&one.media_type) && depth < INDEX_DEPTH => {
-                let index: Index = checked_document(blobs, &one.digest)?;
+            _ if is_index(&entry.media_type) && depth < INDEX_DEPTH => {
+                let index: Index = checked_document(blobs, &entry.digest)?;
                 return for_this_host(blobs, index.manifests, depth + 1);
             }
-            _ => return Ok(one),
+            _ => return Ok(entry),
         }
     }
     Err(SourceError::Platform {

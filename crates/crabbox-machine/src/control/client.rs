@@ -12,7 +12,7 @@ use super::{LIMIT, LineError, Reply, Verb};
 
 /// Why there is no reply.
 #[derive(Debug, thiserror::Error)]
-pub enum AskError {
+pub enum ReplyError {
     /// Nothing listens: the supervisor has ended.
     #[error("no supervisor listens on {}", .0.display())]
     Absent(std::path::PathBuf),
@@ -39,7 +39,7 @@ pub enum AskError {
     Reply(#[source] LineError),
 }
 
-impl Fault for AskError {
+impl Fault for ReplyError {
     fn kind(&self) -> Kind {
         Kind::Unavailable
     }
@@ -56,40 +56,40 @@ impl Fault for AskError {
 
 /// Sends a request to the supervisor of the lease in `dir`. The reply must not decide whether anything is
 /// destroyed or kept.
-pub fn ask(dir: &LeaseDir, verb: &Verb) -> Result<Reply, AskError> {
+pub fn ask(dir: &LeaseDir, verb: &Verb) -> Result<Reply, ReplyError> {
     say(dir, verb).map(|(reply, _)| reply)
 }
 
 /// Takes the lease in `dir`, a member of `pool`. From here on the connection is that of a lease that is being
 /// made.
-pub(crate) fn claim(dir: &LeaseDir, pool: &str) -> Result<UnixStream, AskError> {
+pub(crate) fn claim(dir: &LeaseDir, pool: &str) -> Result<UnixStream, ReplyError> {
     let verb = Verb::Claim {
         pool: pool.to_owned(),
     };
     match say(dir, &verb)? {
-        (Reply::Yours, stream) => stream.into_inner().map_err(AskError::Send),
-        (Reply::Refused { why }, _) => Err(AskError::Refused { why }),
-        (reply, _) => Err(AskError::Refused {
+        (Reply::Yours, stream) => stream.into_inner().map_err(ReplyError::Send),
+        (Reply::Refused { why }, _) => Err(ReplyError::Refused { why }),
+        (reply, _) => Err(ReplyError::Refused {
             why: format!("its supervisor said {reply:?}"),
         }),
     }
 }
 
-fn say(dir: &LeaseDir, verb: &Verb) -> Result<(Reply, DeadlineStream<'static>), AskError> {
+fn say(dir: &LeaseDir, verb: &Verb) -> Result<(Reply, DeadlineStream<'static>), ReplyError> {
     let path = dir.supervisor_socket();
     let stream = unix::connect_to_own(&path).map_err(|error| {
         if error.is_absent() {
-            AskError::Absent(path.clone())
+            ReplyError::Absent(path.clone())
         } else {
-            AskError::Socket(error)
+            ReplyError::Socket(error)
         }
     })?;
     let mut stream = DeadlineStream::new(stream);
     stream.set_limit(LIMIT);
-    let request = super::line(verb).map_err(|error| AskError::Send(error.into()))?;
-    stream.write_all(&request).map_err(AskError::Send)?;
+    let request = super::line(verb).map_err(|error| ReplyError::Send(error.into()))?;
+    stream.write_all(&request).map_err(ReplyError::Send)?;
     // `read` may read ahead, but the supervisor sends nothing more until the client's next request, so
     // nothing is lost.
-    let reply = super::read(&mut stream).map_err(AskError::Reply)?;
+    let reply = super::read(&mut stream).map_err(ReplyError::Reply)?;
     Ok((reply, stream))
 }

@@ -12,7 +12,7 @@ use crabbox_host::unix;
 use crabbox_store::places::LeaseDir;
 use tracing::level_filters::LevelFilter;
 
-use super::client::{AskError, ask, claim};
+use super::client::{ReplyError, ask, claim};
 use super::server::Control;
 use super::*;
 use crate::lifecycle::supervisor_log::SupervisorLog;
@@ -192,19 +192,19 @@ fn only_this_user_is_listened_to_and_only_in_a_private_directory() {
     drop(control);
     // In a directory that others can write to, no socket is made at all.
     let (_control, ..) = listening(&dir);
-    assert!(matches!(ask(&dir, &Verb::Ping), Err(AskError::Absent(_))));
+    assert!(matches!(ask(&dir, &Verb::Ping), Err(ReplyError::Absent(_))));
 }
 
 #[test]
 fn a_socket_that_is_not_there_or_dead_is_told_apart_and_replaced() {
     let home = tempfile::tempdir().unwrap();
     let dir = lease(home.path(), false);
-    assert!(matches!(ask(&dir, &Verb::End), Err(AskError::Absent(_))));
+    assert!(matches!(ask(&dir, &Verb::End), Err(ReplyError::Absent(_))));
     // What a killed supervisor leaves behind: the socket's name, with nothing listening.
     let dead = unix::bind(&dir.supervisor_socket()).unwrap();
     rustix::net::shutdown(&dead, rustix::net::Shutdown::Both).unwrap();
     drop(dead);
-    assert!(matches!(ask(&dir, &Verb::End), Err(AskError::Absent(_))));
+    assert!(matches!(ask(&dir, &Verb::End), Err(ReplyError::Absent(_))));
     let (_control, ..) = listening(&dir);
     assert!(matches!(ask(&dir, &Verb::Ping), Ok(Reply::Pong(_))));
 }
@@ -226,7 +226,7 @@ fn a_reply_that_is_none_is_an_error() {
         // A server that hangs up before it reads our request causes an error, not a reply.
         let error = ask(&dir, &Verb::End).unwrap_err();
         assert!(
-            matches!(error, AskError::Reply(_) | AskError::Send(_)),
+            matches!(error, ReplyError::Reply(_) | ReplyError::Send(_)),
             "{error:?}"
         );
     }
@@ -238,7 +238,7 @@ fn a_lease_on_offer_goes_to_one_of_all_who_ask_and_to_nobody_of_another_pool() {
     let home = tempfile::tempdir().unwrap();
     let dir = lease(home.path(), false);
     let (control, _log, _alive) = listening(&dir);
-    let refused = |pool: &str| matches!(claim(&dir, pool), Err(AskError::Refused { .. }));
+    let refused = |pool: &str| matches!(claim(&dir, pool), Err(ReplyError::Refused { .. }));
     assert!(refused("one"), "it is not on offer yet");
     for _ in 0..3 {
         control.offer("one");
@@ -292,7 +292,7 @@ fn only_a_lease_that_is_nobodys_gives_way() {
     let (control, _log, _alive) = listening(&dir);
     control.offer("one");
     assert!(gives_way());
-    assert!(matches!(claim(&dir, "one"), Err(AskError::Refused { .. })));
+    assert!(matches!(claim(&dir, "one"), Err(ReplyError::Refused { .. })));
     assert!(control.taker().is_none());
     drop(control);
     // A lease that a client has claimed, or is just being given.

@@ -33,7 +33,7 @@ pub enum Purpose {
 
 /// The result of a lookup.
 #[derive(Debug, Clone)]
-pub struct Found {
+pub struct LeaseMatch {
     /// The lease id.
     pub id: String,
     /// Its record; `None` where only a claim is left.
@@ -166,7 +166,7 @@ impl Fault for ResolveError {
 }
 
 /// Finds the lease that `text` names: a lease id, a slug, or a machine's name.
-pub fn find(places: &Places, text: &str, purpose: Purpose) -> Result<Found, ResolveError> {
+pub fn find(places: &Places, text: &str, purpose: Purpose) -> Result<LeaseMatch, ResolveError> {
     let listing = leases::list(&places.leases())?;
     if let Ok(id) = LeaseId::parse(text) {
         return by_id(places, listing, &id, purpose);
@@ -191,7 +191,7 @@ pub fn find(places: &Places, text: &str, purpose: Purpose) -> Result<Found, Reso
     };
     if let Some(lease) = found {
         let claim = claims::read(places, &lease.record.lease_id)?;
-        return Ok(Found {
+        return Ok(LeaseMatch {
             id: lease.record.lease_id.clone(),
             stored: Some(lease.clone()),
             claim,
@@ -213,14 +213,14 @@ fn by_id(
     listing: leases::Listing,
     id: &LeaseId,
     purpose: Purpose,
-) -> Result<Found, ResolveError> {
+) -> Result<LeaseMatch, ResolveError> {
     let claim = claims::read(places, id.as_str())?;
     if let Some(lease) = listing
         .leases
         .into_iter()
         .find(|lease| lease.record.lease_id == id.as_str())
     {
-        return Ok(Found {
+        return Ok(LeaseMatch {
             id: id.to_string(),
             stored: Some(lease),
             claim,
@@ -228,7 +228,7 @@ fn by_id(
     }
     if let Some(bad) = listing.unreadable.into_iter().find(|bad| bad.name == id.as_str()) {
         if purpose == Purpose::Release {
-            return Ok(Found {
+            return Ok(LeaseMatch {
                 id: id.to_string(),
                 stored: None,
                 claim,
@@ -247,9 +247,9 @@ fn by_id(
     }
 }
 
-fn claim_only(claim: Claim, purpose: Purpose) -> Result<Found, ResolveError> {
+fn claim_only(claim: Claim, purpose: Purpose) -> Result<LeaseMatch, ResolveError> {
     if purpose == Purpose::Release {
-        Ok(Found {
+        Ok(LeaseMatch {
             id: claim.lease_id.clone(),
             stored: None,
             claim: Some(claim),

@@ -188,8 +188,8 @@ impl Held {
 /// lock until the directory exists.
 fn sight(dir: &Path, lock: &Path, process: bool) -> Sight {
     // If existence cannot be checked, assume that it exists.
-    let there = || files::is_named(dir).unwrap_or(true);
-    if there() {
+    let exists = || files::is_named(dir).unwrap_or(true);
+    if exists() {
         return Sight {
             directory: true,
             ..Sight::default()
@@ -197,7 +197,7 @@ fn sight(dir: &Path, lock: &Path, process: bool) -> Sight {
     }
     Sight {
         locked: FileLock::is_held(lock).unwrap_or(true),
-        directory: there(),
+        directory: exists(),
         process,
     }
 }

@@ -31,8 +31,8 @@ pub(crate) fn lease_of(candidate: &ProcessInfo, leases: &Path) -> Option<LeaseId
 
 /// The machines that use a socket in the directory of lease `id` below `leases`.
 pub(crate) fn running_on(leases: &Path, id: &LeaseId) -> Result<Vec<ProcessId>, ProcessError> {
-    let all = process::list()?.into_iter();
-    Ok(all
+    let processes = process::list()?.into_iter();
+    Ok(processes
         .filter(|candidate| lease_of(candidate, leases).as_ref() == Some(id))
         .map(|candidate| candidate.id)
         .collect())

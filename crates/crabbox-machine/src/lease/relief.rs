@@ -79,12 +79,12 @@ pub(crate) fn useful(
     if !suffices(places, request, &spare)? {
         return Ok(Vec::new());
     }
-    spare.retain(|one| match error {
-        AllocateError::NoUid { .. } => one.has_uid_for(request),
-        AllocateError::Subnet(_) => one.has_block_for(request),
+    spare.retain(|member| match error {
+        AllocateError::NoUid { .. } => member.has_uid_for(request),
+        AllocateError::Subnet(_) => member.has_block_for(request),
         _ => true,
     });
-    Ok(spare.into_iter().map(|one| one.stored).collect())
+    Ok(spare.into_iter().map(|member| member.stored).collect())
 }
 
 /// Whether `request` would be admitted if all of `spare` ended.
@@ -93,7 +93,7 @@ fn suffices(places: &Places, request: &AcquireRequest, spare: &[Spare]) -> Resul
     let journals = allocate::journals(places);
     let kept = journals
         .iter()
-        .filter(|(journal, _)| !spare.iter().any(|one| one.journal.lease == journal.lease));
+        .filter(|(journal, _)| !spare.iter().any(|member| member.journal.lease == journal.lease));
     let mut room = room(places, kept.map(|(journal, busy)| (journal, *busy)))?;
     room.available_mib += spare.iter().map(Spare::memory_mib).sum::<u64>();
     room.free_disk_mib += spare.iter().map(Spare::disk_mib).sum::<u64>();
@@ -104,9 +104,9 @@ fn suffices(places: &Places, request: &AcquireRequest, spare: &[Spare]) -> Resul
     let held = holders::look(places, &registry.list()?)?;
     drop(registry);
     let has_uid =
-        spare.iter().any(|one| one.has_uid_for(request)) || allocate::free_uid(request, &held).is_ok();
+        spare.iter().any(|member| member.has_uid_for(request)) || allocate::free_uid(request, &held).is_ok();
     let has_block = request.network.mode != NetworkMode::Nat
-        || spare.iter().any(|one| one.has_block_for(request))
+        || spare.iter().any(|member| member.has_block_for(request))
         || network::choose_subnet(request.network.nat_range, &held.blocks).is_ok();
     Ok(has_uid && has_block)
 }

@@ -51,7 +51,7 @@ use crate::resource::network::{self, GuestSide, NameServer, Outer, SavedAttach};
 use crate::resource::ready;
 use crate::resource::trim::{self, Trims};
 use crate::resource::vmm::{self, Patience, Running};
-use crate::resource::volume::{self, Moment, VolumeError, Wish};
+use crate::resource::volume::{self, Moment, VolumeError, VolumeRequest};
 
 /// A lease in the making, with all that a rollback needs; filled as the stages proceed.
 pub struct Making<'a> {
@@ -379,7 +379,7 @@ impl Making<'_> {
             size_mib: wanted.size_mib().max(volumes::size_mib(&dir)),
         };
         let id = self.made.lease.id().clone();
-        let wish = Wish {
+        let volume_request = VolumeRequest {
             volume: wanted,
             lease: &id,
             uid: self.made.uid,
@@ -390,7 +390,7 @@ impl Making<'_> {
             failpoint::hit(&request.failpoint, Who::Supervisor, moment.name(), Phase::Done);
         };
         let seq = self.made.journal.state().next_seq;
-        let taken = self.effect(step, || Ok((volume::take(places, &wish, &at), None)))?;
+        let taken = self.effect(step, || Ok((volume::take(places, &volume_request, &at), None)))?;
         match taken {
             Ok((image, warning)) => {
                 if let Some(text) = warning {

@@ -24,7 +24,7 @@ use crabbox_store::{journal, locks};
 use rustix::event::{PollFd, PollFlags, poll};
 
 use crate::context::Engine;
-use crate::control::client::{self, AskError};
+use crate::control::client::{self, ReplyError};
 use crate::failpoint::Who;
 use crate::lease::ownership::{OwnedLease, OwnershipError};
 use crate::lifecycle::hold::{self, JobCredentials};
@@ -54,7 +54,7 @@ pub enum ClientError {
         id: String,
         /// Why.
         #[source]
-        source: AskError,
+        source: ReplyError,
     },
     /// The supervisor of a pool member closed the connection but keeps running.
     #[error("the supervisor of lease {id} closed the connection and keeps the lease")]
@@ -69,7 +69,7 @@ pub enum ClientError {
         job: u32,
         /// Why.
         #[source]
-        source: AskError,
+        source: ReplyError,
     },
     /// The lease was not made.
     #[error("{}", .0.message)]
@@ -235,7 +235,7 @@ pub fn knock<'e>(
     let id = parse(&request.lease_id)?;
     let stream = hold::knock(&engine.places, knock, until, interrupts).map_err(|source| {
         match (&source, interrupts.caught()) {
-            (AskError::NoJob(_), Some(_)) => ClientError::Interrupted { id: id.to_string() },
+            (ReplyError::NoJob(_), Some(_)) => ClientError::Interrupted { id: id.to_string() },
             _ => ClientError::Job {
                 job: knock.job,
                 source,

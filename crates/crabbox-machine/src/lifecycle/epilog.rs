@@ -88,8 +88,8 @@ pub fn take_back(engine: &Engine, job: u32) -> Result<Reclaimed, EpilogError> {
         processes,
         leases: Vec::new(),
     };
-    let all = of_jobs(engine)?.into_iter().filter(|found| found.job == job);
-    for id in all.map(|found| found.lease.to_string()) {
+    let leases = of_jobs(engine)?.into_iter().filter(|found| found.job == job);
+    for id in leases.map(|found| found.lease.to_string()) {
         let dir = LeaseDir::at(engine.places.leases().join(&id));
         match release::stop(engine, &id, was_nobody_s(&dir)) {
             Ok(_) => taken.leases.push(id),
@@ -148,8 +148,8 @@ pub struct JobLease {
 /// unreadable. A record can be wrong, so this proves nothing. A released lease whose disk is kept does not
 /// count.
 pub fn of_jobs(engine: &Engine) -> Result<Vec<JobLease>, RecordError> {
-    let all = leases::list(&engine.places.leases())?;
-    let recorded = all.leases.iter().filter_map(|stored| {
+    let listing = leases::list(&engine.places.leases())?;
+    let recorded = listing.leases.iter().filter_map(|stored| {
         let record = &stored.record;
         let is_kept = !record.delete_on_release && labels::state(&record.labels) == LeaseState::Released;
         let found = JobLease {
@@ -159,7 +159,7 @@ pub fn of_jobs(engine: &Engine) -> Result<Vec<JobLease>, RecordError> {
         };
         (!is_kept).then_some(found)
     });
-    let unreadable = all.unreadable.iter().filter_map(|bad| {
+    let unreadable = listing.unreadable.iter().filter_map(|bad| {
         let dir = LeaseDir::at(&bad.path);
         let journal = journal::read(&dir.journal()).ok()??;
         Some(JobLease {

@@ -20,7 +20,7 @@ use crabbox_store::places::Places;
 use rustix::event::PollFlags;
 use serde::{Deserialize, Serialize};
 
-use crate::control::client::AskError;
+use crate::control::client::ReplyError;
 use crate::control::{self, LIMIT, Reply};
 use crate::lifecycle::supervise::{self, SuperviseError, logged};
 use crate::lifecycle::supervisor_log::SupervisorLog;
@@ -201,8 +201,8 @@ fn first_bound(
             }
         };
         let line = control::line(reply).map_err(io::Error::from);
-        let told = stream.write_all(&line.map_err(HoldError::Wait)?);
-        if !is_right || told.is_err() {
+        let sent = stream.write_all(&line.map_err(HoldError::Wait)?);
+        if !is_right || sent.is_err() {
             continue;
         }
         stream.set_limit(LIMIT);
@@ -227,42 +227,42 @@ pub(super) fn knock(
     knock: &JobCredentials,
     until: Instant,
     interrupts: &Interrupts,
-) -> Result<UnixStream, AskError> {
+) -> Result<UnixStream, ReplyError> {
     loop {
         let absent = match reach(places, knock) {
-            Err(error @ AskError::NoJob(_)) => error,
+            Err(error @ ReplyError::NoJob(_)) => error,
             reached => return reached,
         };
         // The job accepts one request, and from then on the lease's directory exists.
         if places.lease(&knock.lease).exists() {
-            return Err(AskError::JobTaken);
+            return Err(ReplyError::JobTaken);
         }
         let now = Instant::now();
         if now >= until || interrupts.caught().is_some() {
             return Err(absent);
         }
         let next = Some(until.min(now + AGAIN));
-        wait(interrupts.as_fd(), PollFlags::IN, None, next).map_err(AskError::Send)?;
+        wait(interrupts.as_fd(), PollFlags::IN, None, next).map_err(ReplyError::Send)?;
     }
 }
 
-fn reach(places: &Places, knock: &JobCredentials) -> Result<UnixStream, AskError> {
+fn reach(places: &Places, knock: &JobCredentials) -> Result<UnixStream, ReplyError> {
     let path = places.job_socket(knock.job);
     let stream = unix::connect_to_own(&path).map_err(|error| {
         if error.is_absent() {
-            AskError::NoJob(path.clone())
+            ReplyError::NoJob(path.clone())
         } else {
-            AskError::Socket(error)
+            ReplyError::Socket(error)
         }
     })?;
     let mut stream = DeadlineStream::new(stream);
     stream.set_limit(LIMIT);
-    let line = control::line(knock).map_err(|error| AskError::Send(error.into()))?;
-    stream.write_all(&line).map_err(AskError::Send)?;
-    match control::read(&mut stream).map_err(AskError::Reply)? {
-        Reply::Yours => stream.into_inner().map_err(AskError::Send),
-        Reply::Refused { why } => Err(AskError::Refused { why }),
-        reply => Err(AskError::Refused {
+    let line = control::line(knock).map_err(|error| ReplyError::Send(error.into()))?;
+    stream.write_all(&line).map_err(ReplyError::Send)?;
+    match control::read(&mut stream).map_err(ReplyError::Reply)? {
+        Reply::Yours => stream.into_inner().map_err(ReplyError::Send),
+        Reply::Refused { why } => Err(ReplyError::Refused { why }),
+        reply => Err(ReplyError::Refused {
             why: format!("it said {reply:?}"),
         }),
     }
@@ -319,7 +319,10 @@ mod tests {
                 },
             ];
             for wrong in &wrong {
-                assert!(matches!(reach(wrong), Err(AskError::Refused { .. })), "{wrong:?}");
+                assert!(
+                    matches!(reach(wrong), Err(ReplyError::Refused { .. })),
+                    "{wrong:?}"
+                );
             }
             // Neither a client that disconnects nor one that stays silent keeps others out.
             drop(reach(&held.knock).unwrap());
@@ -328,18 +331,18 @@ mod tests {
             // socket.
             let turn =
                 crabbox_host::clock::poll_until(Duration::from_secs(20), || match reach(&held.knock) {
-                    Err(AskError::Reply(_)) => None,
+                    Err(ReplyError::Reply(_)) => None,
                     reached => Some(reached),
                 });
             ask(&mut turn.unwrap().unwrap());
             assert!(admitted.join().unwrap().is_ok());
             drop(silent);
             let again = knock(&places, &held.knock, Instant::now(), &interrupts);
-            assert!(matches!(again, Err(AskError::NoJob(_))), "{again:?}");
+            assert!(matches!(again, Err(ReplyError::NoJob(_))), "{again:?}");
             // Once the lease directory exists, a late client is refused without waiting.
             std::fs::create_dir_all(places.lease(&held.knock.lease)).unwrap();
             let again = reach(&held.knock);
-            assert!(matches!(again, Err(AskError::JobTaken)), "{again:?}");
+            assert!(matches!(again, Err(ReplyError::JobTaken)), "{again:?}");
         });
         assert!(!places.job_socket(7).exists());
     }
@@ -362,7 +365,7 @@ mod tests {
         // After an interrupt, `knock` does not wait for the job.
         interrupts.asker().unwrap().ask();
         let given_up = knock(&places, &held.knock, soon(), &interrupts);
-        assert!(matches!(given_up, Err(AskError::NoJob(_))), "{given_up:?}");
+        assert!(matches!(given_up, Err(ReplyError::NoJob(_))), "{given_up:?}");
     }
 
     #[test]

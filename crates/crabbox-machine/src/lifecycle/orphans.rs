@@ -93,7 +93,7 @@ impl Orphan {
 
 /// What was found, and which searches failed. A failed search does not suppress what the others found.
 #[derive(Debug, Default)]
-pub struct Found {
+pub struct OrphanSearch {
     /// The orphans.
     pub orphans: Vec<Orphan>,
     /// The searches that failed or were not made.
@@ -117,7 +117,7 @@ impl Unseen {
     }
 }
 
-impl Found {
+impl OrphanSearch {
     /// All orphans, or why something was not searched: for a claim that nothing is left, a missing right to
     /// search is as good as an error.
     pub fn whole(self) -> Result<Vec<Orphan>, OrphanError> {
@@ -195,8 +195,8 @@ impl OrphanError {
 }
 
 /// Finds every orphan. Objects are listed first, leases afterwards.
-pub fn find(places: &Places) -> Found {
-    let mut found = Found::default();
+pub fn find(places: &Places) -> OrphanSearch {
+    let mut found = OrphanSearch::default();
     found.take("process", processes(places));
     if process::may_change_networks() {
         found.take("link", links());

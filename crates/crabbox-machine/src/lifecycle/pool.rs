@@ -16,7 +16,7 @@ use crabbox_store::leases::{self, RecordError, StoredLease};
 use crabbox_store::places::Places;
 use crabbox_store::{journal, locks};
 
-use crate::control::client::{self, AskError};
+use crate::control::client::{self, ReplyError};
 use crate::control::{Reply, Verb};
 use crate::lease::allocate::AllocateError;
 use crate::lease::ownership::OwnedLease;
@@ -151,7 +151,7 @@ pub(crate) fn make_room(
     });
     let helps = |member: &&Member| {
         let mut useful = useful.iter();
-        useful.any(|one| one.record.lease_id == member.stored.record.lease_id)
+        useful.any(|stored| stored.record.lease_id == member.stored.record.lease_id)
     };
     for member in members.iter().filter(helps) {
         if gone() {
@@ -175,13 +175,13 @@ pub(crate) fn make_room(
 pub fn give_way(member: &Member, gone: &dyn Fn() -> bool) -> bool {
     let dir = &member.stored.dir;
     // Its record exists before its supervisor listens, so retry while nothing listens.
-    let told = clock::poll_until(TELL_LIMIT, || match client::ask(dir, &Verb::GiveWay) {
+    let accepted = clock::poll_until(TELL_LIMIT, || match client::ask(dir, &Verb::GiveWay) {
         Ok(Reply::Done) => Some(true),
-        Err(AskError::Absent(_)) if !dir.is_gone() && !gone() => None,
+        Err(ReplyError::Absent(_)) if !dir.is_gone() && !gone() => None,
         _ => Some(false),
     });
     // It was not asked to end, but may have ended by itself.
-    if told != Some(true) {
+    if accepted != Some(true) {
         return dir.is_gone();
     }
     clock::poll_until(WAY_LIMIT, || (gone() || dir.is_gone()).then_some(()));

@@ -49,7 +49,7 @@ fn try_start(request: &AcquireRequest) -> Result<(), RefillError> {
         .stderr(Stdio::null());
     let mut child = cmd.spawn(process::new_session(&mut command))?;
     tracing::info!(pid = child.id(), pool = pool.key, "refilling the pool");
-    let told = child
+    let sent = child
         .stdin
         .take()
         .map_or(Ok(()), |mut input| input.write_all(&order));
@@ -64,5 +64,5 @@ fn try_start(request: &AcquireRequest) -> Result<(), RefillError> {
             }
         })
         .ok();
-    Ok(told?)
+    Ok(sent?)
 }

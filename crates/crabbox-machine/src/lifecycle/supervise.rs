@@ -185,13 +185,14 @@ pub(super) fn make_requested(
     };
     log.enter(making.made.lease.dir());
     control.listen(making.made.lease.dir());
-    let (outcome, lease, threads) = if let Start::Freeze { dir, token } = &request.start {
-        let (frozen, lease, threads) =
-            freeze(making, &places, (dir, token), &mut input, &interrupts, &control)?;
-        (frozen.map(|()| None), lease, threads)
+    let Attempt {
+        outcome,
+        lease,
+        threads,
+    } = if let Start::Freeze { dir, token } = &request.start {
+        freeze(making, &places, (dir, token), &mut input, &interrupts, &control)?
     } else {
-        let (handle, lease, threads) = hand_over(making, &places, &mut input, &interrupts, &control)?;
-        (handle.map(Some), lease, threads)
+        hand_over(making, &places, &mut input, &interrupts, &control)?
     };
     let handed = match outcome {
         Ok(Some(handed)) => handed,
@@ -313,17 +314,23 @@ struct Handed {
     pooled: Option<(Ready, Pool)>,
 }
 
-/// A lease that was made, or the reason for the failure.
-type Outcome = Result<Handed, AcquireError>;
+/// How the making of a lease ended.
+struct Attempt {
+    /// The lease that was handed over, or `None` if a template was made of it.
+    outcome: Result<Option<Handed>, AcquireError>,
+    /// What was made of it, with its lock held in every case.
+    lease: OwnedLease,
+    threads: Threads,
+}
 
-/// Makes the lease and hands it to the command line. In every case the lease is returned with its lock held.
+/// Makes the lease and hands it to the command line.
 fn hand_over(
     mut making: Making<'_>,
     places: &Places,
     input: &mut BufReader<File>,
     interrupts: &Interrupts,
     control: &Control,
-) -> Result<(Outcome, OwnedLease, Threads), SuperviseError> {
+) -> Result<Attempt, SuperviseError> {
     let supervisor = own_identity()?;
     let gone = || interrupts.caught().is_some() || control.is_asked() || is_readable(input.get_ref());
     let made = making.make(places, &supervisor, &gone).map_err(|error| {
@@ -353,10 +360,14 @@ fn hand_over(
         })
     });
     let (lease, threads) = making.into_parts();
-    Ok((outcome, lease, threads))
+    Ok(Attempt {
+        outcome: outcome.map(Some),
+        lease,
+        threads,
+    })
 }
 
-/// The result of making a template. In every case its lease is returned with its lock held.
+/// Makes a template of the lease.
 fn freeze(
     mut making: Making<'_>,
     places: &Places,
@@ -364,12 +375,16 @@ fn freeze(
     input: &mut BufReader<File>,
     interrupts: &Interrupts,
     control: &Control,
-) -> Result<(Result<(), AcquireError>, OwnedLease, Threads), SuperviseError> {
+) -> Result<Attempt, SuperviseError> {
     let supervisor = own_identity()?;
     let gone = || interrupts.caught().is_some() || control.is_asked() || is_readable(input.get_ref());
     let frozen = making.freeze(places, dir, token, &supervisor, &gone);
     let (lease, threads) = making.into_parts();
-    Ok((frozen, lease, threads))
+    Ok(Attempt {
+        outcome: frozen.map(|()| None),
+        lease,
+        threads,
+    })
 }
 
 fn own_identity() -> Result<ProcessId, SuperviseError> {
@@ -437,9 +452,9 @@ fn adopt(places: &Places, id: &LeaseId, failpoint: &str, log: &SupervisorLog) ->
     Ok(())
 }
 
-fn taken_up<T, E: std::error::Error + 'static>(what: &str, outcome: Result<T, E>) -> Option<T> {
+fn taken_up<T, E: std::error::Error + 'static>(service: &str, outcome: Result<T, E>) -> Option<T> {
     outcome
-        .inspect_err(|error| tracing::warn!("cannot resume {what}: {}", fault::chain(error)))
+        .inspect_err(|error| tracing::warn!("cannot resume {service}: {}", fault::chain(error)))
         .ok()
 }
 
@@ -501,12 +516,12 @@ fn is_taken_back(record: &LeaseRecord) -> bool {
 /// Ends the lease's service threads. If its VMM has ended, the last line of the console and of the log say
 /// how.
 fn end_threads(threads: Threads, dir: &LeaseDir) -> Option<String> {
-    let how = vmm_end::describe(dir);
-    if let Some(how) = &how {
-        tracing::warn!("{how}");
+    let reason = vmm_end::describe(dir);
+    if let Some(reason) = &reason {
+        tracing::warn!("{reason}");
     }
-    finish(threads, how.as_deref());
-    how
+    finish(threads, reason.as_deref());
+    reason
 }
 
 /// Ends the lease's service threads: DNS before the namespace is removed, trim before the disk is, and the
@@ -521,16 +536,16 @@ fn finish(threads: Threads, last: Option<&str>) {
 /// The last lines of a machine that did not come up: of its console, or of the VMM's log if the guest printed
 /// nothing.
 fn finish_console(threads: Threads, dir: &LeaseDir) -> Vec<String> {
-    let how = end_threads(threads, dir);
+    let reason = end_threads(threads, dir);
     let console = console::tail(&dir.console(), CONSOLE_LINES);
-    if console.iter().any(|line| Some(line) != how.as_ref()) {
+    if console.iter().any(|line| Some(line) != reason.as_ref()) {
         return console;
     }
     let log = leases::read(dir)
         .map(|stored| stored.record.log_path)
         .unwrap_or_default();
     let mut words = console::tail(Path::new(&log), CONSOLE_LINES);
-    words.extend(how);
+    words.extend(reason);
     words
 }
 

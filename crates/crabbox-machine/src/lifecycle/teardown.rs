@@ -377,9 +377,9 @@ impl Walk<'_> {
     /// The machines that belong to this lease: those that use its socket, and with `unnoted` also those found
     /// by directory and machine id.
     fn found_here(&self, unnoted: Option<(&Path, &str)>) -> Result<Vec<ProcessHandle>, UndoError> {
-        let all = process::list()?;
+        let processes = process::list()?;
         let mut handles = Vec::new();
-        for candidate in &all {
+        for candidate in &processes {
             let on_socket = || {
                 let lease = machine::lease_of(candidate, &self.places.leases());
                 lease.as_ref() == Some(self.lease.id())

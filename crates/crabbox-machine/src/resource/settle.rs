@@ -74,8 +74,8 @@ fn expect(stream: &mut DeadlineStream<'_>, word: &str) -> std::io::Result<()> {
         return Ok(());
     }
     // The reply goes into a log that people read, so it is escaped.
-    let said: String = String::from_utf8_lossy(&text).escape_debug().take(120).collect();
-    Err(std::io::Error::other(format!("it said {said}")))
+    let reply: String = String::from_utf8_lossy(&text).escape_debug().take(120).collect();
+    Err(std::io::Error::other(format!("it said {reply}")))
 }
 
 #[cfg(test)]

@@ -30,7 +30,7 @@ mod error;
 pub use error::VolumeError;
 
 /// A request of a lease for a volume.
-pub(crate) struct Wish<'a> {
+pub(crate) struct VolumeRequest<'a> {
     /// The volume.
     pub(crate) volume: &'a Volume,
     /// The lease, whose journal contains the intent.
@@ -83,27 +83,27 @@ pub(crate) fn link(index: usize) -> String {
 /// image, and a warning for the user. After any failure [`give_back`] restores a consistent state.
 pub(crate) fn take(
     places: &Places,
-    wish: &Wish<'_>,
+    request: &VolumeRequest<'_>,
     at: &dyn Fn(Moment),
 ) -> Result<(PathBuf, Option<String>), VolumeError> {
-    let dir = volumes::dir_of(places, &wish.volume.key);
+    let dir = volumes::dir_of(places, &request.volume.key);
     // The holder may keep the lock for minutes, so check without waiting first.
     if let Ok(Some(about)) = volumes::read(&dir) {
-        must_be_free(places, wish, &about, &dir)?;
+        must_be_free(places, request, &about, &dir)?;
     }
-    let locked = Locked::take_unless(places, &dir, wish.cancelled)?;
+    let locked = Locked::take_unless(places, &dir, request.cancelled)?;
     let known = locked.about()?;
     if let Some(about) = &known {
-        must_be_free(places, wish, about, &dir)?;
+        must_be_free(places, request, about, &dir)?;
     }
     if let Some(pid) = process::writer_of(&locked.join(IMAGE))? {
         return Err(VolumeError::Open { pid });
     }
     locked.tidy()?;
-    let mut about = hold(places, wish, &locked, known)?;
+    let mut about = hold(places, request, &locked, known)?;
     at(Moment::Held);
     let warning = if locked.has_image() {
-        renew(places, wish, &locked, &mut about, at)?
+        renew(places, request, &locked, &mut about, at)?
     } else {
         None
     };
@@ -113,16 +113,21 @@ pub(crate) fn take(
         at(Moment::Made);
     }
     at(Moment::Whole);
-    if let Some(uid) = wish.uid {
+    if let Some(uid) = request.uid {
         locked.hand_over(uid)?;
     }
     Ok((locked.join(IMAGE), warning))
 }
 
 /// Fails if another lease has the volume.
-fn must_be_free(places: &Places, wish: &Wish<'_>, about: &About, dir: &Path) -> Result<(), VolumeError> {
+fn must_be_free(
+    places: &Places,
+    request: &VolumeRequest<'_>,
+    about: &About,
+    dir: &Path,
+) -> Result<(), VolumeError> {
     match holder(places, about, dir) {
-        Some(lease) if lease != wish.lease.as_str() => Err(VolumeError::Busy { lease }),
+        Some(lease) if lease != request.lease.as_str() => Err(VolumeError::Busy { lease }),
         _ => Ok(()),
     }
 }
@@ -130,16 +135,16 @@ fn must_be_free(places: &Places, wish: &Wish<'_>, about: &About, dir: &Path) -> 
 /// Records that the lease has the volume and the size that it will have, if there is room for it.
 fn hold(
     places: &Places,
-    wish: &Wish<'_>,
+    request: &VolumeRequest<'_>,
     locked: &Locked,
     known: Option<About>,
 ) -> Result<About, VolumeError> {
     let now = clock::unix_seconds();
-    let Volume { name, key, .. } = wish.volume;
+    let Volume { name, key, .. } = request.volume;
     // If the record is lost, only the image tells the size.
     let mut about = known.unwrap_or_else(|| About::new(name, key, locked.length_mib(), now));
-    about.size_mib = about.size_mib.max(wish.volume.size_mib());
-    about.holder = Some(wish.lease.to_string());
+    about.size_mib = about.size_mib.max(request.volume.size_mib());
+    about.holder = Some(request.lease.to_string());
     about.name.clone_from(name);
     about.used_at = now;
     if !locked.has_image() {
@@ -158,7 +163,7 @@ fn hold(
     // length of the file.
     admit(
         places,
-        wish,
+        request,
         locked,
         about.size_mib.saturating_sub(allocated_mib).max(copy_mib),
     )?;
@@ -168,14 +173,19 @@ fn hold(
 
 /// Admits the volume if there is room for it to grow by `growth_mib`, and for all other held volumes to grow
 /// to their full size. The lock of the room must be held until the record says what was admitted.
-fn admit(places: &Places, wish: &Wish<'_>, locked: &Locked, growth_mib: u64) -> Result<(), VolumeError> {
+fn admit(
+    places: &Places,
+    request: &VolumeRequest<'_>,
+    locked: &Locked,
+    growth_mib: u64,
+) -> Result<(), VolumeError> {
     let free_mib = files::free_bytes(&places.state)? >> 20;
     let promised_mib = promised_mib(places, locked.dir())?;
     Ok(admission::admit_volume(
-        &wish.volume.name,
+        &request.volume.name,
         growth_mib,
         free_mib.saturating_sub(promised_mib),
-        &wish.limits,
+        &request.limits,
     )?)
 }
 
@@ -195,14 +205,14 @@ fn promised_mib(places: &Places, except: &Path) -> Result<u64, VolumeError> {
 /// user is warned.
 fn renew(
     places: &Places,
-    wish: &Wish<'_>,
+    request: &VolumeRequest<'_>,
     locked: &Locked,
     about: &mut About,
     at: &dyn Fn(Moment),
 ) -> Result<Option<String>, VolumeError> {
     locked.reclaim()?;
     locked.lengthen(about.size_mib)?;
-    let Health::Damaged { why } = refresh(places, wish, locked, about.size_mib, at)? else {
+    let Health::Damaged { why } = refresh(places, request, locked, about.size_mib, at)? else {
         return Ok(None);
     };
     let aside = locked.join(volumes::SET_ASIDE);
@@ -211,7 +221,7 @@ fn renew(
     }
     let _room = volumes::room(places).map_err(VolumesError::from)?;
     // The new image exists beside the old one, and shares nothing with it.
-    admit(places, wish, locked, about.size_mib)?;
+    admit(places, request, locked, about.size_mib)?;
     let now = clock::unix_seconds();
     about.created_at = now;
     about.set_aside = Some(SetAside {
@@ -232,19 +242,19 @@ fn renew(
 /// Repairs the image, and replaces it by one with a larger file system if it is smaller than `size_mib`.
 fn refresh(
     places: &Places,
-    wish: &Wish<'_>,
+    request: &VolumeRequest<'_>,
     locked: &Locked,
     size_mib: u64,
     at: &dyn Fn(Moment),
 ) -> Result<Health, VolumeError> {
     let path = locked.join(IMAGE);
-    let health = image::mend(&path, wish.cancelled)?;
+    let health = image::mend(&path, request.cancelled)?;
     if health != Health::Whole || !image::is_smaller(&path, size_mib)? {
         return Ok(health);
     }
     // For a moment there are two images, which share no blocks if the host's file system cannot share them.
-    admit(places, wish, locked, locked.allocated() >> 20)?;
-    let health = image::grow(&path, &locked.join(MAKING), size_mib, wish.cancelled)?;
+    admit(places, request, locked, locked.allocated() >> 20)?;
+    let health = image::grow(&path, &locked.join(MAKING), size_mib, request.cancelled)?;
     at(Moment::Grown);
     if health == Health::Whole {
         locked.replace()?;

@@ -14,10 +14,10 @@ use super::{LONGEST, Resolvers, left, read_framed, write_framed};
 const PATIENCE: Duration = Duration::from_secs(4);
 
 /// One way to query one resolver: address, query, time limit.
-pub(super) type Way = fn(SocketAddr, &[u8], Duration) -> io::Result<Vec<u8>>;
+pub(super) type Transport = fn(SocketAddr, &[u8], Duration) -> io::Result<Vec<u8>>;
 
 /// The reply for the guest; `None` if its message was not a query.
-pub(super) fn answer(question: &[u8], resolvers: &Resolvers, way: Way) -> Option<Vec<u8>> {
+pub(super) fn answer(question: &[u8], resolvers: &Resolvers, way: Transport) -> Option<Vec<u8>> {
     match message::kind(question) {
         Kind::Noise => None,
         Kind::Other => message::refusal(question, NOTIMP),
@@ -29,7 +29,7 @@ pub(super) fn answer(question: &[u8], resolvers: &Resolvers, way: Way) -> Option
     }
 }
 
-fn ask_all(question: &[u8], resolvers: &Resolvers, way: Way) -> Option<Vec<u8>> {
+fn ask_all(question: &[u8], resolvers: &Resolvers, way: Transport) -> Option<Vec<u8>> {
     let list = resolvers.now();
     let share = PATIENCE / u32::try_from(list.len()).unwrap_or(u32::MAX).max(1);
     let mut setback = None;

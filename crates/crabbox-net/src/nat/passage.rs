@@ -405,8 +405,8 @@ impl Far {
 }
 
 fn routes() -> Result<Vec<Ipv4Net>, PassageError> {
-    let all = Netlink::open()?.routes()?.into_iter();
-    let nets = all.map(|route| route.destination);
+    let routes = Netlink::open()?.routes()?.into_iter();
+    let nets = routes.map(|route| route.destination);
     Ok(nets.filter(|route| route.prefix_len() > 0).collect())
 }
 
@@ -476,8 +476,8 @@ fn range(text: &'static str) -> Ipv4Net {
 /// A /30 of `range` that no route covers, searched from its end, because leases search from its beginning.
 /// `start` separates two concurrent tests.
 fn free(range: Ipv4Net, routes: &[Ipv4Net], start: usize) -> Result<Ipv4Net, PassageError> {
-    let all: Vec<Ipv4Net> = range.trunc().subnets(30).into_iter().flatten().collect();
-    let last = &all[all.len().saturating_sub(64)..];
+    let blocks: Vec<Ipv4Net> = range.trunc().subnets(30).into_iter().flatten().collect();
+    let last = &blocks[blocks.len().saturating_sub(64)..];
     let shift = start.checked_rem(last.len()).unwrap_or(0);
     last.iter()
         .cycle()

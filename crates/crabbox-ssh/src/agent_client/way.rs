@@ -35,7 +35,7 @@ const END_LIMIT: Duration = Duration::from_secs(5);
 /// A started conversation.
 #[derive(Debug)]
 pub(super) struct Opened {
-    pub(super) way: Way,
+    pub(super) way: AgentProcess,
     pub(super) input: Input,
     pub(super) output: Output,
     pub(super) is_noisy: bool,
@@ -51,7 +51,7 @@ struct Words {
 
 /// The process of an agent.
 #[derive(Debug)]
-pub(super) struct Way {
+pub(super) struct AgentProcess {
     process: Process,
     words: Words,
     code: Option<u8>,
@@ -68,7 +68,7 @@ fn local(source: io::Error) -> AgentError {
     ExecError::Local { source }.into()
 }
 
-impl Way {
+impl AgentProcess {
     /// Makes the login shell of `target` run `script`.
     pub(super) fn ssh(
         target: &Target,
@@ -88,7 +88,11 @@ impl Way {
             process,
             &line,
             script,
-            (our_in, our_out, our_err),
+            Pipes {
+                input: our_in,
+                output: our_out,
+                errors: our_err,
+            },
             cancel,
             &target.destination(),
         )
@@ -115,7 +119,11 @@ impl Way {
             Process::Here(child),
             &line,
             script,
-            (our_in, our_out, our_err),
+            Pipes {
+                input: our_in,
+                output: our_out,
+                errors: our_err,
+            },
             None,
             "this machine",
         )
@@ -131,8 +139,8 @@ impl Way {
         let found = || {
             // In this order: once the thread has finished, the text is complete.
             let is_over = self.words.thread.is_finished();
-            let said = self.words.of_the_end(false);
-            let line = said.lines().find_map(|line| line.strip_prefix(beginning));
+            let stderr = self.words.of_the_end(false);
+            let line = stderr.lines().find_map(|line| line.strip_prefix(beginning));
             line.map(|rest| Some(rest.to_owned())).or(is_over.then_some(None))
         };
         poll_until(QUIET, found).flatten()
@@ -210,17 +218,29 @@ impl Words {
     }
 }
 
+/// Our ends of a shell's standard streams.
+struct Pipes {
+    input: io::PipeWriter,
+    output: io::PipeReader,
+    errors: io::PipeReader,
+}
+
 /// Waits for the mark and sends the script.
 fn begin(
     process: Process,
     line: &RemoteLine,
     script: &str,
-    (mut input, mut output, errors): (io::PipeWriter, io::PipeReader, io::PipeReader),
+    pipes: Pipes,
     cancel: Option<BorrowedFd<'_>>,
     destination: &str,
 ) -> Result<Opened, AgentError> {
+    let Pipes {
+        mut input,
+        mut output,
+        errors,
+    } = pipes;
     let start = line.start_of_errors();
-    let mut way = Way {
+    let mut way = AgentProcess {
         process,
         words: Words::of(errors, start),
         code: None,

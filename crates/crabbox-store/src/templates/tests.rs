@@ -59,10 +59,10 @@ fn a_key_follows_from_the_facts_and_from_this_host_alone() {
 fn what_is_published_is_found_without_its_zeros() {
     let (_root, templates) = templates();
     let key = key(&templates);
-    assert!(matches!(templates.find(&key), Found::Absent));
+    assert!(matches!(templates.find(&key), TemplateState::Absent));
     let template = made(&templates, &key);
     assert!(template.allocated < 1 << 19, "{template:?}");
-    let Found::Ready(found) = templates.find(&key) else {
+    let TemplateState::Ready(found) = templates.find(&key) else {
         panic!("it is there");
     };
     assert_eq!((found.dir, found.about), (templates.dir.join(&key), about()));
@@ -130,7 +130,7 @@ fn a_template_of_which_anything_has_changed_is_not_used() {
     ];
     for (what, damage) in damages {
         damage(&made(&templates, &key).dir);
-        let Found::Unusable(unusable) = templates.find(&key) else {
+        let TemplateState::Unusable(unusable) = templates.find(&key) else {
             panic!("{what}: it is used");
         };
         assert!(unusable.to_string().contains(what), "{what}: {unusable}");
@@ -143,7 +143,7 @@ fn every_byte_is_read_once_after_the_host_came_up() {
     let key = key(&templates);
     let dir = made(&templates, &key).dir;
     std::fs::write(dir.join(CHECKED), "another boot").unwrap();
-    assert!(matches!(templates.find(&key), Found::Ready(_)));
+    assert!(matches!(templates.find(&key), TemplateState::Ready(_)));
     assert_eq!(
         std::fs::read_to_string(dir.join(CHECKED)).unwrap(),
         process::boot_id().unwrap()
@@ -158,15 +158,15 @@ fn two_failures_one_after_the_other_set_a_template_aside() {
     templates.note_failure(&key, &about().token).unwrap();
     templates.note_success(&key);
     templates.note_failure(&key, &about().token).unwrap();
-    assert!(matches!(templates.find(&key), Found::Ready(_)));
+    assert!(matches!(templates.find(&key), TemplateState::Ready(_)));
     templates.note_failure(&key, &about().token).unwrap();
     assert!(matches!(
         templates.find(&key),
-        Found::Unusable(Unusable::SetAside { failures: 2 })
+        TemplateState::Unusable(Unusable::SetAside { failures: 2 })
     ));
     made(&templates, &key);
     assert!(
-        matches!(templates.find(&key), Found::Ready(_)),
+        matches!(templates.find(&key), TemplateState::Ready(_)),
         "a new one starts anew"
     );
 }
@@ -250,15 +250,15 @@ fn a_look_says_the_same_and_leaves_no_trace() {
     assert!(!templates.dir.exists());
     let key = key(&templates);
     assert_eq!(templates.known_key("facts").unwrap().as_ref(), Some(&key));
-    assert!(matches!(templates.look(&key), Found::Absent));
+    assert!(matches!(templates.look(&key), TemplateState::Absent));
     let template = made(&templates, &key);
     std::fs::remove_file(template.dir.join(CHECKED)).unwrap();
-    assert!(matches!(templates.look(&key), Found::Ready(_)));
+    assert!(matches!(templates.look(&key), TemplateState::Ready(_)));
     assert!(!template.dir.join(CHECKED).exists());
     std::fs::set_permissions(template.dir.join(LAYER), std::fs::Permissions::from_mode(0o644)).unwrap();
     assert!(matches!(
         templates.look(&key),
-        Found::Unusable(Unusable::Changed { .. })
+        TemplateState::Unusable(Unusable::Changed { .. })
     ));
 }
 
@@ -270,7 +270,10 @@ fn a_store_goes_when_it_has_nothing_left_and_nobody_is_at_it() {
     made(&templates, &key);
     templates.program_digest(Path::new("/proc/self/exe")).unwrap();
     templates.dissolve().unwrap();
-    assert!(matches!(templates.find(&key), Found::Ready(_)), "it has one");
+    assert!(
+        matches!(templates.find(&key), TemplateState::Ready(_)),
+        "it has one"
+    );
     templates.remove(&key).unwrap();
     templates.remove(&key).unwrap();
     let lock = templates.try_make().unwrap().unwrap();

@@ -187,8 +187,8 @@ fn ask_comparing(root: &Path, args: &[&str]) -> Result<(Vec<u8>, Configuration),
         source,
     })?;
     let filters = &configuration.filters;
-    let said = printed(root, &git(root, Contents::Compared(filters)).args(args))?;
-    Ok((said, configuration))
+    let output = printed(root, &git(root, Contents::Compared(filters)).args(args))?;
+    Ok((output, configuration))
 }
 
 fn printed(root: &Path, cmd: &Cmd) -> Result<Vec<u8>, ManifestError> {
@@ -219,7 +219,7 @@ fn unreadable(root: &Path) -> impl Fn(String) -> ManifestError {
 
 /// The differences, and the settings that decide about them.
 fn ask_status(root: &Path) -> Result<(Status, Vec<u8>), ManifestError> {
-    let (said, configuration) = ask_comparing(
+    let (output, configuration) = ask_comparing(
         root,
         &[
             "status",
@@ -230,14 +230,14 @@ fn ask_status(root: &Path) -> Result<(Status, Vec<u8>), ManifestError> {
             "--ignore-submodules=dirty",
         ],
     )?;
-    let mut status = Status::parse(&said).map_err(unreadable(root))?;
+    let mut status = Status::parse(&output).map_err(unreadable(root))?;
     filtered::settle(root, &configuration.filters, &mut status.unlike);
     Ok((status, configuration.deciding))
 }
 
 fn ask_index(root: &Path) -> Result<Index, ManifestError> {
-    let said = ask_git(root, &["ls-files", "-v", "--stage", "-z"])?;
-    Index::parse(&said).map_err(unreadable(root))
+    let output = ask_git(root, &["ls-files", "-v", "--stage", "-z"])?;
+    Index::parse(&output).map_err(unreadable(root))
 }
 
 /// Longest file of attributes in bytes; a hand-written one has a few KiB.
@@ -252,7 +252,7 @@ pub(super) fn own_attributes(root: &Path) -> Vec<u8> {
     } else {
         // A linked worktree has them in its main repository.
         match ask_git(root, &["rev-parse", "--git-common-dir"]) {
-            Ok(said) => root.join(only_path(&said)),
+            Ok(output) => root.join(only_path(&output)),
             Err(_) => return Vec::new(),
         }
     };

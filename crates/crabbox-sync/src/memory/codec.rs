@@ -4,7 +4,7 @@
 //! It is written by this program for itself, and may be truncated or damaged by a crash: reading must never
 //! panic, never allocate more than the file's length, and never return anything but what was written.
 
-use super::Seen;
+use super::RememberedManifest;
 use crate::entry::{Entry, Kind, Standing};
 use crate::listing::Staged;
 use crate::mark::Mark;
@@ -15,7 +15,7 @@ const SAME: u8 = 8;
 
 const MAGIC: &[u8] = b"crabbox tree 3\n";
 
-pub(super) fn encode(seen: &Seen) -> Vec<u8> {
+pub(super) fn encode(seen: &RememberedManifest) -> Vec<u8> {
     let mut out = Vec::with_capacity(seen.entries.len() * 96);
     out.extend_from_slice(&seen.key);
     out.extend_from_slice(&seen.config);
@@ -77,14 +77,14 @@ fn put(out: &mut Vec<u8>, bytes: &[u8]) {
     out.extend_from_slice(bytes);
 }
 
-pub(super) fn decode(bytes: &[u8]) -> Option<Seen> {
+pub(super) fn decode(bytes: &[u8]) -> Option<RememberedManifest> {
     let rest = bytes.strip_prefix(MAGIC)?;
     let (crc, rest) = rest.split_first_chunk()?;
     if crc32fast::hash(rest) != u32::from_le_bytes(*crc) {
         return None;
     }
     let mut input = Input(rest);
-    let seen = Seen {
+    let seen = RememberedManifest {
         key: input.array()?,
         config: input.array()?,
         whole: input.array::<1>()? == [1],
@@ -134,8 +134,8 @@ impl Input<'_> {
         String::from_utf8(self.bytes()?).ok()
     }
 
-    fn list<T>(&mut self, one: impl Fn(&mut Self) -> Option<T>) -> Option<Vec<T>> {
-        (0..self.count()?).map(|_| one(self)).collect()
+    fn list<T>(&mut self, item: impl Fn(&mut Self) -> Option<T>) -> Option<Vec<T>> {
+        (0..self.count()?).map(|_| item(self)).collect()
     }
 
     fn entry(&mut self) -> Option<Entry> {
@@ -172,8 +172,8 @@ impl Input<'_> {
 mod tests {
     use super::*;
 
-    fn seen() -> Seen {
-        Seen {
+    fn seen() -> RememberedManifest {
+        RememberedManifest {
             key: [7; 32],
             config: [8; 32],
             whole: true,

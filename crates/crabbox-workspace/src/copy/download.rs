@@ -18,7 +18,7 @@ use crabbox_ssh::target::Target;
 use rustix::fs::{FileType, RenameFlags};
 
 use super::{COPY, CopyError, LINK, checked, failed, name_of, remote_path, split};
-use crate::files::{self, FetchError, Fetched, Wanted};
+use crate::files::{self, FetchError, FetchRequest, Fetched};
 use crate::stream::{Arriving, Unplaced, budget};
 
 /// Permission bits of new files and directories, less the umask; an executable file also gets execute bits.
@@ -181,7 +181,7 @@ impl Tree {
         };
         let mut tree: Option<Self> = None;
         // The names so far, and whether each is a directory.
-        let mut told: HashMap<&[u8], bool> = HashMap::new();
+        let mut kinds: HashMap<&[u8], bool> = HashMap::new();
         for record in list.strip_suffix(b"\0").unwrap_or(list).split(|byte| *byte == 0) {
             let (kind, path) = record.split_first().unwrap_or((&b'?', b""));
             let below = match EntryPath::exact(path) {
@@ -190,7 +190,7 @@ impl Tree {
                 Err(why) => return Err(refused(path, &why.to_string())),
             };
             if below.is_some() && tree.is_some() {
-                if told.len() >= NAMES_LIMIT {
+                if kinds.len() >= NAMES_LIMIT {
                     return Err(refused(path, &format!("one of more than {NAMES_LIMIT} names")));
                 }
                 if path.split(|byte| *byte == b'/').count() > DEPTH_LIMIT {
@@ -200,10 +200,10 @@ impl Tree {
                     ));
                 }
                 let parent = path.iter().rposition(|byte| *byte == b'/');
-                if parent.is_some_and(|at| told.get(&path[..at]) != Some(&true)) {
+                if parent.is_some_and(|at| kinds.get(&path[..at]) != Some(&true)) {
                     return Err(refused(path, "below a directory that it did not name before"));
                 }
-                if told.insert(path, *kind == b'd').is_some() {
+                if kinds.insert(path, *kind == b'd').is_some() {
                     return Err(refused(path, "named twice"));
                 }
             }
@@ -307,7 +307,7 @@ fn take(
         .iter()
         .map(|file| file.as_path().as_os_str().as_bytes().to_vec())
         .collect();
-    let wanted = Wanted {
+    let wanted = FetchRequest {
         dir: if tree.is_file { split(path).0 } else { path },
         names: &names,
         follow,

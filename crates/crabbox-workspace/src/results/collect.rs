@@ -19,7 +19,7 @@ use flate2::write::GzEncoder;
 use super::junit::{self, Report};
 use super::pattern::Pattern;
 use crate::command::RemoteError;
-use crate::files::{self, Coming, FetchError, Fetched, Wanted};
+use crate::files::{self, Coming, FetchError, FetchRequest, Fetched};
 use crate::owner::Owner;
 use crate::pull::LIST_LIMIT;
 use crate::stream::budget;
@@ -163,7 +163,7 @@ pub fn archive(
     let budget = budget(target, placing.file()).map_err(failed)?;
     let mut packed = GzEncoder::new(Bounded::new(placing.file(), budget), Compression::default());
     let (mut archived, mut padding) = (Archived::default(), 0);
-    let wanted = Wanted {
+    let wanted = FetchRequest {
         dir: workdir,
         names,
         follow: true,
@@ -264,7 +264,7 @@ pub fn reports(
     wanted: &[String],
     auto: bool,
 ) -> Result<Reports, RemoteError> {
-    let (mut names, mut all) = (Vec::new(), Reports::default());
+    let (mut names, mut collected) = (Vec::new(), Reports::default());
     let is_pattern = |text: &&String| text.contains(['*', '?']);
     let wanted: Vec<String> = wanted
         .iter()
@@ -277,7 +277,7 @@ pub fn reports(
     for text in wanted.iter().filter(is_pattern) {
         match text.parse() {
             Ok(pattern) => patterns.push(pattern),
-            Err(error) => all.problems.push(format!("{text}: {}", error.why)),
+            Err(error) => collected.problems.push(format!("{text}: {}", error.why)),
         }
     }
     let wish = Wish {
@@ -285,11 +285,11 @@ pub fn reports(
         written: false,
         once: true,
     };
-    let found = all.find(owner, workdir, &patterns, &wish)?;
+    let found = collected.find(owner, workdir, &patterns, &wish)?;
     for pattern in patterns {
         let mut found = found.names.iter().chain(&found.doubles);
         if !found.any(|name| pattern.matches(name)) {
-            all.problems.push(format!("{pattern}: no file matches"));
+            collected.problems.push(format!("{pattern}: no file matches"));
         }
     }
     names.extend(found.names);
@@ -300,13 +300,13 @@ pub fn reports(
             written: true,
             once: true,
         };
-        names.extend(all.find(owner, workdir, &usual, &wish)?.names);
+        names.extend(collected.find(owner, workdir, &usual, &wish)?.names);
     }
     let mut seen = std::collections::BTreeSet::new();
     names.retain(|name| seen.insert(name.clone()));
     if names.len() > REPORTS {
         names.truncate(REPORTS);
-        all.problems.push(format!(
+        collected.problems.push(format!(
             "there are more than {REPORTS} reports; the rest was not read"
         ));
     }
@@ -316,12 +316,12 @@ pub fn reports(
         .partition(|name| EntryPath::normal(name).is_ok());
     for (names, within) in [(inside, true), (elsewhere, false)] {
         if !names.is_empty() {
-            read(owner, workdir, &names, within, &mut all)?;
+            read(owner, workdir, &names, within, &mut collected)?;
         }
     }
-    all.problems = some(all.problems);
-    all.aside = some(all.aside);
-    Ok(all)
+    collected.problems = some(collected.problems);
+    collected.aside = some(collected.aside);
+    Ok(collected)
 }
 
 impl Reports {
@@ -368,16 +368,16 @@ fn read(
     workdir: &str,
     names: &[Vec<u8>],
     within: bool,
-    all: &mut Reports,
+    reports: &mut Reports,
 ) -> Result<(), RemoteError> {
-    let wanted = Wanted {
+    let wanted = FetchRequest {
         dir: workdir,
         names,
         follow: true,
         within,
         limit: Some(REPORT_LIMIT),
     };
-    let Reports { report, problems, .. } = all;
+    let Reports { report, problems, .. } = reports;
     let (mut text, mut current) = (Vec::new(), None);
     let mut end = |text: &mut Vec<u8>, current: Option<usize>, problems: &mut Vec<String>| {
         if let Some(number) = current {

@@ -134,13 +134,13 @@ pub fn read(name: &str, bytes: &[u8], report: &mut Report) -> Result<(), JunitEr
     if !walk.begun {
         return Err(JunitError::Other);
     }
-    let said = walk.said.or(walk.suites);
-    if walk.found.tests == 0 && said.tests > 0 {
-        return Err(JunitError::Summary { tests: said.tests });
+    let totals = walk.said.or(walk.suites);
+    if walk.found.tests == 0 && totals.tests > 0 {
+        return Err(JunitError::Summary { tests: totals.tests });
     }
     // A report that claims failures has them, whatever it lists.
-    walk.found.failures = walk.found.failures.max(said.failures);
-    walk.found.errors = walk.found.errors.max(said.errors);
+    walk.found.failures = walk.found.failures.max(totals.failures);
+    walk.found.errors = walk.found.errors.max(totals.errors);
     walk.found.files.push(name.to_owned());
     report.add(walk.found);
     Ok(())
@@ -224,10 +224,10 @@ impl Walk {
         }
         self.begun = true;
         if name == b"testsuites" || name == b"testsuite" {
-            let said = Said::of(element);
+            let totals = Said::of(element);
             match self.open.len() {
-                0 => self.said = said,
-                1 if self.open[0] == b"testsuites" => self.suites = self.suites.and(said),
+                0 => self.said = totals,
+                1 if self.open[0] == b"testsuites" => self.suites = self.suites.and(totals),
                 _ => {}
             }
         }

@@ -119,13 +119,13 @@ pub enum Judgement {
 /// Reads the schemas of `specs`, each `remote=schema.json`. Duplicates are ignored.
 pub fn load(specs: &[String]) -> Result<Vec<Required>, SchemaError> {
     let mut required: Vec<Required> = Vec::new();
-    let said: Vec<&String> = specs
+    let distinct: Vec<&String> = specs
         .iter()
         .enumerate()
         .filter(|(index, spec)| !specs[..*index].contains(spec))
         .map(|(_, spec)| spec)
         .collect();
-    for spec in said {
+    for spec in distinct {
         let (remote, schema) = spec.trim().split_once('=').ok_or(SchemaError::Spec)?;
         let (remote, schema) = (remote.trim(), PathBuf::from(schema.trim()));
         if remote.is_empty() || schema.as_os_str().is_empty() {
@@ -134,7 +134,7 @@ pub fn load(specs: &[String]) -> Result<Vec<Required>, SchemaError> {
         let remote = below(remote).ok_or_else(|| SchemaError::Remote {
             remote: remote.to_owned(),
         })?;
-        if required.iter().any(|one| one.remote == remote) {
+        if required.iter().any(|earlier| earlier.remote == remote) {
             return Err(SchemaError::Twice { remote });
         }
         let text = files::read_regular(&schema, SCHEMA_BYTES).map_err(|source| SchemaError::Read {
@@ -187,18 +187,18 @@ fn compile(text: Vec<u8>) -> Result<(Validator, usize), String> {
     compiled.unwrap_or_else(|| Err(slow("compiling it")))
 }
 
-fn slow(what: &str) -> String {
-    format!("{what} takes longer than {} s", LIMIT.as_secs())
+fn slow(activity: &str) -> String {
+    format!("{activity} takes longer than {} s", LIMIT.as_secs())
 }
 
 /// The result of `work`, if it finishes in time. Otherwise it keeps running: this program ends soon.
 fn bounded<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
-    let (told, heard) = mpsc::channel();
+    let (sender, heard) = mpsc::channel();
     std::thread::Builder::new()
         .stack_size(STACK)
         .spawn(move || {
             // The receiver is gone if it took too long.
-            told.send(work()).ok();
+            sender.send(work()).ok();
         })
         .ok()?;
     heard.recv_timeout(LIMIT).ok()

@@ -34,16 +34,19 @@ fn tree() -> Command {
     root
 }
 
+fn argv(words: &[&str]) -> Vec<OsString> {
+    std::iter::once(&"crabbox").chain(words).map(Into::into).collect()
+}
+
+/// What follows the program's name.
+fn texts(argv: &[OsString]) -> Vec<String> {
+    let text = |word: &OsString| word.to_str().unwrap().to_owned();
+    argv[1..].iter().map(text).collect()
+}
+
 fn run(words: &[&str]) -> Result<Vec<String>, String> {
-    let argv: Vec<OsString> = std::iter::once("crabbox")
-        .chain(words.iter().copied())
-        .map(Into::into)
-        .collect();
-    match normalise(&argv, &tree()) {
-        Ok(out) => Ok(out[1..]
-            .iter()
-            .map(|word| word.to_str().unwrap().to_owned())
-            .collect()),
+    match normalise(&argv(words), &tree()) {
+        Ok(out) => Ok(texts(&out)),
         Err(Stop::Help(path)) => Err(format!("help:{}", path.join(" "))),
         Err(Stop::Usage(error)) => Err(error.problem.to_string()),
         Err(Stop::Refused(refused)) => Err(format!("{refused:?}")),
@@ -77,14 +80,7 @@ fn one_dash_and_two_are_the_same_and_values_may_begin_with_a_dash() {
 #[test]
 fn an_empty_text_is_as_good_as_no_flag() {
     let root = crate::args::command();
-    let normalised = |words: &[&str]| {
-        let argv: Vec<OsString> = std::iter::once(&"crabbox").chain(words).map(Into::into).collect();
-        let out = normalise(&argv, &root).unwrap();
-        out[1..]
-            .iter()
-            .map(|word| word.to_str().unwrap().to_owned())
-            .collect::<Vec<_>>()
-    };
+    let normalised = |words: &[&str]| texts(&normalise(&argv(words), &root).unwrap());
     for flag in [
         "stop-after",
         "slug",
@@ -169,10 +165,7 @@ fn a_switch_that_is_off_is_as_good_as_no_flag() {
     ok(&["run", "-keep=F"], &["run", "--"]);
     ok(&["run", "--keep", "--keep=0"], &["run", "--"]);
     ok(&["run", "--keep=0", "--keep"], &["run", "--keep=true", "--"]);
-    let parsed = |words: &[&str]| {
-        let argv: Vec<OsString> = std::iter::once(&"crabbox").chain(words).map(Into::into).collect();
-        crate::args::parse(&argv)
-    };
+    let parsed = |words: &[&str]| crate::args::parse(&argv(words));
     for words in [
         &["status", "--wait=false", "--watch", "x"][..],
         &["status", "--wait", "--watch=false", "x"],
@@ -215,14 +208,7 @@ fn some_commands_take_flags_after_positionals() {
 #[test]
 fn no_flag_is_taken_for_one_of_any_number_of_words() {
     let root = crate::args::command();
-    let normalised = |words: &[&str]| {
-        let argv: Vec<OsString> = std::iter::once(&"crabbox").chain(words).map(Into::into).collect();
-        let out = normalise(&argv, &root).unwrap();
-        out[1..]
-            .iter()
-            .map(|word| word.to_str().unwrap().to_owned())
-            .collect::<Vec<_>>()
-    };
+    let normalised = |words: &[&str]| texts(&normalise(&argv(words), &root).unwrap());
     assert_eq!(
         normalised(&["pull", "src", "--dry-run", "--id", "x", "--", "-odd"]),
         ["pull", "--dry-run=true", "--id=x", "--", "src", "-odd"]
@@ -246,12 +232,8 @@ fn no_flag_is_taken_for_one_of_any_number_of_words() {
         }
         if takes_any_words(command) && !counts.contains(&path[0].as_str()) {
             let words: Vec<&str> = path.iter().map(String::as_str).chain(["word", "-h"]).collect();
-            let argv: Vec<OsString> = std::iter::once(&"crabbox")
-                .chain(&words)
-                .map(Into::into)
-                .collect();
             assert_eq!(
-                normalise(&argv, &root),
+                normalise(&argv(&words), &root),
                 Err(Stop::Help(path.clone())),
                 "{words:?}"
             );

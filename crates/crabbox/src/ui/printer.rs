@@ -403,7 +403,7 @@ mod tests {
     const FOREIGN: &str = "a\u{1b}[2Jb\u{9b}2Jc\u{202e}d\u{1b}]0;t\u{7}e\r";
 
     #[test]
-    fn a_foreign_name_in_a_text_of_ours_does_not_drive_the_terminal_and_our_label_keeps_its_colour() {
+    fn a_foreign_name_does_not_drive_the_terminal_and_our_label_keeps_its_colour() {
         let [err, out] = printed(|printer| {
             printer.line(FOREIGN);
             printer.notes(format_args!("one {FOREIGN}\n  two"));

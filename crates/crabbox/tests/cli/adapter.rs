@@ -159,7 +159,7 @@ fn a_request_that_cannot_be_acted_on_is_answered_with_an_error_and_an_exit_code(
 }
 
 #[test]
-fn what_configures_another_host_or_provider_is_refused_and_what_a_repository_says_of_it_is_not_believed() {
+fn another_host_or_provider_is_refused_and_a_repository_is_not_believed_about_it() {
     let place = place();
     let acquire = |config: Value| {
         ask(

@@ -3,14 +3,14 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
-use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use crabbox_host::clock::poll_until;
 use crabbox_host::command::Cmd;
 use crabbox_testkit::sshd::Sshd;
 
-use crate::landing::{Narrow, with_agent};
+use crate::forged::{forged, with_agent};
+use crate::landing::Narrow;
 use crate::place::Answer;
 use crate::remote::Entered;
 use crate::run::{entered, with_repository};
@@ -18,41 +18,7 @@ use crate::run::{entered, with_repository};
 /// Longer than anything here takes.
 const LONG: Duration = Duration::from_mins(1);
 
-/// The start of every forged agent: `say` and `hear` frames. `hear` returns the tag.
-const FORGED: &str = r#"#!/usr/bin/python3
-import os, struct, sys, time
-home = os.environ["HOME"]
-def frame(tag, *fields):
-    body = b"".join(fields)
-    return b"\xfecb\xff" + bytes([tag]) + struct.pack(">I", len(body)) + body + b"\xffbc\xfe"
-def say(tag, *fields):
-    sys.stdout.buffer.write(frame(tag, *fields))
-    sys.stdout.buffer.flush()
-def hear():
-    head = sys.stdin.buffer.read(9)
-    if len(head) < 9: sys.exit()
-    global body
-    body = sys.stdin.buffer.read(struct.unpack(">I", head[5:])[0] + 4)[:-4]
-    # What says only that we are there is no question.
-    return head[4] if head[4] != 38 else hear()
-def own():
-    # The lock's name, the owner's, and perhaps a directory to make, which is answered by itself.
-    at = 0
-    for _ in range(2): at += 4 + struct.unpack(">I", body[at:at + 4])[0]
-    say(67, b"\0")
-    if body[at] == 1: say(84)
-def text(words): return struct.pack(">I", len(words)) + words
-def file(number, size, mode=0o644): return frame(82, struct.pack(">IIqQ", number, mode, 0, size))
-def problem(number, words, lost=b"\1"): return frame(83, struct.pack(">I", number), text(words), lost)
-OWN, RELEASE, END, RUN, FETCH, MAKE, TREE = 16, 17, 20, 29, 32, 33, 34
-say(64, b"crb2\0")
-"#;
-
-fn forged(rest: &str) -> String {
-    format!("{FORGED}{rest}")
-}
-
-/// The same, killing a run that does not end within `limit`.
+/// Runs a script in the lease, and kills a run that does not end within `limit`.
 fn run_within(lease: &Entered, limit: Duration, flags: &[&str], script: &str) -> Answer {
     let words = [
         &["run", "--id", "jade-krill", "--no-sync"],
@@ -500,21 +466,7 @@ fn an_interrupt_while_a_login_shell_does_not_begin_ends_the_wait() {
     ] {
         lease.place.write("repo/tracked", "x");
         fs::remove_file(&begun).ok();
-        let mut child = lease
-            .place
-            .command(words)
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        let has_begun = poll_until(LONG, || begun.exists().then_some(())).is_some();
-        let pid = rustix::process::Pid::from_child(&child);
-        rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
-        let status = poll_until(Duration::from_secs(30), || child.try_wait().unwrap());
-        child.kill().ok();
-        assert!(has_begun, "{words:?}");
-        let code = status.and_then(|status| status.code());
-        assert_eq!(code, Some(130), "{words:?}: one interrupt is enough");
+        lease.place.interrupt(words, || begun.exists());
     }
 }
 

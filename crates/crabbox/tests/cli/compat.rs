@@ -20,7 +20,7 @@ fn judged(case: serde_json::Value, rows: &[&str]) -> Verdict {
 }
 
 #[test]
-fn this_program_does_what_the_table_says_of_the_go_program_and_differs_where_it_is_written_down() {
+fn this_program_does_what_the_go_program_does_and_differs_where_it_is_written_down() {
     let rows = compat::rows().unwrap();
     let cases = compat::cases(&compat::directory()).unwrap();
     assert!(cases.len() >= AT_LEAST, "{} cases", cases.len());

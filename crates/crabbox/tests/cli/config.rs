@@ -235,7 +235,7 @@ fn a_missing_home_is_told() {
 }
 
 #[test]
-fn the_user_s_file_counts_whatever_is_said_of_other_directories_and_is_never_skipped_silently() {
+fn the_user_s_file_counts_despite_other_directories_and_is_never_skipped_silently() {
     let place = Place::new();
     place.write("home/.config/crabbox/config.yaml", "ttl: 17m\n");
     let shown = |prepare: &dyn Fn(&mut std::process::Command)| {

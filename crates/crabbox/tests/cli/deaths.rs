@@ -24,7 +24,7 @@ fn lease_dir(lease: &Entered) -> PathBuf {
 }
 
 #[test]
-fn a_client_that_is_killed_while_it_sends_leaves_nothing_running_and_the_next_one_converges() {
+fn a_client_killed_while_it_sends_leaves_nothing_running_and_the_next_one_converges() {
     let lease = entered();
     lease.place.write("repo/small", "x");
     let big = fs::File::create(lease.place.path("repo/big")).unwrap();
@@ -90,11 +90,9 @@ fn with_bootstrap(script: &str) -> Place {
 }
 
 #[test]
-fn a_build_that_is_killed_ends_what_it_runs_leaves_no_mount_and_the_next_change_sweeps_its_tree() {
+fn a_killed_build_ends_what_it_runs_leaves_no_mount_and_has_its_tree_swept_later() {
     let place = with_bootstrap(BOOTSTRAP);
-    let mut command = place.command(&BUILD);
-    command.stdout(Stdio::null()).stderr(Stdio::null());
-    let build = Killed(command.spawn().unwrap());
+    let build = Killed(place.start(&BUILD));
     let mounted = || {
         fs::read_to_string(place.path("home/mounted"))
             .ok()

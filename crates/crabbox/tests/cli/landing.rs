@@ -5,14 +5,13 @@ use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::Path;
 use std::process::Stdio;
-use std::time::Duration;
 
-use crabbox_host::clock::poll_until;
 use crabbox_host::command::Cmd;
 
+use crate::forged::{forged, in_place_of_the_agent, with_agent};
 use crate::place::{Answer, Place};
 use crate::remote::Entered;
-use crate::run::{entered, with_repository};
+use crate::run::entered;
 
 /// A lease, and a repository with links that lead to `outside` and to its own `.git`.
 fn trapped() -> Entered {
@@ -131,7 +130,7 @@ fn jobs_copies_and_new_files_go_through_no_link_either() {
 }
 
 #[test]
-fn what_is_kept_is_private_under_a_loose_umask_and_what_is_downloaded_is_as_the_umask_has_it() {
+fn what_is_kept_is_private_under_any_umask_and_a_download_is_as_the_umask_has_it() {
     let lease = entered();
     let under = |umask: &str, words: &[&str], script: &str| {
         let words = [
@@ -255,67 +254,14 @@ fn a_first_interrupt_ends_a_download_and_leaves_nothing() {
         "--",
         "true",
     ];
-    let mut child = lease
-        .place
-        .command(&words)
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
-    let coming = || (!is_empty(&lease.place.path("repo/to"))).then_some(());
-    poll_until(Duration::from_mins(1), coming).expect("the file has begun to come");
-    let pid = rustix::process::Pid::from_child(&child);
-    rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
-    let ended = || child.try_wait().unwrap();
-    let status = poll_until(Duration::from_mins(1), ended).expect("one interrupt is enough");
-    assert_eq!(status.code(), Some(130));
-    assert!(is_empty(&lease.place.path("repo/to")));
-}
-
-/// A lease whose user has replaced the agent with this script; the real agent is beside it as `real`.
-pub(crate) fn with_agent(script: &str) -> Entered {
-    let lease = with_repository(entered());
-    // The first run installs the real one.
-    let first = lease.script(&[], "true");
-    assert_eq!(first.code, 0, "{}", first.err);
-    let dir = lease.sshd.home().join(".cache/crabbox/agents");
-    let agent = fs::read_dir(&dir).unwrap().next().unwrap().unwrap().path();
-    fs::hard_link(&agent, dir.join("real")).unwrap();
-    in_place_of_the_agent(&lease, script);
-    lease
-}
-
-/// Replaces the agent of a lease with this script.
-fn in_place_of_the_agent(lease: &Entered, script: &str) {
-    let dir = lease.sshd.home().join(".cache/crabbox/agents");
-    let mut names = fs::read_dir(&dir).unwrap().flatten();
-    let agent = names.find(|entry| entry.file_name() != "real").unwrap().path();
-    // Not overwritten in place, because the file may still be running.
-    fs::remove_file(&agent).unwrap();
-    fs::write(&agent, script).unwrap();
-    fs::set_permissions(&agent, fs::Permissions::from_mode(0o755)).unwrap();
+    let to = lease.place.path("repo/to");
+    lease.place.interrupt(&words, || !is_empty(&to));
+    assert!(is_empty(&to));
 }
 
 /// An agent that accepts everything, and sends a list byte by byte, ten per second, without end. It creates
 /// the file `begun` in its home first.
-const DRIPPING: &str = r#"#!/usr/bin/python3
-import os, struct, sys, time
-say = lambda tag, *fields: (sys.stdout.buffer.write(b"\xfecb\xff" + bytes([tag]) + struct.pack(">I", len(b"".join(fields))) + b"".join(fields) + b"\xffbc\xfe"), sys.stdout.buffer.flush())
-def hear():
-    head = sys.stdin.buffer.read(9)
-    if len(head) < 9: sys.exit()
-    global body
-    body = sys.stdin.buffer.read(struct.unpack(">I", head[5:])[0] + 4)[:-4]
-    # What says only that we are there is no question.
-    return head[4] if head[4] != 38 else hear()
-def own():
-    # The lock's name, the owner's, and perhaps a directory to make, which is answered by itself.
-    at = 0
-    for _ in range(2): at += 4 + struct.unpack(">I", body[at:at + 4])[0]
-    say(67, b"\0")
-    if body[at] == 1: say(84)
-say(64, b"crb2\0")
-OWN, RELEASE, CHANGES, RUN, LIST, FETCH, MAKE, TREE, PUT = 16, 17, 28, 29, 31, 32, 33, 34, 35
+const DRIPPING: &str = r#"
 while True:
     tag = hear()
     if tag == OWN: own()
@@ -323,10 +269,10 @@ while True:
     elif tag == MAKE: say(84)
     elif tag == RUN: say(79, struct.pack(">I", 0), b"\1")
     elif tag == PUT:
-        open(os.environ["HOME"] + "/begun", "w")
+        open(home + "/begun", "w")
         time.sleep(600)
     elif tag in (CHANGES, LIST, FETCH, TREE):
-        open(os.environ["HOME"] + "/begun", "w")
+        open(home + "/begun", "w")
         if tag == FETCH: say(82, struct.pack(">IIqQ", 0, 0o644, 0, 1 << 20))
         while True:
             say(1, b"x")
@@ -336,7 +282,8 @@ while True:
 #[test]
 fn a_first_interrupt_ends_whatever_a_lease_is_asked_for_though_it_drips() {
     let run = &["run", "--id", "jade-krill", "--no-sync"][..];
-    let lease = with_agent(DRIPPING);
+    let lease = with_agent(&forged(DRIPPING));
+    let begun = lease.sshd.home().join("begun");
     lease.place.write("repo/large", vec![7; 4 << 20]);
     for words in [
         &["pull", "--id", "jade-krill"][..],
@@ -347,23 +294,8 @@ fn a_first_interrupt_ends_whatever_a_lease_is_asked_for_though_it_drips() {
         // More than any pipe holds, to a reader that no longer reads.
         &["cp", "--id", "jade-krill", "large", "SANDBOX:/there"],
     ] {
-        fs::remove_file(lease.sshd.home().join("begun")).ok();
-        let mut child = lease
-            .place
-            .command(words)
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        let begun = || lease.sshd.home().join("begun").exists().then_some(());
-        let has_begun = poll_until(Duration::from_mins(1), begun).is_some();
-        let pid = rustix::process::Pid::from_child(&child);
-        rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
-        let status = poll_until(Duration::from_secs(30), || child.try_wait().unwrap());
-        child.kill().ok();
-        assert!(has_begun, "{words:?}: it was not asked");
-        let status = status.unwrap_or_else(|| panic!("{words:?}: one interrupt is enough"));
-        assert_eq!(status.code(), Some(130), "{words:?}");
+        fs::remove_file(&begun).ok();
+        lease.place.interrupt(words, || begun.exists());
     }
 }
 

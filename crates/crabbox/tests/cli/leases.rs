@@ -3,7 +3,8 @@
 use std::fs;
 use std::io::Read as _;
 use std::os::unix::fs::PermissionsExt as _;
-use std::process::Stdio;
+use std::path::Path;
+use std::process::{Child, ChildStdout, Stdio};
 
 use crabbox_host::clock;
 
@@ -594,21 +595,24 @@ fn logs_are_read_with_what_was_turned_over_and_by_their_last_lines() {
     assert!(link.err.contains("is not a regular file"), "{}", link.err);
 }
 
+/// Writes the first line of this log, and starts to follow it: the line has been read.
+fn followed(place: &Place, log: &Path) -> (Child, ChildStdout) {
+    fs::write(log, "one\n").unwrap();
+    let mut command = place.command(&["logs", "--follow", "jade-krill"]);
+    let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+    let mut out = child.stdout.take().unwrap();
+    let mut first = [0; 4];
+    out.read_exact(&mut first).unwrap();
+    assert_eq!(&first, b"one\n");
+    (child, out)
+}
+
 #[test]
 fn a_followed_log_goes_on_over_a_turn_and_ends_with_the_lease() {
     let (place, machine) = leased();
     let dir = Record::new(ID, "jade-krill").on(&machine).write(&place);
     let log = dir.join("console.log");
-    fs::write(&log, "one\n").unwrap();
-    let mut child = place
-        .command(&["logs", "--follow", "jade-krill"])
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut out = child.stdout.take().unwrap();
-    let mut seen = [0; 4];
-    out.read_exact(&mut seen).unwrap();
-    assert_eq!(&seen, b"one\n");
+    let (mut child, mut out) = followed(&place, &log);
     let mut open = fs::OpenOptions::new().append(true).open(&log).unwrap();
     std::io::Write::write_all(&mut open, b"two\n").unwrap();
     fs::rename(&log, dir.join("console.log.1")).unwrap();
@@ -631,15 +635,7 @@ fn a_followed_log_goes_on_over_a_turn_and_ends_with_the_lease() {
 fn a_followed_log_that_nobody_reads_ends_though_the_guest_is_silent() {
     let (place, machine) = leased();
     let dir = Record::new(ID, "jade-krill").on(&machine).write(&place);
-    fs::write(dir.join("console.log"), "one\n").unwrap();
-    let mut child = place
-        .command(&["logs", "--follow", "jade-krill"])
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut out = child.stdout.take().unwrap();
-    let mut seen = [0; 4];
-    out.read_exact(&mut seen).unwrap();
+    let (mut child, out) = followed(&place, &dir.join("console.log"));
     drop(out);
     let ended = clock::poll_until(std::time::Duration::from_secs(30), || child.try_wait().unwrap());
     if ended.is_none() {

@@ -3,7 +3,6 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crabbox_host::clock::poll_until;
@@ -143,13 +142,7 @@ fn what_a_killed_client_leaves_the_go_program_takes_over() {
         begun.display()
     );
     let words = ["run", "--id", "jade-krill", "--no-sync", "--shell", "--", &script];
-    let mut client = lease
-        .place
-        .command(&words)
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
+    let mut client = lease.place.start(&words);
     let pid = poll_until(Duration::from_mins(1), || fs::read_to_string(&begun).ok());
     let (while_it_runs, child) = (files.asked_by_go(), fs::read_to_string(files.named("child")));
     client.kill().unwrap();

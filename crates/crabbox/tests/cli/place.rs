@@ -3,9 +3,12 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{Child, Stdio};
+use std::time::Duration;
 
+use crabbox_host::clock::poll_until;
 use crabbox_host::command::Cmd;
+use rustix::process::{Pid, Signal, kill_process};
 
 use crate::documents;
 
@@ -79,7 +82,29 @@ impl Place {
         answer
     }
 
-    /// The same without the right to change networks, as for an ordinary user.
+    /// Starts it in the background; nobody reads what it prints.
+    pub(crate) fn start(&self, words: &[&str]) -> Child {
+        let mut command = self.command(words);
+        command.stdout(Stdio::null()).stderr(Stdio::null());
+        command.spawn().unwrap()
+    }
+
+    /// Starts it, and checks that one interrupt ends it once `begun` holds.
+    pub(crate) fn interrupt(&self, words: &[&str], begun: impl Fn() -> bool) {
+        let mut child = self.start(words);
+        let has_begun = poll_until(Duration::from_mins(1), || begun().then_some(())).is_some();
+        kill_process(Pid::from_child(&child), Signal::INT).unwrap();
+        let status = poll_until(Duration::from_secs(30), || child.try_wait().unwrap());
+        if status.is_none() {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+        assert!(has_begun, "{words:?}: it does not begin");
+        let code = status.and_then(|status| status.code());
+        assert_eq!(code, Some(130), "{words:?}: one interrupt is enough");
+    }
+
+    /// Like `run`, without the right to change networks, as for an ordinary user.
     pub(crate) fn run_without_net_admin(&self, words: &[&str]) -> Answer {
         let cmd =
             Cmd::new("/usr/bin/setpriv").args(["--bounding-set=-net_admin", env!("CARGO_BIN_EXE_crabbox")]);

@@ -5,7 +5,7 @@ use std::fs;
 use crate::place::Place;
 
 #[test]
-fn the_probe_of_the_developers_tasks_says_no_without_a_guest_and_leaves_its_verdict_at_most() {
+fn the_developers_probe_says_no_without_a_guest_and_leaves_its_verdict_at_most() {
     let place = Place::new();
     let dir = tempfile::tempdir().unwrap();
     let cache = dir.path().join("probe");

@@ -34,7 +34,7 @@ fn read(path: PathBuf) -> String {
 }
 
 #[test]
-fn what_changed_in_a_submodule_comes_back_by_its_own_rules_and_other_repositories_are_left_alone() {
+fn changes_in_a_submodule_come_back_by_its_rules_and_other_repositories_stay() {
     let lease = entered();
     let commit = "-c user.name=t -c user.email=t@t commit -q --allow-empty -m x";
     let script = format!(

@@ -475,13 +475,8 @@ fn a_policy_counts_a_report_for_each_of_many_classes() {
 
 /// A run in the background whose command makes a file `name` in the work tree and waits.
 fn waiting(lease: &Entered, name: &str) -> Child {
-    let child = lease
-        .place
-        .command(&words(&[], &format!("echo $$ > {name}; exec sleep 1000")))
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
+    let script = format!("echo $$ > {name}; exec sleep 1000");
+    let child = lease.place.start(&words(&[], &script));
     let began = poll_until(Duration::from_secs(20), || pid(lease, name));
     began.unwrap();
     child

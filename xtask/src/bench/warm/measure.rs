@@ -13,13 +13,13 @@ const LIMIT: u32 = 300;
 
 /// How the machine of a lease starts, in the words of `leaseSource`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Way {
+pub(super) enum LeaseSource {
     Cold,
     Restored,
     Pool,
 }
 
-impl Way {
+impl LeaseSource {
     pub(super) const ALL: [Self; 3] = [Self::Cold, Self::Restored, Self::Pool];
 
     pub(super) fn name(self) -> &'static str {
@@ -55,8 +55,8 @@ pub(super) struct Lease {
 }
 
 /// Makes a new lease, runs `true` in it, and returns the times of both.
-pub(super) fn lease(site: &Site, way: Way, drop_cache: bool) -> Result<Lease> {
-    if way == Way::Pool {
+pub(super) fn lease(site: &Site, way: LeaseSource, drop_cache: bool) -> Result<Lease> {
+    if way == LeaseSource::Pool {
         // Also waits for the process that refills the pool after the previous lease.
         command(site, &format!("crabbox pool fill {MACHINE} {}", way.options()))?;
     }
@@ -72,13 +72,13 @@ pub(super) fn lease(site: &Site, way: Way, drop_cache: bool) -> Result<Lease> {
         "the lease was not given back: {}",
         stopped.stderr_text()
     );
-    if way == Way::Pool {
+    if way == LeaseSource::Pool {
         command(site, &format!("crabbox pool fill {MACHINE} {}", way.options()))?;
     }
     Ok(lease)
 }
 
-fn measure(site: &Site, way: Way) -> Result<Lease> {
+fn measure(site: &Site, way: LeaseSource) -> Result<Lease> {
     let made = timings(
         site,
         &format!(
@@ -194,7 +194,7 @@ pub(super) fn crowd(site: &Site, count: usize) -> Result<Crowd> {
 
 /// The time of a build in a lease in milliseconds, and the units of work it did. `asked` are the arguments of
 /// `build.sh`.
-pub(super) fn build(site: &Site, way: Way, asked: &str) -> Result<(f64, f64)> {
+pub(super) fn build(site: &Site, way: LeaseSource, asked: &str) -> Result<(f64, f64)> {
     let script = include_str!("build.sh");
     site.script(&format!(
         "cat >\"$HOME/bench-build.sh\" <<'SCRIPT'\n{script}\nSCRIPT"

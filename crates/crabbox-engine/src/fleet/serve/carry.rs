@@ -99,11 +99,11 @@ pub(super) fn carry(
             // Also ends when the lease is gone: a killed machine does not close its connections.
             _ => return Ok(()),
         }
-        let (now, all) = (Instant::now(), moved.load(Ordering::Relaxed));
-        if is_use(all - seen.1, now - seen.0) {
+        let (now, total) = (Instant::now(), moved.load(Ordering::Relaxed));
+        if is_use(total - seen.1, now - seen.0) {
             activity::renew(places, &dir, id);
         }
-        seen = (now, all);
+        seen = (now, total);
     }
 }
 

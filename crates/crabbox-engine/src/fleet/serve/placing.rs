@@ -25,10 +25,10 @@ use super::taking::{GRACE, Gone};
 use super::{Out, Serve, ServeError, flags};
 use crate::fleet::client::{ANSWER_LIMIT, Conversation, FleetError};
 use crate::fleet::lines::Lines;
-use crate::fleet::wire::{Ask, Bound, FarLease, GATEWAY, LEASES, Reply};
+use crate::fleet::wire::{Bound, FarLease, FleetRequest, GATEWAY, LEASES, Reply};
 use crate::placement::gateway::Gateway;
 use crate::placement::queue::{self, Need};
-use crate::placement::{JOB, JobState, Placement, PlacementError, Wish};
+use crate::placement::{JOB, JobRequest, JobState, Placement, PlacementError};
 use crate::provider::error::LeaseError;
 
 /// The longest reason of a host or of the scheduler that is passed on, in characters.
@@ -83,13 +83,13 @@ impl Serve<'_> {
     pub(super) fn serve_fleet(
         &self,
         gateway: &Gateway,
-        ask: Ask,
+        ask: FleetRequest,
         lines: &mut Lines<File>,
         out: &Out<'_>,
     ) -> Result<bool, ServeError> {
         match ask {
-            Ask::Acquire { queue: false, .. } => return Err(ServeError::NoQueue),
-            Ask::Acquire {
+            FleetRequest::Acquire { queue: false, .. } => return Err(ServeError::NoQueue),
+            FleetRequest::Acquire {
                 key,
                 settings,
                 slug,
@@ -112,18 +112,18 @@ impl Serve<'_> {
                 };
                 self.place(gateway, &wanted, lines, out)?;
             }
-            Ask::Claimed => return Err(ServeError::OutOfOrder),
-            Ask::List => {
+            FleetRequest::Claimed => return Err(ServeError::OutOfOrder),
+            FleetRequest::List => {
                 for lease in self.list_behind(gateway)? {
                     out.put(&Reply::Lease(lease))?;
                 }
                 out.put(&Reply::Done)?;
             }
-            Ask::Enter { node } => {
+            FleetRequest::Enter { node } => {
                 self.enter(gateway, &node, lines, out)?;
                 return Ok(false);
             }
-            Ask::Fate { lease, job } => {
+            FleetRequest::Fate { lease, job } => {
                 let how = match gateway.placement().state(job, &lease)? {
                     JobState::Pending { .. } => Some("PENDING".to_owned()),
                     JobState::Running { .. } => Some("RUNNING".to_owned()),
@@ -132,13 +132,13 @@ impl Serve<'_> {
                 };
                 out.put(&Reply::Fate { how })?;
             }
-            Ask::Acquire { .. }
-            | Ask::SpeakFor { .. }
-            | Ask::Resolve { .. }
-            | Ask::Touch { .. }
-            | Ask::Release { .. }
-            | Ask::Logs { .. }
-            | Ask::Connect { .. } => {
+            FleetRequest::Acquire { .. }
+            | FleetRequest::SpeakFor { .. }
+            | FleetRequest::Resolve { .. }
+            | FleetRequest::Touch { .. }
+            | FleetRequest::Release { .. }
+            | FleetRequest::Logs { .. }
+            | FleetRequest::Connect { .. } => {
                 return Err(ServeError::NotHere {
                     what: "this",
                     role: GATEWAY,
@@ -185,7 +185,7 @@ impl Serve<'_> {
         while refusals.len() < TRIES {
             let (lease, nonce) = (drawn()?, drawn()?.to_string());
             let command = self.held(gateway, &lease, &nonce);
-            let wish = Wish {
+            let request = JobRequest {
                 lease: &lease,
                 owner: &self.owner,
                 memory_mib: u64::from(wanted.plan.memory_mib) + VMM_OVERHEAD_MIB,
@@ -195,7 +195,7 @@ impl Serve<'_> {
                 exclude: &exclude,
                 command: &command,
             };
-            let job = match placement.submit(&wish) {
+            let job = match placement.submit(&request) {
                 Ok(job) => job,
                 // All remaining hosts are excluded.
                 Err(PlacementError::Never { .. }) if !refusals.is_empty() => break,
@@ -206,7 +206,7 @@ impl Serve<'_> {
                 job: Some((job, &lease)),
             };
             let gone = Gone::watch(lines.as_fd(), self.interrupts).map_err(ServeError::Streams)?;
-            let node = match self.wait_for(&*placement, (job, &wish), out) {
+            let node = match self.wait_for(&*placement, (job, &request), out) {
                 Ok(node) => node,
                 Err(ServeError::Placement(PlacementError::Never { .. })) if !refusals.is_empty() => break,
                 Err(error) => return Err(error),
@@ -268,15 +268,15 @@ impl Serve<'_> {
     fn wait_for(
         &self,
         placement: &dyn Placement,
-        (job, wish): (u32, &Wish<'_>),
+        (job, request): (u32, &JobRequest<'_>),
         out: &Out<'_>,
     ) -> Result<String, ServeError> {
         let need = Need {
-            memory_mib: wish.memory_mib,
-            cpus: wish.cpus,
+            memory_mib: request.memory_mib,
+            cpus: request.cpus,
         };
         let began = Instant::now();
-        let (mut said, mut silences) = ((String::new(), began), 0);
+        let (mut last_report, mut silences) = ((String::new(), began), 0);
         let mut pause = FIRST_LOOK;
         loop {
             let until = Some(Instant::now() + pause);
@@ -288,7 +288,7 @@ impl Serve<'_> {
                 });
             }
             pause = queue::pause(began.elapsed());
-            match placement.state(job, wish.lease) {
+            match placement.state(job, request.lease) {
                 Ok(JobState::Running { node }) => return Ok(node),
                 Ok(JobState::Pending { reason }) if queue::is_never(&reason) => {
                     return Err(PlacementError::Never { why: reason }.into());
@@ -302,9 +302,9 @@ impl Serve<'_> {
                     let rank = placement.rank(job).unwrap_or_default();
                     let nodes = queue::is_short(&reason).then(|| placement.nodes().ok()).flatten();
                     let text = short(&queue::words(rank, &reason, need, nodes.as_deref()));
-                    if text != said.0 || said.1.elapsed() >= SIGN_OF_LIFE {
+                    if text != last_report.0 || last_report.1.elapsed() >= SIGN_OF_LIFE {
                         out.put(&Reply::Queued { text: text.clone() })?;
-                        said = (text, Instant::now());
+                        last_report = (text, Instant::now());
                     }
                 }
                 Ok(JobState::Over { how }) => return Err(ServeError::JobOver { job, how }),
@@ -334,7 +334,7 @@ impl Serve<'_> {
         let node = bound.node.clone();
         let limit = wanted.plan.launch_timeout.to_std() * 2 + ANSWER_LIMIT;
         let opened = self.open(gateway, &node).and_then(|mut talk| {
-            talk.say(&Ask::Acquire {
+            talk.say(&FleetRequest::Acquire {
                 key: wanted.key.clone(),
                 settings: wanted.settings.clone(),
                 slug: wanted.slug.clone(),
@@ -389,12 +389,12 @@ impl Serve<'_> {
                     out.put(&reply)?;
                     let said =
                         lines.next(Some(self.interrupts.as_fd()), Some(Instant::now() + left + GRACE))?;
-                    match said.map(|line| Ask::read(&line)).transpose()? {
-                        Some(Ask::Claimed) => {
+                    match said.map(|line| FleetRequest::read(&line)).transpose()? {
+                        Some(FleetRequest::Claimed) => {
                             // The client has claimed it, so an interrupt no longer abandons the lease; it
                             // would have to be stopped.
                             talk.heed_no_more();
-                            talk.say(&Ask::Claimed)?;
+                            talk.say(&FleetRequest::Claimed)?;
                         }
                         _ => return Err(ServeError::OutOfOrder),
                     }
@@ -428,8 +428,8 @@ fn short(why: &str) -> String {
 /// A failure with its causes, as one line.
 fn whole(failure: &Failure) -> String {
     let causes = failure.causes.iter().map(String::as_str);
-    let all: Vec<&str> = std::iter::once(failure.message.as_str()).chain(causes).collect();
-    all.join(": ")
+    let messages: Vec<&str> = std::iter::once(failure.message.as_str()).chain(causes).collect();
+    messages.join(": ")
 }
 
 /// Whether a failure is due to the host, such as its capacity or its configuration; the gateway has validated
@@ -498,7 +498,7 @@ mod tests {
     struct Counts(Cell<usize>);
 
     impl Placement for Counts {
-        fn submit(&self, _: &Wish<'_>) -> Result<u32, PlacementError> {
+        fn submit(&self, _: &JobRequest<'_>) -> Result<u32, PlacementError> {
             Ok(7)
         }
 

@@ -14,7 +14,7 @@ use crabbox_host::signals::Interrupts;
 use rustix::event::{PollFd, PollFlags, poll};
 
 use super::super::lines::Lines;
-use super::super::wire::{Ask, Reply};
+use super::super::wire::{FleetRequest, Reply};
 use super::{Out, far};
 use crate::provider::firecracker::entering::{Made, Taker};
 use crate::provider::firecracker::error::AcquireLeaseError;
@@ -107,7 +107,7 @@ impl Taker for Taking<'_> {
         self.out.put(&ready).map_err(|_| given_up())?;
         let until = made.deadline.max(Instant::now()) + GRACE;
         match self.lines.next(Some(interrupts.as_fd()), Some(until)) {
-            Ok(Some(line)) if matches!(Ask::read(&line), Ok(Ask::Claimed)) => Ok(()),
+            Ok(Some(line)) if matches!(FleetRequest::read(&line), Ok(FleetRequest::Claimed)) => Ok(()),
             _ => Err(given_up()),
         }
     }

@@ -25,7 +25,7 @@ const LEASE: &str = r#"{"reply":"lease","id":"cbx_0123456789ab","slug":"jade-kri
 
 #[test]
 fn what_begins_somebody_s_work_is_not_begun_after_an_interruption_and_all_else_is_asked() {
-    let begins = |line: &str| Ask::read(line.as_bytes()).unwrap().begins_work();
+    let begins = |line: &str| FleetRequest::read(line.as_bytes()).unwrap().begins_work();
     let told = ASKS.map(begins);
     // acquire, claimed, resolve, list, touch, release, logs, connect, enter, fate, speak_for.
     assert_eq!(
@@ -57,7 +57,7 @@ fn what_begins_somebody_s_work_is_not_begun_after_an_interruption_and_all_else_i
 #[test]
 fn every_request_has_its_bytes_and_its_verb_is_known() {
     for (line, verb) in ASKS.into_iter().zip(VERBS) {
-        let ask = Ask::read(line.as_bytes()).unwrap();
+        let ask = FleetRequest::read(line.as_bytes()).unwrap();
         assert_eq!(
             String::from_utf8(ask.line(1).unwrap()).unwrap(),
             format!("{line}\n")
@@ -66,12 +66,12 @@ fn every_request_has_its_bytes_and_its_verb_is_known() {
     }
     // Fields that a gateway adds, and one that a client with queue support sets.
     let bound = r#"{"protocol":1,"verb":"acquire","key":"k","settings":{},"slug":null,"keep":false,"queue":true,"job":{"id":7,"lease":"cbx_0123456789ab","node":"h1","nonce":"n","seconds":60}}"#;
-    let ask = Ask::read(bound.as_bytes()).unwrap();
+    let ask = FleetRequest::read(bound.as_bytes()).unwrap();
     assert_eq!(
         String::from_utf8(ask.line(1).unwrap()).unwrap(),
         format!("{bound}\n")
     );
-    let refused = Ask::read(bound.replace("cbx_0123456789ab", "../x").as_bytes()).unwrap_err();
+    let refused = FleetRequest::read(bound.replace("cbx_0123456789ab", "../x").as_bytes()).unwrap_err();
     assert!(
         fault::chain(&refused).contains("is not a lease id"),
         "{refused:?}"
@@ -82,26 +82,26 @@ fn every_request_has_its_bytes_and_its_verb_is_known() {
             r#"{{"protocol":1,"verb":"acquire","key":"k","external":{{"lease":"cbx_0123456789ab","slug":"{slug}","name":"n"}}}}"#
         )
     };
-    let ask = Ask::read(named("jade-krill").as_bytes()).unwrap();
+    let ask = FleetRequest::read(named("jade-krill").as_bytes()).unwrap();
     assert!(matches!(
         ask,
-        Ask::Acquire {
+        FleetRequest::Acquire {
             external: Some(_),
             ..
         }
     ));
-    let refused = Ask::read(named("../krill").as_bytes()).unwrap_err();
+    let refused = FleetRequest::read(named("../krill").as_bytes()).unwrap_err();
     assert!(fault::chain(&refused).contains("slug must be"), "{refused:?}");
     // Optional fields may be left out, and a later client's fields are ignored.
     let short = br#"{"protocol":1,"verb":"acquire","key":"k","colour":"blue"}"#;
     assert!(
-        matches!(Ask::read(short), Ok(Ask::Acquire { slug: None, keep: false, settings, .. }) if settings.is_empty())
+        matches!(FleetRequest::read(short), Ok(FleetRequest::Acquire { slug: None, keep: false, settings, .. }) if settings.is_empty())
     );
 }
 
 #[test]
 fn a_later_verb_is_refused_by_its_name_and_another_version_by_its_number() {
-    let read = |line: &str| Ask::read(line.as_bytes()).unwrap_err();
+    let read = |line: &str| FleetRequest::read(line.as_bytes()).unwrap_err();
     let later = read(r#"{"protocol":1,"verb":"freeze","lease":7}"#);
     assert!(
         later.to_string().contains("\"freeze\"") && later.kind() == Kind::Usage,
@@ -112,8 +112,8 @@ fn a_later_verb_is_refused_by_its_name_and_another_version_by_its_number() {
         assert!(error.to_string().contains(&version.to_string()), "{error}");
         assert!(!error.hints().is_empty());
     }
-    assert!(matches!(read("{}"), AskError::Headless));
-    assert!(matches!(read("[1]"), AskError::Malformed(_)));
+    assert!(matches!(read("{}"), FleetRequestError::Headless));
+    assert!(matches!(read("[1]"), FleetRequestError::Malformed(_)));
 }
 
 #[test]
@@ -191,7 +191,7 @@ proptest! {
         ask in mutate::damaged(ASKS.map(|line| line.as_bytes().to_vec()).to_vec()),
         reply in mutate::damaged(vec![LEASE.as_bytes().to_vec()]),
     ) {
-        if let Ok(ask) = Ask::read(&ask) {
+        if let Ok(ask) = FleetRequest::read(&ask) {
             prop_assert!(ask.line(1).is_ok());
         }
         if let Ok(Reply::Lease(lease)) = serde_json::from_slice::<Reply>(&reply) {

@@ -18,7 +18,7 @@ use crabbox_machine::context::Engine;
 pub(super) use programs::tools;
 
 use super::Options;
-use super::world::{Entry, FileKind, Kvm, ObserveError, Seen, Storage, World};
+use super::world::{Entry, FileKind, Kvm, ObserveError, Observed, Storage, World};
 use crate::host::probe::{Judged, Verdict};
 
 /// KVM's device.
@@ -60,7 +60,7 @@ fn entry(path: &Path) -> Entry {
     }
 }
 
-fn kvm(probe: Option<Seen<Judged>>, remembered: Option<Verdict>) -> Kvm {
+fn kvm(probe: Option<Observed<Judged>>, remembered: Option<Verdict>) -> Kvm {
     let path = Path::new(KVM);
     let answers = kvm::ask(path);
     let open = match &answers {
@@ -108,7 +108,7 @@ fn kernel_file(path: impl AsRef<Path>) -> String {
 }
 
 /// Whether a device opens for reading and writing.
-fn opens(path: &Path) -> Seen<()> {
+fn opens(path: &Path) -> Observed<()> {
     let opened: io::Result<_> = std::fs::OpenOptions::new().read(true).write(true).open(path);
     opened
         .map(drop)

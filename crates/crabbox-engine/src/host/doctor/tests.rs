@@ -78,7 +78,7 @@ fn binary(path: &str, digest: &str) -> Binary {
     }
 }
 
-fn worthy() -> Seen<Contract> {
+fn worthy() -> Observed<Contract> {
     Ok(Contract::default())
 }
 
@@ -87,7 +87,7 @@ fn foreign() -> Image {
 }
 
 /// A foreign image with this kernel, this size of its root file system (in MiB) and this contract.
-fn image_with(kernel: Seen<()>, rootfs: Seen<u64>, contract: Seen<Contract>) -> Image {
+fn image_with(kernel: Observed<()>, rootfs: Observed<u64>, contract: Observed<Contract>) -> Image {
     Image::Foreign {
         kernel,
         rootfs: rootfs.map(|mib| Ext4 {
@@ -98,7 +98,7 @@ fn image_with(kernel: Seen<()>, rootfs: Seen<u64>, contract: Seen<Contract>) -> 
     }
 }
 
-fn lacking(missing: &[&'static str]) -> Seen<Contract> {
+fn lacking(missing: &[&'static str]) -> Observed<Contract> {
     Ok(Contract {
         missing: missing.to_vec(),
         host_key: false,
@@ -292,7 +292,7 @@ fn a_healthy_host_has_nothing_to_fix_in_any_mode() {
     }
 }
 
-fn forwarding(passage: Seen<Passage>, filters: Filters) -> Check {
+fn forwarding(passage: Observed<Passage>, filters: Filters) -> Check {
     let mut world = healthy();
     world.network.passage = passage;
     world.network.filters = filters;

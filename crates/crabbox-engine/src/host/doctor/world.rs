@@ -45,7 +45,7 @@ fn errno_words(error: &std::io::Error) -> String {
 }
 
 /// An observation, or why it could not be made.
-pub type Seen<T> = Result<T, ObserveError>;
+pub type Observed<T> = Result<T, ObserveError>;
 
 /// The kind of file that a path leads to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,7 +64,7 @@ pub struct Entry {
     /// The path.
     pub path: PathBuf,
     /// What it leads to.
-    pub kind: Seen<FileKind>,
+    pub kind: Observed<FileKind>,
 }
 
 impl Entry {
@@ -100,13 +100,13 @@ pub type Tools = BTreeMap<&'static str, Option<Tool>>;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Kvm {
     /// What it is.
-    pub kind: Seen<FileKind>,
+    pub kind: Observed<FileKind>,
     /// Whether it opens for reading and writing.
-    pub open: Seen<()>,
+    pub open: Observed<()>,
     /// Whether it answers with the known API version.
-    pub answers: Seen<()>,
+    pub answers: Observed<()>,
     /// The result of the boot probe; `None` if it was not requested.
-    pub probe: Option<Seen<Judged>>,
+    pub probe: Option<Observed<Judged>>,
     /// The verdict of an earlier probe, if it is still valid.
     pub remembered: Option<Verdict>,
 }
@@ -117,9 +117,9 @@ pub struct Binary {
     /// Where it is.
     pub path: PathBuf,
     /// Its version, without a `v`.
-    pub version: Seen<String>,
+    pub version: Observed<String>,
     /// Its SHA-256.
-    pub digest: Seen<String>,
+    pub digest: Observed<String>,
     /// The first file or directory on its path that a user other than root may change.
     pub loose: Option<PathBuf>,
 }
@@ -128,9 +128,9 @@ pub struct Binary {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Vmm {
     /// Firecracker.
-    pub firecracker: Seen<Binary>,
+    pub firecracker: Observed<Binary>,
     /// The jailer that leases will use; `Ok(None)` if they use none.
-    pub jailer: Seen<Option<Binary>>,
+    pub jailer: Observed<Option<Binary>>,
     /// SHA-256 of the pinned Firecracker and its jailer.
     pub pinned: [String; 2],
 }
@@ -153,7 +153,7 @@ pub struct Host {
     /// Memory available without swapping, in MiB.
     pub available_mib: u64,
     /// Whether `/dev/net/tun` opens.
-    pub tun: Seen<()>,
+    pub tun: Observed<()>,
     /// Controllers of the cgroup v2 hierarchy; `None` without it.
     pub cgroup: Option<Vec<String>>,
     /// Whether this host is itself a virtual machine.
@@ -198,16 +198,16 @@ pub enum Image {
         /// Differences from its record.
         damage: Vec<String>,
         /// What it offers.
-        contract: Seen<Contract>,
+        contract: Observed<Contract>,
     },
     /// The configured kernel and root file system.
     Foreign {
         /// Whether the kernel is one that Firecracker boots.
-        kernel: Seen<()>,
+        kernel: Observed<()>,
         /// The root file system.
-        rootfs: Seen<Ext4>,
+        rootfs: Observed<Ext4>,
         /// What it offers.
-        contract: Seen<Contract>,
+        contract: Observed<Contract>,
     },
 }
 
@@ -248,11 +248,11 @@ pub struct Network {
     /// The directories of CNI plugins in search order, the configured one first.
     pub bin_dirs: Vec<Entry>,
     /// The configured CNI network.
-    pub chain: Seen<Chain>,
+    pub chain: Observed<Chain>,
     /// Whether the host forwards IPv4.
     pub forwards: bool,
     /// The result of sending a packet as a lease would.
-    pub passage: Seen<Passage>,
+    pub passage: Observed<Passage>,
     /// Other programs' filters for forwarded packets.
     pub filters: Filters,
 }
@@ -263,9 +263,9 @@ pub struct Storage {
     /// The state directory, or its nearest existing parent directory.
     pub dir: PathBuf,
     /// Whether files in it can share blocks (reflink), found by trying.
-    pub reflink: Seen<bool>,
+    pub reflink: Observed<bool>,
     /// Free space in MiB.
-    pub free_mib: Seen<u64>,
+    pub free_mib: Observed<u64>,
 }
 
 /// The template that leases with these settings could be restored from.
@@ -305,11 +305,11 @@ pub enum Frozen {
 pub struct Warm {
     /// Whether the state directory supports hard links; `None` if a template store exists, since making one
     /// requires them.
-    pub links: Option<Seen<bool>>,
+    pub links: Option<Observed<bool>>,
     /// Whether the network makes each guest's tap itself.
     pub gives_tap: bool,
     /// The template.
-    pub template: Seen<Frozen>,
+    pub template: Observed<Frozen>,
 }
 
 /// Everything that was observed.
@@ -332,5 +332,5 @@ pub struct World {
     /// Templates.
     pub warm: Warm,
     /// What `cleanup` would remove, one text per object.
-    pub residue: Seen<Vec<String>>,
+    pub residue: Observed<Vec<String>>,
 }

@@ -125,11 +125,11 @@ fn without_a_lease(places: &Places) -> Result<Found, OrphanError> {
 /// Processes with a mark in their arguments, or running in our directory. A process of a left-over shared
 /// connection has its socket's path in its arguments.
 fn processes(marks: &Marks<'_>, found: &mut Found) {
-    let Ok(all) = process::list() else {
+    let Ok(running) = process::list() else {
         return unseen(found, "processes");
     };
     let root = marks.root.as_os_str().as_bytes();
-    for process in all {
+    for process in running {
         let inside =
             |at: &Option<std::path::PathBuf>| at.as_ref().is_some_and(|at| at.starts_with(marks.root));
         let words = process.cmdline.iter().map(|word| word.as_bytes());

@@ -120,8 +120,8 @@ fn refuse_in_use(places: &Places, part: Part) -> Result<(), SetupError> {
     Err(SetupError::InUse { leases })
 }
 
-/// Removes what setup made, or a part of it; only reports with `dry_run`. `told` is called for each thing
-/// before it is removed.
+/// Removes what setup made, or a part of it; only reports with `dry_run`. `on_removal` is called for each
+/// thing before it is removed.
 ///
 /// Remote owners are locked out first, and their sessions end. What leases need is only removed if no new
 /// lease has appeared by then.
@@ -129,7 +129,7 @@ pub fn remove(
     engine: &Engine,
     ground: &Ground,
     (part, dry_run): (Part, bool),
-    told: &mut dyn FnMut(&Removal),
+    on_removal: &mut dyn FnMut(&Removal),
 ) -> Result<(), SetupError> {
     let places = &engine.places;
     // Check before touching anything.
@@ -155,7 +155,7 @@ pub fn remove(
         engine,
         ground,
         dry_run,
-        told,
+        on_removal,
         removals: Vec::new(),
     };
     // Remove the sudoers rule first: every owner's access depends on it, so all are locked out even if a
@@ -186,7 +186,7 @@ struct Removing<'a> {
     engine: &'a Engine,
     ground: &'a Ground,
     dry_run: bool,
-    told: &'a mut dyn FnMut(&Removal),
+    on_removal: &'a mut dyn FnMut(&Removal),
     removals: Vec<Removal>,
 }
 
@@ -204,7 +204,7 @@ impl Removing<'_> {
             // keys; report it once.
             let is_told = self.removals.contains(&removal);
             if !is_told {
-                (self.told)(&removal);
+                (self.on_removal)(&removal);
             }
             let is_done = self.dry_run || is_told && matches!(removal, Removal::Template { .. });
             if !is_done {
@@ -252,12 +252,13 @@ fn forget_serving(mut record: Record, lock: FileLock) -> Result<(), SetupError> 
 
 /// The recorded directories that satisfy `goes`, newest first.
 fn directories(record: &Record, goes: &dyn Fn(&Made) -> bool) -> Vec<PathBuf> {
-    let all = record.made().iter().rev().filter(|made| goes(made));
-    all.filter_map(|made| match made {
-        Made::Directory { path } => Some(path.clone()),
-        _ => None,
-    })
-    .collect()
+    let recorded = record.made().iter().rev().filter(|made| goes(made));
+    recorded
+        .filter_map(|made| match made {
+            Made::Directory { path } => Some(path.clone()),
+            _ => None,
+        })
+        .collect()
 }
 
 /// What to do with a recorded thing, and with everything that is useless without it. Empty if it no longer

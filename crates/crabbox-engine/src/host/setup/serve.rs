@@ -93,7 +93,7 @@ impl Ground {
 
 /// Whom to serve from now on.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct WantedServe {
+pub struct ServeRequest {
     /// Owners to add, each as `NAME=KEY` or `NAME=FILE`.
     pub owners: Vec<String>,
     /// Owners to remove.
@@ -273,7 +273,7 @@ pub(super) fn plan(
     engine: &Engine,
     ground: &Ground,
     record: &Record,
-    wanted: &WantedServe,
+    wanted: &ServeRequest,
 ) -> Result<Vec<ServeStep>, ServeSetupError> {
     let owners = owners::read(&wanted.owners)?;
     // Removing an owner must work even if the host lacks the programs by now.

@@ -85,13 +85,13 @@ pub fn resolve(engine: &Engine, text: &str, purpose: Purpose) -> Result<Lease, R
 /// impossible values; it is then reported by itself and does not hide the others.
 pub fn list(engine: &Engine) -> Result<Leases, ResolveError> {
     let listing = leases::list(&engine.places.leases())?;
-    let mut all = Leases::default();
+    let mut leases = Leases::default();
     for stored in listing.leases {
         match lease(engine, &stored.record) {
-            Ok(lease) => all.leases.push(lease),
+            Ok(lease) => leases.leases.push(lease),
             // Without a place for sockets this host has a problem, not the record.
             Err(error @ ResolveError::Connection(ConnectionError::Control(_))) => return Err(error),
-            Err(error) => all.unusable.push(Unusable {
+            Err(error) => leases.unusable.push(Unusable {
                 name: stored.record.lease_id,
                 error: error.into(),
             }),
@@ -104,12 +104,12 @@ pub fn list(engine: &Engine) -> Result<Leases, ResolveError> {
             && locks::is_busy(&engine.places, &bad.name).unwrap_or(false)
     };
     let unreadable = listing.unreadable.into_iter().filter(|bad| !begins(bad));
-    all.unusable.extend(unreadable.map(|bad| Unusable {
+    leases.unusable.extend(unreadable.map(|bad| Unusable {
         name: bad.name,
         error: ResolveError::from(bad.error).into(),
     }));
-    all.unusable.sort_by(|a, b| a.name.cmp(&b.name));
-    Ok(all)
+    leases.unusable.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(leases)
 }
 
 #[cfg(test)]

@@ -21,7 +21,7 @@ use super::Remote;
 use super::error::RemoteError;
 use crate::fleet::address::{KvmHost, is_name};
 use crate::fleet::client::{ANSWER_LIMIT, FleetError};
-use crate::fleet::wire::{Ask, FarLease, GATEWAY, Reply, STAGES};
+use crate::fleet::wire::{FarLease, FleetRequest, GATEWAY, Reply, STAGES};
 use crate::host::prepare::NewLease;
 use crate::provider::error::LeaseError;
 use crate::provider::firecracker::entering;
@@ -35,10 +35,10 @@ const ROLLBACK_LIMIT: Duration = Duration::from_mins(1);
 /// How long a host may take to confirm our claim.
 const CLAIMED_LIMIT: Duration = Duration::from_secs(30);
 
-/// Whether a host has reported more steps than making a lease can have; `told` counts them.
-fn is_too_much(told: &mut usize) -> bool {
-    *told += 1;
-    *told > STAGES
+/// Whether a host has reported more steps than making a lease can have; `reported` counts them.
+fn is_too_much(reported: &mut usize) -> bool {
+    *reported += 1;
+    *reported > STAGES
 }
 
 /// The host of a new lease: the one that we asked, or the one behind that gateway that the lease names.
@@ -107,23 +107,49 @@ impl Remote {
         &self,
         host: &KvmHost,
         pair: &keys::KeyPair,
-        (told, host_key): (FarLease, &str),
+        (far, host_key): (FarLease, &str),
         (says_ready, deadline): (bool, Instant),
         (repo, interrupts): (&Path, &Interrupts),
     ) -> Result<Lease, LeaseError> {
-        let dir = self.engine.places.keys(told.id.as_str());
-        self.claim(&self.lease(host, told.clone())?, repo, false)?;
+        let dir = self.engine.places.keys(far.id.as_str());
+        self.claim(&self.lease(host, far.clone())?, repo, false)?;
         let hit = |phase| failpoint::hit(&self.engine.failpoint, Who::Cli, "keys", phase);
         hit(Phase::Begun);
         keys::write_pair(&dir, pair).map_err(RemoteError::from)?;
-        keys::pin(&dir.join("known_hosts"), told.id.as_str(), told.port, host_key)
+        keys::pin(&dir.join("known_hosts"), far.id.as_str(), far.port, host_key)
             .map_err(RemoteError::from)?;
         hit(Phase::Done);
-        let mut lease = self.lease(host, told)?;
+        let mut lease = self.lease(host, far)?;
         lease.is_claimed = true;
         entering::enter(&lease, says_ready, deadline, interrupts)?;
         self.claim(&lease, repo, false)?;
         Ok(lease)
+    }
+
+    /// Settles what is here of a lease that `host` did not hand over because of `error`; `entered` if we had
+    /// claimed it.
+    fn given_up(
+        &self,
+        entered: Option<Lease>,
+        host: KvmHost,
+        is_refused: bool,
+        error: LeaseError,
+    ) -> LeaseError {
+        match entered {
+            Some(lease) if is_refused => {
+                self.forget(Some(&lease), &lease.id).ok();
+                error
+            }
+            // The host may have received our claim, so the lease may be alive. Keep its key, which is nowhere
+            // else.
+            Some(lease) => RemoteError::Unheard {
+                id: lease.id,
+                host,
+                source: Box::new(error),
+            }
+            .into(),
+            None => error,
+        }
     }
 
     /// Waits for a lease that is being made on `host`, and takes it over.
@@ -145,7 +171,7 @@ impl Remote {
         let limit = self.settings.firecracker.launch_timeout.value.to_std() * 2 + ANSWER_LIMIT;
         // Generate the key first: only its public half ever leaves this machine.
         let pair = keys::generate("crabbox").map_err(RemoteError::from)?;
-        let ask = Ask::Acquire {
+        let ask = FleetRequest::Acquire {
             key: pair.public_openssh.clone(),
             settings,
             slug,
@@ -158,13 +184,13 @@ impl Remote {
         let is_gateway = talk.greeting.role == GATEWAY;
         talk.say(&ask)?;
         let mut until = Instant::now() + limit;
-        let (mut stages, mut why, mut told) = (Vec::new(), None, 0);
+        let (mut stages, mut why, mut reported) = (Vec::new(), None, 0);
         let mut is_refused = false;
         let mut at = host.clone();
         let mut entered: Option<(Lease, Vec<(String, u64)>)> = None;
         let outcome = loop {
             match talk.hear(until) {
-                Ok(Reply::Stage(_) | Reply::Cold { .. }) if is_too_much(&mut told) => {
+                Ok(Reply::Stage(_) | Reply::Cold { .. }) if is_too_much(&mut reported) => {
                     break Err(talk.nonsense().into());
                 }
                 Ok(Reply::Stage(stage)) => {
@@ -176,13 +202,13 @@ impl Remote {
                     on_notice(&Notice::Queued(&crabbox_host::console::harmless(&text)));
                     until = Instant::now() + limit;
                 }
-                Ok(Reply::Cold { why: said }) => {
-                    let said = crabbox_host::console::harmless(&said);
+                Ok(Reply::Cold { why: text }) => {
+                    let text = crabbox_host::console::harmless(&text);
                     on_notice(&Notice::Cold {
-                        why: &said,
+                        why: &text,
                         console: &[],
                     });
-                    why = Some(said);
+                    why = Some(text);
                 }
                 Ok(Reply::Ready {
                     lease,
@@ -213,7 +239,7 @@ impl Remote {
                             // to be stopped.
                             talk.heed_no_more();
                             until = until.min(Instant::now() + CLAIMED_LIMIT);
-                            if let Err(error) = talk.say(&Ask::Claimed) {
+                            if let Err(error) = talk.say(&FleetRequest::Claimed) {
                                 break Err(error.into());
                             }
                         }
@@ -225,12 +251,12 @@ impl Remote {
                         }
                     }
                 }
-                Ok(Reply::Lease(told))
+                Ok(Reply::Lease(far))
                     if entered
                         .as_ref()
-                        .is_some_and(|(lease, _)| lease.id == told.id.as_str()) =>
+                        .is_some_and(|(lease, _)| lease.id == far.id.as_str()) =>
                 {
-                    break Ok(told);
+                    break Ok(far);
                 }
                 Ok(_) => break Err(talk.nonsense().into()),
                 Err(FleetError::Refused(failure, cause)) => {
@@ -242,9 +268,9 @@ impl Remote {
             }
         };
         match outcome {
-            Ok(told) => {
+            Ok(far) => {
                 // These labels are the final ones.
-                let mut lease = self.lease(&at, told)?;
+                let mut lease = self.lease(&at, far)?;
                 lease.is_claimed = true;
                 self.claim(&lease, repo, false)?;
                 Ok(AcquiredLease {
@@ -256,21 +282,8 @@ impl Remote {
             }
             Err(error) => {
                 talk.give_up(ROLLBACK_LIMIT);
-                match &entered {
-                    Some((lease, _)) if is_refused => {
-                        self.forget(Some(lease), &lease.id).ok();
-                        Err(error)
-                    }
-                    // The host may have received our claim, so the lease may be alive. Keep its key, which is
-                    // nowhere else.
-                    Some((lease, _)) => Err(RemoteError::Unheard {
-                        id: lease.id.clone(),
-                        host: at,
-                        source: Box::new(error),
-                    }
-                    .into()),
-                    None => Err(error),
-                }
+                let lease = entered.map(|(lease, _)| lease);
+                Err(self.given_up(lease, at, is_refused, error))
             }
         }
     }
@@ -287,9 +300,9 @@ mod tests {
 
     #[test]
     fn the_stages_that_a_host_tells_have_an_end() {
-        let mut told = 0;
-        assert!((0..STAGES).all(|_| !is_too_much(&mut told)));
-        assert!(is_too_much(&mut told));
+        let mut reported = 0;
+        assert!((0..STAGES).all(|_| !is_too_much(&mut reported)));
+        assert!(is_too_much(&mut reported));
     }
 
     #[test]

@@ -37,8 +37,8 @@ impl<T> Kept<T> {
         (now.saturating_duration_since(since) < KEPT).then_some(kept)
     }
 
-    pub(super) fn keep(&self, host: &KvmHost, what: T, now: Instant) {
-        self.all().insert(host.clone(), (what, now));
+    pub(super) fn keep(&self, host: &KvmHost, conversation: T, now: Instant) {
+        self.all().insert(host.clone(), (conversation, now));
     }
 
     pub(super) fn look<U>(&self, host: &KvmHost, look: impl FnOnce(&T) -> U) -> Option<U> {

@@ -32,15 +32,15 @@ pub(super) fn target(
     engine: &Engine,
     host: &KvmHost,
     access: &Access,
-    told: &FarLease,
+    lease: &FarLease,
 ) -> Result<Target, RemoteError> {
-    let id = told.id.as_str();
+    let id = lease.id.as_str();
     let dir = engine.places.keys(id);
     let failed = |error| RemoteError::Connection(ConnectionError::Target(error));
-    let mut target = Target::new(&told.user, id, told.port, &dir.join("known_hosts")).map_err(failed)?;
+    let mut target = Target::new(&lease.user, id, lease.port, &dir.join("known_hosts")).map_err(failed)?;
     target.key = Some(dir.join("id_ed25519"));
     target.host_key_pinned = true;
-    target.capacity = told.capacity;
+    target.capacity = lease.capacity;
     target.proxy_command = Some(proxy_command(engine, host, access, id));
     let control_dir = engine.control_dir().map_err(ConnectionError::from)?;
     target.control = Some(sockets::path(&control_dir, &target).map_err(ConnectionError::from)?);
@@ -48,8 +48,8 @@ pub(super) fn target(
 }
 
 /// The socket of the shared connection of a lease on `host`; `None` if there is no place for one.
-pub fn control(engine: &Engine, host: &KvmHost, access: &Access, told: &FarLease) -> Option<PathBuf> {
-    target(engine, host, access, told).ok()?.control
+pub fn control(engine: &Engine, host: &KvmHost, access: &Access, lease: &FarLease) -> Option<PathBuf> {
+    target(engine, host, access, lease).ok()?.control
 }
 
 /// The command line of our proxy. OpenSSH passes it to a shell, after expanding `%`.

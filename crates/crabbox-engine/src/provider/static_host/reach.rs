@@ -155,7 +155,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_ssh_itself_refuses_is_told_at_once_and_a_connection_that_was_cut_off_is_tried_again() {
+    fn a_refusal_of_ssh_itself_is_told_at_once_and_a_cut_off_connection_is_tried_again() {
         let failed = |said: &str| ConnectError::Failed {
             destination: "u@h".to_owned(),
             said: said.to_owned(),

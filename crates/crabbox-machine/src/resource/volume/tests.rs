@@ -57,14 +57,14 @@ impl World {
     }
 
     fn take(&self, lease: &LeaseId, volume: &Volume) -> Result<(PathBuf, Option<String>), VolumeError> {
-        let wish = Wish {
+        let request = VolumeRequest {
             volume,
             lease,
             uid: None,
             limits: LIMITS,
             cancelled: &|| false,
         };
-        take(&self.places, &wish, &|_| ())
+        take(&self.places, &request, &|_| ())
     }
 
     fn give_back(&self, lease: &LeaseId, key: &str) {
@@ -211,7 +211,7 @@ fn a_damaged_one_is_set_aside_with_its_reason_and_told_once() {
 fn one_that_was_never_made_leaves_nothing_and_one_for_which_there_is_no_room_is_not_begun() {
     let world = World::new();
     let a = world.lease(A, "k");
-    let wish = |limits| Wish {
+    let request = |limits| VolumeRequest {
         volume: Box::leak(Box::new(volume(1))),
         lease: &a,
         uid: None,
@@ -222,14 +222,14 @@ fn one_that_was_never_made_leaves_nothing_and_one_for_which_there_is_no_room_is_
         reserve_disk_mib: u64::MAX / 2,
         ..LIMITS
     };
-    let refused = take(&world.places, &wish(full), &|_| ()).unwrap_err();
+    let refused = take(&world.places, &request(full), &|_| ()).unwrap_err();
     assert!(matches!(refused, VolumeError::NoRoom(_)), "{refused}");
     world.give_back(&a, "k");
     assert_eq!(std::fs::read_dir(world.places.volumes()).unwrap().count(), 0);
     // The process that takes it dies between the record and the image.
     let dir = volumes::dir_of(&world.places, "k");
     let died = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-        take(&world.places, &wish(LIMITS), &|moment| {
+        take(&world.places, &request(LIMITS), &|moment| {
             assert_ne!(moment, Moment::Held);
         })
         .map(drop)
@@ -254,7 +254,7 @@ impl World {
     /// Kills the taking of the volume at `moment`, and its lease with it.
     #[track_caller]
     fn dies(&self, lease: &LeaseId, volume: &Volume, moment: Moment, gives_back: bool) {
-        let wish = Wish {
+        let request = VolumeRequest {
             volume,
             lease,
             uid: None,
@@ -262,7 +262,7 @@ impl World {
             cancelled: &|| false,
         };
         let died = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            take(&self.places, &wish, &|now| assert_ne!(now, moment)).map(drop)
+            take(&self.places, &request, &|now| assert_ne!(now, moment)).map(drop)
         }));
         assert!(died.is_err(), "{moment:?} never came");
         if gives_back {
@@ -392,7 +392,7 @@ fn who_gets_no_volume_does_not_wait_for_it() {
     assert!(matches!(busy, VolumeError::Busy { .. }), "{busy}");
     world.give_back(&b, "k");
     let asked = std::cell::Cell::new(0);
-    let wish = Wish {
+    let request = VolumeRequest {
         volume: &volume(1),
         lease: &a,
         uid: None,
@@ -402,12 +402,12 @@ fn who_gets_no_volume_does_not_wait_for_it() {
             asked.get() > 2
         },
     };
-    let gave_up = take(&world.places, &wish, &|_| ()).unwrap_err();
+    let gave_up = take(&world.places, &request, &|_| ()).unwrap_err();
     assert!(gave_up.is_cancelled(), "{gave_up}");
     drop(held);
     // The same while the file system is being checked.
     asked.set(1);
-    let gave_up = take(&world.places, &wish, &|_| ()).unwrap_err();
+    let gave_up = take(&world.places, &request, &|_| ()).unwrap_err();
     assert!(gave_up.is_cancelled(), "{gave_up}");
     // Giving back a volume that was never begun leaves neither a lock nor an empty directory, as a full disk
     // may have left one.
@@ -431,14 +431,14 @@ fn the_same_room_is_not_promised_twice() {
     };
     let size = Some(i64::try_from(size_gib).unwrap());
     let taken = |lease: &LeaseId, key: &str| {
-        let wish = Wish {
+        let request = VolumeRequest {
             volume: &Volume::new(None, key, "/data", size, true).unwrap(),
             lease,
             uid: None,
             limits,
             cancelled: &|| false,
         };
-        take(&world.places, &wish, &|_| ()).map(drop)
+        take(&world.places, &request, &|_| ()).map(drop)
     };
     taken(&a, "k").unwrap();
     let refused = taken(&b, "k2").unwrap_err();

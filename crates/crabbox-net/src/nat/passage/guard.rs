@@ -219,7 +219,7 @@ pub(super) fn remove(spec: &NatSpec) -> Result<(), NatError> {
 /// checked first.
 pub(in super::super) fn remove_at_uplinks(table: &str) -> Result<(), NatError> {
     let tables = listing(&["-j", "list", "tables"])?;
-    if !objects(&tables, "table").any(|one| one["family"] == "netdev" && one["name"] == table) {
+    if !objects(&tables, "table").any(|found| found["family"] == "netdev" && found["name"] == table) {
         return Ok(());
     }
     nft::apply(

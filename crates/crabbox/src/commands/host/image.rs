@@ -296,12 +296,15 @@ fn list(ctx: &Ctx<'_>, args: &ImageListArgs) -> Result<Exit, CommandError> {
         })?;
         return Ok(Exit::SUCCESS);
     }
-    for one in &listed {
-        ctx.printer.line(listed_line(one));
+    for item in &listed {
+        ctx.printer.line(listed_line(item));
     }
-    for one in broken.iter().map(BrokenView::new) {
-        ctx.printer
-            .warn(format_args!("{} is no image: {}", one.path.display(), one.error));
+    for broken in broken.iter().map(BrokenView::new) {
+        ctx.printer.warn(format_args!(
+            "{} is no image: {}",
+            broken.path.display(),
+            broken.error
+        ));
     }
     if listed.is_empty() {
         ctx.printer

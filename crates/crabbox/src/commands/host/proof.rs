@@ -16,7 +16,7 @@ use crabbox_core::config::{FlagValue, Provider as Which, firecracker};
 use crabbox_core::fault::{Fault, Kind};
 use crabbox_core::proof::Proof;
 use crabbox_engine::fleet::address::KvmHost;
-use crabbox_engine::host::proof::{self, Told, Wish};
+use crabbox_engine::host::proof::{self, ProofEvent, ProofOptions};
 use crabbox_host::beneath::{BeneathError, Existing};
 use crabbox_host::place::{Access, Place, PlaceError};
 
@@ -171,7 +171,7 @@ fn make(ctx: &Ctx<'_>, args: &ProofArgs) -> Result<Exit, CommandError> {
     let place = place(ctx, &args.output)?;
     let engine = engine::adopting(ctx)?;
     let interrupts = engine::interrupts()?;
-    let wish = Wish {
+    let options = ProofOptions {
         version: env!("CARGO_PKG_VERSION"),
         flags: sizes(&plan)
             .into_iter()
@@ -180,7 +180,9 @@ fn make(ctx: &Ctx<'_>, args: &ProofArgs) -> Result<Exit, CommandError> {
         set_up: args.yes,
         names: names(ctx, &plan)?,
     };
-    let proof = proof::make(&engine, &plan, &wish, &interrupts, &mut |told| show(ctx, told))?;
+    let proof = proof::make(&engine, &plan, &options, &interrupts, &mut |event| {
+        show(ctx, event);
+    })?;
     let file = proof::file(&proof);
     if let Err(error) = place.write(file.as_bytes(), Existing::Refuse) {
         // The proof took minutes and cannot be repeated exactly, so print it.
@@ -233,11 +235,11 @@ fn place(ctx: &Ctx<'_>, output: &Path) -> Result<Place, CommandError> {
     Ok(place)
 }
 
-fn show(ctx: &Ctx<'_>, told: &Told<'_>) {
-    let stage = match told {
-        Told::Begins(_) => return,
-        Told::GivesBack => return ctx.printer.note("giving the machine back..."),
-        Told::Ended(stage) => stage,
+fn show(ctx: &Ctx<'_>, event: &ProofEvent<'_>) {
+    let stage = match event {
+        ProofEvent::Begins(_) => return,
+        ProofEvent::GivesBack => return ctx.printer.note("giving the machine back..."),
+        ProofEvent::Ended(stage) => stage,
     };
     let expected = stage.name.expected();
     let mark = if stage.exit == Some(expected) {

@@ -7,8 +7,8 @@ use crabbox_core::config::{Settings, firecracker};
 use crabbox_core::fault::{Fault, Kind, chain};
 use crabbox_engine::host::images::Source;
 use crabbox_engine::host::setup::{
-    self, ACCOUNT, Ground, Part, Plan, Removal, ServeSetupError, ServeStep, SetupError, Step, Wanted,
-    WantedServe,
+    self, ACCOUNT, Ground, Part, Plan, Removal, ServeRequest, ServeSetupError, ServeStep, SetupError,
+    SetupRequest, Step,
 };
 use crabbox_engine::host::warm::{Made, WarmError};
 use crabbox_engine::provider::error::LeaseError;
@@ -79,10 +79,10 @@ pub(in crate::commands) fn run(ctx: &Ctx<'_>, args: &SetupArgs) -> Result<Exit, 
     }
     let cwd = ctx.env.cwd()?;
     let from = args.from.as_deref().or_else(|| ctx.env.text(FROM_VARIABLE));
-    let wanted = Wanted {
+    let wanted = SetupRequest {
         from: from.map(|from| Source::named(from, cwd, args.sha256.clone())),
         template: true,
-        serve: args.serve.then(|| WantedServe {
+        serve: args.serve.then(|| ServeRequest {
             owners: args.owner.clone(),
             removed: args.remove_owner.clone(),
         }),
@@ -154,7 +154,7 @@ pub(in crate::commands) fn offer(
     }
     let cwd = ctx.env.cwd().map_err(LeaseError::new)?;
     let from = ctx.env.text(FROM_VARIABLE);
-    let wanted = Wanted {
+    let wanted = SetupRequest {
         from: from.map(|from| Source::named(from, cwd, None)),
         // The waiting command gains nothing from a template; only the next one does.
         template: false,

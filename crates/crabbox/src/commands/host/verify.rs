@@ -25,14 +25,15 @@ pub(in crate::commands) fn run(ctx: &Ctx<'_>, args: &VerifyArgs) -> Result<Exit,
         return Err(Usage.into());
     };
     let verdict = receipt::verify(path)?;
-    let said = format!("{} signer={} trust=self-signed", path.display(), verdict.signer);
+    let summary = format!("{} signer={} trust=self-signed", path.display(), verdict.signer);
     if !verdict.is_signed {
-        ctx.printer.line(format_args!("FAIL {said}: signature mismatch"));
+        ctx.printer
+            .line(format_args!("FAIL {summary}: signature mismatch"));
         return Ok(Exit::passed_through(Kind::Problems.exit_code()));
     }
     match verdict.exit_code {
-        Some(code) => ctx.printer.line(format_args!("PASS {said} exit={code}")),
-        None => ctx.printer.line(format_args!("PASS {said}")),
+        Some(code) => ctx.printer.line(format_args!("PASS {summary} exit={code}")),
+        None => ctx.printer.line(format_args!("PASS {summary}")),
     }
     Ok(Exit::SUCCESS)
 }

@@ -97,14 +97,14 @@ fn show(ctx: &Ctx<'_>, dry_run: bool, decision: &Decision) {
         ctx.printer.note(line(decision, dry_run));
     }
     if let Some(error) = &decision.error {
-        let what = match &decision.subject {
+        let subject = match &decision.subject {
             Subject::Object { kind, name } => format!("{kind} {name}"),
             Subject::Lease { .. } | Subject::Directory | Subject::Claim { .. } => {
                 format!("lease {}", decision.lease)
             }
         };
         ctx.printer
-            .warn(format_args!("{what}: {}", crabbox_core::fault::chain(error)));
+            .warn(format_args!("{subject}: {}", crabbox_core::fault::chain(error)));
     }
 }
 

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use crabbox_core::config::FlagValue;
-use crabbox_engine::entry::Wanted;
+use crabbox_engine::entry::LeaseRequest;
 use crabbox_engine::host::prepare::NewLease;
 use crabbox_engine::provider::lease::Lease;
 use crabbox_engine::run::request::{CommandOptions, LeaseOptions, RunRequest, SyncOptions};
@@ -40,7 +40,7 @@ pub(in crate::commands) fn run(ctx: &Ctx<'_>, args: &PrewarmArgs) -> Result<Exit
     let started = Instant::now();
     let interrupts = engine::interrupts()?;
     let warm = Warmup {
-        wanted: Wanted {
+        wanted: LeaseRequest {
             lease: NewLease {
                 slug: args.slug.clone(),
                 keep: true,

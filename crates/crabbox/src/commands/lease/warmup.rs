@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use crabbox_core::config::FlagValue;
 use crabbox_core::timestamp;
-use crabbox_engine::entry::{Entry, Wanted};
+use crabbox_engine::entry::{Entry, LeaseRequest};
 use crabbox_engine::host::prepare::NewLease;
 use crabbox_engine::provider::AcquiredLease;
 use crabbox_engine::provider::Provider;
@@ -30,7 +30,7 @@ pub(in crate::commands) fn run(ctx: &Ctx<'_>, args: &WarmupArgs) -> Result<Exit,
         ctx.printer.be_verbose();
     }
     let warmup = Warmup {
-        wanted: Wanted {
+        wanted: LeaseRequest {
             lease: NewLease {
                 slug: args.slug.clone(),
                 keep: args.keep,
@@ -50,7 +50,7 @@ pub(in crate::commands) fn run(ctx: &Ctx<'_>, args: &WarmupArgs) -> Result<Exit,
 /// A lease to make ready ahead of its use, and how to report it.
 pub(in crate::commands) struct Warmup<'a> {
     /// The properties wanted of the lease.
-    pub(in crate::commands) wanted: Wanted,
+    pub(in crate::commands) wanted: LeaseRequest,
     /// Whether to print the lease as a JSON document.
     pub(in crate::commands) json: bool,
     /// Whether to print timings as a line of JSON.

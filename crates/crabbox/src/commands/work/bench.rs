@@ -148,10 +148,10 @@ fn measure(ctx: &Ctx<'_>, args: &BenchRunArgs) -> Result<Exit, CommandError> {
             let (ended, recorded) = run::observed(ctx, &invocation, &interrupts);
             observations += u64::from(recorded);
             if let Err(error) = ended {
-                let told = error.text();
+                let reason = error.text();
                 ctx.printer
-                    .notes(format_args!("benchmark run failed {which} error={told}"));
-                failures.push(format!("{name} repeat={repeat}: {told}"));
+                    .notes(format_args!("benchmark run failed {which} error={reason}"));
+                failures.push(format!("{name} repeat={repeat}: {reason}"));
             }
             if interrupts.caught().is_some() {
                 break 'all;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crabbox_core::duration::GoDuration;
 use crabbox_core::fault::Kind;
-use crabbox_engine::entry::{Entry, Wanted};
+use crabbox_engine::entry::{Entry, LeaseRequest};
 use crabbox_engine::host::prepare::NewLease;
 use crabbox_engine::provider::Provider;
 use crabbox_engine::provider::lease::Lease;
@@ -52,7 +52,7 @@ pub(in crate::commands) fn run(ctx: &Ctx<'_>, args: &WatchArgs) -> Result<Exit, 
     let (provider, lease) = if let Some(name) = &args.id {
         entry.named(name, args.reclaim)?
     } else {
-        let wanted = Wanted {
+        let wanted = LeaseRequest {
             lease: NewLease {
                 slug: args.slug.clone(),
                 keep: args.keep,

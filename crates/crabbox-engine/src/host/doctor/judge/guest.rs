@@ -3,7 +3,7 @@
 use crabbox_core::config::firecracker::FirecrackerPlan;
 
 use super::super::check::{Check, Class, Status};
-use super::super::world::{Contract, Ext4, FileKind, Image, Seen, World};
+use super::super::world::{Contract, Ext4, FileKind, Image, Observed, World};
 
 /// Programs without which a foreign image cannot be entered; its cloud-init may still install the others.
 const ESSENTIAL: [&str; 2] = ["sshd", "cloud-init"];
@@ -48,7 +48,7 @@ pub(super) fn checks(plan: &FirecrackerPlan, world: &World) -> Vec<Check> {
     vec![check]
 }
 
-fn ours(digest: &str, kernel: &str, damage: &[String], contract: &Seen<Contract>) -> Check {
+fn ours(digest: &str, kernel: &str, damage: &[String], contract: &Observed<Contract>) -> Check {
     let short = digest.get(..12).unwrap_or(digest);
     let facts = format!("image=crabbox digest={short} guest_kernel={kernel} mutation=false");
     let missing = contract
@@ -65,7 +65,7 @@ fn ours(digest: &str, kernel: &str, damage: &[String], contract: &Seen<Contract>
 }
 
 /// Records whether the contract was read; without debugfs it is taken on trust.
-fn read_note(check: Check, contract: &Seen<Contract>) -> Check {
+fn read_note(check: Check, contract: &Observed<Contract>) -> Check {
     match contract {
         Ok(_) => check.with("contract", "read"),
         Err(trouble) => check.with("contract", format!("unread: {trouble}")),
@@ -73,7 +73,7 @@ fn read_note(check: Check, contract: &Seen<Contract>) -> Check {
 }
 
 /// Problems with the kernel and root file system as files.
-fn foreign_files(plan: &FirecrackerPlan, kernel: &Seen<()>, rootfs: &Seen<Ext4>) -> Option<Check> {
+fn foreign_files(plan: &FirecrackerPlan, kernel: &Observed<()>, rootfs: &Observed<Ext4>) -> Option<Check> {
     if let Err(trouble) = kernel {
         let fix = "take the vmlinux out of it (scripts/extract-vmlinux of the kernel's sources), or use `crabbox image build`";
         let message = format!("firecracker.kernel is not bootable: {trouble}");
@@ -103,7 +103,7 @@ fn foreign_files(plan: &FirecrackerPlan, kernel: &Seen<()>, rootfs: &Seen<Ext4>)
     })
 }
 
-fn foreign_contract(contract: &Seen<Contract>) -> Check {
+fn foreign_contract(contract: &Observed<Contract>) -> Check {
     let contract = match contract {
         Ok(contract) => contract,
         Err(trouble) => {

@@ -5,7 +5,7 @@ use crabbox_core::admission::{LEASE_DISK_MIB, VMM_OVERHEAD_MIB};
 use crabbox_core::config::firecracker::FirecrackerPlan;
 
 use super::super::check::{Check, Class, Status};
-use super::super::world::{FileKind, Image, Seen, World};
+use super::super::world::{FileKind, Image, Observed, World};
 use crate::host::probe::{Judged, Verdict};
 
 /// `CAP_NET_ADMIN` and `CAP_SYS_ADMIN` (`linux/capability.h`), needed to make a network namespace and its
@@ -75,7 +75,7 @@ fn kvm_api(world: &World) -> Check {
     }
 }
 
-fn kvm_boot(probe: &Seen<Judged>) -> Check {
+fn kvm_boot(probe: &Observed<Judged>) -> Check {
     const FIX: &str = "use another host: this one's KVM cannot run a guest (nested virtualization that is switched off or broken, as a rule)";
     let check = match probe {
         Ok(Judged {
@@ -170,10 +170,10 @@ fn host_kernel(world: &World) -> Check {
 
 fn memory(plan: &FirecrackerPlan, world: &World) -> Check {
     let needed = u64::from(plan.memory_mib) + VMM_OVERHEAD_MIB;
-    let (all, available) = (world.host.memory_mib, world.host.available_mib);
-    let facts = format!("needed_mib={needed} available_mib={available} total_mib={all} mutation=false");
-    if needed > all {
-        let fits = all.saturating_sub(VMM_OVERHEAD_MIB) / 2;
+    let (total, available) = (world.host.memory_mib, world.host.available_mib);
+    let facts = format!("needed_mib={needed} available_mib={available} total_mib={total} mutation=false");
+    if needed > total {
+        let fits = total.saturating_sub(VMM_OVERHEAD_MIB) / 2;
         return Check::firecracker(
             Status::Failed,
             "memory",

@@ -33,10 +33,10 @@ fn plugins(world: &World) -> Option<Check> {
         .filter(|(_, path)| path.is_none())
         .map(|(name, _)| name.as_str())
         .collect();
-    let all: Vec<&str> = chain.plugins.iter().map(|(name, _)| name.as_str()).collect();
+    let names: Vec<&str> = chain.plugins.iter().map(|(name, _)| name.as_str()).collect();
     let facts = format!(
         "plugins={} conflist={} mutation=false",
-        all.join(","),
+        names.join(","),
         chain.file.display()
     );
     if missing.is_empty() {

@@ -14,7 +14,9 @@ use crabbox_image::store::{Image as Stored, StoreError};
 use crabbox_image::{guest_binary, inspect, kernel, manifest};
 use crabbox_machine::context::Engine;
 
-use super::super::world::{Contract, Entry, Ext4, FileKind, Guest, Image, ObserveError, Seen, Tools, Vmm};
+use super::super::world::{
+    Contract, Entry, Ext4, FileKind, Guest, Image, ObserveError, Observed, Tools, Vmm,
+};
 use super::{MIB, entry};
 use crate::host::prepare;
 use crate::host::probe::{self, Judged, Key, Probe, ProbeError, Verdict};
@@ -110,7 +112,7 @@ fn foreign(kernel: &Entry, rootfs: &Entry, tools: &Tools) -> Image {
     }
 }
 
-fn ext4(path: &Path) -> Seen<Ext4> {
+fn ext4(path: &Path) -> Observed<Ext4> {
     inspect::superblock(path).map_err(|error| ObserveError::chain(&error))?;
     let facts = std::fs::metadata(path).map_err(|error| ObserveError::call("stat", path, &error))?;
     // `blocks` always counts units of 512 bytes, whatever the file system's block size is.
@@ -121,7 +123,7 @@ fn ext4(path: &Path) -> Seen<Ext4> {
 }
 
 /// The contract of the file system in `image`, read with debugfs, which opens it read-only by default.
-fn contract(image: &Path, tools: &Tools) -> Seen<Contract> {
+fn contract(image: &Path, tools: &Tools) -> Observed<Contract> {
     let debugfs = tools.get("debugfs").and_then(Option::as_ref);
     let debugfs = debugfs.ok_or_else(|| ObserveError::new("debugfs is not installed"))?;
     // A host key in the image is a fault: every lease would share it.
@@ -161,7 +163,7 @@ pub(super) fn remembered(engine: &Engine, vmm: &Vmm, guest: &Guest) -> Option<Ve
 }
 
 /// Boots a guest with the kernel of future leases and the init that this program carries.
-pub(super) fn probe(engine: &Engine, vmm: &Vmm, guest: &Guest) -> Seen<Judged> {
+pub(super) fn probe(engine: &Engine, vmm: &Vmm, guest: &Guest) -> Observed<Judged> {
     let firecracker = vmm.firecracker.as_ref().map_err(Clone::clone)?;
     let cache = &engine.places.cache;
     let written = guest_binary::bytes().map_err(|error| {

@@ -7,7 +7,7 @@ use crabbox_host::command::find_on_path;
 use crabbox_machine::resource::network::DEBIAN_CNI;
 use crabbox_net::nat::{self, Passage};
 
-use super::super::world::{Chain, Network, ObserveError, Seen};
+use super::super::world::{Chain, Network, ObserveError, Observed};
 use super::{entry, kernel_file};
 
 /// Observes the CNI network and other programs' packet filters.
@@ -28,7 +28,7 @@ pub(super) fn network(plan: &FirecrackerPlan) -> Network {
 
 /// Sends a packet as a lease would. Only root can make the namespace to send it from, and only root can have
 /// leases.
-fn passage() -> Seen<Passage> {
+fn passage() -> Observed<Passage> {
     if !rustix::process::geteuid().is_root() {
         return Err(ObserveError::new("only root can send a packet as a lease would"));
     }

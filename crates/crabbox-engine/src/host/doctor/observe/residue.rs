@@ -5,12 +5,12 @@ use crabbox_machine::context::Engine;
 use crabbox_machine::lifecycle::orphans;
 use crabbox_store::claims;
 
-use super::super::world::{ObserveError, Seen};
+use super::super::world::{ObserveError, Observed};
 use crate::provider::Leases;
 use crate::provider::firecracker::lookup;
 
 /// One text per leftover.
-pub(super) fn residue(engine: &Engine) -> Seen<Vec<String>> {
+pub(super) fn residue(engine: &Engine) -> Observed<Vec<String>> {
     let places = &engine.places;
     let Leases { leases, unusable, .. } =
         lookup::list(engine).map_err(|error| ObserveError::chain(&error))?;

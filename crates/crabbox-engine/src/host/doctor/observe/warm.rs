@@ -6,9 +6,9 @@ use crabbox_host::{clock, hard_links};
 use crabbox_machine::context::Engine;
 use crabbox_machine::request::GuestSource;
 use crabbox_machine::resource::network;
-use crabbox_store::templates::{Found, Templates, Unusable};
+use crabbox_store::templates::{TemplateState, Templates, Unusable};
 
-use super::super::world::{Frozen, ObserveError, Seen, Vmm, Warm};
+use super::super::world::{Frozen, ObserveError, Observed, Vmm, Warm};
 use super::existing;
 use crate::host::prepare;
 use crate::host::warm::facts;
@@ -27,7 +27,7 @@ pub(super) fn warm(engine: &Engine, plan: &FirecrackerPlan, vmm: &Vmm) -> Warm {
     }
 }
 
-fn template(engine: &Engine, plan: &FirecrackerPlan, vmm: &Vmm, templates: &Templates) -> Seen<Frozen> {
+fn template(engine: &Engine, plan: &FirecrackerPlan, vmm: &Vmm, templates: &Templates) -> Observed<Frozen> {
     let guest = prepare::guest(engine, plan).map_err(|error| ObserveError::chain(&error))?;
     let GuestSource::Ours { digest, .. } = guest else {
         return Ok(Frozen::Foreign);
@@ -39,12 +39,12 @@ fn template(engine: &Engine, plan: &FirecrackerPlan, vmm: &Vmm, templates: &Temp
         return Ok(Frozen::Absent);
     };
     Ok(match templates.look(&key) {
-        Found::Absent => Frozen::Absent,
-        Found::Unusable(Unusable::SetAside { failures }) => Frozen::SetAside { failures },
-        Found::Unusable(why) => Frozen::Unusable {
+        TemplateState::Absent => Frozen::Absent,
+        TemplateState::Unusable(Unusable::SetAside { failures }) => Frozen::SetAside { failures },
+        TemplateState::Unusable(why) => Frozen::Unusable {
             why: ObserveError::chain(&why).words,
         },
-        Found::Ready(template) => {
+        TemplateState::Ready(template) => {
             let (now, _) = clock::unix_now();
             Frozen::Ready {
                 key,

@@ -24,7 +24,7 @@ const PRIVATE: &str = "-----BEGIN";
 /// Pairs of an owner and a key in OpenSSH's form. `NAME=KEY` gives one pair, `NAME=FILE` one per line of the
 /// file.
 pub(super) fn read(texts: &[String]) -> Result<Vec<(String, String)>, ServeSetupError> {
-    let mut all = Vec::new();
+    let mut owners = Vec::new();
     for text in texts {
         let text = text.trim();
         // Check this before using any part as a name or path, which an error would repeat.
@@ -43,14 +43,14 @@ pub(super) fn read(texts: &[String]) -> Result<Vec<(String, String)>, ServeSetup
         labels::check_owner_name(owner)?;
         let word = given.split_whitespace().next().unwrap_or_default();
         if authorized::is_kind(word) && given.trim().contains(char::is_whitespace) {
-            all.push((owner.to_owned(), key(owner, given)?));
+            owners.push((owner.to_owned(), key(owner, given)?));
         } else {
             for key in file(owner, Path::new(given))? {
-                all.push((owner.to_owned(), key));
+                owners.push((owner.to_owned(), key));
             }
         }
     }
-    Ok(all)
+    Ok(owners)
 }
 
 /// The beginning of an invalid name: the whole text could be a key.

@@ -86,7 +86,7 @@ impl World {
     }
 
     fn plan(&self, owners: &[(&str, &str)], removed: &[&str]) -> Result<Vec<ServeStep>, ServeSetupError> {
-        let wanted = WantedServe {
+        let wanted = ServeRequest {
             owners: owners
                 .iter()
                 .map(|(owner, key)| format!("{owner}={key}"))

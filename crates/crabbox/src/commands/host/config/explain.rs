@@ -66,11 +66,11 @@ pub(in crate::commands) fn run(ctx: &Ctx<'_>, args: &ConfigExplainArgs) -> Resul
         key: path.clone(),
         suggestion: suggest(path),
     };
-    let one = explanation(Key::by_path(path).ok_or_else(unknown)?, &resolution);
+    let explanation = explanation(Key::by_path(path).ok_or_else(unknown)?, &resolution);
     if args.json {
-        ctx.printer.json(&one)?;
+        ctx.printer.json(&explanation)?;
     } else {
-        one.lines().iter().for_each(|line| ctx.printer.line(line));
+        explanation.lines().iter().for_each(|line| ctx.printer.line(line));
     }
     Ok(Exit::SUCCESS)
 }
@@ -86,10 +86,10 @@ fn all(ctx: &Ctx<'_>, args: &ConfigExplainArgs, resolution: &Resolution) -> Resu
         ctx.printer.json(&set)?;
         return Ok(Exit::SUCCESS);
     }
-    for one in &set {
+    for explanation in &set {
         ctx.printer.line(format_args!(
             "{}={} source={} from {}",
-            one.key, one.value, one.source, one.origin
+            explanation.key, explanation.value, explanation.source, explanation.origin
         ));
     }
     Ok(Exit::SUCCESS)

@@ -130,9 +130,9 @@ pub(super) fn run(ctx: &Ctx<'_>, args: &ProvidersRecommendArgs) -> Result<Exit, 
     let mut ranked: Vec<_> = entries
         .into_iter()
         .map(|entry| Recommendation::new(entry, case))
-        .filter(|one| one.score > 0)
+        .filter(|candidate| candidate.score > 0)
         .collect();
-    ranked.sort_by_key(|one| (Reverse(one.score), one.provider));
+    ranked.sort_by_key(|candidate| (Reverse(candidate.score), candidate.provider));
     ranked.truncate(limit);
     if ranked.is_empty() {
         return Err(RecommendError::None {

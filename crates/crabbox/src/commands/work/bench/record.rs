@@ -110,7 +110,7 @@ impl Record {
         repository: &Repository,
     ) -> Self {
         let provider = timing["provider"].as_str().unwrap_or_default();
-        let (family, kind, category) = about(provider);
+        let facts = about(provider);
         Self {
             schema_version: SCHEMA_VERSION,
             recorded_at: timestamp::rfc3339_nano(now.0, now.1),
@@ -121,9 +121,9 @@ impl Record {
                 repo_fingerprint: repository.fingerprint(),
                 repo_name: repository.name.clone(),
                 repo_head: repository.head.clone(),
-                provider_family: family,
-                provider_kind: kind,
-                provider_category: category,
+                provider_family: facts.family,
+                provider_kind: facts.kind,
+                provider_category: facts.category,
                 cold_run: None,
                 repeat_index: 0,
             },
@@ -137,15 +137,22 @@ impl Record {
     }
 }
 
-/// Family, kind and category of a provider; empty for one that this program does not have.
-pub(super) fn about(provider: &str) -> (String, String, String) {
-    match Which::by_name(provider) {
-        Ok(which) => (
-            which.name().to_owned(),
-            "ssh-lease".to_owned(),
-            registry::capabilities(which).category.to_owned(),
-        ),
-        Err(_) => Default::default(),
+/// What a record says of a provider; empty for one that this program does not have.
+#[derive(Default)]
+pub(super) struct ProviderFacts {
+    pub(super) family: String,
+    pub(super) kind: String,
+    pub(super) category: String,
+}
+
+pub(super) fn about(provider: &str) -> ProviderFacts {
+    let Ok(which) = Which::by_name(provider) else {
+        return ProviderFacts::default();
+    };
+    ProviderFacts {
+        family: which.name().to_owned(),
+        kind: "ssh-lease".to_owned(),
+        category: registry::capabilities(which).category.to_owned(),
     }
 }
 

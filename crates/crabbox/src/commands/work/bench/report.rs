@@ -393,19 +393,25 @@ fn spelled(ms: Option<i64>) -> String {
 
 impl Group {
     fn of(record: &Record, timing: &Timing) -> Self {
-        let told = &record.benchmark;
-        let (family, kind, category) = about(&timing.provider);
-        let or = |told: &String, known: String| if told.is_empty() { known } else { told.clone() };
+        let context = &record.benchmark;
+        let facts = about(&timing.provider);
+        let or = |recorded: &String, known: String| {
+            if recorded.is_empty() {
+                known
+            } else {
+                recorded.clone()
+            }
+        };
         let source = record.source.trim();
         Self {
             source: if source.is_empty() { "unknown" } else { source }.to_owned(),
             provider: timing.provider.clone(),
-            provider_family: or(&told.provider_family, family),
-            provider_kind: or(&told.provider_kind, kind),
-            provider_category: or(&told.provider_category, category),
+            provider_family: or(&context.provider_family, facts.family),
+            provider_kind: or(&context.provider_kind, facts.kind),
+            provider_category: or(&context.provider_category, facts.category),
             machine_type: timing.machine_type.clone(),
-            command_fingerprint: told.command_fingerprint.clone(),
-            cold_run: told.cold_run,
+            command_fingerprint: context.command_fingerprint.clone(),
+            cold_run: context.cold_run,
             n: 0,
             observation_count: 0,
             failure_count: 0,

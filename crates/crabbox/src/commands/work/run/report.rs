@@ -196,14 +196,14 @@ pub(super) fn released(ctx: &Ctx<'_>, lease: &Lease, policy: &str, stopped: Resu
         .err()
         .map(|error| crabbox_core::fault::chain(error))
         .unwrap_or_default();
-    let told = if error.is_empty() {
+    let suffix = if error.is_empty() {
         String::new()
     } else {
         format!(" error={error:?}")
     };
     let (id, slug) = (&lease.id, &lease.slug);
     ctx.printer.detail(format_args!(
-        "lease cleanup stopped={gone} policy={policy} lease={id} slug={slug}{told}"
+        "lease cleanup stopped={gone} policy={policy} lease={id} slug={slug}{suffix}"
     ));
     if error.is_empty() {
         ctx.printer.brief(if gone {

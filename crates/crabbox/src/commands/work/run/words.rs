@@ -290,8 +290,11 @@ impl RunEvents for RunWords<'_> {
                 ui::told(*error)
             )),
             ResultEvent::Incomplete { is_report, problem } => {
-                let what = if *is_report { "test results" } else { "artifacts" };
-                printer.warn(format_args!("collect {what} incomplete: {}", harmless(problem)));
+                let subject = if *is_report { "test results" } else { "artifacts" };
+                printer.warn(format_args!(
+                    "collect {subject} incomplete: {}",
+                    harmless(problem)
+                ));
             }
             ResultEvent::Also(error) => printer.warnings(ui::told(*error)),
             ResultEvent::Tests(report) => self.tests(report),
@@ -433,7 +436,7 @@ impl RunWords<'_> {
         {
             return;
         }
-        let what = if variables.is_empty() {
+        let names = if variables.is_empty() {
             format!(
                 "matched=none allow={}",
                 allow.names().collect::<Vec<_>>().join(",")
@@ -442,7 +445,7 @@ impl RunWords<'_> {
             format!("vars={}", env_profile::described(variables))
         };
         self.ctx.printer.detail(format_args!(
-            "env forwarding provider={} behavior=forwarded {what}",
+            "env forwarding provider={} behavior=forwarded {names}",
             lease.provider
         ));
     }
