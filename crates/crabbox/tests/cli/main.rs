@@ -30,6 +30,7 @@ mod proof;
 mod providers;
 mod pull;
 mod receipt;
+mod refusals;
 mod release;
 mod remote;
 mod run;
