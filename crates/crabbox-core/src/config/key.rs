@@ -286,7 +286,7 @@ registry! {
     SyncFailFiles = row("sync.failFiles", Integer, "150000").env(&["CRABBOX_SYNC_FAIL_FILES"]).merge(Merge::WhenPositive);
     /// Number of bytes above which a sync fails.
     SyncFailBytes = row("sync.failBytes", Integer, "21474836480").env(&["CRABBOX_SYNC_FAIL_BYTES"]).merge(Merge::WhenPositive);
-    /// Whether a sync above the limits that fail it only warns.
+    /// Whether a sync may be above the limits that fail it.
     SyncAllowLarge = row("sync.allowLarge", Bool, "false").env(&["CRABBOX_SYNC_ALLOW_LARGE"]).flag("force-sync-large", Run);
     /// Names of variables that are forwarded to the remote command.
     EnvAllow = row("env.allow", List, "CI,NODE_OPTIONS").env(&["CRABBOX_ENV_ALLOW"]);

@@ -39,6 +39,7 @@ mod smoke;
 mod static_host;
 mod sync_plan;
 mod terminal;
+mod timings;
 mod usage;
 mod watched;
 mod work;
