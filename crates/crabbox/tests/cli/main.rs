@@ -7,6 +7,7 @@
 
 mod adapter;
 mod agent;
+mod claims;
 mod compat;
 mod config;
 mod deaths;
