@@ -180,6 +180,7 @@ impl Remote {
             state: LeaseState::from(told.state.as_str()),
             labels: told.labels,
             kvm_host: Some(host.clone()),
+            fallback_ports: Vec::new(),
             is_claimed: false,
             address: if told.has_address {
                 id.clone()

@@ -38,6 +38,7 @@ mod run;
 mod schema;
 mod smoke;
 mod static_host;
+mod static_views;
 mod sync_plan;
 mod terminal;
 mod timings;
