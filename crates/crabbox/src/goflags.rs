@@ -155,10 +155,12 @@ pub(crate) enum Problem {
         why: &'static str,
     },
     /// A command of the Go program that may be added.
-    #[error("{word} is not in this program yet")]
+    #[error("{word} is not in this program yet{instead}")]
     NotYet {
         /// What was typed.
         word: String,
+        /// What there is in its place.
+        instead: &'static str,
     },
     /// `---x`, `-=x` and the like.
     #[error("bad flag syntax: {flag}")]
@@ -302,9 +304,11 @@ pub(crate) fn unknown_command(command: &Command, word: &str) -> UsageError {
         let word = word.to_owned();
         return UsageError::plain(Problem::RefusedCommand { word, why });
     }
-    if command.get_name() == "crabbox" && will_not::is_to_come(word) {
+    if command.get_name() == "crabbox"
+        && let Some(instead) = will_not::until_it_comes(word)
+    {
         let word = word.to_owned();
-        return UsageError::plain(Problem::NotYet { word });
+        return UsageError::plain(Problem::NotYet { word, instead });
     }
     let suggestion = nearest(word, command.get_subcommands().map(Command::get_name));
     UsageError::new(
@@ -342,7 +346,7 @@ fn group_stop(command: &Command, path: Vec<String>, word: Option<&OsString>) -> 
             name: word.trim_start_matches('-').to_owned(),
             near: None,
         },
-        Some(word) if path.is_empty() && will_not::is_to_come(&word) => {
+        Some(word) if path.is_empty() && will_not::until_it_comes(&word).is_some() => {
             return Stop::Usage(unknown_command(command, &word));
         }
         Some(word) => Problem::UnknownCommand {

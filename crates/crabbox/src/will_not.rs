@@ -10,11 +10,6 @@ const COMMANDS: &[(&str, &str)] = &[
         "it hydrates a lease by a workflow of a forge, with that forge's credentials in the lease; here a job or preset of the \
          configuration says what makes a machine ready",
     ),
-    (
-        "artifacts",
-        "it records a screen, which a microVM has not, and publishes to an object store and a forge with their credentials; \
-         `run --artifact-glob`, `run --emit-proof`, `logs` and `cp` bring back what there is",
-    ),
     ("admin", COORDINATOR),
     ("adapter serve", COORDINATOR),
     ("attach", COORDINATOR),
@@ -104,12 +99,20 @@ const REASONS: &[(&str, &str)] = &[
     ),
 ];
 
-/// Commands that may be added: they snapshot a machine's memory and disk, or make many machines from one.
-const TO_COME: [&str; 2] = ["checkpoint", "shard"];
+/// Commands that may be added, each with what there is until then: they snapshot a machine's memory and disk, make many machines from one, or
+/// collect and publish what a lease shows.
+const TO_COME: [(&str, &str); 3] = [
+    (
+        "artifacts",
+        "; `run --artifact-glob`, `run --emit-proof`, `logs` and `cp` bring back what there is",
+    ),
+    ("checkpoint", ""),
+    ("shard", ""),
+];
 
-/// Whether a command of this name may be added.
-pub(crate) fn is_to_come(name: &str) -> bool {
-    TO_COME.contains(&name)
+/// What there is in place of a command that may be added, as the end of a sentence; `None` for any other command.
+pub(crate) fn until_it_comes(name: &str) -> Option<&'static str> {
+    reason(&TO_COME, name)
 }
 
 /// Why a command of this name is ruled out, if it is.

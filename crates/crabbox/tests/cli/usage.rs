@@ -43,7 +43,10 @@ fn what_will_not_come_is_refused_with_its_reason() {
             &["actions", "hydrate", "--id", "x"],
             "actions is not in this program: ",
         ),
-        (&["artifacts", "collect"], "artifacts is not in this program: "),
+        (
+            &["artifacts", "collect"],
+            "artifacts is not in this program yet; `run --artifact-glob`",
+        ),
         (&["capsule"], "capsule is not in this program: "),
         (&["help", "capsule"], "capsule is not in this program: "),
         (
