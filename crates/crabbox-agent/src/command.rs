@@ -23,8 +23,8 @@ use crate::owner::Owner;
 use crate::process::{Ending, end_group};
 use crate::talk::{ClientMessage, Conversation};
 
-/// After this time, a running command is worth the extra `ps` process whose output identifies it for the Go
-/// program.
+/// After this time, a running command is worth an extra `ps` process, whose output identifies it for the Go
+/// program beyond doubt.
 const NAME_AFTER: Duration = Duration::from_secs(1);
 /// How often to check whether a process group has ended.
 const LOOK: Duration = Duration::from_millis(20);

@@ -20,6 +20,7 @@ pub mod fuzzing;
 mod git;
 mod index;
 mod list;
+mod local_time;
 mod names;
 mod owner;
 mod process;

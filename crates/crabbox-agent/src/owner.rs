@@ -22,7 +22,7 @@ use rustix::io::Errno;
 
 use crate::bytes::discard;
 use crate::failure::{At as _, Failure};
-use crate::process::{Stat, end_group, lstart};
+use crate::process::{self, Stat, end_group};
 use crate::seen::{FileState, Time};
 use crate::talk::{ClientMessage, Conversation};
 use silence::Silence;
@@ -34,10 +34,9 @@ const PAUSE: Duration = Duration::from_millis(50);
 const WANT_EVERY: Duration = Duration::from_secs(2);
 /// How often to check a Go program's owner file for expiry.
 const OWNER_PAUSE: Duration = Duration::from_millis(500);
-/// Written in place of the start time from ps(1) until ps was run. With no text there, the Go program would
+/// Written in place of the start time from ps(1) where there is none. With no text there, the Go program would
 /// refuse the tree for good, even after the command has ended; with this text, it takes the command for
-/// another process with that pid and treats ours as gone. The Go program only sees this text if our agent was
-/// killed in the command's first second, or the whole host was.
+/// another process with that pid and treats ours as gone.
 const UNNAMED: &str = "not asked yet";
 
 /// Ownership of the tree.
@@ -260,7 +259,7 @@ fn is_vacant(files: &Files) -> bool {
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Child {
     pid: u32,
-    /// The start time as printed by ps(1), or [`UNNAMED`].
+    /// The start time as ps(1) prints it, or [`UNNAMED`].
     named: String,
     /// The start time in clock ticks, and the process group; the Go program writes neither.
     ours: Option<(u64, u32)>,
@@ -292,7 +291,7 @@ impl Child {
         };
         match self.ours {
             Some((began, _)) => stat.began == began,
-            None => lstart(self.pid).is_none_or(|now| now == self.named),
+            None => process::lstart(self.pid).is_none_or(|now| now == self.named),
         }
     }
 
@@ -315,8 +314,8 @@ fn is_busy(files: &Files) -> bool {
 }
 
 impl Owner {
-    /// Records the process that the next client must wait for. The line from ps(1) comes later, see
-    /// [`Self::name`], so that a short command need not wait for that process.
+    /// Records the process that the next client must wait for. The text of ps(1) is computed, so that a short
+    /// command need not wait for that process; [`Self::name`] asks ps itself later.
     ///
     /// Refuses if `/proc` is missing or belongs to another pid namespace: its pids would name other
     /// processes, and the next client could start while this command still runs.
@@ -329,9 +328,10 @@ impl Owner {
                 "/proc in the lease does not show the command: mount it for the process namespace of sshd";
             Failure::Refused(why.to_owned())
         })?;
+        let named = process::started(&stat).or_else(|| process::lstart(pid));
         let child = Child {
             pid,
-            named: UNNAMED.to_owned(),
+            named: named.unwrap_or_else(|| UNNAMED.to_owned()),
             ours: Some((stat.began, stat.group)),
         };
         let file = self.files.child();
@@ -349,15 +349,19 @@ impl Owner {
         discard(&self.files.child()).ok();
     }
 
-    /// Adds the ps(1) line for the Go program. The file keeps its time, which is when the command began.
+    /// Corrects the text of ps(1) for the Go program, which compares with what ps says on this machine. The file
+    /// keeps its time, which is when the command began.
     pub(crate) fn name(&self) {
         let file = self.files.child();
-        let Some(child) = Child::load(&self.files).filter(|child| child.named == UNNAMED) else {
+        let Some(child) = Child::load(&self.files) else {
             return;
         };
-        let (Some(named), Ok(meta)) = (lstart(child.pid), file.metadata()) else {
+        let (Some(named), Ok(meta)) = (process::lstart(child.pid), file.metadata()) else {
             return;
         };
+        if named == child.named {
+            return;
+        }
         let text = Child { named, ..child }.text();
         // Ignore a failure: without the line, the Go program may only believe that a command has ended whose
         // agent was killed.

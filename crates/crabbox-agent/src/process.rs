@@ -8,10 +8,15 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process_group};
 
+use crate::local_time;
+
 /// How long a group may take to end before it is killed.
 const GRACE: Duration = Duration::from_secs(2);
 /// How long a group may take to end before we give up on it.
 const LIMIT: Duration = Duration::from_secs(4);
+
+/// Clock ticks per second in `/proc`, USER_HZ of the kernel on all machines that we run on.
+const TICKS: u64 = 100;
 
 /// What `/proc/PID/stat` says, see proc_pid_stat(5).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,6 +47,20 @@ impl Stat {
         let text = std::fs::read(format!("/proc/{pid}/stat")).ok()?;
         Self::parse(&String::from_utf8_lossy(&text)).filter(|stat| !stat.is_over)
     }
+}
+
+/// The text of [`lstart`] without a process that prints it: the second in which the process started, by the
+/// kernel's time of the boot, as procps computes it.
+pub(crate) fn started(stat: &Stat) -> Option<String> {
+    let text = std::fs::read("/proc/stat").ok()?;
+    let text = String::from_utf8_lossy(&text);
+    let boot: i64 = text
+        .lines()
+        .find_map(|line| line.strip_prefix("btime "))?
+        .trim()
+        .parse()
+        .ok()?;
+    local_time::text(boot + i64::try_from(stat.began / TICKS).ok()?)
 }
 
 /// The start time of a process as ps(1) prints it, which is what the Go program compares; `None` if there is

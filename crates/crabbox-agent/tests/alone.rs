@@ -335,6 +335,17 @@ fn a_command_whose_agent_was_killed_ends_before_the_next_client_has_the_tree() {
     assert!(!notes.flatten().any(is_child));
 }
 
+/// The start time of a process as ps prints it, with single spaces.
+fn lstart(pid: u32, zone: Option<&str>) -> String {
+    let mut ps = Program::new("ps");
+    ps.args(["-o", "lstart=", "-p", &pid.to_string()]);
+    if let Some(zone) = zone {
+        ps.env("TZ", zone);
+    }
+    let said = String::from_utf8(ps.output().unwrap().stdout).unwrap();
+    said.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
 #[test]
 fn what_a_killed_agent_leaves_the_go_program_can_read() {
     let home = tempfile::tempdir().unwrap();
@@ -353,30 +364,48 @@ fn what_a_killed_agent_leaves_the_go_program_can_read() {
     agent.process.wait().unwrap();
     // The owner file is expired, so the Go program does not wait for it.
     assert_eq!(file("owner"), format!("v1\n{}\n0\n", "cd".repeat(32)));
-    // A pid and a text of at most 96 bytes: without the text, the Go program is locked out even after the
-    // command has ended.
+    // From the first moment the text is that of ps, which tells the Go program that the command still runs.
     let named = |pid: u32| {
         let child = file("child");
         let mut lines = child.lines();
         assert_eq!(lines.next(), Some(pid.to_string().as_str()), "{child:?}");
         lines.next().unwrap().to_owned()
     };
-    assert!((1..=96).contains(&named(pid).len()), "{:?}", file("child"));
-    // After a second it is the text of ps, which tells the Go program that the command still runs.
+    assert_eq!(named(pid), lstart(pid, None), "{:?}", file("child"));
+    // Also in another time zone, whichever way it is named.
+    for zone in [
+        "",
+        "Asia/Kathmandu",
+        ":Asia/Kathmandu",
+        "XXX-3:17",
+        "/etc/localtime",
+        "none",
+    ] {
+        let mut agent = Agent::start(home.path(), &["env", &format!("TZ={zone}")]);
+        agent.own();
+        assert_eq!(agent.reply(), Reply::Child {});
+        assert_eq!(agent.reply(), Reply::Owned { recovered: true });
+        agent.run(&["sh", "-c", "echo $$; exec sleep 20"]);
+        let pid = agent.number();
+        assert_eq!(named(pid), lstart(pid, Some(zone)), "{zone:?}");
+        agent.process.kill().unwrap();
+        agent.process.wait().unwrap();
+    }
+    // After a second ps itself has been asked, and a text that differs is corrected.
     let mut agent = Agent::owning(home.path());
     assert_eq!(agent.reply(), Reply::Child {});
     assert_eq!(agent.reply(), Reply::Owned { recovered: true });
     agent.run(&["sh", "-c", "echo $$; exec sleep 20"]);
     let pid = agent.number();
-    let said = Program::new("ps")
-        .args(["-o", "lstart=", "-p", &pid.to_string()])
-        .output()
-        .unwrap();
-    let said = String::from_utf8(said.stdout).unwrap();
-    let words = said.split_whitespace().collect::<Vec<_>>().join(" ");
+    let key = home
+        .path()
+        .join(".crabbox/workspace-owners")
+        .join("ab".repeat(32));
+    let wrong = file("child").replace(&lstart(pid, None), "Thu Jan 1 00:00:00 1970");
+    fs::write(key.with_added_extension("child"), wrong).unwrap();
     assert!(
-        within(Duration::from_secs(10), || named(pid) == words),
-        "{:?} {words}",
+        within(Duration::from_secs(10), || named(pid) == lstart(pid, None)),
+        "{:?}",
         file("child")
     );
     agent.say(&Request::Stop {});

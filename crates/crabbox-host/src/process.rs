@@ -16,11 +16,13 @@ use rustix::process::{Pid, PidfdFlags, WaitId, WaitIdOptions, pidfd_open, pidfd_
 use rustix::thread::CapabilitySet;
 
 mod scan;
+mod whereabouts;
 mod writer;
 
 pub use crabbox_core::process::ProcessId;
 pub use rustix::process::Signal;
 pub use scan::{ProcessInfo, children, list, look, note_inherited, with_environment};
+pub use whereabouts::{Whereabouts, whereabouts, whereabouts_for};
 pub use writer::writer_of;
 
 /// The kernel's random id of each boot.

@@ -92,7 +92,7 @@ pub struct Judgement {
     pub volume: Volume,
     /// The limits that were applied.
     pub limits: Limits,
-    /// `sync.allowLarge`, `--force-sync-large`: turns failures into warnings.
+    /// `sync.allowLarge`, `--force-sync-large`: no limit forbids the sync; thresholds still warn.
     pub allow_large: bool,
     /// The worst of the reasons.
     pub status: Status,
@@ -153,13 +153,12 @@ pub fn judge(manifest: &Manifest, limits: Limits, allow_large: bool) -> Judgemen
                 limit: fail,
             });
         }
-        if reached(warn) || (reached(fail) && allow_large) {
-            let limit = if reached(warn) { warn } else { fail };
+        if reached(warn) {
             reasons.push(Reason {
                 status: Status::Warn,
                 metric,
                 actual,
-                limit,
+                limit: warn,
             });
         }
     }
@@ -320,15 +319,13 @@ pub fn top_files(manifest: &Manifest, limit: usize) -> Vec<Weight> {
     )
 }
 
-/// The `limit` largest top-level directories, largest first; files in the root count as `.`.
+/// The `limit` largest directories, to the second level, largest first; files in the root count as `.`.
 pub fn top_dirs(manifest: &Manifest, limit: usize) -> Vec<Weight> {
     let mut sums: HashMap<&[u8], u64> = HashMap::new();
     for entry in &manifest.entries {
-        let dir = entry
-            .path
-            .iter()
-            .position(|byte| *byte == b'/')
-            .map_or(&b"."[..], |cut| &entry.path[..cut]);
+        let mut cuts = entry.path.iter().enumerate().filter(|(_, byte)| **byte == b'/');
+        let cut = cuts.next().map(|first| cuts.next().unwrap_or(first).0);
+        let dir = cut.map_or(&b"."[..], |cut| &entry.path[..cut]);
         *sums.entry(dir).or_default() += entry.size;
     }
     heaviest(sums.into_iter().collect(), limit)
@@ -342,13 +339,28 @@ fn heaviest(mut all: Vec<(&[u8], u64)>, limit: usize) -> Vec<Weight> {
         .collect()
 }
 
-/// The line about the largest directories, shown before a warning or an error.
-pub fn top_dirs_line(manifest: &Manifest) -> String {
-    let dirs: Vec<String> = top_dirs(manifest, 5)
-        .into_iter()
-        .map(|dir| format!("{} {}", dir.path, dir.human_bytes))
+/// The line about the names in the root that most of the counted files are below, shown with a warning or an
+/// error: `sync top dirs: a:12,b:3`.
+pub fn top_dirs_line(manifest: &Manifest, counted: Counted) -> String {
+    let changed_alone = counted == Counted::DirtyDelta;
+    let sent = manifest.entries.iter();
+    let sent = sent
+        .filter(|entry| entry.changed || !changed_alone)
+        .map(|entry| &entry.path);
+    let deleted = manifest.deleted.iter().filter(|_| changed_alone);
+    let mut counts: HashMap<&[u8], u64> = HashMap::new();
+    for path in sent.chain(deleted) {
+        let name = path.split(|byte| *byte == b'/').next().unwrap_or_default();
+        *counts.entry(name).or_default() += 1;
+    }
+    let mut counts: Vec<_> = counts.into_iter().collect();
+    counts.sort_unstable_by(|a, b| b.1.cmp(&a.1).then(a.0.cmp(b.0)));
+    let dirs: Vec<String> = counts
+        .iter()
+        .take(5)
+        .map(|(name, count)| format!("{}:{count}", crate::entry::show(name)))
         .collect();
-    format!("top dirs: {}", dirs.join(", "))
+    format!("sync top dirs: {}", dirs.join(","))
 }
 
 #[cfg(test)]
@@ -428,7 +440,7 @@ mod tests {
     }
 
     #[test]
-    fn a_threshold_warns_and_force_turns_failure_into_warning() {
+    fn a_threshold_warns_and_force_lifts_the_limits_alone() {
         let judgement = judge(&manifest(&[("a", 10, false)]), limits(1, 10, 0, 0), false);
         assert_eq!(judgement.status, Status::Warn);
         assert_eq!(
@@ -440,7 +452,12 @@ mod tests {
         );
         let forced = judge(&manifest(&[("a", 10, false)]), limits(0, 0, 1, 0), true);
         forced.check().unwrap();
-        assert_eq!(forced.status, Status::Warn);
+        assert_eq!((forced.status, forced.reasons.as_slice()), (Status::Ok, &[][..]));
+        let both = judge(&manifest(&[("a", 10, false)]), limits(1, 0, 1, 1), true);
+        assert_eq!(
+            both.warnings(),
+            ["warning: large sync candidate: 1 files >= warning threshold 1"]
+        );
     }
 
     #[test]
@@ -458,7 +475,33 @@ mod tests {
                 .collect::<Vec<_>>(),
             ["b/z", "a/x"]
         );
-        assert_eq!(top_dirs_line(&tree), "top dirs: a 10 B, b 7 B, . 1 B");
+        let dirs = |tree: &Manifest| -> Vec<(String, u64)> {
+            let dirs = top_dirs(tree, 20).into_iter();
+            dirs.map(|dir| (dir.path, dir.bytes)).collect()
+        };
+        let weighs = |dir: &str, bytes| (dir.to_owned(), bytes);
+        assert_eq!(dirs(&tree), [weighs("a", 10), weighs("b", 7), weighs(".", 1)]);
+        let deep = manifest(&[("a/b/c/d", 5, false), ("a/b/x", 1, false), ("a/y", 2, false)]);
+        assert_eq!(dirs(&deep), [weighs("a/b", 6), weighs("a", 2)]);
+    }
+
+    #[test]
+    fn the_counted_files_are_summed_up_by_what_they_are_below() {
+        let mut tree = manifest(&[
+            ("a/b/x", 5, false),
+            ("a/y", 5, true),
+            ("b/z", 7, false),
+            ("top", 1, true),
+        ]);
+        tree.deleted = vec![b"gone/1".to_vec(), b"gone/2".to_vec()];
+        assert_eq!(
+            top_dirs_line(&tree, Counted::Candidate),
+            "sync top dirs: a:2,b:1,top:1"
+        );
+        assert_eq!(
+            top_dirs_line(&tree, Counted::DirtyDelta),
+            "sync top dirs: gone:2,a:1,top:1"
+        );
     }
 
     #[test]

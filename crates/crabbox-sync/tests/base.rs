@@ -122,6 +122,18 @@ fn a_base_may_be_a_branch_a_tag_or_a_commit_of_here() {
         assert_eq!(based(&world, base), [""; 0], "{base}");
         check(&world, base);
     }
+    // Without an origin a branch has its name there, too; one of its other branches has not.
+    let there = said(
+        &world.workdir(),
+        "rev-parse --verify --quiet refs/remotes/origin/work",
+    );
+    assert_eq!(there, said(&world.source(), "rev-parse work"));
+    assert_eq!(based(&world, "main"), [""; 0]);
+    let there = said(
+        &world.workdir(),
+        "rev-parse --verify --quiet refs/remotes/origin/main",
+    );
+    assert_eq!(there, said(&world.source(), "rev-parse main"));
     assert_eq!(based(&world, &commit), [""; 0]);
     check(&world, &commit);
     assert_eq!(said(&world.workdir(), "rev-parse refs/crabbox/base").1, commit);

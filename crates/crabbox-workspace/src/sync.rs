@@ -134,7 +134,7 @@ pub fn load(
     lines.extend(judgement.warnings());
     let verdict = judgement.check();
     if verdict.is_err() || !judgement.warnings().is_empty() {
-        lines.push(guardrail::top_dirs_line(&manifest));
+        lines.push(guardrail::top_dirs_line(&manifest, judgement.counted));
     }
     Ok((
         Load {

@@ -44,7 +44,7 @@ pub struct SyncPlan {
     pub judgement: Judgement,
     /// The largest files.
     pub top_files: Vec<Weight>,
-    /// The largest top-level directories.
+    /// The largest directories, to the second level.
     pub top_dirs: Vec<Weight>,
 }
 

@@ -83,8 +83,8 @@ pub(crate) struct Refused {
     pub(crate) flag: &'static str,
     /// The provider that the same command line names.
     pub(crate) provider: Option<String>,
-    /// Whether the command line names an existing lease.
-    pub(crate) reuses: bool,
+    /// The existing lease that it names.
+    pub(crate) lease: Option<String>,
 }
 
 impl Refused {
@@ -97,7 +97,7 @@ impl Refused {
             "from-run" => "doctor --from-run requires a configured coordinator".to_owned(),
             // No provider here knows what is in its images.
             name if name.starts_with("image-") => {
-                let why = if self.reuses {
+                let why = if self.lease.is_some() {
                     "apply only when creating a new lease"
                 } else {
                     "require a coordinator-managed AWS lease"

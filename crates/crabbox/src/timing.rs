@@ -106,23 +106,26 @@ pub(crate) struct TimingJson {
     sync_phases: Vec<Phase>,
     /// Whether nothing was brought: nothing had changed, or `--no-sync` said so.
     sync_skipped: bool,
+    /// The probe of `prewarm`; absent where there was none.
+    #[serde(skip_serializing_if = "is_zero")]
+    probe_ms: u64,
     /// The command itself.
     command_ms: u64,
     /// The phases of the command: `user-command`, in which it begins, then those that it told of (`CRABBOX_PHASE:<name>`).
     #[serde(skip_serializing_if = "Vec::is_empty")]
     command_phases: Vec<Phase>,
-    /// From the working tree that is ours to the end of the command; of `warmup`, all of it.
+    /// From the working tree that is ours to the end of the command; of `warmup` and `prewarm`, all of it.
     total_ms: u64,
-    /// The same with everything before it for `run`, 0 for `warmup`.
+    /// The same with everything before it for `run`, 0 for `warmup` and `prewarm`.
     end_to_end_ms: u64,
-    /// The command's exit code.
+    /// The command's exit code, of `prewarm` its own.
     exit_code: i32,
     /// What became of it.
     run_status: Status,
     /// Of what kind the failure is; absent after success.
     #[serde(skip_serializing_if = "Option::is_none")]
     error_kind: Option<ErrorKind>,
-    /// The run; absent for `warmup`.
+    /// The run; absent for `warmup` and `prewarm`.
     #[serde(skip_serializing_if = "String::is_empty")]
     run_id: String,
     /// What `--label` said.
@@ -147,6 +150,9 @@ pub(crate) struct TimingJson {
     /// `unknown`; absent after success.
     #[serde(skip_serializing_if = "Option::is_none")]
     blocked_stage: Option<&'static str>,
+    /// What ran out, where the failure was about that: `memory`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    resource_exhaustion: Option<&'static str>,
     /// Whether trying again may help: `true`, `false` or `unknown`.
     #[serde(skip_serializing_if = "Option::is_none")]
     retry_likely: Option<&'static str>,
@@ -199,6 +205,7 @@ impl TimingJson {
             sync_ms: ms(outcome.sync),
             sync_phases: sync_phases(outcome),
             sync_skipped: outcome.sync_skipped,
+            probe_ms: ms(outcome.probe),
             command_ms: ms(outcome.command),
             command_phases: outcome
                 .phases
@@ -218,6 +225,7 @@ impl TimingJson {
             stop_command: None,
             idle_timeout: String::new(),
             blocked_stage: outcome.blocked.map(|(stage, _)| stage),
+            resource_exhaustion: outcome.exhausted(),
             retry_likely: outcome.blocked.map(|(_, retry)| retry),
             artifacts: outcome.artifacts.clone(),
             schema_validations: outcome.schemas.clone(),

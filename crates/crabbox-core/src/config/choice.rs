@@ -18,6 +18,8 @@ pub enum Choice {
     OsImage,
     /// `network`.
     Network,
+    /// `desktopEnv`.
+    DesktopEnv,
 }
 
 impl Choice {
@@ -26,7 +28,9 @@ impl Choice {
         let text = text.trim().to_ascii_lowercase();
         let name = match (self, text.as_str()) {
             (_, "") => "",
-            (Self::Provider, name) | (Self::Network, name @ ("auto" | "tailscale" | "public")) => name,
+            (Self::Provider, name)
+            | (Self::Network, name @ ("auto" | "tailscale" | "public"))
+            | (Self::DesktopEnv, name @ ("xfce" | "wayland" | "gnome")) => name,
             (Self::Target, "linux" | "ubuntu") => "linux",
             (Self::Target, "macos" | "mac" | "darwin" | "osx") => "macos",
             (Self::Target, "windows" | "win") => "windows",
@@ -49,6 +53,7 @@ impl Choice {
             Self::WindowsMode => "normal or wsl2",
             Self::Architecture => "amd64 or arm64",
             Self::Network => "auto, tailscale, or public",
+            Self::DesktopEnv => "xfce, wayland, or gnome",
             Self::OsImage => "ubuntu:26.04 or ubuntu:24.04",
         }
     }
@@ -61,6 +66,7 @@ impl Choice {
             Self::WindowsMode => "windows.mode",
             Self::Architecture => "architecture",
             Self::Network => "network",
+            Self::DesktopEnv => "desktopEnv",
             Self::OsImage => {
                 return format!("unsupported os {found:?}; supported: ubuntu:26.04, ubuntu:24.04");
             }

@@ -30,7 +30,7 @@ pub enum Unfit {
         /// Where it is set.
         origin: Origin,
     },
-    /// `network: tailscale`.
+    /// `network: tailscale`, or `tailscale.enabled`.
     #[error("provider={provider} does not support tailscale-managed networking")]
     Tailscale {
         /// The provider.
@@ -196,7 +196,8 @@ fn check_machine(settings: &Settings, provider: Provider, least: Layer) -> Resul
     if let Some(origin) = wrong(&settings.windows_mode, least, |mode| mode == "normal") {
         return Err(Unfit::WindowsMode { origin });
     }
-    if let Some(origin) = wrong(&settings.network, least, |network| network != "tailscale") {
+    let joins = || wrong(&settings.tailscale, least, |wanted| !wanted);
+    if let Some(origin) = wrong(&settings.network, least, |network| network != "tailscale").or_else(joins) {
         return Err(Unfit::Tailscale { provider, origin });
     }
     if let Some(origin) = wrong(&settings.architecture, least, |name| name == "amd64") {

@@ -230,14 +230,16 @@ registry! {
     WindowsMode = row("windows.mode", Kind::Choice(Choice::WindowsMode), "normal").env(&["CRABBOX_WINDOWS_MODE"]).flag("windows-mode", Target);
     /// Whether the machine has a desktop.
     Desktop = row("desktop", Bool, "false").env(&["CRABBOX_DESKTOP"]).flag("desktop", Create);
-    /// Which desktop it has.
-    DesktopEnv = row("desktopEnv", Text, "xfce").env(&["CRABBOX_DESKTOP_ENV"]).flag("desktop-env", Create);
+    /// Which desktop it has: xfce, wayland or gnome.
+    DesktopEnv = row("desktopEnv", Kind::Choice(Choice::DesktopEnv), "xfce").env(&["CRABBOX_DESKTOP_ENV"]).flag("desktop-env", Create);
     /// Whether a browser is installed.
     Browser = row("browser", Bool, "false").env(&["CRABBOX_BROWSER"]).flag("browser", Create);
     /// Whether a web editor is installed.
     Code = row("code", Bool, "false").env(&["CRABBOX_CODE"]).flag("code", Create);
     /// How the machine is reached: auto, public or tailscale.
     NetworkName = row("network", Kind::Choice(Choice::Network), "auto").env(&["CRABBOX_NETWORK"]).flag("network", Network);
+    /// Whether the machine joins a Tailscale network, which no provider here supports.
+    Tailscale = row("tailscale.enabled", Bool, "false").env(&["CRABBOX_TAILSCALE"]);
     /// Machine class, recorded as a label.
     Class = row("class", Text, "beast").env(&["CRABBOX_DEFAULT_CLASS"]).flag("class", Create);
     /// Machine type, recorded as a label.
@@ -286,7 +288,7 @@ registry! {
     SyncFailFiles = row("sync.failFiles", Integer, "150000").env(&["CRABBOX_SYNC_FAIL_FILES"]).merge(Merge::WhenPositive);
     /// Number of bytes above which a sync fails.
     SyncFailBytes = row("sync.failBytes", Integer, "21474836480").env(&["CRABBOX_SYNC_FAIL_BYTES"]).merge(Merge::WhenPositive);
-    /// Whether a sync above the limits that fail it only warns.
+    /// Whether a sync may be above the limits that fail it.
     SyncAllowLarge = row("sync.allowLarge", Bool, "false").env(&["CRABBOX_SYNC_ALLOW_LARGE"]).flag("force-sync-large", Run);
     /// Names of variables that are forwarded to the remote command.
     EnvAllow = row("env.allow", List, "CI,NODE_OPTIONS").env(&["CRABBOX_ENV_ALLOW"]);
@@ -424,7 +426,7 @@ pub const PRESETS: &str = "presets";
 /// The section of proof templates: texts for proofs of runs, by name.
 pub const PROOF_TEMPLATES: &str = "proofTemplates";
 
-/// Sections that the Go program reads and this program does not: reported to the user once per file, never taken for a typing error.
+/// Sections that the Go program reads and this program does not, except for keys of its own in them: reported to the user once per file, never taken for a typing error.
 pub(crate) const FOREIGN_SECTIONS: &[&str] = &[
     "actions",
     "broker",

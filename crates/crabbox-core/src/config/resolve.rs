@@ -228,8 +228,10 @@ impl Fold {
         for (key, value) in entries {
             let name = key_text(key);
             let read = if FOREIGN_SECTIONS.contains(&name) {
-                foreign.push(name.to_owned());
-                Ok(())
+                if !is_all_ours(name, value) {
+                    foreign.push(name.to_owned());
+                }
+                self.ours(inputs, file, name, value)
             } else if name == JOBS {
                 self.jobs(file, value)
             } else if [PROFILES, PRESETS, PROOF_TEMPLATES].contains(&name) {
@@ -247,6 +249,26 @@ impl Fold {
             });
         }
         Ok(())
+    }
+
+    /// Reads the keys that are ours in another program's section.
+    fn ours(
+        &mut self,
+        inputs: &Inputs<'_>,
+        file: &ConfigFile,
+        section: &str,
+        node: &Node,
+    ) -> Result<(), ConfigError> {
+        let Content::Map(entries) = &node.content else {
+            return Ok(());
+        };
+        entries.iter().try_for_each(|(key, value)| {
+            let Some(key) = Key::by_path(&format!("{section}.{}", key_text(key))) else {
+                return Ok(());
+            };
+            let read = self.file_value(inputs, file, key, value);
+            self.bear(file, read)
+        })
     }
 
     fn jobs(&mut self, file: &ConfigFile, section: &Node) -> Result<(), ConfigError> {
@@ -581,6 +603,17 @@ impl Fold {
             expected: expectation(key),
         });
     }
+}
+
+/// Whether another program's section has nothing but keys of ours.
+fn is_all_ours(section: &str, node: &Node) -> bool {
+    let Content::Map(entries) = &node.content else {
+        return false;
+    };
+    !entries.is_empty()
+        && entries
+            .iter()
+            .all(|(key, _)| Key::by_path(&format!("{section}.{}", key_text(key))).is_some())
 }
 
 /// Whether a key of the registry begins with `path`.

@@ -41,6 +41,8 @@ pub struct Settings {
     pub code: Sourced<bool>,
     /// `network`.
     pub network: Sourced<String>,
+    /// `tailscale.enabled`.
+    pub tailscale: Sourced<bool>,
     /// `class`.
     pub class: Sourced<String>,
     /// `serverType`.
@@ -302,6 +304,7 @@ impl Settings {
             browser: read.boolean(Name::Browser),
             code: read.boolean(Name::Code),
             network: read.text(Name::NetworkName),
+            tailscale: read.boolean(Name::Tailscale),
             class: read.text(Name::Class),
             server_type: read.text(Name::ServerType),
             ssh: SshSettings {

@@ -302,6 +302,7 @@ fn named(choice: Choice) -> [&'static str; 2] {
         Choice::Architecture => ["amd64", "arm64"],
         Choice::OsImage => ["ubuntu:24.04", "ubuntu:26.04"],
         Choice::Network => ["auto", "public"],
+        Choice::DesktopEnv => ["xfce", "gnome"],
     }
 }
 

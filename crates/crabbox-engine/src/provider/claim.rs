@@ -116,6 +116,7 @@ mod tests {
             address: String::new(),
             target: None,
             work_root: "/work".to_owned(),
+            fallback_ports: Vec::new(),
             is_claimed: false,
             unjailed: false,
         };

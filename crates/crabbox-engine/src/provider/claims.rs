@@ -21,7 +21,7 @@ pub fn list(places: &Places) -> Result<Listing, ListError> {
     Ok(crabbox_store::claims::list(places)?)
 }
 
-/// A short code for the problem of a claim file, for programs.
+/// A short code for the problem of a claim file, for programs; the codes are the Go program's.
 pub fn code(error: &ClaimError) -> &'static str {
     match error {
         ClaimError::Decode { .. } => "invalid_json",
@@ -29,11 +29,11 @@ pub fn code(error: &ClaimError) -> &'static str {
         ClaimError::TooLarge { .. } => "claim_too_large",
         ClaimError::NoLease { .. } => "empty_lease_id",
         ClaimError::Misplaced { .. } => "lease_id_mismatch",
-        ClaimError::InvalidId { .. } => "invalid_name",
+        ClaimError::InvalidId { .. } => "invalid_filename",
         ClaimError::Read { .. }
         | ClaimError::Lock(_)
         | ClaimError::Changed { .. }
         | ClaimError::Write(_)
-        | ClaimError::Random(_) => "unreadable",
+        | ClaimError::Random(_) => "read_error",
     }
 }

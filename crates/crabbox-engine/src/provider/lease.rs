@@ -34,6 +34,8 @@ pub struct Lease {
     pub address: String,
     /// How to enter it; `None` while it has no address.
     pub target: Option<Target>,
+    /// Other ports that are tried if nothing answers at the target's.
+    pub fallback_ports: Vec<u16>,
     /// Directory under which trees are synced.
     pub work_root: String,
     /// Whether it was seen with a claim when it was resolved. Such a lease is not claimed anew once its claim

@@ -140,6 +140,7 @@ impl Remote {
             state: LeaseState::from(far.state.as_str()),
             labels: far.labels,
             kvm_host: Some(host.clone()),
+            fallback_ports: Vec::new(),
             is_claimed: false,
             address: if far.has_address {
                 id.clone()

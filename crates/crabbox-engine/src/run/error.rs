@@ -236,8 +236,8 @@ pub enum RunFailure {
     /// The machine went down while the command ran.
     #[error("the machine of the lease went down while the command ran")]
     MachineDown,
-    /// The shell around the command was killed.
-    #[error("the command was killed in the lease")]
+    /// Our program in the lease, which had started the command, was killed.
+    #[error("crabbox's agent in the lease was killed while the command ran; the command may still run")]
     Killed,
     /// The user interrupted.
     #[error("interrupted{}", if *.stopped { "; the command in the lease was stopped" } else { "; the command in the lease may still run" })]
@@ -301,6 +301,9 @@ impl Fault for RunFailure {
     fn hints(&self) -> Vec<String> {
         match self {
             Self::Cleanup { source, .. } => source.hints(),
+            Self::Killed => {
+                vec!["the next run in the lease ends what is left of the command before it begins".to_owned()]
+            }
             _ => Vec::new(),
         }
     }

@@ -70,6 +70,9 @@ pub(super) const NO_ARTIFACT: Class = Class {
     retry: "unknown",
 };
 
+/// Area and stage of a failure for want of memory, the only resource that anything is known of.
+const EXHAUSTION: &str = "resource_exhaustion";
+
 /// A timeout of SSH in another program's output. Needs the full phrase, because a command may legitimately
 /// wait for a machine itself.
 const SSH_WAIT: &str = "timed out waiting for ssh";
@@ -88,8 +91,8 @@ const KNOWN: [(&[&str], Class); 3] = [
     (
         &["out of memory", "cannot allocate memory"],
         Class {
-            area: "resource_exhaustion",
-            stage: "resource_exhaustion",
+            area: EXHAUSTION,
+            stage: EXHAUSTION,
             retry: "false",
         },
     ),
@@ -120,6 +123,11 @@ pub(super) fn classify(connectivity: Option<Connectivity>, text: &str, phase: Op
         .iter()
         .find(|(words, _)| words.iter().any(|word| text.contains(word)))
         .map(|(_, class)| *class)
+}
+
+/// What a lease ran out of in a failure that blocks this stage.
+pub fn exhausted(stage: &str) -> Option<&'static str> {
+    (stage == EXHAUSTION).then_some("memory")
 }
 
 /// The area of a failure of which only the `phase` is known.

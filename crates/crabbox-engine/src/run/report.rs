@@ -37,6 +37,8 @@ pub struct Outcome {
     pub sync_steps: Vec<(&'static str, Duration)>,
     /// Whether nothing had to be synced.
     pub sync_skipped: bool,
+    /// The probe of a lease made ahead of its use.
+    pub probe: Duration,
     /// The command itself.
     pub command: Duration,
     /// The phases of the command: the initial one, and those that it reported.
@@ -63,6 +65,25 @@ pub struct Outcome {
     pub stopped: Option<bool>,
     /// Why giving it back failed.
     pub stop_error: String,
+}
+
+impl Outcome {
+    /// Notes a failure of which only its kind is known.
+    pub fn failed(&mut self, kind: Kind) {
+        let (status, error_kind) = match kind {
+            INTERRUPTED => (Status::Canceled, ErrorKind::Canceled),
+            Kind::Passthrough(255) => (Status::Failed, ErrorKind::ProviderError),
+            Kind::Passthrough(_) => (Status::Failed, ErrorKind::CommandExit),
+            _ => (Status::Failed, ErrorKind::ProviderError),
+        };
+        self.exit_code = i32::from(kind.exit_code());
+        (self.status, self.error_kind) = (status, Some(error_kind));
+    }
+
+    /// What the lease ran out of, if that is why it failed.
+    pub fn exhausted(&self) -> Option<&'static str> {
+        failure::exhausted(self.blocked?.0)
+    }
 }
 
 /// What became of a run, in the Go program's words.
@@ -94,10 +115,11 @@ pub enum ErrorKind {
     ProviderError,
 }
 
+/// 128 plus the number of SIGINT: the kind of an error whose wait was interrupted.
+const INTERRUPTED: Kind = Kind::Passthrough(130);
+
 /// The status and kind of failure for an error.
 pub(super) fn became(error: &RunError) -> (Status, ErrorKind) {
-    /// 128 plus the number of SIGINT: the kind of an error whose wait was interrupted.
-    const INTERRUPTED: Kind = Kind::Passthrough(130);
     match error {
         RunError::Failure(RunFailure::Exited(_) | RunFailure::Killed)
         | RunError::Result(

@@ -323,15 +323,18 @@ fn names(dir: &Path) -> Result<Vec<String>, OrphanError> {
 /// VMMs whose root, working directory or socket is in a lease directory.
 fn processes(places: &Places) -> Result<Vec<Orphan>, OrphanError> {
     let base = places.leases();
+    // The kernel names directories without the symbolic links of their paths.
+    let real = std::fs::canonicalize(&base).ok();
     let mut found = Vec::new();
     for candidate in process::list()? {
         let lease = [&candidate.root, &candidate.cwd]
             .into_iter()
             .flatten()
             .find_map(|at| {
-                let inside = at
-                    .strip_prefix(&base)
-                    .ok()?
+                let inside = [Some(&base), real.as_ref()]
+                    .into_iter()
+                    .flatten()
+                    .find_map(|base| at.strip_prefix(base).ok())?
                     .components()
                     .next()?
                     .as_os_str()

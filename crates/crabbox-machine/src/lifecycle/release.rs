@@ -206,7 +206,7 @@ fn told_by_journal(engine: &Engine, lease: &OwnedLease, source: RecordError) -> 
     Err(ReleaseError::Unknown {
         id: lease.id().to_string(),
         dir: lease.dir().path().to_owned(),
-        machines: machine::running_on(&engine.places.leases(), lease.id())?,
+        machines: machine::running_on(&engine.places.leases(), lease.id(), None)?,
         source,
     })
 }
@@ -506,7 +506,8 @@ fn look_at_lease(places: &Places, seen: &StoredLease) -> (Decision, Option<Owned
 /// Whether the lease's machine runs: the process that the record names, or one that uses the lease's socket.
 /// A record by another program, or a damaged one, may not name the process that runs.
 fn runs(places: &Places, lease: &OwnedLease, record: &LeaseRecord) -> Result<bool, ProcessError> {
-    Ok(find::is_running(record) || !machine::running_on(&places.leases(), lease.id())?.is_empty())
+    let on_socket = || machine::running_on(&places.leases(), lease.id(), Some(record));
+    Ok(find::is_running(record) || !on_socket()?.is_empty())
 }
 
 /// Decides about a lease directory with an unusable record.

@@ -378,12 +378,11 @@ impl Walk<'_> {
     /// by directory and machine id.
     fn found_here(&self, unnoted: Option<(&Path, &str)>) -> Result<Vec<ProcessHandle>, UndoError> {
         let processes = process::list()?;
+        let record = leases::read(self.lease.dir()).ok().map(|stored| stored.record);
         let mut handles = Vec::new();
         for candidate in &processes {
-            let on_socket = || {
-                let lease = machine::lease_of(candidate, &self.places.leases());
-                lease.as_ref() == Some(self.lease.id())
-            };
+            let on_socket =
+                || machine::is_of(candidate, &self.places.leases(), self.lease.id(), record.as_ref());
             let at_home = unnoted.is_some_and(|(dir, vmid)| is_at_home_in(candidate, dir, vmid));
             if at_home || on_socket() {
                 handles.extend(process::open(&candidate.id)?);
@@ -470,7 +469,9 @@ fn end_plugins(saved: &SavedAttach) -> Result<(), ProcessError> {
 /// machine's id is in its arguments, or it is a child of the supervisor before its exec. A user's shell may
 /// also have this working directory and must not be ended.
 fn is_at_home_in(candidate: &ProcessInfo, dir: &Path, vmid: &str) -> bool {
-    let here = |at: Option<&PathBuf>| at.is_some_and(|at| at == dir);
+    // The kernel names the directory without the symbolic links of its path.
+    let real = std::fs::canonicalize(dir).ok();
+    let here = |at: Option<&PathBuf>| at.is_some_and(|at| at == dir || Some(at) == real.as_ref());
     let is_ours = candidate
         .cmdline
         .iter()

@@ -145,11 +145,14 @@ fn of(matches: &ArgMatches, keys: impl Iterator<Item = (&'static Key, Flag)>) ->
 pub(crate) fn flags_of_run(given: &[(&'static str, &str)]) -> Result<Vec<FlagValue>, Refused> {
     let refused = |name: &&(&'static str, &str)| refused::has(RunSet::REFUSED, name.0);
     if let Some((flag, _)) = given.iter().find(refused) {
-        let provider = given.iter().rfind(|(name, _)| *name == "provider");
+        let text = |wanted: &str| {
+            let last = given.iter().rfind(|(name, _)| *name == wanted);
+            last.map(|(_, text)| (*text).to_owned())
+        };
         return Err(Refused {
             flag,
-            provider: provider.map(|(_, name)| (*name).to_owned()),
-            reuses: given.iter().any(|(name, _)| *name == "id"),
+            provider: text("provider"),
+            lease: text("id"),
         });
     }
     let values = |(key, flag): (&'static Key, Flag)| {

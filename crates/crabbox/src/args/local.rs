@@ -199,8 +199,13 @@ pub(crate) struct ClaimsListArgs {
 #[derive(Debug, Args)]
 pub(crate) struct SyncPlanArgs {
     /// Number of files and directories to list
-    #[arg(long, value_name = "NUMBER", default_value_t = 20)]
-    pub(crate) limit: usize,
+    #[arg(
+        long,
+        value_name = "NUMBER",
+        default_value_t = 20,
+        allow_negative_numbers = true
+    )]
+    pub(crate) limit: i64,
     /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,

@@ -134,7 +134,7 @@ pub(super) fn check(matches: &ArgMatches) -> Result<(), Refused> {
         Some(flag) => Err(Refused {
             flag: flag.name,
             provider: text("provider").cloned(),
-            reuses: text("id").is_some(),
+            lease: text("id").cloned(),
         }),
         None => Ok(()),
     }
@@ -160,7 +160,7 @@ mod tests {
             let refused = Refused {
                 flag: flag.name,
                 provider: None,
-                reuses: false,
+                lease: None,
             };
             let said = refused.by("firecracker").to_string();
             // This message is the Go program's own; it says "yet".

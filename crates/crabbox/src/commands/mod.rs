@@ -15,7 +15,7 @@ use std::ffi::OsString;
 use crabbox_core::config::key::Name;
 use crabbox_core::config::{FlagValue, Provider};
 use crabbox_engine::provider::capability::Capability;
-use crabbox_engine::provider::registry;
+use crabbox_engine::provider::{registry, route};
 
 use crate::args::{
     self, AdapterCommand, ClaimsCommand, Command, CompletionsArgs, ConfigCommand, MachineCommand, Parsed,
@@ -60,7 +60,7 @@ pub(crate) fn main(argv: &[OsString], env: Env, printer: &'static Printer) -> Re
     }
 }
 
-/// The provider that the command would have used.
+/// The provider that the command would have used: the lease's, if it names one.
 fn provider(env: &Env, refused: &Refused) -> &'static str {
     let flags: Vec<FlagValue> = refused
         .provider
@@ -70,9 +70,11 @@ fn provider(env: &Env, refused: &Refused) -> &'static str {
             values: vec![name.clone()],
         })
         .collect();
-    let chosen = settings::load(env, &flags)
-        .ok()
-        .and_then(|loaded| loaded.resolution.settings.provider().ok());
+    let settings = settings::load(env, &flags).map(|loaded| loaded.resolution.settings);
+    let chosen = settings.ok().and_then(|settings| match &refused.lease {
+        Some(lease) => route::provider(&env.places().ok()?, &settings, lease).ok(),
+        None => settings.provider().ok(),
+    });
     let usual = registry::with(Capability::KeepsRecords);
     chosen.or(usual).map_or("", Provider::name)
 }

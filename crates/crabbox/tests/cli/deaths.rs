@@ -236,6 +236,41 @@ fn a_line_that_breaks_is_told_apart_from_a_command_that_fails() {
 }
 
 #[test]
+fn a_killed_agent_is_told_apart_from_its_command_which_the_next_run_ends() {
+    let lease = entered();
+    let noted = lease_dir(&lease).join("repo/noted");
+    let script = "trap '' PIPE; echo $PPID $$ > new; mv new noted; exec sleep 1000";
+    let mut cut = lease
+        .place
+        .command(&["run", "--id", "jade-krill", "--shell", "--", script])
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let pids = poll_until(LONG, || fs::read_to_string(&noted).ok()).expect("it never began");
+    let pids: Vec<u32> = pids
+        .split_whitespace()
+        .map(|word| word.parse().unwrap())
+        .collect();
+    let [agent, command] = [pids[0], pids[1]].map(|pid| process::identify(pid).unwrap().unwrap());
+    let handle = process::open(&agent).unwrap().unwrap();
+    handle.signal(process::Signal::KILL).unwrap();
+    let mut err = String::new();
+    std::io::Read::read_to_string(&mut cut.stderr.take().unwrap(), &mut err).unwrap();
+    assert_eq!(cut.wait().unwrap().code(), Some(137), "{err}");
+    assert!(
+        err.contains(
+            "crabbox's agent in the lease was killed while the command ran; the command may still run\n"
+        ),
+        "{err}"
+    );
+    assert!(process::is_alive(&command), "{err}");
+    let next = lease.script(&[], "true");
+    assert_eq!(next.code, 0, "{}", next.err);
+    assert!(!process::is_alive(&command), "{}", next.err);
+}
+
+#[test]
 fn a_signal_in_the_middle_of_a_sync_ends_it_and_gives_the_host_back() {
     let (place, sshd) = existing();
     configure(&place, &sshd, "");

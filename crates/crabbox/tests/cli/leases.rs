@@ -188,14 +188,14 @@ fn claims_are_listed_with_what_is_wrong_among_them() {
         bad.out
     );
     assert!(
-        bad.out
-            .contains("Problems:\n- file: \"cbx_broken.json\"\n  code: \"invalid_json\"\n  message: \""),
+        bad.out.contains("Problems:\n- \"cbx_broken.json\": claim ") && bad.out.contains(" (invalid_json)\n"),
         "{}",
         bad.out
     );
     assert!(
-        bad.out
-            .contains("- file: \"cbx_moved.json\"\n  code: \"lease_id_mismatch\"\n"),
+        bad.out.contains(&format!(
+            "cbx_moved.json belongs to lease {ID} (lease_id_mismatch)\n"
+        )),
         "{}",
         bad.out
     );

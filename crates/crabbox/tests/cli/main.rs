@@ -7,6 +7,7 @@
 
 mod adapter;
 mod agent;
+mod claims;
 mod compat;
 mod config;
 mod deaths;
@@ -31,6 +32,7 @@ mod proof;
 mod providers;
 mod pull;
 mod receipt;
+mod refusals;
 mod release;
 mod remote;
 mod run;
@@ -38,8 +40,10 @@ mod schema;
 mod smoke;
 mod static_host;
 mod static_repository;
+mod static_views;
 mod sync_plan;
 mod terminal;
+mod timings;
 mod usage;
 mod watched;
 mod work;

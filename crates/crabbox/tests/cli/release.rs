@@ -20,9 +20,15 @@ struct Vmm(Child);
 
 impl Vmm {
     fn on(socket: &Path) -> Self {
+        Self::from(Path::new("/"), socket)
+    }
+
+    /// One with this working directory.
+    fn from(dir: &Path, socket: &Path) -> Self {
         let cmd = Cmd::new("sh")
             .args(["-c", "read line", "firecracker", "--api-sock"])
-            .arg(socket);
+            .arg(socket)
+            .cwd(dir);
         let mut command = cmd.to_std();
         command.stdin(Stdio::piped());
         Self(cmd.spawn(&mut command).unwrap())
@@ -120,6 +126,110 @@ fn a_machine_whose_lease_is_gone_is_found_by_its_socket() {
     assert!(!sweep().contains(&line), "its lease is there");
     fs::rename(&dir, place.path("outside/lease")).unwrap();
     assert!(sweep().contains(&line), "{}", sweep());
+}
+
+/// Ways in which a VMM may have been given its socket: its working directory and the path.
+fn spellings(place: &Place, dir: &Path) -> Vec<(PathBuf, PathBuf)> {
+    let leases = dir.parent().unwrap();
+    let link = place.path("outside/link");
+    std::os::unix::fs::symlink(leases, &link).unwrap();
+    let below = |base: &Path, way: &str| (PathBuf::from("/"), base.join(way).join("firecracker.sock"));
+    vec![
+        below(&link, ID),
+        below(leases, &format!("./../leases//{ID}")),
+        below(leases, &format!("{ID}/../{ID}")),
+        (leases.into(), Path::new(ID).join("firecracker.sock")),
+        (link, Path::new("../leases").join(ID).join("firecracker.sock")),
+    ]
+}
+
+#[test]
+fn a_machine_is_found_however_the_path_of_its_socket_is_spelled() {
+    for nth in 0..5 {
+        let place = place();
+        let dir = Record::new(ID, "jade-krill").label("keep", "true").write(&place);
+        let (cwd, socket) = spellings(&place, &dir).swap_remove(nth);
+        let mut vmm = Vmm::from(&cwd, &socket);
+        let cleaned = place.run(&["cleanup"]);
+        assert!(vmm.runs() && dir.exists(), "{socket:?}: {}", cleaned.out);
+        let stopped = place.run(&["stop", ID]);
+        assert_eq!(stopped.code, 0, "{socket:?}: {}", stopped.err);
+        assert!(!vmm.runs() && !dir.exists(), "{socket:?}: {}", stopped.err);
+        // Its lease is gone.
+        let mut vmm = Vmm::from(&cwd, &socket);
+        let name = format!("firecracker process name={} reason=no_lease", vmm.0.id());
+        let cleaned = place.run(&["cleanup"]);
+        assert!(cleaned.out.contains(&name), "{socket:?}: {}", cleaned.out);
+        assert!(!vmm.runs(), "{socket:?}");
+    }
+}
+
+#[test]
+fn a_machine_is_found_from_a_state_directory_behind_a_link() {
+    let place = place();
+    let leases = Record::new(ID, "jade-krill")
+        .write(&place)
+        .parent()
+        .unwrap()
+        .to_owned();
+    let state = place.path("outside/state");
+    std::os::unix::fs::symlink(leases.parent().unwrap().parent().unwrap(), &state).unwrap();
+    let mut vmm = Vmm::on(&leases.join(OTHER).join("firecracker.sock"));
+    fs::create_dir(place.path("outside/base")).unwrap();
+    std::os::unix::fs::symlink(&state, place.path("outside/base/crabbox")).unwrap();
+    let base = place.path("outside/base");
+    let place = place.env("XDG_STATE_HOME", base);
+    let cleaned = place.run(&["cleanup"]);
+    assert!(!vmm.runs(), "{}{}", cleaned.out, cleaned.err);
+}
+
+#[test]
+fn a_machine_on_the_socket_that_the_record_names_is_the_lease_s_unless_it_is_another_s() {
+    let place = place();
+    let socket = place.path("outside/api.sock");
+    let mut lease = Record::new(ID, "jade-krill");
+    let mut other = Record::new(OTHER, "blue-crab");
+    lease.0["socketPath"] = json!(socket);
+    let dir = lease.write(&place);
+    // It claims the first one's machine.
+    let inside = dir.join("firecracker.sock");
+    other.0["socketPath"] = json!(inside);
+    other.write(&place);
+    let (mut vmm, mut second) = (Vmm::on(&socket), Vmm::on(&inside));
+    let mut near = Vmm::on(&place.path("outside/api.sock2"));
+    let stopped = place.run(&["stop", OTHER]);
+    assert_eq!(stopped.code, 0, "{}", stopped.err);
+    assert!(vmm.runs() && second.runs());
+    let stopped = place.run(&["stop", ID]);
+    assert_eq!(stopped.code, 0, "{}", stopped.err);
+    assert!(!vmm.runs() && !second.runs() && near.runs());
+}
+
+/// In a jail the path of a lease's socket is another file.
+#[test]
+fn a_path_in_a_jail_is_not_taken_for_one_of_the_host() {
+    let place = place();
+    let dir = Record::new(ID, "jade-krill").write(&place);
+    let jail = place.path("outside/jail");
+    let socket = dir.join("firecracker.sock");
+    fs::create_dir_all(jail.join(dir.strip_prefix("/").unwrap())).unwrap();
+    let script = "set -e; for at in usr bin lib lib64; do [ -e /$at ] || continue; mkdir $0/$at; mount --rbind /$at $0/$at; done; \
+        exec chroot $0 sh -c 'echo in; read line' firecracker --api-sock $1";
+    let cmd = Cmd::new("unshare")
+        .args(["--user", "--map-current-user", "--keep-caps", "--mount"])
+        .args(["sh", "-c", script])
+        .arg(&jail)
+        .arg(&socket);
+    let mut command = cmd.to_std();
+    command.stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut jailed = Vmm(cmd.spawn(&mut command).unwrap());
+    let mut said = [0; 3];
+    std::io::Read::read_exact(jailed.0.stdout.as_mut().unwrap(), &mut said).unwrap();
+    let stopped = place.run(&["stop", ID]);
+    assert_eq!(stopped.code, 0, "{}", stopped.err);
+    assert!(!dir.exists() && jailed.runs());
+    let cleaned = place.run(&["cleanup"]);
+    assert!(jailed.runs(), "{}", cleaned.out);
 }
 
 #[test]

@@ -71,14 +71,36 @@ fn a_limit_that_forbids_the_sync_stands_before_the_one_that_warns() {
 }
 
 #[test]
+fn what_is_allowed_to_be_large_is_no_problem_and_is_no_warning() {
+    let place = repository()
+        .env("CRABBOX_SYNC_ALLOW_LARGE", "1")
+        .env("CRABBOX_SYNC_FAIL_FILES", "2");
+    fs::create_dir_all(place.path("repo/src/a1/b")).unwrap();
+    fs::write(place.path("repo/src/a1/b/c"), "123").unwrap();
+    let answer = place.run(&["sync-plan", "--json"]);
+    assert_eq!(answer.code, 0, "{}", answer.err);
+    let plan: serde_json::Value = serde_json::from_str(&answer.out).unwrap();
+    assert_eq!(plan["guardrail"]["status"], "ok");
+    assert_eq!(plan["guardrail"].get("reasons"), None);
+    let dirs = plan["topDirs"].as_array().unwrap();
+    let deep = dirs
+        .iter()
+        .find(|dir| dir["path"] == "src/a1")
+        .expect("two levels");
+    assert_eq!(deep["bytes"], 3);
+}
+
+#[test]
 fn no_limit_is_no_list() {
-    let answer = run(&["sync-plan", "--limit", "0"]);
-    assert_eq!((answer.code, answer.out.as_str()), (2, ""));
-    assert!(
-        answer.err.starts_with("sync-plan --limit must be positive\n"),
-        "{}",
-        answer.err
-    );
+    for limit in ["0", "-1"] {
+        let answer = run(&["sync-plan", "--limit", limit]);
+        assert_eq!((answer.code, answer.out.as_str()), (2, ""));
+        assert!(
+            answer.err.starts_with("sync-plan --limit must be positive\n"),
+            "{}",
+            answer.err
+        );
+    }
 }
 
 #[test]

@@ -42,6 +42,7 @@ pub fn lease(engine: &Engine, record: &LeaseRecord) -> Result<Lease, ResolveErro
         target,
         work_root: label("work_root"),
         kvm_host: None,
+        fallback_ports: Vec::new(),
         is_claimed: false,
         unjailed: runs_as_root(record),
     })

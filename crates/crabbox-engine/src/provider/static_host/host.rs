@@ -35,6 +35,8 @@ pub(super) struct Host {
     pub(super) user: String,
     /// Ports to try, in order of preference; never empty.
     pub(super) ports: Vec<u16>,
+    /// The ports after the first before one of them answered.
+    fallback_ports: Vec<u16>,
     /// The user's key; `None` leaves the choice to OpenSSH.
     pub(super) key: Option<PathBuf>,
     /// The file with its host key.
@@ -103,12 +105,14 @@ impl Host {
             return Err(StaticError::WorkRoot { path: work_root });
         }
         let (key, known_hosts) = key(settings)?;
+        let ports = ports(settings, claim, about_it)?;
         Ok(Self {
             name: named.cloned().unwrap_or_else(|| format!("crabbox-{slug}")),
             id,
             slug,
             user: pick(&fixed.user, &fixed.ssh_user, remember(|claim| &claim.static_user)),
-            ports: ports(settings, claim, about_it)?,
+            fallback_ports: ports.iter().skip(1).copied().collect(),
+            ports,
             address: host.to_owned(),
             key,
             known_hosts,
@@ -147,6 +151,8 @@ impl Host {
     /// Its lease, for commands.
     pub(super) fn lease(&self, settings: &Settings, control_dir: &PrivateDir) -> Result<Lease, StaticError> {
         let mut target = self.target()?;
+        let others = self.fallback_ports.iter().copied();
+        let fallback_ports = others.filter(|port| *port != target.port).collect();
         target.control = Some(self.control(control_dir)?);
         let labels = if self.labels.is_empty() {
             self.new_labels(settings)
@@ -165,6 +171,7 @@ impl Host {
             labels,
             address: self.address.clone(),
             target: Some(target),
+            fallback_ports,
             work_root: self.work_root.clone(),
             kvm_host: None,
             is_claimed: self.is_claimed(),

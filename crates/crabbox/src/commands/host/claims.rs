@@ -10,6 +10,9 @@ use crate::context::Ctx;
 use crate::go::quote;
 use crate::ui::{CommandError, Exit};
 
+/// At most so many problems are listed, as in the Go program; if there are more, the last says how many.
+const PROBLEMS: usize = 100;
+
 /// The document; field names are the Go program's.
 #[derive(Debug, Serialize, JsonSchema)]
 pub(in crate::commands) struct ClaimsView {
@@ -19,7 +22,7 @@ pub(in crate::commands) struct ClaimsView {
     source: &'static str,
     /// The claims that can be read.
     claims: Vec<ClaimView>,
-    /// The files that cannot.
+    /// The files that cannot, at most 100; the last may say how many more there are.
     problems: Vec<ProblemView>,
 }
 
@@ -41,7 +44,7 @@ struct ClaimView {
 
 #[derive(Debug, Serialize, JsonSchema)]
 struct ProblemView {
-    /// The file's name.
+    /// The file's name; empty where it says how many more there are.
     file: String,
     /// What is wrong with it, for programs.
     code: &'static str,
@@ -71,7 +74,7 @@ impl ClaimsView {
             version: 1,
             source: "local-claims",
             claims: listing.claims.into_iter().map(ClaimView::from).collect(),
-            problems: listing.problems.iter().map(ProblemView::from).collect(),
+            problems: problems(&listing.problems),
         }
     }
 
@@ -105,12 +108,30 @@ impl ClaimsView {
             lines.push("Problems:".to_owned());
         }
         for problem in &self.problems {
-            lines.push(format!("- file: {}", quote(&problem.file)));
-            lines.push(format!("  code: {}", quote(problem.code)));
-            lines.push(format!("  message: {}", quote(&problem.message)));
+            let ProblemView { file, code, message } = problem;
+            // A message may contain a name from the file.
+            let message = message.escape_debug();
+            lines.push(if file.is_empty() {
+                format!("- {message} ({code})")
+            } else {
+                format!("- {}: {message} ({code})", quote(file))
+            });
         }
         lines
     }
+}
+
+fn problems(all: &[Problem]) -> Vec<ProblemView> {
+    if all.len() <= PROBLEMS {
+        return all.iter().map(ProblemView::from).collect();
+    }
+    let (told, omitted) = all.split_at(PROBLEMS - 1);
+    let more = ProblemView {
+        file: String::new(),
+        code: "problems_truncated",
+        message: format!("{} additional malformed claim files omitted", omitted.len()),
+    };
+    told.iter().map(ProblemView::from).chain([more]).collect()
 }
 
 impl From<Claim> for ClaimView {

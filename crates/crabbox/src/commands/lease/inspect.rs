@@ -43,6 +43,7 @@ pub(in crate::commands) fn run(ctx: &Ctx<'_>, args: &InspectArgs) -> Result<Exit
 /// must not start a new line.
 fn lines(view: &StatusView) -> Vec<String> {
     let text = |value: &Option<String>| blank(value.as_deref().unwrap_or_default()).to_owned();
+    let fallback_ports = view.ssh_fallback_ports.join(",");
     let fields = [
         ("id", view.id.as_str()),
         ("slug", blank(&view.slug)),
@@ -54,7 +55,7 @@ fn lines(view: &StatusView) -> Vec<String> {
         ("host", blank(&view.host)),
         ("network", view.network),
         ("ssh", &view.ssh()),
-        ("ssh_fallback_ports", "-"),
+        ("ssh_fallback_ports", blank(&fallback_ports)),
         ("idle_for", &text(&view.idle_for)),
         ("idle_timeout", &text(&view.idle_timeout)),
         ("last_touched", &text(&view.last_touched_at)),

@@ -5,16 +5,19 @@ use std::time::{Duration, Instant};
 use crabbox_core::config::FlagValue;
 use crabbox_engine::entry::LeaseRequest;
 use crabbox_engine::host::prepare::NewLease;
+use crabbox_engine::provider::Provider;
 use crabbox_engine::provider::lease::Lease;
+use crabbox_engine::run::report::Outcome;
 use crabbox_engine::run::request::{CommandOptions, LeaseOptions, RunRequest, SyncOptions};
 
 use crate::args::{LEASE_GROUPS, PrewarmArgs};
 use crate::command_line::CommandLine;
 use crate::commands::engine;
-use crate::commands::lease::warmup::Warmup;
+use crate::commands::lease::warmup::{self, Warmup};
 use crate::commands::work::run::{self, Invocation, Manner};
 use crate::context::Ctx;
 use crate::go;
+use crate::timing::TimingJson;
 use crate::ui::{CommandError, Exit};
 
 pub(in crate::commands) fn run(ctx: &Ctx<'_>, args: &PrewarmArgs) -> Result<Exit, CommandError> {
@@ -50,39 +53,56 @@ pub(in crate::commands) fn run(ctx: &Ctx<'_>, args: &PrewarmArgs) -> Result<Exit
             set_up: args.yes,
         },
         json: false,
-        timing_json: args.timing_json,
+        // The line of timings is about the whole, and comes last.
+        timing_json: false,
         flags: &args.keys.values,
     };
     let (provider, acquired) = warm.lease(ctx, &interrupts)?;
     let lease = &acquired.lease;
     let warmed = started.elapsed();
+    let mut outcome = warmup::outcome(&acquired, warmed);
     ctx.printer.line(format_args!(
         "prewarm hydration=skipped reason=no_actions_workflow id={}",
         lease.id
     ));
     let probing_since = Instant::now();
-    if let Some(command) = probe {
-        let probe = probe_of(args, &lease.id, command);
-        if let Err(error) = run::within(ctx, &probe, &interrupts) {
-            ctx.printer.note(format_args!(
-                "releasing {} server={}",
-                lease.id,
-                lease.display_id()
-            ));
-            // The probe's error matters more than one from giving the lease back.
-            let stage = ctx.printer.stage("release");
-            let released = provider.give_back(lease);
-            stage.end(released.is_ok());
-            if let Err(error) = released {
-                let error = CommandError::from(error).text();
-                ctx.printer
-                    .warnings(format_args!("the lease could not be released: {error}"));
-            }
-            return Err(error);
-        }
+    let probed = probe.map_or(Ok(Exit::SUCCESS), |command| {
+        run::within(ctx, &probe_of(args, &lease.id, command), &interrupts)
+    });
+    outcome.probe = probe.map_or(Duration::ZERO, |_| probing_since.elapsed());
+    if let Err(error) = &probed {
+        outcome.failed(error.kind());
+        let released = give_back(ctx, provider.as_ref(), lease);
+        outcome.stopped = Some(released.clone().unwrap_or(false));
+        outcome.stop_error = released.err().unwrap_or_default();
     }
-    complete(ctx, lease, warmed, probing_since.elapsed(), started.elapsed());
-    Ok(Exit::SUCCESS)
+    outcome.total = started.elapsed();
+    if probed.is_ok() {
+        complete(ctx, lease, warmed, &outcome);
+    }
+    if args.timing_json {
+        ctx.printer
+            .note_json(&TimingJson::new(lease, &outcome, &args.keys.values))?;
+    }
+    probed
+}
+
+/// Gives the lease back after its probe failed. The probe's error matters more than one from this.
+fn give_back(ctx: &Ctx<'_>, provider: &dyn Provider, lease: &Lease) -> Result<bool, String> {
+    ctx.printer.note(format_args!(
+        "releasing {} server={}",
+        lease.id,
+        lease.display_id()
+    ));
+    let stage = ctx.printer.stage("release");
+    let released = provider.give_back(lease);
+    stage.end(released.is_ok());
+    released.map_err(|error| {
+        let error = CommandError::from(error).text();
+        ctx.printer
+            .warnings(format_args!("the lease could not be released: {error}"));
+        error
+    })
 }
 
 /// The equivalent `warmup`.
@@ -90,7 +110,6 @@ fn warming(args: &PrewarmArgs) -> CommandLine {
     CommandLine::new("warmup")
         .maybe("slug", args.slug.as_deref())
         .switch("json-events", args.json_events)
-        .switch("timing-json", args.timing_json)
         .switch("reclaim", args.reclaim)
         .switch("yes", args.yes)
         .keys(&args.keys.values)
@@ -143,14 +162,14 @@ fn flags_of_a_lease(args: &PrewarmArgs) -> Vec<FlagValue> {
     args.keys.values.iter().filter(is_of_leases).cloned().collect()
 }
 
-fn complete(ctx: &Ctx<'_>, lease: &Lease, warmup: Duration, probe: Duration, total: Duration) {
+fn complete(ctx: &Ctx<'_>, lease: &Lease, warmup: Duration, outcome: &Outcome) {
     ctx.printer.line(format_args!(
         "prewarm complete id={} provider={} hydration=skipped warmup={}ms hydrate=0ms probe={}ms total={}",
         lease.id,
         lease.provider,
         warmup.as_millis(),
-        probe.as_millis(),
-        go::milliseconds(total)
+        outcome.probe.as_millis(),
+        go::milliseconds(outcome.total)
     ));
 }
 
@@ -193,7 +212,7 @@ mod tests {
                 warm.yes,
                 warm.timing_json
             ),
-            (Some("s"), true, true, true, true)
+            (Some("s"), true, true, true, false)
         );
     }
 }

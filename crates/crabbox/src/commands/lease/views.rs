@@ -120,6 +120,9 @@ pub(in crate::commands) struct StatusView {
     ssh_user: String,
     /// The port, as a text.
     ssh_port: String,
+    /// Other ports that are tried if nothing answers there, as texts; absent where there are none.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(in crate::commands) ssh_fallback_ports: Vec<String>,
     /// The private key's path; empty when OpenSSH chooses.
     ssh_key: String,
     /// When it was last used, RFC 3339 in UTC.
@@ -168,6 +171,7 @@ impl StatusView {
             ssh_host: lease.address.clone(),
             ssh_user: user,
             ssh_port: port,
+            ssh_fallback_ports: lease.fallback_ports.iter().map(u16::to_string).collect(),
             ssh_key: key,
             last_touched_at: touched.map(timestamp::rfc3339),
             idle_for: touched.map(|at| go::seconds(now.saturating_sub(at).max(0))),
@@ -229,6 +233,7 @@ pub(in crate::commands) fn sample() -> Lease {
         target: Some(target),
         work_root: "/work/crabbox".into(),
         kvm_host: None,
+        fallback_ports: Vec::new(),
         is_claimed: true,
         unjailed: false,
     }

@@ -1,6 +1,6 @@
 //! `warmup`: leases a machine and leaves it ready.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crabbox_core::config::FlagValue;
 use crabbox_core::timestamp;
@@ -92,18 +92,23 @@ impl Warmup<'_> {
                 .line(format_args!("warmup complete total={}", go::milliseconds(total)));
         }
         if self.timing_json {
-            let outcome = Outcome {
-                total,
-                lease: Some(total),
-                stages: acquired.stages.clone(),
-                guest_stages: acquired.guest_stages.clone(),
-                start: acquired.start.clone(),
-                ..Outcome::default()
-            };
+            let outcome = outcome(&acquired, total);
             ctx.printer
                 .note_json(&TimingJson::new(lease, &outcome, self.flags))?;
         }
         Ok((provider, acquired))
+    }
+}
+
+/// The numbers of a new lease that took this long.
+pub(in crate::commands) fn outcome(acquired: &AcquiredLease, took: Duration) -> Outcome {
+    Outcome {
+        total: took,
+        lease: Some(took),
+        stages: acquired.stages.clone(),
+        guest_stages: acquired.guest_stages.clone(),
+        start: acquired.start.clone(),
+        ..Outcome::default()
     }
 }
 

@@ -58,7 +58,7 @@ struct GuardrailView<'a> {
     reasons: &'a [Reason],
 }
 
-/// The limit is zero.
+/// The limit is no number of lines.
 #[derive(Debug, thiserror::Error)]
 #[error("sync-plan --limit must be positive")]
 struct NoLimit;
@@ -70,11 +70,15 @@ impl Fault for NoLimit {
 }
 
 pub(in crate::commands) fn run(ctx: &Ctx<'_>, args: &SyncPlanArgs) -> Result<Exit, CommandError> {
-    if args.limit == 0 {
+    if args.limit <= 0 {
         return Err(NoLimit.into());
     }
     let settings = ctx.settings(&[])?.settings;
-    let plan = sync_plan::plan(ctx.env.cwd()?, &settings.sync, args.limit)?;
+    let plan = sync_plan::plan(
+        ctx.env.cwd()?,
+        &settings.sync,
+        usize::try_from(args.limit).unwrap_or(usize::MAX),
+    )?;
     if args.json {
         ctx.printer.json(&PlanView::new(&plan))?;
     } else {

@@ -3,6 +3,7 @@
 use crabbox_core::config::FlagValue;
 use crabbox_engine::provider::error::LeaseError;
 use crabbox_engine::provider::lease::Lease;
+use crabbox_engine::run::failure;
 use crabbox_engine::run::report::{Ended, RunReport};
 use crabbox_engine::run::request::ResultOptions;
 use crabbox_workspace::tee::TAIL_LINES;
@@ -61,7 +62,8 @@ pub(super) fn summary(ctx: &Ctx<'_>, lease: &Lease, report: &RunReport, given: &
         line.push_str(&format_args!(" command_phases={}", phases.join(",")).to_string());
     }
     if let Some((stage, retry)) = outcome.blocked {
-        line.push_str(&format_args!(" blocked_stage={stage} retry_likely={retry}").to_string());
+        let exhausted = exhaustion(stage);
+        line.push_str(&format_args!(" blocked_stage={stage}{exhausted} retry_likely={retry}").to_string());
     }
     ctx.printer.detail(line);
     let label = if outcome.label.is_empty() {
@@ -81,6 +83,11 @@ pub(super) fn summary(ctx: &Ctx<'_>, lease: &Lease, report: &RunReport, given: &
         CommandLine::stop(lease, given).shown(),
         go::seconds(lease.idle_seconds()),
     ));
+}
+
+/// The part of a failure's line about what ran out.
+pub(super) fn exhaustion(stage: &str) -> String {
+    failure::exhausted(stage).map_or_else(String::new, |resource| format!(" resource_exhaustion={resource}"))
 }
 
 /// The digest of a failed command, with the `next` steps.
@@ -103,8 +110,8 @@ pub(super) fn digest(
         say(format!("area: {area}"));
         say(format!("retryable: {retry}"));
     }
-    if area == "resource_exhaustion" {
-        say("resource_exhaustion: memory".to_owned());
+    if let Some(resource) = report.outcome.exhausted() {
+        say(format!("resource_exhaustion: {resource}"));
     }
     // If the command announced no phases, a person need not be told which one failed.
     if let Some((last, _)) = phases.last()

@@ -339,8 +339,10 @@ impl RunEvents for RunWords<'_> {
         match event {
             EndEvent::WentDown { console } => console_tail(ctx.printer, console),
             EndEvent::Blocked(class) => ctx.printer.note(format_args!(
-                "failure classification blocked_stage={} retry_likely={}",
-                class.stage, class.retry
+                "failure classification blocked_stage={}{} retry_likely={}",
+                class.stage,
+                report::exhaustion(class.stage),
+                class.retry
             )),
             EndEvent::Summary { lease, report } => report::summary(ctx, lease, report, flags),
             EndEvent::Failed {
