@@ -172,22 +172,26 @@ fn name(left: &mut &str) -> Option<()> {
     Some(())
 }
 
-fn number(left: &mut &str) -> Option<i64> {
+/// A number up to `most`.
+fn number(left: &mut &str, most: i64) -> Option<i64> {
     let length = left.find(|one: char| !one.is_ascii_digit()).unwrap_or(left.len());
     let (digits, rest) = left.split_at_checked(length)?;
     *left = rest;
-    digits.parse().ok().filter(|number| *number < 1000)
+    digits.parse().ok().filter(|number| *number <= most)
 }
+
+/// A change may take place this many hours from midnight (RFC 9636, section 3.3.1).
+const HOURS_LIMIT: i64 = 167;
 
 /// `[+-]hh[:mm[:ss]]` in seconds.
 fn hours(left: &mut &str) -> Option<i64> {
     let sign = if left.starts_with('-') { -1 } else { 1 };
     *left = left.trim_start_matches(['+', '-']);
-    let mut seconds = number(left)? * 3600;
+    let mut seconds = number(left, HOURS_LIMIT)? * 3600;
     for unit in [60, 1] {
         if let Some(rest) = left.strip_prefix(':') {
             *left = rest;
-            seconds += number(left)? * unit;
+            seconds += number(left, 59)? * unit;
         }
     }
     Some(sign * seconds)
@@ -213,10 +217,11 @@ fn change(text: &str, year: i64) -> Option<i64> {
         if nth < next_month { nth } else { nth - 7 }
     } else if let Some(nth) = day.strip_prefix('J') {
         // February 29 is never counted.
-        let nth: i64 = nth.parse().ok()?;
+        let nth: i64 = nth.parse().ok().filter(|nth| (1..=365).contains(nth))?;
         days(year, 1, 1) + nth - 1 + i64::from(is_leap && nth >= 60)
     } else {
-        days(year, 1, 1) + day.parse::<i64>().ok()?
+        let nth: i64 = day.parse().ok().filter(|nth| (0..=365).contains(nth))?;
+        days(year, 1, 1) + nth
     };
     Some(day * DAY + time)
 }
@@ -327,6 +332,10 @@ mod tests {
         for unknown in [
             "",
             "X0",
+            "A1B,J99999999999999999,J1",
+            "A1B,J366,J1",
+            "A168B,J1,J2",
+            "A1:60B,J1,J2",
             "CET-1CEST",
             "CET",
             "CET-1CEST,M3.5.0",

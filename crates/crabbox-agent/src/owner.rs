@@ -328,7 +328,8 @@ impl Owner {
                 "/proc in the lease does not show the command: mount it for the process namespace of sshd";
             Failure::Refused(why.to_owned())
         })?;
-        let named = process::started(&stat).or_else(|| process::lstart(pid));
+        let ask = || process::lstart(pid).filter(|_| pid != own);
+        let named = process::started(&stat).or_else(ask);
         let child = Child {
             pid,
             named: named.unwrap_or_else(|| UNNAMED.to_owned()),

@@ -178,7 +178,7 @@ impl AssertionName {
             Self::ExitCode => "a failing command's exit code came through",
             Self::Connected => "a shell was opened, and its exit code came through",
             Self::Copied => "a file went there and came back the same",
-            Self::Stopped => "the lease was released",
+            Self::Stopped => "the lease was given back",
             Self::Cleaned => "cleanup found nothing that it could not remove",
             Self::NothingLeft => "nothing is left on the host",
         }

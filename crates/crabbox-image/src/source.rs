@@ -346,7 +346,9 @@ fn is_archive(path: &Path) -> Result<bool, SourceError> {
         .take(512)
         .read_to_end(&mut head)
         .map_err(|source| FileError::io("read", path, source))?;
-    Ok(compression::is_compressed(&head) || begins_as_archive(&head))
+    // One with a magic number and a wrong checksum is a damaged archive, and refused as that.
+    let has_magic = head.get(257..262) == Some(b"ustar".as_slice());
+    Ok(compression::is_compressed(&head) || has_magic || begins_as_archive(&head))
 }
 
 /// The error of copying `entry` from `archive`.

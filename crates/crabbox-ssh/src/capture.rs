@@ -72,7 +72,23 @@ pub fn capture_until(
         limit,
     };
     let status = exec::run(target, exec)?;
-    if status == RemoteStatus::Exited(UNREAD) && stdout.0.is_empty() && stderr.0.is_empty() {
+    Ok(Captured {
+        status,
+        stdout: stdout.0,
+        stderr: stderr.0,
+    })
+}
+
+/// The same for a check, which never exits silently with 255 by itself: then it was never read, because
+/// something there took our line's standard input away.
+pub fn capture_check(
+    target: &Target,
+    script: &str,
+    limit: Duration,
+    cancel: Option<BorrowedFd<'_>>,
+) -> Result<Captured, ExecError> {
+    let seen = capture_until(target, script, Stdin::Null, Some(limit), cancel)?;
+    if seen.status == RemoteStatus::Exited(UNREAD) && seen.stdout.is_empty() && seen.stderr.is_empty() {
         let source = NotStarted {
             instead: ShellFailure::NoInput,
             printed: String::new(),
@@ -82,11 +98,7 @@ pub fn capture_until(
             source,
         });
     }
-    Ok(Captured {
-        status,
-        stdout: stdout.0,
-        stderr: stderr.0,
-    })
+    Ok(seen)
 }
 
 #[derive(Default)]

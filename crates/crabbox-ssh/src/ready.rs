@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 
 use crabbox_host::clock;
 
-use crate::capture::capture_until;
-use crate::exec::{ExecError, RemoteStatus, Stdin};
+use crate::capture::capture_check;
+use crate::exec::{ExecError, RemoteStatus};
 use crate::master;
 use crate::port::{Next, PortFailure, wait_port};
 use crate::target::Target;
@@ -184,7 +184,7 @@ fn attempt(clock: &mut Clock<'_, '_>, timings: &mut ReadyTimings) -> Result<(), 
     let command = clock.wait.ready_command.unwrap_or("exit 0");
     if clock.wait.ready_command.is_some() || target.control.is_none() {
         let limit = clock.remaining().clamp(Duration::from_secs(1), CHECK_LIMIT);
-        let seen = match capture_until(target, command, Stdin::Null, Some(limit), clock.wait.cancel) {
+        let seen = match capture_check(target, command, limit, clock.wait.cancel) {
             Err(error @ ExecError::NotStarted { .. }) => {
                 clock.stage = Stage::ReadyCheck;
                 return Err(error.into());

@@ -23,7 +23,7 @@ const READER: &str = concat!(
     r#"*) cbx_s=$cbx_s$cbx_l$cbx_n;; esac; done; exit 255"#,
 );
 
-/// The exit code of a line that did not get its whole script.
+/// The exit code of a line that did not get its whole script: the last word of [`READER`].
 pub const UNREAD: u8 = 255;
 
 /// How long a session may take from its opening to the mark: generous for emulated machines and slow start-up
@@ -271,7 +271,7 @@ mod tests {
         let line = RemoteLine::new().unwrap();
         let whole = line.preamble("echo ran");
         let (code, stdout, _) = run_in(&["sh"], &line, whole[..whole.len() - 2].to_vec());
-        assert_eq!((code, stdout), (Some(255), Vec::new()));
+        assert_eq!((code, stdout), (Some(UNREAD.into()), Vec::new()));
     }
 
     #[test]

@@ -96,7 +96,8 @@ impl Base {
             .find_map(|place| Some((place, *commits.get(place.as_str())?)))
             .ok_or_else(unknown)?;
         let mut refs = vec![place.clone()];
-        // A branch without an origin is the origin's there, whose name commands use: `git diff origin/main...`.
+        // A branch that exists only here also gets the name `origin/<branch>`, which commands use: `git diff
+        // origin/main...`.
         let local = place.strip_prefix("refs/heads/").filter(|short| *short == name);
         refs.extend(local.map(|short| format!("{ORIGIN}{short}")));
         // Also under its short name, as here, unless that branch is checked out.

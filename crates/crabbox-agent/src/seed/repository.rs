@@ -199,11 +199,14 @@ fn is_git_running() -> bool {
         .into_iter()
         .flatten()
         .flatten();
-    // Each file has the path of the worktree's `.git` (gitrepository-layout(5)).
-    let mut trees: Vec<PathBuf> = linked
-        .filter_map(|entry| std::fs::read_to_string(entry.path().join("gitdir")).ok())
-        .filter_map(|path| Some(Path::new(path.trim_end()).parent()?.to_owned()))
-        .collect();
+    // Each file has the path of the worktree's `.git`, which may be relative to its own directory
+    // (gitrepository-layout(5), `worktree.useRelativePaths`).
+    let worktree = |admin: PathBuf| {
+        let path = std::fs::read_to_string(admin.join("gitdir")).ok()?;
+        let git = admin.join(path.trim_end()).canonicalize().ok()?;
+        Some(git.parent()?.to_owned())
+    };
+    let mut trees: Vec<PathBuf> = linked.filter_map(|entry| worktree(entry.path())).collect();
     trees.push(tree);
     let is_here = |cwd: PathBuf| trees.iter().any(|tree| cwd.starts_with(tree));
     all.flatten().any(|entry| {

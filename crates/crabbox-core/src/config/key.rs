@@ -288,7 +288,7 @@ registry! {
     SyncFailFiles = row("sync.failFiles", Integer, "150000").env(&["CRABBOX_SYNC_FAIL_FILES"]).merge(Merge::WhenPositive);
     /// Number of bytes above which a sync fails.
     SyncFailBytes = row("sync.failBytes", Integer, "21474836480").env(&["CRABBOX_SYNC_FAIL_BYTES"]).merge(Merge::WhenPositive);
-    /// Whether a sync may be above the limits that fail it.
+    /// Whether to allow a sync that exceeds `sync.failFiles` or `sync.failBytes`.
     SyncAllowLarge = row("sync.allowLarge", Bool, "false").env(&["CRABBOX_SYNC_ALLOW_LARGE"]).flag("force-sync-large", Run);
     /// Names of variables that are forwarded to the remote command.
     EnvAllow = row("env.allow", List, "CI,NODE_OPTIONS").env(&["CRABBOX_ENV_ALLOW"]);
@@ -426,7 +426,7 @@ pub const PRESETS: &str = "presets";
 /// The section of proof templates: texts for proofs of runs, by name.
 pub const PROOF_TEMPLATES: &str = "proofTemplates";
 
-/// Sections that the Go program reads and this program does not, except for keys of its own in them: reported to the user once per file, never taken for a typing error.
+/// Sections of which this program reads at most some keys, and the Go program more: reported to the user once per file, never taken for a typing error.
 pub(crate) const FOREIGN_SECTIONS: &[&str] = &[
     "actions",
     "broker",

@@ -149,11 +149,17 @@ impl StaticHost {
     /// the one that led here.
     fn leave(&self, host: &Host, control_dir: &PrivateDir) {
         drop(self.uses(None));
-        if let (Ok(Some(_last)), Ok(control)) =
-            (users::last(control_dir, &host.id), host.control(control_dir))
-        {
+        let Ok(Some(last)) = users::last(control_dir, &host.id) else {
+            return;
+        };
+        // Another command may have taken it while this one waited.
+        let is_free = self
+            .claims()
+            .is_ok_and(|claims| claims.iter().all(|claim| claim.static_host != host.address));
+        if let (true, Ok(control)) = (is_free, host.control(control_dir)) {
             connection::close(&control).ok();
         }
+        last.remove_while_held().ok();
     }
 
     fn lease(&self, host: &Host) -> Result<Lease, StaticError> {
@@ -250,9 +256,7 @@ impl Provider for StaticHost {
         });
         let started = std::time::Instant::now();
         if let Err(error) = reach::reach(&mut host, &control_dir, interrupts, on_notice) {
-            if standing.is_none() {
-                self.leave(&host, &control_dir);
-            }
+            self.leave(&host, &control_dir);
             return Err(error.into());
         }
         let mut lease = self.lease(&host)?;

@@ -208,7 +208,8 @@ impl Run<'_> {
                 events.command(&CommandEvent::Captured { stream, path, bytes });
             }
         }
-        let is_unread = stdout.is_unread() || stderr.is_unread();
+        // A terminal's Ctrl-C ends the readers of a pipeline, too.
+        let is_unread = self.interrupts.caught().is_none() && (stdout.is_unread() || stderr.is_unread());
         let failure = self.failure(lease, status, is_unread);
         let reached = matches!(status, RemoteStatus::Exited(_));
         let tests = reached.then(|| self.junit(owner, &workdir)).flatten();
@@ -264,7 +265,7 @@ impl Run<'_> {
                 let lines = console.tail(LAST_LINES);
                 let is_whole = lines
                     .last()
-                    .is_some_and(|line| line.starts_with(vmm_end::BEGINNING));
+                    .is_some_and(|line| line.starts_with(vmm_end::VMM_END_PREFIX));
                 is_whole.then_some(lines)
             };
             let lines = clock::poll_until(LAST_WORDS, whole).unwrap_or_else(|| console.tail(LAST_LINES));

@@ -70,7 +70,7 @@ pub(super) const NO_ARTIFACT: Class = Class {
     retry: "unknown",
 };
 
-/// Area and stage of a failure for want of memory, the only resource that anything is known of.
+/// Area and stage of a failure for want of memory, the only resource whose exhaustion is recognised.
 const EXHAUSTION: &str = "resource_exhaustion";
 
 /// A timeout of SSH in another program's output. Needs the full phrase, because a command may legitimately

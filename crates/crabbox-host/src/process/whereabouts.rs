@@ -4,14 +4,20 @@
 //! in a jail and in another mount namespace. Nothing here may take a path in a jail for one of the host.
 
 use std::ffi::{OsStr, OsString};
+use std::fs::Metadata;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::{Component, Path};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, fstat, openat, openat2};
+use rustix::io::Errno;
 
 use super::{ProcessInfo, proc_path};
 
 const DIRECTORY: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
+
+/// How often a look is repeated that a rename elsewhere on the host has disturbed.
+const TRIES: u32 = 1000;
 
 /// Device and inode of a directory.
 type Identity = (u64, u64);
@@ -32,6 +38,12 @@ impl Whereabouts {
     pub fn is_inside(&self, dir: &Self) -> bool {
         self.below(dir).is_some_and(|names| !names.is_empty())
             || (dir.rest.is_empty() && self.above.contains(&dir.deepest))
+    }
+
+    /// Whether this is inside the directory that exists as `dir`.
+    pub fn is_inside_existing(&self, dir: &Metadata) -> bool {
+        let dir = (dir.dev(), dir.ino());
+        (self.deepest == dir && !self.rest.is_empty()) || self.above.contains(&dir)
     }
 
     /// The names on the path after the directory at `dir`, where none of them is a directory that exists;
@@ -103,15 +115,31 @@ fn follow(root: BorrowedFd<'_>, path: &Path) -> Option<Whereabouts> {
     })
 }
 
-/// The deepest directory on the way that exists, and how many of the names lead to it.
+/// The deepest directory on the way that exists, and how many of the names lead to it; `None` if that cannot be
+/// told, since one that cannot be looked for is not one that does not exist.
 fn deepest(root: BorrowedFd<'_>, names: &[&OsStr]) -> Option<(OwnedFd, usize)> {
-    // Links are followed as the process would follow them, and none leads out of its root.
+    for count in (0..=names.len()).rev() {
+        let path = Path::new("/").join(names.iter().take(count).collect::<PathBuf>());
+        match open_in(root, &path) {
+            Ok(dir) => return Some((dir, count)),
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::NAMETOOLONG) => {}
+            Err(_) => return None,
+        }
+    }
+    None
+}
+
+/// Opens a directory as the process would that has this root: links are followed, and none leads out of it.
+fn open_in(root: BorrowedFd<'_>, path: &Path) -> Result<OwnedFd, Errno> {
     let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-    (0..=names.len()).rev().find_map(|count| {
-        let path = Path::new("/").join(names.iter().take(count).collect::<std::path::PathBuf>());
-        let dir = openat2(root, path, DIRECTORY, Mode::empty(), resolve).ok()?;
-        Some((dir, count))
-    })
+    let mut tries = 0..TRIES;
+    loop {
+        match openat2(root, path, DIRECTORY, Mode::empty(), resolve) {
+            // The kernel could not exclude a concurrent rename (openat2(2)).
+            Err(Errno::AGAIN | Errno::INTR) if tries.next().is_some() => {}
+            opened => return opened,
+        }
+    }
 }
 
 fn above(dir: BorrowedFd<'_>) -> Option<OwnedFd> {
@@ -146,9 +174,17 @@ mod tests {
         ] {
             assert!(at(inside).is_inside(&want), "{inside}");
             assert!(at(inside).is_inside(&at("link/b")), "{inside}");
+            assert!(
+                at(inside).is_inside_existing(&dir.metadata().unwrap()),
+                "{inside}"
+            );
         }
         for outside in ["a/b", "a/b/..", "a/bb", "a/b/../x", "b/file", "a/b/none/../../x"] {
             assert!(!at(outside).is_inside(&want), "{outside}");
+            assert!(
+                !at(outside).is_inside_existing(&dir.metadata().unwrap()),
+                "{outside}"
+            );
         }
         assert_eq!(at("link/b/x/y").below(&want).unwrap(), ["x", "y"]);
         assert_eq!(at("link/c/x").below(&want), None);

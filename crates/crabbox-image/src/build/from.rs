@@ -233,7 +233,7 @@ impl Checked<'_> {
             packages.push("systemd-sysv");
         }
         if missing == [programs::BASH] {
-            // Such an image is of use only where commands are not, which is the user's to judge.
+            // Such an image is useful only if no command is to run in it, which the user must judge.
             progress.warn(&format!(
                 "{} has no bash, and without it no command runs in a lease; install it in the tree (Debian: apt-get install -y bash); looked for {}",
                 self.name,

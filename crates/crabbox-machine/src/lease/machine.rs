@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use crabbox_core::id::LeaseId;
 use crabbox_core::process::ProcessId;
 use crabbox_core::record::LeaseRecord;
-use crabbox_host::process::{self, ProcessError, ProcessInfo};
+use crabbox_host::process::{self, ProcessError, ProcessInfo, Whereabouts};
 
 /// The Firecracker option for its API socket.
 const SOCKET_OPTION: &str = "--api-sock";
@@ -17,23 +17,34 @@ const SOCKET_OPTION: &str = "--api-sock";
 /// Processes of other users are never accepted, because they can choose their arguments freely.
 pub(crate) fn lease_of(candidate: &ProcessInfo, leases: &Path) -> Option<LeaseId> {
     let socket = socket_of(candidate)?;
-    let named = |name: &Path| LeaseId::parse(name.components().next()?.as_os_str().to_str()?).ok();
     let Some(socket_at) = process::whereabouts_for(candidate, &socket) else {
-        // Its root cannot be looked into, so only the name is left.
-        return named(socket.strip_prefix(leases).ok()?);
+        return by_name(candidate, &socket, leases);
     };
-    let leases_at = process::whereabouts(leases)?;
-    if let Some(missing) = socket_at.below(&leases_at) {
+    if let Some(missing) = socket_at.below(&process::whereabouts(leases)?) {
         // The lease's directory has been removed.
-        return named(Path::new(missing.first()?));
+        return LeaseId::parse(missing.first()?.to_str()?).ok();
     }
     let entries = std::fs::read_dir(leases).ok()?;
     entries.filter_map(Result::ok).find_map(|entry| {
         let id = LeaseId::parse(entry.file_name().to_str()?).ok()?;
         socket_at
-            .is_inside(&process::whereabouts(&entry.path())?)
+            .is_inside_existing(&entry.path().metadata().ok()?)
             .then_some(id)
     })
+}
+
+/// The same for a process whose root cannot be looked into: only the names are left, which mean what they mean
+/// here unless it is in a jail.
+fn by_name(candidate: &ProcessInfo, socket: &Path, leases: &Path) -> Option<LeaseId> {
+    if candidate.root.as_deref().is_some_and(|root| root != "/") {
+        return None;
+    }
+    let real = std::fs::canonicalize(leases).ok();
+    let inside = [Some(leases), real.as_deref()]
+        .into_iter()
+        .flatten()
+        .find_map(|base| socket.strip_prefix(base).ok())?;
+    LeaseId::parse(inside.components().next()?.as_os_str().to_str()?).ok()
 }
 
 /// Whether `candidate` is a machine of lease `id` below `leases`: its socket is in the lease's directory, or
@@ -44,11 +55,19 @@ pub(crate) fn is_of(
     id: &LeaseId,
     record: Option<&LeaseRecord>,
 ) -> bool {
-    match lease_of(candidate, leases) {
-        Some(lease) => lease == *id,
-        // A record never makes another lease's machine this one's.
-        None => record.is_some_and(|record| is_on(candidate, Path::new(&record.socket_path))),
+    let Some(socket) = socket_of(candidate) else {
+        return false;
+    };
+    let Some(socket_at) = process::whereabouts_for(candidate, &socket) else {
+        return by_name(candidate, &socket, leases).as_ref() == Some(id);
+    };
+    let dir = process::whereabouts(&leases.join(id.as_str()));
+    if dir.is_some_and(|dir| socket_at.is_inside(&dir)) {
+        return true;
     }
+    // A record never makes another lease's machine this one's.
+    record.is_some_and(|record| leads_to(&socket_at, Path::new(&record.socket_path)))
+        && lease_of(candidate, leases).is_none()
 }
 
 /// The machines of lease `id` below `leases`.
@@ -64,13 +83,11 @@ pub(crate) fn running_on(
         .collect())
 }
 
-/// Whether `candidate` has its socket exactly at this path of the host.
-fn is_on(candidate: &ProcessInfo, path: &Path) -> bool {
-    let of_candidate = || process::whereabouts_for(candidate, &socket_of(candidate)?);
-    path.is_absolute() && path.file_name().is_some() && {
-        let at = process::whereabouts(path);
-        at.is_some() && of_candidate() == at
-    }
+/// Whether a socket is exactly at this path of the host.
+fn leads_to(socket_at: &Whereabouts, path: &Path) -> bool {
+    path.is_absolute()
+        && path.file_name().is_some()
+        && process::whereabouts(path).is_some_and(|at| at == *socket_at)
 }
 
 /// The path of its socket that `candidate` was started with, if it is a process of this user.

@@ -228,21 +228,21 @@ fn parse(id: &str) -> Result<LeaseId, ClientError> {
 pub fn knock<'e>(
     engine: &'e Engine,
     request: &AcquireRequest,
-    knock: &JobCredentials,
+    credentials: &JobCredentials,
     until: Instant,
     interrupts: &Interrupts,
 ) -> Result<Acquisition<'e>, ClientError> {
     let id = parse(&request.lease_id)?;
-    let stream = hold::knock(&engine.places, knock, until, interrupts).map_err(|source| {
+    let stream = hold::knock(&engine.places, credentials, until, interrupts).map_err(|source| {
         match (&source, interrupts.caught()) {
             (ReplyError::NoJob(_), Some(_)) => ClientError::Interrupted { id: id.to_string() },
             _ => ClientError::Job {
-                job: knock.job,
+                job: credentials.job,
                 source,
             },
         }
     })?;
-    tracing::debug!(lease = %id, job = knock.job, "the job makes the lease");
+    tracing::debug!(lease = %id, job = credentials.job, "the job makes the lease");
     Acquisition::asked_for(engine, id, stream, request)
 }
 

@@ -54,7 +54,7 @@ pub struct JobCredentials {
 #[derive(Debug, Clone)]
 pub struct Held {
     /// What a request must name.
-    pub knock: JobCredentials,
+    pub credentials: JobCredentials,
     /// The scheduler's name of this host.
     pub node: String,
     /// How long it waits, [`LONGEST_WAIT`] at most.
@@ -149,12 +149,12 @@ impl Fault for WrongLease {
 
 fn is_bound(request: &AcquireRequest, held: &Held) -> bool {
     let job = Job {
-        id: held.knock.job,
+        id: held.credentials.job,
         node: held.node.clone(),
     };
-    request.lease_id == held.knock.lease.as_str()
+    request.lease_id == held.credentials.lease.as_str()
         && request.job == Some(job)
-        && request.owner.as_ref().map(|owner| &owner.name) == Some(&held.knock.owner)
+        && request.owner.as_ref().map(|owner| &owner.name) == Some(&held.credentials.owner)
         && request.start.is_boot()
         && request.pool.is_none()
 }
@@ -162,7 +162,7 @@ fn is_bound(request: &AcquireRequest, held: &Held) -> bool {
 /// Waits for the one request that is meant for this job; returns its connection and the request. Afterwards
 /// the socket is gone, so no other client finds it.
 fn admit(places: &Places, held: &Held) -> Result<(UnixStream, AcquireRequest), HoldError> {
-    let job = held.knock.job;
+    let job = held.credentials.job;
     files::create_private_dir(&places.jobs())?;
     let path = places.job_socket(job);
     // Remove the socket of an earlier job with this number: the scheduler runs only one at a time.
@@ -173,7 +173,7 @@ fn admit(places: &Places, held: &Held) -> Result<(UnixStream, AcquireRequest), H
     files::remove_tree(&path)?;
     admitted?.ok_or(HoldError::NoRequest {
         job,
-        lease: held.knock.lease.clone(),
+        lease: held.credentials.lease.clone(),
         waited,
     })
 }
@@ -192,7 +192,8 @@ fn first_bound(
         }
         let mut stream = DeadlineStream::new(stream);
         stream.set_limit(LIMIT);
-        let is_right = control::read::<JobCredentials>(&mut stream).is_ok_and(|knock| knock == held.knock);
+        let is_right = control::read::<JobCredentials>(&mut stream)
+            .is_ok_and(|credentials| credentials == held.credentials);
         let reply = if is_right {
             Reply::Yours
         } else {
@@ -220,21 +221,21 @@ fn first_bound(
     Ok(None)
 }
 
-/// Connects to the process of the job that `knock` names. The process may not have started yet, so this waits
+/// Connects to the process of the job that `credentials` names. The process may not have started yet, so this waits
 /// until `until`, or until an interrupt. From then on the connection carries the acquisition protocol.
 pub(super) fn knock(
     places: &Places,
-    knock: &JobCredentials,
+    credentials: &JobCredentials,
     until: Instant,
     interrupts: &Interrupts,
 ) -> Result<UnixStream, ReplyError> {
     loop {
-        let absent = match reach(places, knock) {
+        let absent = match reach(places, credentials) {
             Err(error @ ReplyError::NoJob(_)) => error,
             reached => return reached,
         };
         // The job accepts one request, and from then on the lease's directory exists.
-        if places.lease(&knock.lease).exists() {
+        if places.lease(&credentials.lease).exists() {
             return Err(ReplyError::JobTaken);
         }
         let now = Instant::now();
@@ -246,8 +247,8 @@ pub(super) fn knock(
     }
 }
 
-fn reach(places: &Places, knock: &JobCredentials) -> Result<UnixStream, ReplyError> {
-    let path = places.job_socket(knock.job);
+fn reach(places: &Places, credentials: &JobCredentials) -> Result<UnixStream, ReplyError> {
+    let path = places.job_socket(credentials.job);
     let stream = unix::connect_to_own(&path).map_err(|error| {
         if error.is_absent() {
             ReplyError::NoJob(path.clone())
@@ -257,7 +258,7 @@ fn reach(places: &Places, knock: &JobCredentials) -> Result<UnixStream, ReplyErr
     })?;
     let mut stream = DeadlineStream::new(stream);
     stream.set_limit(LIMIT);
-    let line = control::line(knock).map_err(|error| ReplyError::Send(error.into()))?;
+    let line = control::line(credentials).map_err(|error| ReplyError::Send(error.into()))?;
     stream.write_all(&line).map_err(ReplyError::Send)?;
     match control::read(&mut stream).map_err(ReplyError::Reply)? {
         Reply::Yours => stream.into_inner().map_err(ReplyError::Send),
@@ -274,7 +275,7 @@ mod tests {
 
     fn held() -> Held {
         Held {
-            knock: JobCredentials {
+            credentials: JobCredentials {
                 job: 7,
                 lease: LeaseId::parse("cbx_0123456789ab").unwrap(),
                 owner: "alice".to_owned(),
@@ -307,15 +308,15 @@ mod tests {
             let wrong = [
                 JobCredentials {
                     nonce: "wrong".to_owned(),
-                    ..held.knock.clone()
+                    ..held.credentials.clone()
                 },
                 JobCredentials {
                     owner: "bob".to_owned(),
-                    ..held.knock.clone()
+                    ..held.credentials.clone()
                 },
                 JobCredentials {
                     lease: LeaseId::parse("cbx_0123456789ac").unwrap(),
-                    ..held.knock.clone()
+                    ..held.credentials.clone()
                 },
             ];
             for wrong in &wrong {
@@ -325,23 +326,23 @@ mod tests {
                 );
             }
             // Neither a client that disconnects nor one that stays silent keeps others out.
-            drop(reach(&held.knock).unwrap());
-            let silent = reach(&held.knock).unwrap();
+            drop(reach(&held.credentials).unwrap());
+            let silent = reach(&held.credentials).unwrap();
             // Keep trying: while the silent client has its turn, `reach` fails at the limit of the control
             // socket.
             let turn =
-                crabbox_host::clock::poll_until(Duration::from_secs(20), || match reach(&held.knock) {
+                crabbox_host::clock::poll_until(Duration::from_secs(20), || match reach(&held.credentials) {
                     Err(ReplyError::Reply(_)) => None,
                     reached => Some(reached),
                 });
             ask(&mut turn.unwrap().unwrap());
             assert!(admitted.join().unwrap().is_ok());
             drop(silent);
-            let again = knock(&places, &held.knock, Instant::now(), &interrupts);
+            let again = knock(&places, &held.credentials, Instant::now(), &interrupts);
             assert!(matches!(again, Err(ReplyError::NoJob(_))), "{again:?}");
             // Once the lease directory exists, a late client is refused without waiting.
-            std::fs::create_dir_all(places.lease(&held.knock.lease)).unwrap();
-            let again = reach(&held.knock);
+            std::fs::create_dir_all(places.lease(&held.credentials.lease)).unwrap();
+            let again = reach(&held.credentials);
             assert!(matches!(again, Err(ReplyError::JobTaken)), "{again:?}");
         });
         assert!(!places.job_socket(7).exists());
@@ -359,12 +360,12 @@ mod tests {
                 crabbox_host::clock::nap(Duration::from_millis(300));
                 admit(places, held)
             });
-            ask(&mut knock(places, &held.knock, soon(), &interrupts).unwrap());
+            ask(&mut knock(places, &held.credentials, soon(), &interrupts).unwrap());
             assert!(late.join().unwrap().is_ok());
         });
         // After an interrupt, `knock` does not wait for the job.
         interrupts.asker().unwrap().ask();
-        let given_up = knock(&places, &held.knock, soon(), &interrupts);
+        let given_up = knock(&places, &held.credentials, soon(), &interrupts);
         assert!(matches!(given_up, Err(ReplyError::NoJob(_))), "{given_up:?}");
     }
 
@@ -385,7 +386,7 @@ mod tests {
     fn a_request_for_another_lease_owner_job_or_host_is_not_bound() {
         let held = held();
         let mut right = crate::protocol::tests::request();
-        right.lease_id = held.knock.lease.to_string();
+        right.lease_id = held.credentials.lease.to_string();
         right.job = Some(Job {
             id: 7,
             node: "h1".to_owned(),

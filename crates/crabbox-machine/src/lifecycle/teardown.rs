@@ -469,16 +469,17 @@ fn end_plugins(saved: &SavedAttach) -> Result<(), ProcessError> {
 /// machine's id is in its arguments, or it is a child of the supervisor before its exec. A user's shell may
 /// also have this working directory and must not be ended.
 fn is_at_home_in(candidate: &ProcessInfo, dir: &Path, vmid: &str) -> bool {
-    // The kernel names the directory without the symbolic links of its path.
-    let real = std::fs::canonicalize(dir).ok();
-    let here = |at: Option<&PathBuf>| at.is_some_and(|at| at == dir || Some(at) == real.as_ref());
     let is_ours = candidate
         .cmdline
         .iter()
         .any(|arg| arg == vmid || arg == crate::protocol::SUPERVISE);
-    candidate.id.pid != std::process::id()
-        && is_ours
-        && (here(candidate.cwd.as_ref()) || here(candidate.root.as_ref()))
+    if candidate.id.pid == std::process::id() || !is_ours {
+        return false;
+    }
+    // The kernel names the directory without the symbolic links of its path.
+    let real = std::fs::canonicalize(dir).ok();
+    let here = |at: Option<&PathBuf>| at.is_some_and(|at| at == dir || Some(at) == real.as_ref());
+    here(candidate.cwd.as_ref()) || here(candidate.root.as_ref())
 }
 
 /// The effects that a lease without a journal may have (it was made by the Go program, or its maker died

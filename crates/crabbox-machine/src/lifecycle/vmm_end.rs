@@ -11,8 +11,8 @@ use crabbox_host::process::{self, ExitStatus};
 use crabbox_store::journal;
 use crabbox_store::places::LeaseDir;
 
-/// How the sentence begins with which a supervisor ends the console of a lease whose VMM has ended.
-pub const BEGINNING: &str = "crabbox: the VMM ";
+/// The beginning of the last line that a supervisor adds to the console of a lease whose VMM has ended.
+pub const VMM_END_PREFIX: &str = "crabbox: the VMM ";
 
 /// A sentence about the VMM of the lease in `dir`, for the end of its console; `None` if it still runs, or
 /// was never started.
@@ -22,7 +22,7 @@ pub(super) fn describe(dir: &LeaseDir) -> Option<String> {
 
 fn describe_in(journal: &Journal) -> Option<String> {
     let vmm = journal.process("vmm").filter(|vmm| !process::is_alive(vmm))?;
-    let mut text = BEGINNING.to_owned();
+    let mut text = VMM_END_PREFIX.to_owned();
     match process::exit_status(vmm) {
         Some(ExitStatus::Exited(code)) => write!(text, "exited with code {code}").ok()?,
         Some(ExitStatus::Signaled(signal)) => write!(text, "was killed by signal {signal}").ok()?,

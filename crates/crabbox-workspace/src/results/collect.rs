@@ -24,9 +24,11 @@ use crate::owner::Owner;
 use crate::pull::LIST_LIMIT;
 use crate::stream::budget;
 
-/// The most reports of a run that are read. Build tools write one for each class of tests; the Go program stops
-/// at 50 that it finds itself, and fails closed on no more than a message.
+/// The most reports of a run that are read. Build tools write one for each class of tests; the Go program reads
+/// the first 50 that it finds itself.
 const REPORTS: usize = 10_000;
+/// How much is read of all reports of a run together, in bytes.
+const REPORTS_LIMIT: u64 = 1 << 30;
 /// The largest report that is read, in bytes, as in the Go program.
 const REPORT_LIMIT: u64 = 16 << 20;
 /// The most problems that are named one by one.
@@ -378,7 +380,7 @@ fn read(
         limit: Some(REPORT_LIMIT),
     };
     let Reports { report, problems, .. } = reports;
-    let (mut text, mut current) = (Vec::new(), None);
+    let (mut text, mut current, mut total) = (Vec::new(), None, 0_u64);
     let mut end = |text: &mut Vec<u8>, current: Option<usize>, problems: &mut Vec<String>| {
         if let Some(number) = current {
             let name = String::from_utf8_lossy(&names[number]).into_owned();
@@ -392,7 +394,13 @@ fn read(
             Fetched::Begins(coming) => {
                 end(&mut text, current.replace(coming.number), problems);
             }
-            Fetched::Piece(piece) => text.extend_from_slice(piece),
+            Fetched::Piece(piece) => {
+                total += piece.len() as u64;
+                // The rest is skipped, so that the conversation can go on.
+                if total <= REPORTS_LIMIT {
+                    text.extend_from_slice(piece);
+                }
+            }
             Fetched::Problem { text, .. } => problems.push(text.to_owned()),
         }
         Ok(())
@@ -400,6 +408,12 @@ fn read(
     match fetched {
         Ok(()) => {
             end(&mut text, current, problems);
+            if total > REPORTS_LIMIT {
+                problems.push(format!(
+                    "the reports have more than {} MiB together",
+                    REPORTS_LIMIT >> 20
+                ));
+            }
             Ok(())
         }
         Err(FetchError::Agent(AgentError::Failed { why })) => {

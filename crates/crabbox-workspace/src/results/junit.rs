@@ -53,6 +53,17 @@ pub struct Failed {
     pub message: String,
 }
 
+/// How much of a message is kept, in bytes.
+const MESSAGE_LIMIT: usize = 4096;
+
+impl Failed {
+    fn new(name: String, mut message: String) -> Self {
+        message.truncate(message.floor_char_boundary(MESSAGE_LIMIT));
+        message.shrink_to_fit();
+        Self { name, message }
+    }
+}
+
 /// The combined results of reports.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Report {
@@ -66,9 +77,12 @@ pub struct Report {
     pub errors: u64,
     /// How many of them were skipped.
     pub skipped: u64,
-    /// The tests with failures or errors, in order.
+    /// The first tests with failures or errors, in order, at most [`FAILED_LIMIT`].
     pub failed: Vec<Failed>,
 }
+
+/// How many tests that did not pass are kept with their names; the others are only counted.
+pub const FAILED_LIMIT: usize = 100;
 
 impl Report {
     /// Whether there are no failures or errors.
@@ -82,7 +96,8 @@ impl Report {
         self.failures += other.failures;
         self.errors += other.errors;
         self.skipped += other.skipped;
-        self.failed.extend(other.failed);
+        let room = FAILED_LIMIT.saturating_sub(self.failed.len());
+        self.failed.extend(other.failed.into_iter().take(room));
     }
 }
 
@@ -253,10 +268,10 @@ impl Walk {
             // A suite that failed before its tests.
             (b"testsuite", b"error" | b"failure") => {
                 self.found.errors += 1;
-                self.found.failed.push(Failed {
-                    name: "test suite".to_owned(),
-                    message: attribute(element, "message"),
-                });
+                let message = attribute(element, "message");
+                self.found
+                    .failed
+                    .push(Failed::new("test suite".to_owned(), message));
             }
             _ => {}
         }
@@ -285,10 +300,8 @@ impl Walk {
             Came::Failed => self.found.failures += 1,
             Came::Error => self.found.errors += 1,
         }
-        self.found.failed.push(Failed {
-            name: std::mem::take(&mut self.name),
-            message: std::mem::take(&mut self.message),
-        });
+        let (name, message) = (std::mem::take(&mut self.name), std::mem::take(&mut self.message));
+        self.found.failed.push(Failed::new(name, message));
     }
 }
 

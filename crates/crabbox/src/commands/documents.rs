@@ -69,7 +69,7 @@ documents! {
     "setup", "setup firecracker --json" => setup::SetupView<'_>;
     "status", "status --json, inspect --json and warmup --json" => StatusView;
     "sync-plan", "sync-plan --json" => sync_plan::PlanView<'_>;
-    "timing", "--timing-json of run, warmup and prewarm, on standard error" => TimingJson;
+    "timing", "run, warmup and prewarm with --timing-json, on standard error" => TimingJson;
 }
 
 fn schema<T: JsonSchema>(command: &str) -> Schema {

@@ -50,7 +50,7 @@ pub(super) fn hold(ctx: &Ctx<'_>, args: &HoldArgs) -> Result<Exit, CommandError>
         .ok_or(Started::NoJob)?;
     labels::check_owner_name(&args.owner).map_err(Started::from)?;
     let held = Held {
-        knock: JobCredentials {
+        credentials: JobCredentials {
             job: args.number,
             lease: LeaseId::parse(&args.lease).map_err(Started::from)?,
             owner: args.owner.clone(),

@@ -3,10 +3,10 @@
 //! Results go to standard output, progress and messages to standard error. A reader that went away (`| head`)
 //! is not a failure: further output of ours is dropped, and the program continues to its end, because it may
 //! have a lease to give back. What a remote command prints is different: whoever passes it on hears that
-//! nobody reads it, and can end the command. Our own messages may contain a name or text written by a repository or guest, which
-//! must never control or reorder the terminal, nor begin a line: what prints a line prints one, whatever is
-//! in its text. Only texts whose line breaks are our own (usage, an error with its causes, a command to
-//! paste) go to the methods for several.
+//! nobody reads it, and can end the command. Our own messages may contain a name or text written by a
+//! repository or guest, which must never control or reorder the terminal, nor begin a line: what prints a
+//! line prints one, whatever is in its text. Only texts whose line breaks are our own (usage, an error with
+//! its causes, a command to paste) go to the methods for several.
 
 use std::fmt::Display;
 use std::io::{self, IsTerminal, Write};
@@ -106,6 +106,11 @@ impl Printer {
     /// Whether standard output accepts nothing any more, so that producing more is pointless.
     pub(crate) fn is_deaf(&self) -> bool {
         self.out.lock().map_or(true, |stream| stream.failure.is_some())
+    }
+
+    /// Whether a write found that the reader of either stream has gone.
+    pub(crate) fn has_lost_reader(&self) -> bool {
+        has_reader(&self.out).and(has_reader(&self.err)).is_err()
     }
 
     /// Whether somebody may still read standard output, for commands that go on until their reader is gone:

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crabbox_core::config::Settings;
 use crabbox_ssh::capture;
-use crabbox_ssh::exec::{ExecError, RemoteStatus, Stdin};
+use crabbox_ssh::exec::{ExecError, RemoteStatus};
 use crabbox_ssh::master::ConnectError;
 use crabbox_ssh::ready::READY_STATIC;
 use crabbox_store::places::Places;
@@ -134,7 +134,7 @@ pub fn probe(settings: &Settings, places: &Places) -> Result<(), ProbeError> {
     let mut target = host.target()?;
     target.connect_timeout = LIMIT;
     target.connection_attempts = 1;
-    let answer = capture::capture(&target, READY_STATIC, Stdin::Null, Some(LIMIT));
+    let answer = capture::capture_check(&target, READY_STATIC, LIMIT, None);
     let answer = answer.map_err(|source| ProbeError::Login { host: name(), source })?;
     match answer.status {
         RemoteStatus::Exited(0) => Ok(()),

@@ -109,8 +109,6 @@ impl ClaimsView {
         }
         for problem in &self.problems {
             let ProblemView { file, code, message } = problem;
-            // A message may contain a name from the file.
-            let message = message.escape_debug();
             lines.push(if file.is_empty() {
                 format!("- {message} ({code})")
             } else {

@@ -238,7 +238,7 @@ fn place(ctx: &Ctx<'_>, output: &Path) -> Result<Place, CommandError> {
 fn show(ctx: &Ctx<'_>, event: &ProofEvent<'_>) {
     let stage = match event {
         ProofEvent::Begins(_) => return,
-        ProofEvent::GivesBack => return ctx.printer.note("giving the machine back..."),
+        ProofEvent::GivesBack => return ctx.printer.note("releasing the machine..."),
         ProofEvent::Ended(stage) => stage,
     };
     let expected = stage.name.expected();

@@ -153,7 +153,8 @@ fn measure(ctx: &Ctx<'_>, args: &BenchRunArgs) -> Result<Exit, CommandError> {
                     .notes(format_args!("benchmark run failed {which} error={reason}"));
                 failures.push(format!("{name} repeat={repeat}: {reason}"));
             }
-            if interrupts.caught().is_some() {
+            // Without a reader, every further run would be stopped at its first output.
+            if interrupts.caught().is_some() || ctx.printer.has_lost_reader() {
                 break 'all;
             }
         }

@@ -58,7 +58,7 @@ struct GuardrailView<'a> {
     reasons: &'a [Reason],
 }
 
-/// The limit is no number of lines.
+/// The limit is not positive.
 #[derive(Debug, thiserror::Error)]
 #[error("sync-plan --limit must be positive")]
 struct NoLimit;

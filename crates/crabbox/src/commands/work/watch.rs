@@ -196,7 +196,7 @@ impl Watching<'_> {
             if let Err(error) = run::within(self.ctx, &again, self.interrupts) {
                 // A lease that is gone or unreachable will not come back by waiting, nor will a reader.
                 if self.interrupts.caught().is_some()
-                    || printer.is_deaf()
+                    || printer.has_lost_reader()
                     || matches!(error.kind(), Kind::NotFound | Kind::Unavailable | Kind::Usage)
                 {
                     return Err(error);
