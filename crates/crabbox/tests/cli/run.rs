@@ -463,6 +463,26 @@ fn a_command_whose_output_nobody_reads_is_stopped_there() {
 }
 
 #[test]
+fn an_interrupt_that_also_ends_the_reader_is_an_interrupt() {
+    let lease = entered();
+    let mut command = lease.place.command(&words(&[], "exec yes"));
+    let mut child = command
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut out = child.stdout.take().unwrap();
+    out.read_exact(&mut [0; 2]).unwrap();
+    // As a terminal's Ctrl-C does to all of a pipeline.
+    let pid = rustix::process::Pid::from_child(&child);
+    rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+    drop(out);
+    let status = poll_until(Duration::from_secs(30), || child.try_wait().unwrap());
+    child.kill().ok();
+    assert_eq!(status.and_then(|status| status.code()), Some(130));
+}
+
+#[test]
 fn a_policy_counts_a_report_for_each_of_many_classes() {
     let lease = entered();
     let script = "mkdir -p out; for i in $(seq 120); do echo '<testsuite><testcase name=\"t\"/></testsuite>' >out/TEST-$i.xml; done";
