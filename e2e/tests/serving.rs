@@ -88,7 +88,7 @@ fn shut_out(host: &Host) {
     drop(host.sh(&format!("exec crabbox stop {bobs}")).exits(0));
     // His connection is cut, and his key opens no new one.
     let gone = serve(host, "bob", "crabbox stop mine").exits(5);
-    assert!(gone.stderr.contains("refused the key"), "{gone:?}");
+    assert!(gone.stderr.contains("refused the SSH key"), "{gone:?}");
     // With another key he is admitted again, but not with the first key or a connection opened with it.
     drop(setup(host, "--owner bob=/tmp/bob/key.pub"));
     drop(serve(host, "bob", "crabbox list --provider firecracker").exits(0));
@@ -98,7 +98,7 @@ fn shut_out(host: &Host) {
     );
     drop(setup(host, "--remove-owner bob --owner bob=/tmp/bob/other.pub"));
     let lost = serve(host, "bob", "crabbox stop mine").exits(5);
-    assert!(lost.stderr.contains("refused the key"), "{lost:?}");
+    assert!(lost.stderr.contains("refused the SSH key"), "{lost:?}");
     // A line changed by hand is still recognised; otherwise its holder would be admitted again with the next
     // key.
     let keys = "/var/lib/crabbox-serve/.ssh/authorized_keys";
@@ -140,7 +140,7 @@ fn each_owner_comes_in_by_their_key_as_themselves_and_all_of_it_can_be_undone() 
     let asked = serve(&host, "alice", "crabbox doctor --provider firecracker");
     assert!(asked.stdout.contains("owner=alice"), "{asked:?}");
     let stranger = serve(&host, "bob", "crabbox warmup").exits(5);
-    assert!(stranger.stderr.contains("refused the key"), "{stranger:?}");
+    assert!(stranger.stderr.contains("refused the SSH key"), "{stranger:?}");
     drop(setup(&host, "--owner \"bob=$(cat /tmp/bob/key.pub)\""));
     let again = setup(
         &host,
@@ -423,7 +423,7 @@ fn a_setup_killed_where_a_line_moves_or_the_rule_goes_is_put_right_by_itself() {
             .exits(0),
     );
     let gone = serve(&host, "alice", "crabbox warmup").exits(5);
-    assert!(gone.stderr.contains("refused the key"), "{gone:?}");
+    assert!(gone.stderr.contains("refused the SSH key"), "{gone:?}");
     drop(setup(&host, "--owner alice=/tmp/alice/key.pub"));
     drop(serve(&host, "alice", "crabbox list").exits(0));
     drop(setup(&host, "--remove"));
