@@ -68,16 +68,18 @@ pub struct Outcome {
 }
 
 impl Outcome {
-    /// Notes a failure of which only its kind is known.
-    pub fn failed(&mut self, kind: Kind) {
-        let (status, error_kind) = match kind {
-            INTERRUPTED => (Status::Canceled, ErrorKind::Canceled),
-            Kind::Passthrough(255) => (Status::Failed, ErrorKind::ProviderError),
-            Kind::Passthrough(_) => (Status::Failed, ErrorKind::CommandExit),
-            _ => (Status::Failed, ErrorKind::ProviderError),
+    /// Takes over how a run failed that was a part of this, with the exit code of its error; `None` for one
+    /// that was refused before it began.
+    pub fn failed_in(&mut self, run: Option<Self>, exit_code: u8) {
+        (self.status, self.error_kind, self.blocked) = match run {
+            Some(run) => (run.status, run.error_kind, run.blocked),
+            None => (
+                Status::Failed,
+                Some(ErrorKind::ProviderError),
+                Some(("unknown", "unknown")),
+            ),
         };
-        self.exit_code = i32::from(kind.exit_code());
-        (self.status, self.error_kind) = (status, Some(error_kind));
+        self.exit_code = i32::from(exit_code);
     }
 
     /// What the lease ran out of, if that is why it failed.
@@ -115,11 +117,10 @@ pub enum ErrorKind {
     ProviderError,
 }
 
-/// 128 plus the number of SIGINT: the kind of an error whose wait was interrupted.
-const INTERRUPTED: Kind = Kind::Passthrough(130);
-
 /// The status and kind of failure for an error.
 pub(super) fn became(error: &RunError) -> (Status, ErrorKind) {
+    /// 128 plus the number of SIGINT: the kind of an error whose wait was interrupted.
+    const INTERRUPTED: Kind = Kind::Passthrough(130);
     match error {
         RunError::Failure(RunFailure::Exited(_) | RunFailure::Killed)
         | RunError::Result(

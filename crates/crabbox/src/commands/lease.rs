@@ -7,6 +7,7 @@ pub(crate) mod entering;
 pub(crate) mod entry;
 pub(crate) mod heartbeat;
 pub(crate) mod inspect;
+pub(crate) mod leaving;
 pub(crate) mod list;
 pub(crate) mod logs;
 pub(crate) mod pool;

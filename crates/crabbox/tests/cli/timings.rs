@@ -56,17 +56,22 @@ fn the_line_of_prewarm_is_about_the_whole_of_it() {
     assert_eq!(plain.get("probeMs"), None, "{plain}");
     let stop = place.run(&["stop", ID]);
     assert_eq!(stop.code, 0, "{}", stop.err);
-    let failed = run(&["--probe-command", "exit 4"]);
-    assert_eq!(failed.code, 4, "{}", failed.err);
-    let line = timing(&failed);
-    for (name, value) in [
-        ("exitCode", json!(4)),
-        ("runStatus", json!("failed")),
-        ("errorKind", json!("command-exit")),
-        ("leaseStopped", json!(true)),
-        ("stopCommand", Value::Null),
-    ] {
-        assert_eq!(line[name], value, "{line}");
+    // 255 is also the exit code of a lost connection, which this is not.
+    for code in [4, 255] {
+        let failed = run(&["--probe-command", &format!("exit {code}")]);
+        assert_eq!(failed.code, code, "{}", failed.err);
+        let line = timing(&failed);
+        for (name, value) in [
+            ("exitCode", json!(code)),
+            ("runStatus", json!("failed")),
+            ("errorKind", json!("command-exit")),
+            ("blockedStage", json!("unknown")),
+            ("retryLikely", json!("unknown")),
+            ("leaseStopped", json!(true)),
+            ("stopCommand", Value::Null),
+        ] {
+            assert_eq!(line[name], value, "{line}");
+        }
+        assert!(!claimed(&place, ID));
     }
-    assert!(!claimed(&place, ID));
 }

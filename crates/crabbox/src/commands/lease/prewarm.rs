@@ -13,6 +13,7 @@ use crabbox_engine::run::request::{CommandOptions, LeaseOptions, RunRequest, Syn
 use crate::args::{LEASE_GROUPS, PrewarmArgs};
 use crate::command_line::CommandLine;
 use crate::commands::engine;
+use crate::commands::lease::leaving;
 use crate::commands::lease::warmup::{self, Warmup};
 use crate::commands::work::run::{self, Invocation, Manner};
 use crate::context::Ctx;
@@ -66,12 +67,16 @@ pub(in crate::commands) fn run(ctx: &Ctx<'_>, args: &PrewarmArgs) -> Result<Exit
         lease.id
     ));
     let probing_since = Instant::now();
-    let probed = probe.map_or(Ok(Exit::SUCCESS), |command| {
-        run::within(ctx, &probe_of(args, &lease.id, command), &interrupts)
-    });
-    outcome.probe = probe.map_or(Duration::ZERO, |_| probing_since.elapsed());
+    let (probed, of_probe) = match probe {
+        Some(command) => {
+            let probe = run::observed(ctx, &probe_of(args, &lease.id, command), &interrupts);
+            outcome.probe = probing_since.elapsed();
+            (probe.ended, probe.outcome)
+        }
+        None => (Ok(Exit::SUCCESS), None),
+    };
     if let Err(error) = &probed {
-        outcome.failed(error.kind());
+        outcome.failed_in(of_probe, error.kind().exit_code());
         let released = give_back(ctx, provider.as_ref(), lease);
         outcome.stopped = Some(released.clone().unwrap_or(false));
         outcome.stop_error = released.err().unwrap_or_default();
@@ -89,15 +94,7 @@ pub(in crate::commands) fn run(ctx: &Ctx<'_>, args: &PrewarmArgs) -> Result<Exit
 
 /// Gives the lease back after its probe failed. The probe's error matters more than one from this.
 fn give_back(ctx: &Ctx<'_>, provider: &dyn Provider, lease: &Lease) -> Result<bool, String> {
-    ctx.printer.note(format_args!(
-        "releasing {} server={}",
-        lease.id,
-        lease.display_id()
-    ));
-    let stage = ctx.printer.stage("release");
-    let released = provider.give_back(lease);
-    stage.end(released.is_ok());
-    released.map_err(|error| {
+    leaving::release(ctx, provider, lease).map_err(|error| {
         let error = CommandError::from(error).text();
         ctx.printer
             .warnings(format_args!("the lease could not be released: {error}"));

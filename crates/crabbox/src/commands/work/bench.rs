@@ -145,9 +145,9 @@ fn measure(ctx: &Ctx<'_>, args: &BenchRunArgs) -> Result<Exit, CommandError> {
             ctx.printer
                 .note(format_args!("benchmark run {which} store={}", store.display()));
             let invocation = invocation(name, &store, args, Bench { repeat, cold });
-            let (ended, recorded) = run::observed(ctx, &invocation, &interrupts);
-            observations += u64::from(recorded);
-            if let Err(error) = ended {
+            let observed = run::observed(ctx, &invocation, &interrupts);
+            observations += u64::from(observed.recorded);
+            if let Err(error) = observed.ended {
                 let reason = error.text();
                 ctx.printer
                     .notes(format_args!("benchmark run failed {which} error={reason}"));

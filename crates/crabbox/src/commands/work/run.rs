@@ -9,8 +9,9 @@ mod words;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
+use crabbox_engine::run::report::Outcome;
 use crabbox_engine::run::request::Work;
-use crabbox_engine::run::{self, Given, Ground, Here};
+use crabbox_engine::run::{self, Given, Ground, Here, RunEnd};
 use crabbox_host::signals::Interrupts;
 
 use crate::commands::engine;
@@ -31,13 +32,9 @@ pub(in crate::commands) fn run(ctx: &Ctx<'_>, invocation: &Invocation) -> Result
     }
     // Validate the request before anything else happens.
     let work = Work::new(&invocation.request)?;
-    go(
-        ctx,
-        invocation,
-        work,
-        &engine::interrupts()?,
-        &AtomicBool::default(),
-    )
+    let interrupts = engine::interrupts()?;
+    go(ctx, invocation, work, &interrupts, &AtomicBool::default())?.outcome?;
+    Ok(Exit::SUCCESS)
 }
 
 /// The same for a command that runs others and handles Ctrl-C itself.
@@ -46,20 +43,38 @@ pub(in crate::commands) fn within(
     invocation: &Invocation,
     interrupts: &Interrupts,
 ) -> Result<Exit, CommandError> {
-    observed(ctx, invocation, interrupts).0
+    observed(ctx, invocation, interrupts).ended
 }
 
-/// The same, returning also whether timings were recorded, which may be the case even for a failed run.
+/// What is known of a run that another command made.
+pub(in crate::commands) struct Observed {
+    /// How it ended.
+    pub(in crate::commands) ended: Result<Exit, CommandError>,
+    /// What became of it; `None` if it was refused before it began.
+    pub(in crate::commands) outcome: Option<Outcome>,
+    /// Whether timings were recorded, which may be the case even for a failed run.
+    pub(in crate::commands) recorded: bool,
+}
+
+/// The same, with what a command that is about the run wants to know.
 pub(in crate::commands) fn observed(
     ctx: &Ctx<'_>,
     invocation: &Invocation,
     interrupts: &Interrupts,
-) -> (Result<Exit, CommandError>, bool) {
+) -> Observed {
     let recorded = AtomicBool::default();
-    let ended = Work::new(&invocation.request)
+    let run = Work::new(&invocation.request)
         .map_err(CommandError::from)
         .and_then(|work| go(ctx, invocation, work, interrupts, &recorded));
-    (ended, recorded.into_inner())
+    let (ended, outcome) = match run {
+        Ok(RunEnd { report, outcome, .. }) => (outcome.map_err(CommandError::from), Some(report.outcome)),
+        Err(error) => (Err(error), None),
+    };
+    Observed {
+        ended: ended.map(|()| Exit::SUCCESS),
+        outcome,
+        recorded: recorded.into_inner(),
+    }
 }
 
 /// Validates a run as far as possible without a machine, so that callers can check before they take a lease
@@ -75,7 +90,7 @@ fn go(
     work: Work,
     interrupts: &Interrupts,
     recorded: &AtomicBool,
-) -> Result<Exit, CommandError> {
+) -> Result<RunEnd, CommandError> {
     let started = Instant::now();
     let settings = &ctx.settings(&invocation.flags)?.settings;
     let words = RunWords::new(ctx, invocation, settings, recorded);
@@ -98,8 +113,7 @@ fn go(
             ctx.printer.note_json(&timing)?;
         }
     }
-    end.outcome?;
-    Ok(Exit::SUCCESS)
+    Ok(end)
 }
 
 /// The surroundings that a run depends on.

@@ -17,6 +17,7 @@ use crabbox_workspace::watch::{Change, Watched};
 use crate::args::WatchArgs;
 use crate::commands::engine;
 use crate::commands::lease::entering::Entering;
+use crate::commands::lease::leaving;
 use crate::commands::work::run::{self, Invocation, Manner};
 use crate::context::Ctx;
 use crate::go;
@@ -159,15 +160,7 @@ fn announce(ctx: &Ctx<'_>, lease: &Lease, new: bool, idle: Duration) {
 }
 
 fn give_back(ctx: &Ctx<'_>, provider: &dyn Provider, lease: &Lease) -> Result<(), CommandError> {
-    ctx.printer.note(format_args!(
-        "releasing {} server={}",
-        lease.id,
-        lease.display_id()
-    ));
-    let stage = ctx.printer.stage("release");
-    let released = provider.give_back(lease);
-    stage.end(released.is_ok());
-    let stopped = released?;
+    let stopped = leaving::release(ctx, provider, lease)?;
     ctx.printer.note(format_args!(
         "lease cleanup stopped={stopped} policy=auto lease={} slug={}",
         lease.id, lease.slug
