@@ -230,7 +230,7 @@ registry! {
     WindowsMode = row("windows.mode", Kind::Choice(Choice::WindowsMode), "normal").env(&["CRABBOX_WINDOWS_MODE"]).flag("windows-mode", Target);
     /// Whether the machine has a desktop.
     Desktop = row("desktop", Bool, "false").env(&["CRABBOX_DESKTOP"]).flag("desktop", Create);
-    /// Which desktop it has: xfce, wayland or gnome.
+    /// Which desktop it has, where a provider has one: xfce, wayland or gnome. None here has.
     DesktopEnv = row("desktopEnv", Kind::Choice(Choice::DesktopEnv), "xfce").env(&["CRABBOX_DESKTOP_ENV"]).flag("desktop-env", Create);
     /// Whether a browser is installed.
     Browser = row("browser", Bool, "false").env(&["CRABBOX_BROWSER"]).flag("browser", Create);
