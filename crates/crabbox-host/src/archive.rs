@@ -27,11 +27,15 @@ pub(crate) const MAP_LIMIT: u64 = 1 << 20;
 /// Length of a block of an archive, in bytes.
 const BLOCK: usize = 512;
 
-/// Whether a file that begins with these bytes is an archive, of any of the formats: only its first header says
-/// so, by its checksum, since v7 and the label of an archive have no magic number.
+/// Whether a file that begins with these bytes is an archive, of any of the formats. v7 and the label of an
+/// archive have no magic number, but a header with a checksum; one with the number and a wrong checksum is a
+/// damaged archive.
 pub fn is_archive(head: &[u8]) -> bool {
-    head.first_chunk()
-        .is_some_and(|block| Header::parse(block).is_ok())
+    let has_magic = head.get(257..262) == Some(b"ustar".as_slice());
+    has_magic
+        || head
+            .first_chunk()
+            .is_some_and(|block| Header::parse(block).is_ok())
 }
 
 /// Why reading an archive stopped.

@@ -34,6 +34,7 @@ pub mod private_file;
 pub mod process;
 pub mod random;
 pub mod reflink;
+mod resolved;
 mod seccomp;
 pub mod signals;
 pub mod small;

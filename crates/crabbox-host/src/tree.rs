@@ -14,18 +14,16 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Mutex;
 
-use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, Stat, openat2, readlinkat, statat};
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, Stat, readlinkat, statat};
 use rustix::io::Errno;
 
 use crate::budget::Budget;
 use crate::files::FileError;
+use crate::resolved::open_resolved;
 
 mod fill;
 
 pub use fill::{Facts, Kind};
-
-/// How often a lookup is repeated because of a concurrent rename.
-const OPEN_ATTEMPTS: u32 = 10_000;
 
 /// As the guest would resolve it: links are followed, but stay inside the tree.
 const AS_GUEST: ResolveFlags = ResolveFlags::IN_ROOT.union(ResolveFlags::NO_MAGICLINKS);
@@ -105,22 +103,14 @@ impl Tree {
         self.path.join(path)
     }
 
-    /// Opens `path`. If it contains `..` and a rename or mount happens anywhere on this machine at that
-    /// moment, the kernel cannot be sure that the path stays inside, and the call must be repeated
-    /// (openat2(2)).
+    /// Opens `path`.
     fn look_up(&self, path: &Path, flags: OFlags, resolve: ResolveFlags) -> Result<OwnedFd, Errno> {
         let path = if path.as_os_str().is_empty() {
             Path::new(".")
         } else {
             path
         };
-        for _ in 0..OPEN_ATTEMPTS {
-            match openat2(&self.root, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve) {
-                Err(Errno::AGAIN | Errno::INTR) => std::thread::yield_now(),
-                opened => return opened,
-            }
-        }
-        Err(Errno::AGAIN)
+        open_resolved(self.root.as_fd(), path, flags | OFlags::CLOEXEC, resolve)
     }
 
     /// Opens the regular file `path` as the guest would; `None` if it does not exist. Nothing else is opened:

@@ -8,7 +8,7 @@ use std::fs::File;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
-use crabbox_host::archive::{ArchiveError, is_archive as begins_as_archive};
+use crabbox_host::archive::ArchiveError;
 use crabbox_host::budget::{Bound, FillError, OverBudget};
 use crabbox_host::files::{self, FileError};
 use crabbox_host::tree::Tree;
@@ -346,9 +346,7 @@ fn is_archive(path: &Path) -> Result<bool, SourceError> {
         .take(512)
         .read_to_end(&mut head)
         .map_err(|source| FileError::io("read", path, source))?;
-    // One with a magic number and a wrong checksum is a damaged archive, and refused as that.
-    let has_magic = head.get(257..262) == Some(b"ustar".as_slice());
-    Ok(compression::is_compressed(&head) || has_magic || begins_as_archive(&head))
+    Ok(compression::is_compressed(&head) || crabbox_host::archive::is_archive(&head))
 }
 
 /// The error of copying `entry` from `archive`.

@@ -9,15 +9,13 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Component, Path, PathBuf};
 
-use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, fstat, openat, openat2};
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, fstat, openat};
 use rustix::io::Errno;
 
 use super::{ProcessInfo, proc_path};
+use crate::resolved::open_resolved;
 
 const DIRECTORY: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
-
-/// How often a look is repeated that a rename elsewhere on the host has disturbed.
-const TRIES: u32 = 1000;
 
 /// Device and inode of a directory.
 type Identity = (u64, u64);
@@ -34,14 +32,8 @@ pub struct Whereabouts {
 }
 
 impl Whereabouts {
-    /// Whether this is inside the directory at `dir`, which need not exist.
-    pub fn is_inside(&self, dir: &Self) -> bool {
-        self.below(dir).is_some_and(|names| !names.is_empty())
-            || (dir.rest.is_empty() && self.above.contains(&dir.deepest))
-    }
-
     /// Whether this is inside the directory that exists as `dir`.
-    pub fn is_inside_existing(&self, dir: &Metadata) -> bool {
+    pub fn is_inside(&self, dir: &Metadata) -> bool {
         let dir = (dir.dev(), dir.ino());
         (self.deepest == dir && !self.rest.is_empty()) || self.above.contains(&dir)
     }
@@ -120,26 +112,23 @@ fn follow(root: BorrowedFd<'_>, path: &Path) -> Option<Whereabouts> {
 fn deepest(root: BorrowedFd<'_>, names: &[&OsStr]) -> Option<(OwnedFd, usize)> {
     for count in (0..=names.len()).rev() {
         let path = Path::new("/").join(names.iter().take(count).collect::<PathBuf>());
-        match open_in(root, &path) {
+        // As the process would open it that has this root: links are followed, and none leads out of it.
+        let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+        match open_resolved(root, &path, DIRECTORY, resolve) {
             Ok(dir) => return Some((dir, count)),
-            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::NAMETOOLONG) => {}
+            Err(error) if is_absence(error) => {}
             Err(_) => return None,
         }
     }
     None
 }
 
-/// Opens a directory as the process would that has this root: links are followed, and none leads out of it.
-fn open_in(root: BorrowedFd<'_>, path: &Path) -> Result<OwnedFd, Errno> {
-    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-    let mut tries = 0..TRIES;
-    loop {
-        match openat2(root, path, DIRECTORY, Mode::empty(), resolve) {
-            // The kernel could not exclude a concurrent rename (openat2(2)).
-            Err(Errno::AGAIN | Errno::INTR) if tries.next().is_some() => {}
-            opened => return opened,
-        }
-    }
+/// Whether the error says that there is no such directory, as opposed to one that cannot be looked for.
+fn is_absence(error: Errno) -> bool {
+    matches!(
+        error,
+        Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::NAMETOOLONG
+    )
 }
 
 fn above(dir: BorrowedFd<'_>) -> Option<OwnedFd> {
@@ -163,7 +152,7 @@ mod tests {
         std::fs::write(dir.join("file"), "").unwrap();
         std::os::unix::fs::symlink("a", place.path().join("link")).unwrap();
         let at = |path: &str| whereabouts(&place.path().join(path)).unwrap();
-        let want = at("a/b");
+        let want = dir.metadata().unwrap();
         for inside in [
             "a/b/file",
             "a/b/none",
@@ -173,23 +162,26 @@ mod tests {
             "none/../a/b/x",
         ] {
             assert!(at(inside).is_inside(&want), "{inside}");
-            assert!(at(inside).is_inside(&at("link/b")), "{inside}");
-            assert!(
-                at(inside).is_inside_existing(&dir.metadata().unwrap()),
-                "{inside}"
-            );
         }
         for outside in ["a/b", "a/b/..", "a/bb", "a/b/../x", "b/file", "a/b/none/../../x"] {
             assert!(!at(outside).is_inside(&want), "{outside}");
-            assert!(
-                !at(outside).is_inside_existing(&dir.metadata().unwrap()),
-                "{outside}"
-            );
         }
-        assert_eq!(at("link/b/x/y").below(&want).unwrap(), ["x", "y"]);
-        assert_eq!(at("link/c/x").below(&want), None);
+        assert_eq!(at("link/b/x/y").below(&at("a/b")).unwrap(), ["x", "y"]);
+        assert_eq!(at("link/c/x").below(&at("a/b")), None);
         // A directory that does not exist is compared by its name in the deepest one that does.
-        assert!(at("link/gone/x").is_inside(&at("a/gone")));
-        assert!(!at("link/gone2/x").is_inside(&at("a/gone")));
+        assert_eq!(at("link/gone/x").below(&at("a/gone")).unwrap(), ["x"]);
+        assert_eq!(at("link/gone2/x").below(&at("a/gone")), None);
+    }
+
+    #[test]
+    fn what_cannot_be_looked_for_is_not_taken_for_absent() {
+        assert!(
+            [Errno::NOENT, Errno::NOTDIR, Errno::LOOP]
+                .into_iter()
+                .all(is_absence)
+        );
+        for unknown in [Errno::AGAIN, Errno::ACCESS, Errno::MFILE, Errno::IO, Errno::STALE] {
+            assert!(!is_absence(unknown), "{unknown}");
+        }
     }
 }

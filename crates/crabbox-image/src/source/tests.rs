@@ -684,6 +684,30 @@ fn a_full_disk_is_told_from_a_bad_archive() {
 }
 
 #[test]
+fn an_archive_without_a_magic_number_is_one_and_a_damaged_one_is_called_that() {
+    let place = Place::new();
+    std::fs::write(place.path("file"), "x").unwrap();
+    for format in [&["--format=v7"][..], &["--format=gnu", "--label=backup"]] {
+        Cmd::new("tar")
+            .arg("-cf")
+            .arg(place.path("a.tar"))
+            .args(format)
+            .arg("-C")
+            .arg(place.dir.path())
+            .arg("file")
+            .run()
+            .unwrap();
+        let root = place.unpack("a.tar").unwrap();
+        assert_eq!(text(root.join("file")), "x", "{format:?}");
+    }
+    let mut archive = layer(&[("file", "x")]);
+    archive[0] ^= 1;
+    std::fs::write(place.path("b.tar"), archive).unwrap();
+    let damaged = place.unpack("b.tar").unwrap_err();
+    assert!(matches!(damaged, SourceError::Archive { .. }), "{damaged:?}");
+}
+
+#[test]
 fn what_is_no_source_is_told() {
     let place = Place::new();
     let mut file = File::create(place.path("x")).unwrap();

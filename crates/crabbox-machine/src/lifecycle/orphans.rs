@@ -323,26 +323,13 @@ fn names(dir: &Path) -> Result<Vec<String>, OrphanError> {
 /// VMMs whose root, working directory or socket is in a lease directory.
 fn processes(places: &Places) -> Result<Vec<Orphan>, OrphanError> {
     let base = places.leases();
-    // The kernel names directories without the symbolic links of their paths.
-    let real = std::fs::canonicalize(&base).ok();
+    let spellings = machine::spellings(&base);
     let mut found = Vec::new();
     for candidate in process::list()? {
         let lease = [&candidate.root, &candidate.cwd]
             .into_iter()
             .flatten()
-            .find_map(|at| {
-                let inside = [Some(&base), real.as_ref()]
-                    .into_iter()
-                    .flatten()
-                    .find_map(|base| at.strip_prefix(base).ok())?
-                    .components()
-                    .next()?
-                    .as_os_str()
-                    .to_string_lossy()
-                    .into_owned();
-                // The kernel appends this to the path of a directory that has been removed.
-                LeaseId::parse(inside.trim_end_matches(" (deleted)")).ok()
-            });
+            .find_map(|at| machine::named(at, &spellings));
         // A user's shell may have its working directory in a lease's directory; only a VMM has the lease's
         // tag among its arguments.
         let tagged = |tag: &str| {
@@ -448,6 +435,20 @@ mod tests {
         let there = |id: &str| places.lease_lock(id).exists();
         assert_eq!((there(ids[0]), there(ids[1]), there(ids[2])), (false, true, true));
         drop(held);
+    }
+
+    #[test]
+    fn a_search_without_the_right_to_make_it_is_none_that_found_nothing() {
+        let unseen = Unseen {
+            kind: "link",
+            error: OrphanError::NoRight,
+        };
+        assert!(!unseen.is_trouble());
+        let search = OrphanSearch {
+            unseen: vec![unseen],
+            ..OrphanSearch::default()
+        };
+        assert!(matches!(search.whole(), Err(OrphanError::NoRight)));
     }
 
     #[test]

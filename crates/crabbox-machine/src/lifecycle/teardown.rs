@@ -476,10 +476,9 @@ fn is_at_home_in(candidate: &ProcessInfo, dir: &Path, vmid: &str) -> bool {
     if candidate.id.pid == std::process::id() || !is_ours {
         return false;
     }
-    // The kernel names the directory without the symbolic links of its path.
-    let real = std::fs::canonicalize(dir).ok();
-    let here = |at: Option<&PathBuf>| at.is_some_and(|at| at == dir || Some(at) == real.as_ref());
-    here(candidate.cwd.as_ref()) || here(candidate.root.as_ref())
+    let spellings = machine::spellings(dir);
+    let here = |at: &Option<PathBuf>| at.as_ref().is_some_and(|at| spellings.contains(at));
+    here(&candidate.cwd) || here(&candidate.root)
 }
 
 /// The effects that a lease without a journal may have (it was made by the Go program, or its maker died

@@ -197,6 +197,16 @@ fn a_machine_on_the_socket_that_the_record_names_is_the_lease_s_unless_it_is_ano
     other.write(&place);
     let (mut vmm, mut second) = (Vmm::on(&socket), Vmm::on(&inside));
     let mut near = Vmm::on(&place.path("outside/api.sock2"));
+    // Of another state directory.
+    let foreign = place.path("outside/leases/cbx_ffffffffffff");
+    fs::create_dir_all(&foreign).unwrap();
+    let mut elsewhere = Vmm::on(&foreign.join("firecracker.sock"));
+    let mut third = Record::new("cbx_eeeeeeeeeeee", "red-crab");
+    third.0["socketPath"] = json!(foreign.join("firecracker.sock"));
+    third.write(&place);
+    let stopped = place.run(&["stop", "cbx_eeeeeeeeeeee"]);
+    assert_eq!(stopped.code, 0, "{}", stopped.err);
+    assert!(elsewhere.runs());
     let stopped = place.run(&["stop", OTHER]);
     assert_eq!(stopped.code, 0, "{}", stopped.err);
     assert!(vmm.runs() && second.runs());
