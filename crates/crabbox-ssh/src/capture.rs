@@ -79,8 +79,8 @@ pub fn capture_until(
     })
 }
 
-/// The same for a check, which never exits silently with 255 by itself: then it was never read, because
-/// something there took our line's standard input away.
+/// [`capture_until`] for a check, which never exits silently with 255 by itself: then it was never read,
+/// because something there took our line's standard input away.
 pub fn capture_check(
     target: &Target,
     script: &str,

@@ -7,6 +7,8 @@
 
 use std::collections::HashMap;
 
+use crabbox_agent_protocol::is_below;
+
 use crate::glob;
 
 mod judge;
@@ -241,10 +243,7 @@ impl Pattern {
 
 /// Whether `text` names `path` or a directory above it, literally or as a glob.
 fn path_matches(text: &[u8], path: &[u8]) -> bool {
-    if path
-        .strip_prefix(text)
-        .is_some_and(|rest| rest.is_empty() || rest[0] == b'/')
-    {
+    if is_below(path, text) {
         return true;
     }
     glob::is_glob(text)

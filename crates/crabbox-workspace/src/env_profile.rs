@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use crabbox_core::config::allow::{is_name, is_secret};
 use crabbox_core::fault::{Fault, Kind};
+use crabbox_core::shell::single_quoted;
 
 /// The largest file that is read, in bytes.
 const LIMIT: u64 = 1 << 20;
@@ -204,19 +205,18 @@ pub fn described(variables: &[(String, String)]) -> String {
 /// It is sent over standard input, and `printf` is a builtin of the shells that run it, so no value appears
 /// in an argument vector.
 pub fn helper_lines(name: &str, workdir: &str, variables: &[(String, String)]) -> String {
-    let quote = |text: &str| format!("'{}'", text.replace('\'', "'\\''"));
     let mut lines = vec![format!(
         "( cd {} && umask 077 && mkdir -p .crabbox/env && {{",
-        quote(workdir)
+        single_quoted(workdir)
     )];
     for (name, value) in variables {
-        let line = format!("export {name}={}", quote(value));
-        lines.push(format!("printf '%s\\n' {}", quote(&line)));
+        let line = format!("export {name}={}", single_quoted(value));
+        lines.push(format!("printf '%s\\n' {}", single_quoted(&line)));
     }
     let helper = format!("#!/bin/sh\n. \"${{0%/*}}/{name}.env\" && exec \"$@\"");
     lines.push(format!(
         "}} > .crabbox/env/{name}.env && printf '%s\\n' {} > .crabbox/env/{name} && chmod 700 .crabbox/env/{name} ) || exit 74",
-        quote(&helper)
+        single_quoted(&helper)
     ));
     lines.join("\n")
 }

@@ -228,10 +228,11 @@ impl Fold {
         for (key, value) in entries {
             let name = key_text(key);
             let read = if FOREIGN_SECTIONS.contains(&name) {
-                if !is_all_ours(name, value) {
-                    foreign.push(name.to_owned());
-                }
-                self.ours(inputs, file, name, value)
+                self.ours(inputs, file, name, value).map(|is_all_ours| {
+                    if !is_all_ours {
+                        foreign.push(name.to_owned());
+                    }
+                })
             } else if name == JOBS {
                 self.jobs(file, value)
             } else if [PROFILES, PRESETS, PROOF_TEMPLATES].contains(&name) {
@@ -251,24 +252,27 @@ impl Fold {
         Ok(())
     }
 
-    /// Reads the keys that are ours in another program's section.
+    /// Reads the keys that are ours in another program's section; returns whether there is nothing else.
     fn ours(
         &mut self,
         inputs: &Inputs<'_>,
         file: &ConfigFile,
         section: &str,
         node: &Node,
-    ) -> Result<(), ConfigError> {
+    ) -> Result<bool, ConfigError> {
         let Content::Map(entries) = &node.content else {
-            return Ok(());
+            return Ok(false);
         };
-        entries.iter().try_for_each(|(key, value)| {
+        let mut is_all_ours = !entries.is_empty();
+        for (key, value) in entries {
             let Some(key) = Key::by_path(&format!("{section}.{}", key_text(key))) else {
-                return Ok(());
+                is_all_ours = false;
+                continue;
             };
             let read = self.file_value(inputs, file, key, value);
-            self.bear(file, read)
-        })
+            self.bear(file, read)?;
+        }
+        Ok(is_all_ours)
     }
 
     fn jobs(&mut self, file: &ConfigFile, section: &Node) -> Result<(), ConfigError> {
@@ -603,17 +607,6 @@ impl Fold {
             expected: expectation(key),
         });
     }
-}
-
-/// Whether another program's section has nothing but keys of ours.
-fn is_all_ours(section: &str, node: &Node) -> bool {
-    let Content::Map(entries) = &node.content else {
-        return false;
-    };
-    !entries.is_empty()
-        && entries
-            .iter()
-            .all(|(key, _)| Key::by_path(&format!("{section}.{}", key_text(key))).is_some())
 }
 
 /// Whether a key of the registry begins with `path`.

@@ -146,7 +146,8 @@ impl StaticHost {
 
     /// Closes the connection to a host that is nobody's lease and cannot be one. Over the same connection, its
     /// sshd would go on as before after its login shell or `authorized_keys` were mended. An error would hide
-    /// the one that led here.
+    /// the one that led here. A command that takes the same host under another id at this very moment, with no
+    /// claim yet, would have to connect again.
     fn leave(&self, host: &Host, control_dir: &PrivateDir) {
         drop(self.uses(None));
         let Ok(Some(last)) = users::last(control_dir, &host.id) else {

@@ -236,8 +236,8 @@ pub enum RunFailure {
     /// The machine went down while the command ran.
     #[error("the machine of the lease went down while the command ran")]
     MachineDown,
-    /// Our program in the lease, which had started the command, was killed.
-    #[error("crabbox's agent in the lease was killed while the command ran; the command may still run")]
+    /// Our program in the lease, which had started the command, ended.
+    #[error("crabbox's agent in the lease ended while the command ran; the command may still run")]
     Killed,
     /// The user interrupted.
     #[error("interrupted{}", if *.stopped { "; the command in the lease was stopped" } else { "; the command in the lease may still run" })]
@@ -274,6 +274,10 @@ pub enum RunFailure {
     },
 }
 
+/// What becomes of a command that may still run.
+const LEFT: &str =
+    "if the lease is kept, the next run in it ends what is left of the command before it begins";
+
 impl Fault for RunFailure {
     fn kind(&self) -> Kind {
         match self {
@@ -302,8 +306,11 @@ impl Fault for RunFailure {
         match self {
             Self::Cleanup { source, .. } => source.hints(),
             Self::Killed => {
-                vec!["the next run in the lease ends what is left of the command before it begins".to_owned()]
+                vec![format!(
+                    "memory may have run out there (see `dmesg` in the lease); {LEFT}"
+                )]
             }
+            Self::Interrupted { stopped: false } | Self::Unread { stopped: false } => vec![LEFT.to_owned()],
             _ => Vec::new(),
         }
     }

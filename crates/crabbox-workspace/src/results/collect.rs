@@ -29,6 +29,8 @@ use crate::stream::budget;
 const REPORTS: usize = 10_000;
 /// How much is read of all reports of a run together, in bytes.
 const REPORTS_LIMIT: u64 = 1 << 30;
+/// What to do about too many or too large reports.
+const FEWER: &str = "name fewer with --junit";
 /// The largest report that is read, in bytes, as in the Go program.
 const REPORT_LIMIT: u64 = 16 << 20;
 /// The most problems that are named one by one.
@@ -256,6 +258,8 @@ pub struct Reports {
     pub problems: Vec<String>,
     /// Other paths that could not be examined, where no report is known to be.
     pub aside: Vec<String>,
+    /// How many bytes have come.
+    bytes: u64,
 }
 
 /// Reads the JUnit reports of a run: those that `wanted` names or matches, and with `auto` those with the
@@ -308,9 +312,9 @@ pub fn reports(
     names.retain(|name| seen.insert(name.clone()));
     if names.len() > REPORTS {
         names.truncate(REPORTS);
-        collected.problems.push(format!(
-            "there are more than {REPORTS} reports; the rest was not read"
-        ));
+        let problem =
+            format!("there are more than {REPORTS} reports, of which the rest was not read: {FEWER}");
+        collected.problems.insert(0, problem);
     }
     // Paths outside of the working directory were named literally.
     let (inside, elsewhere): (Vec<_>, Vec<_>) = names
@@ -321,12 +325,39 @@ pub fn reports(
             read(owner, workdir, &names, within, &mut collected)?;
         }
     }
+    if collected.is_over() {
+        let most = REPORTS_LIMIT >> 20;
+        let problem = format!(
+            "the reports have more than {most} MiB together, of which the rest was not read: {FEWER}"
+        );
+        // The first that a user reads.
+        collected.problems.insert(0, problem);
+    }
     collected.problems = some(collected.problems);
     collected.aside = some(collected.aside);
     Ok(collected)
 }
 
 impl Reports {
+    /// Whether more has come than is read.
+    fn is_over(&self) -> bool {
+        self.bytes > REPORTS_LIMIT
+    }
+
+    /// Adds the report `current` of `names`. One that has come after the limit is not all there.
+    fn add(&mut self, names: &[Vec<u8>], current: Option<usize>, text: &[u8]) {
+        let Some(name) = current
+            .and_then(|number| names.get(number))
+            .filter(|_| !self.is_over())
+        else {
+            return;
+        };
+        let name = String::from_utf8_lossy(name).into_owned();
+        if let Err(error) = junit::read(&name, text, &mut self.report) {
+            self.problems.push(format!("{name}: {error}"));
+        }
+    }
+
     /// The files that match these patterns. If the lease cannot list them, that does not affect reports found
     /// in other ways.
     fn find(
@@ -379,45 +410,31 @@ fn read(
         within,
         limit: Some(REPORT_LIMIT),
     };
-    let Reports { report, problems, .. } = reports;
-    let (mut text, mut current, mut total) = (Vec::new(), None, 0_u64);
-    let mut end = |text: &mut Vec<u8>, current: Option<usize>, problems: &mut Vec<String>| {
-        if let Some(number) = current {
-            let name = String::from_utf8_lossy(&names[number]).into_owned();
-            let read = junit::read(&name, text, report);
-            problems.extend(read.err().map(|error| format!("{name}: {error}")));
-        }
-        text.clear();
-    };
+    let (mut text, mut current) = (Vec::new(), None);
     let fetched = files::fetch(owner.far(), &wanted, &mut |event| {
         match event {
             Fetched::Begins(coming) => {
-                end(&mut text, current.replace(coming.number), problems);
+                reports.add(names, current.replace(coming.number), &text);
+                text.clear();
             }
             Fetched::Piece(piece) => {
-                total += piece.len() as u64;
+                reports.bytes += piece.len() as u64;
                 // The rest is skipped, so that the conversation can go on.
-                if total <= REPORTS_LIMIT {
+                if !reports.is_over() {
                     text.extend_from_slice(piece);
                 }
             }
-            Fetched::Problem { text, .. } => problems.push(text.to_owned()),
+            Fetched::Problem { text, .. } => reports.problems.push(text.to_owned()),
         }
         Ok(())
     });
     match fetched {
         Ok(()) => {
-            end(&mut text, current, problems);
-            if total > REPORTS_LIMIT {
-                problems.push(format!(
-                    "the reports have more than {} MiB together",
-                    REPORTS_LIMIT >> 20
-                ));
-            }
+            reports.add(names, current, &text);
             Ok(())
         }
         Err(FetchError::Agent(AgentError::Failed { why })) => {
-            problems.push(why);
+            reports.problems.push(why);
             Ok(())
         }
         Err(FetchError::Agent(error)) => Err(error.into()),
@@ -425,5 +442,27 @@ fn read(
             path: workdir.into(),
             source,
         }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_report_that_came_after_the_limit_is_not_read_in_part() {
+        let names = [b"a.xml".to_vec()];
+        let text = b"<testsuite><testcase name='t'/></testsuite>";
+        let mut reports = Reports {
+            bytes: REPORTS_LIMIT,
+            ..Reports::default()
+        };
+        reports.add(&names, Some(0), text);
+        assert_eq!((reports.report.tests, reports.is_over()), (1, false));
+        reports.bytes += 1;
+        reports.add(&names, Some(0), text);
+        reports.add(&names, Some(0), b"<testsuite>");
+        assert_eq!((reports.report.tests, reports.is_over()), (1, true));
+        assert!(reports.problems.is_empty(), "{:?}", reports.problems);
     }
 }

@@ -420,4 +420,24 @@ mod tests {
             Err(JunitError::Encoding)
         ));
     }
+
+    #[test]
+    fn what_is_kept_of_failures_has_a_limit_and_all_are_counted() {
+        let mut report = Report::default();
+        // The byte at the limit is inside of a character.
+        let message = format!("x{}", "é".repeat(MESSAGE_LIMIT));
+        let case = format!("<testcase name=\"t\"><failure message=\"{message}\"/></testcase>");
+        let text = format!("<testsuite>{}</testsuite>", case.repeat(FAILED_LIMIT - 1));
+        for name in ["a", "b"] {
+            read(name, text.as_bytes(), &mut report).unwrap();
+        }
+        assert_eq!(report.failed.len(), FAILED_LIMIT);
+        assert_eq!(report.failures, 2 * (FAILED_LIMIT as u64 - 1));
+        assert!(
+            report
+                .failed
+                .iter()
+                .all(|failed| failed.message.len() == MESSAGE_LIMIT - 1)
+        );
+    }
 }

@@ -110,7 +110,7 @@ impl Printer {
 
     /// Whether a write found that the reader of either stream has gone.
     pub(crate) fn has_lost_reader(&self) -> bool {
-        has_reader(&self.out).and(has_reader(&self.err)).is_err()
+        is_unread(&self.out) || is_unread(&self.err)
     }
 
     /// Whether somebody may still read standard output, for commands that go on until their reader is gone:
@@ -217,7 +217,7 @@ impl Printer {
     /// [`Self::failure`] has the others.
     pub(crate) fn command_out(&self, bytes: &[u8]) -> io::Result<()> {
         put(&self.out, bytes);
-        has_reader(&self.out)
+        read_by_somebody(&self.out)
     }
 
     /// One line on standard error.
@@ -255,7 +255,7 @@ impl Printer {
         } else {
             put(&self.err, bytes);
         }
-        has_reader(&self.err)
+        read_by_somebody(&self.err)
     }
 
     /// A line that begins with `warning:`, on standard error.
@@ -348,13 +348,17 @@ fn put(stream: &Mutex<Stream>, bytes: &[u8]) {
     stream.failure = outcome.err();
 }
 
-/// An error if an earlier write found that the reader has gone.
-fn has_reader(stream: &Mutex<Stream>) -> io::Result<()> {
-    let gone = |stream: &Stream| {
-        let failure = stream.failure.as_ref();
-        failure.is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
-    };
-    if stream.lock().is_ok_and(|stream| gone(&stream)) {
+/// Whether an earlier write found that the reader has gone.
+fn is_unread(stream: &Mutex<Stream>) -> bool {
+    let failed = |stream: &Stream| stream.failure.as_ref().map(io::Error::kind);
+    stream
+        .lock()
+        .is_ok_and(|stream| failed(&stream) == Some(io::ErrorKind::BrokenPipe))
+}
+
+/// The broken pipe of a stream whose reader has gone.
+fn read_by_somebody(stream: &Mutex<Stream>) -> io::Result<()> {
+    if is_unread(stream) {
         return Err(io::ErrorKind::BrokenPipe.into());
     }
     Ok(())

@@ -259,11 +259,10 @@ fn a_killed_agent_is_told_apart_from_its_command_which_the_next_run_ends() {
     std::io::Read::read_to_string(&mut cut.stderr.take().unwrap(), &mut err).unwrap();
     assert_eq!(cut.wait().unwrap().code(), Some(137), "{err}");
     assert!(
-        err.contains(
-            "crabbox's agent in the lease was killed while the command ran; the command may still run\n"
-        ),
+        err.contains("crabbox's agent in the lease ended while the command ran; the command may still run\n"),
         "{err}"
     );
+    assert!(err.contains("hint: memory may have run out there"), "{err}");
     assert!(process::is_alive(&command), "{err}");
     let next = lease.script(&[], "true");
     assert_eq!(next.code, 0, "{}", next.err);

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crabbox_core::fault::{Fault, Kind};
 use crabbox_ssh::capture;
-use crabbox_ssh::exec::{ExecError, Stdin};
+use crabbox_ssh::exec::ExecError;
 
 use super::check::{Check, Status};
 use crate::provider::lease::Lease;
@@ -68,7 +68,7 @@ pub fn remote(lease: &Lease) -> Result<Check, RemoteError> {
         .target
         .as_ref()
         .ok_or_else(|| RemoteError::NoAddress { lease: name() })?;
-    let answer = capture::capture(target, QUESTION, Stdin::Null, Some(LIMIT));
+    let answer = capture::capture_check(target, QUESTION, LIMIT, None);
     let answer = answer.map_err(|source| RemoteError::Silent {
         lease: name(),
         source,
