@@ -1,15 +1,64 @@
-//! `claims list` among files that are no claims.
+//! `claims list`: claims, and files that are none.
 
 use serde_json::Value;
 
 use crate::place::Place;
-use crate::world::claim_file;
+use crate::world::{ID, claim, claim_file};
 
 fn problems(place: &Place) -> Vec<Value> {
     let told = place.run(&["claims", "list", "--json"]);
     assert_eq!((told.code, told.err.as_str()), (2, ""));
     let view: Value = serde_json::from_str(&told.out).unwrap();
     view["problems"].as_array().unwrap().clone()
+}
+
+#[test]
+fn claims_are_listed_with_what_is_wrong_among_them() {
+    let place = Place::new();
+    let head = "Local claims (unverified local state; provider backends were not queried)\n";
+    let none = place.run(&["claims", "list"]);
+    assert_eq!(
+        (none.code, none.out),
+        (0, format!("{head}No valid local claims found.\n"))
+    );
+    claim(&place, ID, "jade-krill", "firecracker");
+    let repo = place.path("repo");
+    let text = format!(
+        "{head}- leaseId: \"{ID}\"\n  slug: \"jade-krill\"\n  provider: \"firecracker\"\n  repoRoot: \"{}\"\n  pond: \"\"\n  \
+         targetOS: \"linux\"\n  windowsMode: \"\"\n  claimedAt: \"2025-07-31T22:13:20Z\"\n  \
+         lastUsedAt: \"2025-07-31T22:13:20Z\"\n  idleTimeoutSeconds: 1800\n",
+        repo.display()
+    );
+    let good = place.run(&["claims", "list"]);
+    assert_eq!((good.code, good.out, good.err.as_str()), (0, text.clone(), ""));
+    claim_file(&place, "cbx_broken.json", "[\"\u{1b}[2J\"]");
+    claim_file(&place, "cbx_moved.json", &format!("{{\"leaseID\":\"{ID}\"}}"));
+    let bad = place.run(&["claims", "list"]);
+    assert_eq!((bad.code, bad.err.as_str()), (2, ""));
+    assert!(
+        bad.out.starts_with(&text) && !bad.out.contains('\u{1b}'),
+        "{}",
+        bad.out
+    );
+    assert!(
+        bad.out.contains("Problems:\n- \"cbx_broken.json\": claim ") && bad.out.contains(" (invalid_json)\n"),
+        "{}",
+        bad.out
+    );
+    assert!(
+        bad.out.contains(&format!(
+            "cbx_moved.json belongs to lease {ID} (lease_id_mismatch)\n"
+        )),
+        "{}",
+        bad.out
+    );
+    let bad = place.run(&["claims", "list", "--json"]);
+    assert_eq!((bad.code, bad.err.as_str()), (2, ""));
+    let golden = format!(
+        r#"{{"version":1,"source":"local-claims","claims":[{{"leaseId":"{ID}","slug":"jade-krill","provider":"firecracker","repoRoot":"{}","pond":"","targetOS":"linux","windowsMode":"","claimedAt":"2025-07-31T22:13:20Z","lastUsedAt":"2025-07-31T22:13:20Z","idleTimeoutSeconds":1800}}],"problems":[{{"file":"cbx_broken.json","code":"invalid_json","message":""#,
+        repo.display()
+    );
+    assert!(bad.out.starts_with(&golden), "{}", bad.out);
 }
 
 #[test]

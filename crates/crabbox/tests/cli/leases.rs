@@ -1,26 +1,12 @@
 //! Commands on leases that consist only of records, claims and a process: their output and exit codes.
 
 use std::fs;
-use std::io::Read as _;
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::Path;
-use std::process::{Child, ChildStdout, Stdio};
 
 use crabbox_host::clock;
 
 use crate::place::Place;
-use crate::world::{MADE, Machine, Record, claim, claim_file, read_claim, record};
-
-const ID: &str = "cbx_0123456789ab";
-const OTHER: &str = "cbx_ba9876543210";
-
-/// A place with one lease whose machine runs, claimed for the repository.
-fn leased() -> (Place, Machine) {
-    let (place, machine) = (Place::new(), Machine::start());
-    Record::new(ID, "jade-krill").on(&machine).write(&place);
-    claim(&place, ID, "jade-krill", "firecracker");
-    (place, machine)
-}
+use crate::world::{ID, MADE, Machine, OTHER, Record, claim, leased, read_claim, record};
 
 #[test]
 fn inspect_prints_a_line_a_field_then_the_labels() {
@@ -157,55 +143,6 @@ fn a_heartbeat_is_refused_without_a_claim_and_after_the_end() {
         "{}",
         ended.err
     );
-}
-
-#[test]
-fn claims_are_listed_with_what_is_wrong_among_them() {
-    let place = Place::new();
-    let head = "Local claims (unverified local state; provider backends were not queried)\n";
-    let none = place.run(&["claims", "list"]);
-    assert_eq!(
-        (none.code, none.out),
-        (0, format!("{head}No valid local claims found.\n"))
-    );
-    claim(&place, ID, "jade-krill", "firecracker");
-    let repo = place.path("repo");
-    let text = format!(
-        "{head}- leaseId: \"{ID}\"\n  slug: \"jade-krill\"\n  provider: \"firecracker\"\n  repoRoot: \"{}\"\n  pond: \"\"\n  \
-         targetOS: \"linux\"\n  windowsMode: \"\"\n  claimedAt: \"2025-07-31T22:13:20Z\"\n  \
-         lastUsedAt: \"2025-07-31T22:13:20Z\"\n  idleTimeoutSeconds: 1800\n",
-        repo.display()
-    );
-    let good = place.run(&["claims", "list"]);
-    assert_eq!((good.code, good.out, good.err.as_str()), (0, text.clone(), ""));
-    claim_file(&place, "cbx_broken.json", "[\"\u{1b}[2J\"]");
-    claim_file(&place, "cbx_moved.json", &format!("{{\"leaseID\":\"{ID}\"}}"));
-    let bad = place.run(&["claims", "list"]);
-    assert_eq!((bad.code, bad.err.as_str()), (2, ""));
-    assert!(
-        bad.out.starts_with(&text) && !bad.out.contains('\u{1b}'),
-        "{}",
-        bad.out
-    );
-    assert!(
-        bad.out.contains("Problems:\n- \"cbx_broken.json\": claim ") && bad.out.contains(" (invalid_json)\n"),
-        "{}",
-        bad.out
-    );
-    assert!(
-        bad.out.contains(&format!(
-            "cbx_moved.json belongs to lease {ID} (lease_id_mismatch)\n"
-        )),
-        "{}",
-        bad.out
-    );
-    let bad = place.run(&["claims", "list", "--json"]);
-    assert_eq!((bad.code, bad.err.as_str()), (2, ""));
-    let golden = format!(
-        r#"{{"version":1,"source":"local-claims","claims":[{{"leaseId":"{ID}","slug":"jade-krill","provider":"firecracker","repoRoot":"{}","pond":"","targetOS":"linux","windowsMode":"","claimedAt":"2025-07-31T22:13:20Z","lastUsedAt":"2025-07-31T22:13:20Z","idleTimeoutSeconds":1800}}],"problems":[{{"file":"cbx_broken.json","code":"invalid_json","message":""#,
-        repo.display()
-    );
-    assert!(bad.out.starts_with(&golden), "{}", bad.out);
 }
 
 #[test]
@@ -533,116 +470,6 @@ fn status_waits_for_nothing_that_cannot_come() {
         format!("lease {ID} reached terminal state stopped before ready\n")
     );
     assert_eq!(place.run(&["status"]).code, 2);
-}
-
-#[test]
-fn logs_are_read_with_what_was_turned_over_and_by_their_last_lines() {
-    let (place, machine) = leased();
-    let mut lease = Record::new(ID, "jade-krill").on(&machine);
-    let vmm = place.write("outside/vmm.log", "vmm\n");
-    lease.0["logPath"] = vmm.to_str().unwrap().into();
-    let dir = lease.write(&place);
-    let missing = place.run(&["logs", "jade-krill"]);
-    assert_eq!(missing.code, 5);
-    assert!(
-        missing
-            .err
-            .starts_with(&format!("lease {ID} has no console log: ")),
-        "{}",
-        missing.err
-    );
-    fs::write(dir.join("console.log.1"), "older\n").unwrap();
-    fs::write(dir.join("console.log"), "new\n\u{1b}[31mred\n").unwrap();
-    // A pipe gets the raw bytes.
-    assert_eq!(
-        place.run(&["logs", "jade-krill"]).out,
-        "older\nnew\n\u{1b}[31mred\n"
-    );
-    assert_eq!(
-        place.run(&["logs", "--tail", "2", "--console", "jade-krill"]).out,
-        "new\n\u{1b}[31mred\n"
-    );
-    assert_eq!(place.run(&["logs", "--vmm", "jade-krill"]).out, "vmm\n");
-    let unheard = place.run(&["logs", "--supervisor", "jade-krill"]);
-    assert_eq!(unheard.code, 5);
-    let told = format!("lease {ID} has no supervisor log: ");
-    assert!(unheard.err.starts_with(&told), "{}", unheard.err);
-    fs::write(dir.join("supervisor.log.1"), "first\n").unwrap();
-    fs::write(dir.join("supervisor.log"), "second\n").unwrap();
-    assert_eq!(
-        place.run(&["logs", "--supervisor", "--id", "jade-krill"]).out,
-        "first\nsecond\n"
-    );
-    let json = place.run(&["logs", "--json", "--tail", "1", "jade-krill"]);
-    assert_eq!(
-        json.out,
-        "{\"lease\":\"jade-krill\",\"source\":\"console\",\"log\":\"\\u001b[31mred\\n\"}\n"
-    );
-    for two in [
-        ["--vmm", "--console"],
-        ["--supervisor", "--vmm"],
-        ["--json", "--follow"],
-    ] {
-        let both = place.run(&["logs", two[0], two[1], "jade-krill"]);
-        assert_eq!(both.code, 2);
-        assert!(both.err.ends_with(" exclude each other\n"), "{}", both.err);
-    }
-    // A symlink put in place of the file is not followed.
-    fs::remove_file(&vmm).unwrap();
-    std::os::unix::fs::symlink("/etc/passwd", &vmm).unwrap();
-    let link = place.run(&["logs", "--vmm", "jade-krill"]);
-    assert_eq!((link.code, link.out.as_str()), (2, ""));
-    assert!(link.err.contains("is not a regular file"), "{}", link.err);
-}
-
-/// Writes the first line of this log, and starts to follow it: the line has been read.
-fn followed(place: &Place, log: &Path) -> (Child, ChildStdout) {
-    fs::write(log, "one\n").unwrap();
-    let mut command = place.command(&["logs", "--follow", "jade-krill"]);
-    let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
-    let mut out = child.stdout.take().unwrap();
-    let mut first = [0; 4];
-    out.read_exact(&mut first).unwrap();
-    assert_eq!(&first, b"one\n");
-    (child, out)
-}
-
-#[test]
-fn a_followed_log_goes_on_over_a_turn_and_ends_with_the_lease() {
-    let (place, machine) = leased();
-    let dir = Record::new(ID, "jade-krill").on(&machine).write(&place);
-    let log = dir.join("console.log");
-    let (mut child, mut out) = followed(&place, &log);
-    let mut open = fs::OpenOptions::new().append(true).open(&log).unwrap();
-    std::io::Write::write_all(&mut open, b"two\n").unwrap();
-    fs::rename(&log, dir.join("console.log.1")).unwrap();
-    fs::write(&log, "three\n").unwrap();
-    let mut seen = [0; 10];
-    out.read_exact(&mut seen).unwrap();
-    assert_eq!(&seen, b"two\nthree\n");
-    std::io::Write::write_all(
-        &mut fs::OpenOptions::new().append(true).open(&log).unwrap(),
-        b"last\n",
-    )
-    .unwrap();
-    drop(machine);
-    let mut rest = String::new();
-    out.read_to_string(&mut rest).unwrap();
-    assert_eq!((rest.as_str(), child.wait().unwrap().code()), ("last\n", Some(0)));
-}
-
-#[test]
-fn a_followed_log_that_nobody_reads_ends_though_the_guest_is_silent() {
-    let (place, machine) = leased();
-    let dir = Record::new(ID, "jade-krill").on(&machine).write(&place);
-    let (mut child, out) = followed(&place, &dir.join("console.log"));
-    drop(out);
-    let ended = clock::poll_until(std::time::Duration::from_secs(30), || child.try_wait().unwrap());
-    if ended.is_none() {
-        child.kill().unwrap();
-        child.wait().unwrap();
-    }
-    assert!(ended.is_some_and(|status| status.success()), "{ended:?}");
 }
 
 #[test]

@@ -21,6 +21,7 @@ mod forged;
 mod host_proof;
 mod landing;
 mod leases;
+mod logs;
 mod measure;
 mod next;
 mod odd_host;

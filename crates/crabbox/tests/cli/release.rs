@@ -10,10 +10,7 @@ use crabbox_host::command::Cmd;
 use serde_json::{Value, json};
 
 use crate::place::{Answer, Place};
-use crate::world::{Record, claim, record};
-
-const ID: &str = "cbx_0123456789ab";
-const OTHER: &str = "cbx_ba9876543210";
+use crate::world::{ID, OTHER, Record, claim, record};
 
 /// A process with the arguments of the Go program's VMM; killed at the end of the test.
 struct Vmm(Child);

@@ -13,9 +13,7 @@ use crabbox_host::command::Cmd;
 use crabbox_testkit::sshd::Sshd;
 
 use crate::place::{Answer, Place};
-use crate::world::{Machine, Record, record};
-
-const ID: &str = "cbx_0123456789ab";
+use crate::world::{ID, Machine, Record, record};
 
 /// A lease that can be entered.
 pub(crate) struct Entered {

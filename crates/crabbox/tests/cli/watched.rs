@@ -11,19 +11,10 @@ use crabbox_host::process::Signal;
 use rustix::process::{Pid, kill_process};
 
 use crate::place::Place;
-use crate::world::{Machine, Record, claim};
+use crate::world::{ID, OTHER, Record, leased};
 
-const ID: &str = "cbx_0123456789ab";
-const OTHER: &str = "cbx_ba9876543210";
 /// How long a change may take to appear: many times the interval.
 const PATIENCE: Duration = Duration::from_secs(30);
-
-fn leased() -> (Place, Machine) {
-    let (place, machine) = (Place::new(), Machine::start());
-    Record::new(ID, "jade-krill").on(&machine).write(&place);
-    claim(&place, ID, "jade-krill", "firecracker");
-    (place, machine)
-}
 
 /// The lines of a stream as they come.
 fn lines(out: ChildStdout) -> Receiver<String> {

@@ -12,6 +12,11 @@ use crate::place::Place;
 /// When every lease here was made: far enough in the past to differ from now.
 pub(crate) const MADE: i64 = 1_754_000_000;
 
+/// The lease of most tests.
+pub(crate) const ID: &str = "cbx_0123456789ab";
+/// Another one.
+pub(crate) const OTHER: &str = "cbx_ba9876543210";
+
 /// A process in place of a machine; it ends with the test.
 pub(crate) struct Machine(Child);
 
@@ -89,6 +94,14 @@ impl Record {
         .unwrap();
         dir
     }
+}
+
+/// A place with one lease whose machine runs, claimed for the repository.
+pub(crate) fn leased() -> (Place, Machine) {
+    let (place, machine) = (Place::new(), Machine::start());
+    Record::new(ID, "jade-krill").on(&machine).write(&place);
+    claim(&place, ID, "jade-krill", "firecracker");
+    (place, machine)
 }
 
 /// Reads the current record of a lease.
