@@ -31,8 +31,11 @@ pub const READY_STATIC: &str = "git --version >/dev/null";
 /// Limit for one handshake; generous, because an emulated machine needs seconds for its cryptography.
 const HANDSHAKE_LIMIT: Duration = Duration::from_mins(1);
 
-/// Limit for one run of the ready command.
-pub(crate) const CHECK_LIMIT: Duration = Duration::from_secs(30);
+/// Limit for one run of the ready command on an existing host.
+const CHECK_LIMIT: Duration = Duration::from_secs(30);
+
+/// The same on a machine that boots: a login may wait for services for up to half of it.
+const BOOTING_LIMIT: Duration = Duration::from_mins(1);
 
 /// How long an existing host may keep closing sessions after a login: its sshd may be about to restart.
 const CUT_OFF_LIMIT: Duration = Duration::from_secs(8);
@@ -183,7 +186,12 @@ fn attempt(clock: &mut Clock<'_, '_>, timings: &mut ReadyTimings) -> Result<(), 
     }
     let command = clock.wait.ready_command.unwrap_or("exit 0");
     if clock.wait.ready_command.is_some() || target.control.is_none() {
-        let limit = clock.remaining().clamp(Duration::from_secs(1), CHECK_LIMIT);
+        let most = if clock.wait.settled {
+            CHECK_LIMIT
+        } else {
+            BOOTING_LIMIT
+        };
+        let limit = clock.remaining().clamp(Duration::from_secs(1), most);
         let seen = match capture_check(target, command, limit, clock.wait.cancel) {
             Err(error @ ExecError::NotStarted { .. }) => {
                 clock.stage = Stage::ReadyCheck;

@@ -149,14 +149,26 @@ pub(super) fn area_of_phase(phase: &str) -> &'static str {
 mod tests {
     use super::*;
     use crabbox_core::fault::Fault;
-    use crabbox_ssh::exec::ExecError;
+    use crabbox_ssh::exec::{ExecError, RemoteStatus};
     use crabbox_ssh::master::ConnectError;
+    use crabbox_ssh::ready::NotReady;
     use crabbox_workspace::owner::OwnerError;
 
     use crate::provider::error::LeaseError;
     use crate::provider::firecracker::error::AcquireLeaseError;
     use crate::provider::static_host::error::StaticError;
     use crate::run::error::{RunError, RunFailure};
+
+    fn not_ready() -> AcquireLeaseError {
+        AcquireLeaseError::NotReady {
+            host: "h".to_owned(),
+            source: Box::new(NotReady::Check {
+                status: RemoteStatus::Exited(1),
+                said: "crabbox-ready: git is missing".to_owned(),
+            }),
+            console: Vec::new(),
+        }
+    }
 
     #[test]
     fn an_error_of_ours_tells_its_class_by_what_it_is() {
@@ -169,7 +181,7 @@ mod tests {
                 Some(("ssh_connectivity", "ssh", "unknown"))
             );
         }
-        let waited = || LeaseError::from(AcquireLeaseError::NotReady { host: "h".to_owned() });
+        let waited = || LeaseError::from(not_ready());
         let cleanup = RunFailure::Cleanup {
             id: "cbx_1".to_owned(),
             source: waited(),
@@ -238,7 +250,7 @@ mod tests {
 
     #[test]
     fn a_cleanup_that_failed_gives_the_advice_of_its_cause() {
-        let source = LeaseError::from(AcquireLeaseError::NotReady { host: "h".to_owned() });
+        let source = LeaseError::from(not_ready());
         let advice = source.hints();
         assert!(!advice.is_empty());
         let id = "cbx_1".to_owned();

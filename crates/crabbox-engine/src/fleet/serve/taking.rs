@@ -16,6 +16,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use super::super::lines::Lines;
 use super::super::wire::{FleetRequest, Reply};
 use super::{Out, far};
+use crate::provider::Notice;
 use crate::provider::firecracker::entering::{Made, Taker};
 use crate::provider::firecracker::error::AcquireLeaseError;
 use crate::provider::lease::Lease;
@@ -88,7 +89,12 @@ impl<'a> Taking<'a> {
 }
 
 impl Taker for Taking<'_> {
-    fn take(&mut self, made: &Made<'_>, interrupts: &Interrupts) -> Result<(), AcquireLeaseError> {
+    fn take(
+        &mut self,
+        made: &Made<'_>,
+        interrupts: &Interrupts,
+        _: &mut dyn FnMut(&Notice<'_>),
+    ) -> Result<(), AcquireLeaseError> {
         self.gone = None;
         let given_up = || AcquireLeaseError::GivenUp {
             id: made.lease.id.clone(),

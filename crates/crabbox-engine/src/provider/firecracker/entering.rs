@@ -4,10 +4,10 @@
 
 use std::os::fd::AsFd as _;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use crabbox_core::fault;
-use crabbox_host::clock;
+use crabbox_host::console;
 use crabbox_host::signals::Interrupts;
 use crabbox_image::READY;
 use crabbox_machine::context::Engine;
@@ -15,9 +15,7 @@ use crabbox_machine::lease::find::ResolveError;
 use crabbox_machine::lifecycle::client::Acquisition;
 use crabbox_machine::protocol::{self, Event, Ready, Stage, StageSide};
 use crabbox_machine::request::{AcquireRequest, GuestSource, Start};
-use crabbox_ssh::capture;
-use crabbox_ssh::exec::Stdin;
-use crabbox_ssh::master;
+use crabbox_ssh::ready::{self, ReadyError, Wait, wait_ssh};
 use crabbox_store::leases;
 use crabbox_store::places::LeaseDir;
 
@@ -27,8 +25,8 @@ use crate::provider::claim;
 use crate::provider::lease::Lease;
 use crate::provider::{AcquiredLease, MachineStart, Notice};
 
-/// The time limit of one try at the SSH handshake, which takes seconds under emulation.
-const HANDSHAKE_LIMIT: Duration = Duration::from_mins(1);
+/// How many lines of the console of a guest that does not finish its first boot are shown.
+const CONSOLE_LINES: usize = 20;
 
 /// A machine that has reported that it is ready.
 #[derive(Debug)]
@@ -46,7 +44,12 @@ pub(crate) struct Made<'a> {
 /// Takes over a new lease: the repository or the client that it is made for.
 pub(crate) trait Taker {
     /// Enters and claims it.
-    fn take(&mut self, made: &Made<'_>, interrupts: &Interrupts) -> Result<(), AcquireLeaseError>;
+    fn take(
+        &mut self,
+        made: &Made<'_>,
+        interrupts: &Interrupts,
+        on_notice: &mut dyn FnMut(&Notice<'_>),
+    ) -> Result<(), AcquireLeaseError>;
 
     /// The lease is claimed. Its labels are now the final ones.
     fn taken(&mut self, lease: &Lease) -> Result<(), AcquireLeaseError>;
@@ -62,8 +65,13 @@ pub(crate) struct Here<'a> {
 }
 
 impl Taker for Here<'_> {
-    fn take(&mut self, made: &Made<'_>, interrupts: &Interrupts) -> Result<(), AcquireLeaseError> {
-        enter(made.lease, made.says_ready, made.deadline, interrupts)?;
+    fn take(
+        &mut self,
+        made: &Made<'_>,
+        interrupts: &Interrupts,
+        on_notice: &mut dyn FnMut(&Notice<'_>),
+    ) -> Result<(), AcquireLeaseError> {
+        enter(made.lease, made.says_ready, made.deadline, interrupts, on_notice)?;
         self.taken(made.lease)
     }
 
@@ -102,13 +110,17 @@ pub(super) fn acquire(
             says_ready: matches!(request.guest, GuestSource::Ours { .. }),
             deadline,
         };
-        taker.take(&made, interrupts)?;
+        taker.take(&made, interrupts, on_notice)?;
         Ok(lease)
     });
     stages.push(entering(entered));
     let lease = match outcome {
         Ok(lease) => lease,
-        Err(error) => {
+        Err(mut error) => {
+            if let AcquireLeaseError::NotReady { console, .. } = &mut error {
+                let dir = LeaseDir::at(engine.places.leases().join(&request.lease_id));
+                *console = console::tail(&dir.console(), CONSOLE_LINES);
+            }
             acquisition.abandon();
             return Err(error);
         }
@@ -159,6 +171,25 @@ fn read_back(engine: &Engine, request: &AcquireRequest) -> Result<Lease, Acquire
     Ok(lookup::in_use(engine, &stored.record)?)
 }
 
+/// How many times one session asks a foreign image: for five seconds and what the questions take.
+const QUESTIONS: u32 = 25;
+
+/// The guest's file for the answer; the Go program's.
+const READY_LOG: &str = "/tmp/crabbox-ready.log";
+
+/// Asks a foreign image until its first boot has finished, and otherwise says in its words what is missing.
+/// One session asks many times: each costs the guest a login, and a slow guest would do little else while it
+/// boots.
+fn ask(ready: &str, log: &str, questions: u32) -> String {
+    format!(
+        "left={questions}\n\
+         until {ready} >{log} 2>&1; do\n  \
+           left=$((left - 1)); [ \"$left\" -gt 0 ] || {{ tail -n 1 {log} >&2; exit 1; }}\n  \
+           sleep 0.2\n\
+         done"
+    )
+}
+
 /// Opens the shared connection of `lease` until `deadline`. If the guest does not report by itself, also
 /// waits for its set-up to finish.
 pub(crate) fn enter(
@@ -166,51 +197,76 @@ pub(crate) fn enter(
     says_ready: bool,
     deadline: Instant,
     interrupts: &Interrupts,
+    on_notice: &mut dyn FnMut(&Notice<'_>),
 ) -> Result<(), AcquireLeaseError> {
-    let no_address = || ResolveError::NoAddress { id: lease.id.clone() };
-    let target = lease.target.as_ref().ok_or_else(no_address)?;
-    let control = target.control.as_ref().ok_or_else(no_address)?;
-    let host = || lease.address.clone();
-    loop {
-        let left = deadline
-            .saturating_duration_since(Instant::now())
-            .min(HANDSHAKE_LIMIT);
-        match master::open(
-            target,
-            control,
-            left.max(Duration::from_secs(1)),
-            Some(interrupts.as_fd()),
-        ) {
-            Ok(()) => break,
-            Err(error)
-                if error.is_passing() && Instant::now() < deadline && interrupts.caught().is_none() =>
-            {
-                clock::nap(Duration::from_millis(50));
-            }
-            Err(master::ConnectError::Cancelled { .. }) => {
-                return Err(AcquireLeaseError::Interrupted { id: lease.id.clone() });
-            }
-            Err(source) => return Err(AcquireLeaseError::Ssh { host: host(), source }),
-        }
-    }
+    let target = lease.target.as_ref().filter(|target| target.control.is_some());
+    let target = target.ok_or_else(|| ResolveError::NoAddress { id: lease.id.clone() })?;
     // Our image reports `ready` only when everything is in place; a foreign image has to be asked.
-    if says_ready {
-        return Ok(());
+    // The seed's cloud-init data installs the program, as the Go program's does.
+    let ask = (!says_ready).then(|| ask(READY, READY_LOG, QUESTIONS));
+    let wait = Wait {
+        target,
+        phase: "bootstrap",
+        ready_command: ask.as_deref(),
+        settled: false,
+        deadline,
+        // The guest has reported that its sshd listens.
+        probe_port: false,
+        cancel: Some(interrupts.as_fd()),
+    };
+    let host = lease.address.clone();
+    match wait_ssh(&wait, &mut |progress| on_notice(&Notice::Waiting(progress))) {
+        Ok(_) => Ok(()),
+        Err(ReadyError::Cancelled { .. }) => Err(AcquireLeaseError::Interrupted { id: lease.id.clone() }),
+        Err(ReadyError::TimedOut {
+            stage: ready::Stage::ReadyCheck,
+            last,
+            ..
+        }) => Err(AcquireLeaseError::NotReady {
+            host,
+            source: last,
+            console: Vec::new(),
+        }),
+        Err(
+            ReadyError::TimedOut { last: source, .. }
+            | ReadyError::Hopeless { source, .. }
+            | ReadyError::Unfit { source, .. },
+        ) => Err(AcquireLeaseError::Ssh { host, source }),
+        Err(source @ ReadyError::Resolve { .. }) => Err(AcquireLeaseError::Ssh {
+            host,
+            source: Box::new(source),
+        }),
     }
-    // The seed's cloud-init data installs this program, as the Go program's does.
-    let is_ready = format!("{READY} >/tmp/crabbox-ready.log 2>&1");
-    loop {
-        if interrupts.caught().is_some() {
-            return Err(AcquireLeaseError::Interrupted { id: lease.id.clone() });
-        }
-        if Instant::now() >= deadline {
-            return Err(AcquireLeaseError::NotReady { host: host() });
-        }
-        let (limit, cancel) = (Some(Duration::from_secs(30)), Some(interrupts.as_fd()));
-        let asked = capture::capture_until(target, &is_ready, Stdin::Null, limit, cancel);
-        if asked.is_ok_and(|answer| answer.success()) {
-            return Ok(());
-        }
-        clock::nap(Duration::from_millis(50));
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use crabbox_host::command::Cmd;
+
+    use super::*;
+
+    #[test]
+    fn a_foreign_image_is_asked_until_it_is_ready_and_otherwise_says_what_is_missing() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+        let asked = |questions| {
+            let script = ask(&path("ready"), &path("log"), questions);
+            let answer = Cmd::new("sh").args(["-c", &script]).capture().unwrap();
+            let said = answer.stderr_text();
+            (answer.status.code(), said)
+        };
+        let (code, said) = asked(2);
+        assert_eq!(code, Some(1));
+        assert!(said.contains("not found"), "{said}");
+        let program = format!(
+            "#!/bin/sh\necho first\necho missing\necho x >> {asked}\n[ $(wc -l < {asked}) -ge 3 ]\n",
+            asked = path("asked")
+        );
+        std::fs::write(path("ready"), program).unwrap();
+        std::fs::set_permissions(path("ready"), std::fs::Permissions::from_mode(0o755)).unwrap();
+        assert_eq!(asked(2), (Some(1), "missing".to_owned()));
+        assert_eq!(asked(2), (Some(0), String::new()));
     }
 }

@@ -9,7 +9,7 @@ use crabbox_machine::lease::find::ResolveError;
 use crabbox_machine::lease::touch::TouchError;
 use crabbox_machine::lifecycle::client::ClientError;
 use crabbox_machine::lifecycle::release::ReleaseError;
-use crabbox_ssh::master::ConnectError;
+use crabbox_ssh::ready;
 use crabbox_store::leases::RecordError;
 
 use crate::host::prepare::PrepareError;
@@ -31,7 +31,7 @@ pub enum AcquireLeaseError {
         host: String,
         /// The error of the last try.
         #[source]
-        source: ConnectError,
+        source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// The machine can be entered, but does not finish its own set-up.
     #[error(
@@ -40,6 +40,11 @@ pub enum AcquireLeaseError {
     NotReady {
         /// The machine's address.
         host: String,
+        /// What its ready check said last.
+        #[source]
+        source: Box<ready::NotReady>,
+        /// The end of its console, if that is on this host.
+        console: Vec<String>,
     },
     /// The record cannot be read back.
     #[error(transparent)]
@@ -120,6 +125,7 @@ impl AcquireLeaseError {
     pub fn console(&self) -> &[String] {
         match self {
             Self::Machine(ClientError::Failed(failure, _)) => &failure.console,
+            Self::NotReady { console, .. } => console,
             _ => &[],
         }
     }

@@ -110,6 +110,7 @@ impl Remote {
         (far, host_key): (FarLease, &str),
         (says_ready, deadline): (bool, Instant),
         (repo, interrupts): (&Path, &Interrupts),
+        on_notice: &mut dyn FnMut(&Notice<'_>),
     ) -> Result<Lease, LeaseError> {
         let dir = self.engine.places.keys(far.id.as_str());
         self.claim(&self.lease(host, far.clone())?, repo, false)?;
@@ -121,7 +122,7 @@ impl Remote {
         hit(Phase::Done);
         let mut lease = self.lease(host, far)?;
         lease.is_claimed = true;
-        entering::enter(&lease, says_ready, deadline, interrupts)?;
+        entering::enter(&lease, says_ready, deadline, interrupts, on_notice)?;
         self.claim(&lease, repo, false)?;
         Ok(lease)
     }
@@ -231,7 +232,8 @@ impl Remote {
                     }
                     let deadline = began + Duration::from_secs(seconds).min(limit);
                     let parts = (says_ready, deadline);
-                    match self.take(&at, &pair, (lease, &host_key), parts, (repo, interrupts)) {
+                    let owner = (repo, interrupts);
+                    match self.take(&at, &pair, (lease, &host_key), parts, owner, on_notice) {
                         Ok(lease) => {
                             stages.push(entering::entering(began));
                             entered = Some((lease, guest_stages));
