@@ -120,6 +120,27 @@ fn a_host_that_another_command_keeps_by_now_is_left_as_it_is() {
 }
 
 #[test]
+fn a_host_that_takes_standard_input_away_is_not_said_to_lack_git() {
+    let (place, sshd) = odd("ForceCommand sh -c \"$SSH_ORIGINAL_COMMAND\" </dev/null");
+    let doctor = place.run(&["doctor", "--json", "--provider", "ssh", "--doctor-probe-ssh"]);
+    assert_eq!(doctor.code, 1, "{}{}", doctor.out, doctor.err);
+    let run = place.run(&["run", "--", "true"]);
+    assert_eq!(run.code, 5, "{}", run.err);
+    for said in [&doctor.out, &run.err] {
+        assert!(said.contains("standard input"), "{said}");
+        assert!(!said.contains("lacks git"), "{said}");
+    }
+    assert!(!claimed(&place, ID) && !connected(&place));
+    // One that lacks it is said to lack it.
+    drop(sshd);
+    let dir = tempfile::tempdir().unwrap();
+    let (place, _sshd) = without_git(dir.path(), "true");
+    let doctor = place.run(&["doctor", "--json", "--provider", "ssh", "--doctor-probe-ssh"]);
+    assert_eq!(doctor.code, 1, "{}{}", doctor.out, doctor.err);
+    assert!(doctor.out.contains("lacks git: "), "{}", doctor.out);
+}
+
+#[test]
 fn a_required_artifact_that_cannot_be_read_fails_the_run_and_the_others_are_kept() {
     let (place, _sshd) = odd(MORTAL);
     let script = "mkdir -p out; echo 1 > out/a; echo 2 > out/b; chmod 0 out/b";
