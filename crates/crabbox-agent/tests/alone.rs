@@ -18,6 +18,7 @@ use crabbox_agent_protocol::{Command, Frame, Frames, HELLO, Reply, Request, Stre
 
 mod listing;
 mod memory;
+mod naming;
 mod syncing;
 
 /// The command line of the agent: the one built with these tests, or the words in `CRABBOX_TESTED_AGENT`,

@@ -287,6 +287,24 @@ mod tests {
     }
 
     #[test]
+    fn the_last_lines_are_at_most_as_many_as_asked_for_whatever_bytes_a_guest_wrote() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("console.log");
+        // Blank lines do not count, nor do those of which nothing is shown.
+        let log =
+            b"one\n\n \t\r\n\x1b[2J\x07\ntwo \xff\xc3\r\n\x1b[31mthree\x1b[0m\x08 \xe2\x80\xae\n\xf0\x9f";
+        std::fs::write(&path, log).unwrap();
+        let shown = ["one", "two \u{fffd}\u{fffd}", "three \u{fffd}", "\u{fffd}"];
+        let open = OpenLog::open(&path).unwrap();
+        for (lines, from) in [(0, 4), (1, 3), (3, 1), (4, 0), (5, 0), (usize::MAX, 0)] {
+            assert_eq!(tail(&path, lines), shown[from..], "{lines}");
+            assert_eq!(open.tail(lines), shown[from..], "{lines}");
+        }
+        std::fs::write(&path, "").unwrap();
+        assert_eq!((tail(&path, 5), open.tail(5)), (Vec::new(), Vec::new()));
+    }
+
+    #[test]
     fn what_stands_in_place_of_a_log_is_not_read() {
         let dir = tempfile::tempdir().unwrap();
         let secret = dir.path().join("secret");

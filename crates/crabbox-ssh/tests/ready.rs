@@ -263,6 +263,23 @@ fn a_host_that_exists_is_not_waited_for_when_its_check_says_what_is_missing() {
 }
 
 #[test]
+fn a_check_that_exits_with_255_is_told_in_its_own_words() {
+    let sshd = Sshd::start();
+    for (check, words) in [
+        ("echo no >&2; exit 255", "no"),
+        ("echo nor this; exit 255", "nor this"),
+    ] {
+        let found = unfit(&target(&sshd), check);
+        let said = found.to_string();
+        assert_eq!(
+            said,
+            format!("the ready command exited with 255: {words}"),
+            "{found:?}"
+        );
+    }
+}
+
+#[test]
 fn a_login_that_is_cut_off_is_told_in_seconds() {
     for forced in ["kill -KILL $$", "kill -TERM $PPID; sleep 30"] {
         let sshd = Sshd::start_with(&format!("ForceCommand {forced}"));

@@ -263,6 +263,9 @@ mod tests {
         assert_eq!(wait(long), Change::Cancelled);
     }
 
+    /// Half a minute of writes at least, thirty times as long as [`RESTLESS`] lets a wait go on.
+    const WRITES: usize = 6000;
+
     #[test]
     fn a_change_is_seen_while_an_ignored_file_beside_it_is_written_all_the_time() {
         let dir = tempfile::tempdir().unwrap();
@@ -273,23 +276,33 @@ mod tests {
         let repo = sync::look(root).unwrap();
         let mut watched = Watched::new(&repo, &settings.sync).unwrap();
         let (cancel, _other) = UnixStream::pair().unwrap();
-        let is_over = AtomicBool::new(false);
-        let (started, limit) = (Instant::now(), Duration::from_mins(1));
+        let (has_idled, is_over) = (AtomicBool::new(false), AtomicBool::new(false));
         std::thread::scope(|threads| {
-            threads.spawn(|| {
-                // Bounded, so that a watch that waits for silence fails the test instead of hanging it.
-                while !is_over.load(Ordering::Relaxed) && started.elapsed() < limit * 2 {
+            // Bounded, so that a watch that waits for silence fails the test instead of hanging it.
+            let writing = threads.spawn(|| {
+                let mut since = 0;
+                for _ in 0..WRITES {
+                    if is_over.load(Ordering::Relaxed) {
+                        return true;
+                    }
                     fs::write(root.join("build.log"), "x").unwrap();
+                    since += u32::from(has_idled.load(Ordering::Relaxed));
+                    // Not before the second wait has looked: it is to come while that waits for silence.
+                    if since == 50 {
+                        fs::write(root.join("source"), "x").unwrap();
+                    }
                     clock::nap(Duration::from_millis(5));
                 }
+                false
             });
             let mut wait = |limit| watched.wait(Duration::from_millis(100), limit, cancel.as_fd());
             let idle = wait(Duration::from_millis(300));
-            fs::write(root.join("source"), "x").unwrap();
-            let changed = wait(limit);
+            has_idled.store(true, Ordering::Relaxed);
+            // Longer than all writes take.
+            let changed = wait(Duration::from_hours(1));
             is_over.store(true, Ordering::Relaxed);
             assert_eq!((idle.unwrap(), changed.unwrap()), (Change::Idle, Change::Changed));
-            assert!(started.elapsed() < limit, "{:?}", started.elapsed());
+            assert!(writing.join().unwrap(), "it was seen only after the last write");
         });
     }
 }

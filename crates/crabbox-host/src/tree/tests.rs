@@ -119,6 +119,38 @@ fn links_with_long_missing_targets_are_refused_before_the_calls_are_nested_too_d
 }
 
 #[test]
+fn what_is_missing_behind_all_links_on_a_way_is_counted_together() {
+    let names = |count: usize| "/a".repeat(count);
+    // `first` leads to `second` and this many names below it, which leads to 300 names: with both links there
+    // are two steps more.
+    for (more, is_made) in [(210, true), (211, false), (300, false)] {
+        let beside = Beside::new();
+        let tree = &beside.tree;
+        for (link, target) in [
+            ("first", format!("second{}", names(more))),
+            ("second", format!("end{}", names(299))),
+        ] {
+            tree.put(
+                Path::new(link),
+                Kind::Symlink(Path::new(&target)),
+                &Facts::default(),
+            )
+            .unwrap();
+        }
+        let put = |path: &str| tree.put(Path::new(path), Kind::Directory, &Facts::default());
+        let seen = put("first/x").map_err(|error| error.raw_os_error());
+        let refused = Err(Some(Errno::NAMETOOLONG.raw_os_error()));
+        assert_eq!(seen, if is_made { Ok(()) } else { refused }, "{more}");
+        let made = tree.path().join(format!("end{}", names(299 + more))).join("x");
+        assert_eq!(made.exists(), is_made, "{more}");
+        // What is refused leaves nothing behind, and one link alone is not too much.
+        assert_eq!(tree.path().join("end").exists(), is_made, "{more}");
+        put("second/x").unwrap();
+        assert!(tree.path().join(format!("end{}/x", names(299))).exists());
+    }
+}
+
+#[test]
 fn an_entry_may_come_before_the_target_of_a_link_on_its_way() {
     let beside = Beside::new();
     let tree = &beside.tree;

@@ -24,7 +24,7 @@ pub(super) const TOOLS: &str = include_str!("packages/lab.list");
 pub(super) const HOST_TOOLS: &str = include_str!("packages/host.list");
 
 /// The additional packages of the tests: an SSH server and login shells, plugins, firewalls, archives and
-/// disk tools, a scheduler.
+/// disk tools, a scheduler, time zones.
 pub(super) const TEST_TOOLS: &str = include_str!("packages/tests.list");
 
 /// The packages for building a release's packages, besides dpkg.

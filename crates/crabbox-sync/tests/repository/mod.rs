@@ -159,24 +159,42 @@ fn locks_of_a_git_that_died_stop_nothing() {
 
 #[test]
 fn the_lock_of_a_git_at_work_stays() {
-    let world = synced();
-    // A git of an editor's, say, that waits for its input with a lock held.
-    let cmd = Cmd::new("git")
-        .args(["hash-object", "--stdin"])
-        .cwd(world.workdir());
-    let mut command = cmd.to_std();
-    command
-        .stdin(std::process::Stdio::piped())
-        .stdout(std::process::Stdio::null());
-    let mut child = cmd.spawn(&mut command).unwrap();
-    world.guest(": > .git/HEAD.lock");
-    world.local("git commit -q --allow-empty -m two; git checkout -qb other");
-    let heard = world.warned();
-    child.kill().unwrap();
-    child.wait().unwrap();
-    assert!(heard.iter().any(|line| line.contains("HEAD.lock")), "{heard:?}");
-    world.guest("test -e .git/HEAD.lock");
-    follows(&world, "once it is gone");
+    let linked = "git worktree add -q --detach ../../linked";
+    // As `worktree.useRelativePaths` has it, which older versions of git do not know.
+    let relative = "realpath --relative-to .git/worktrees/linked ../../linked/.git > gitdir; mv gitdir .git/worktrees/linked/gitdir";
+    for (prepare, tree, gitdir) in [
+        ("true", "", "none"),
+        (linked, "../../linked", "absolute"),
+        (&format!("{linked}; {relative}"), "../../linked", "relative"),
+    ] {
+        let world = synced();
+        world.guest(prepare);
+        if gitdir != "none" {
+            let path = std::fs::read_to_string(world.workdir().join(".git/worktrees/linked/gitdir")).unwrap();
+            assert_eq!(path.starts_with('/'), gitdir == "absolute", "{path}");
+        }
+        // A git of an editor's, say, that waits for its input with a lock held.
+        let cmd = Cmd::new("git")
+            .args(["hash-object", "--stdin"])
+            .cwd(world.workdir().join(tree));
+        let mut command = cmd.to_std();
+        command
+            .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::null());
+        let mut child = cmd.spawn(&mut command).unwrap();
+        world.guest(": > .git/HEAD.lock");
+        world.local("git commit -q --allow-empty -m two; git checkout -qb other");
+        let heard = world.warned();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(
+            heard.iter().any(|line| line.contains("HEAD.lock")),
+            "{gitdir}: {heard:?}"
+        );
+        world.guest("test -e .git/HEAD.lock");
+        follows(&world, "once it is gone");
+        world.guest("test ! -e .git/HEAD.lock");
+    }
 }
 
 #[test]

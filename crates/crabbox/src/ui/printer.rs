@@ -506,15 +506,25 @@ mod tests {
     #[test]
     fn a_reader_that_went_away_is_no_failure_and_a_full_disk_is() {
         let gone = printer_to(io::ErrorKind::BrokenPipe);
+        assert!(!gone.has_lost_reader(), "no write has found it");
         gone.line("x");
         assert_eq!((gone.failure(), gone.is_deaf()), (None, true));
+        assert!(gone.has_lost_reader());
         for passed in [gone.command_out(b"y"), gone.command_err(b"y")] {
             assert_eq!(passed.unwrap_err().kind(), io::ErrorKind::BrokenPipe);
         }
         let full = printer_to(io::ErrorKind::StorageFull);
         full.line("x");
+        full.note("x");
         assert!(full.failure().is_some());
+        assert!(
+            !full.has_lost_reader(),
+            "somebody reads what could not be written"
+        );
         // The command may still do something worth its while.
         full.command_out(b"y").unwrap();
+        let of_errors = printer_to(io::ErrorKind::BrokenPipe);
+        of_errors.note("x");
+        assert_eq!((of_errors.is_deaf(), of_errors.has_lost_reader()), (false, true));
     }
 }

@@ -45,6 +45,7 @@ mod static_views;
 mod sync_plan;
 mod terminal;
 mod timings;
+mod unread;
 mod usage;
 mod watched;
 mod work;

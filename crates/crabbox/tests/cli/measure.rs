@@ -1,6 +1,8 @@
 //! `bench` and `cache`, against a real sshd on loopback.
 
 use std::fs;
+use std::io::{BufRead as _, BufReader, Read as _, read_to_string};
+use std::process::Stdio;
 
 use serde_json::{Value, json};
 
@@ -79,6 +81,54 @@ fn runs_are_recorded_and_the_report_says_what_they_took() {
         text.out
     );
     assert!(text.out.contains(" n=0 median_total=- "), "{}", text.out);
+}
+
+#[test]
+fn runs_whose_output_nobody_reads_are_not_repeated() {
+    let (place, sshd) = existing();
+    configure(&place, &sshd, "");
+    let (store, log) = (place.path("outside/b.jsonl"), sshd.dir().join("log-of-runs"));
+    let at = store.to_str().unwrap();
+    let script = format!("echo run >> {}; exec yes", log.display());
+    let words = [
+        "bench",
+        "run",
+        "--store",
+        at,
+        "--repeats",
+        "3",
+        "--",
+        "sh",
+        "-c",
+        &script,
+    ];
+    let mut child = place
+        .command(&words)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut out = BufReader::new(child.stdout.take().unwrap());
+    let err = child.stderr.take().unwrap();
+    let began = out.by_ref().lines().any(|line| line.unwrap() == "y");
+    drop(out);
+    let err = read_to_string(err).unwrap();
+    let code = child.wait().unwrap().code();
+    assert!(began, "{err}");
+    assert_eq!(fs::read_to_string(&log).unwrap(), "run\n", "{err}");
+    assert_eq!(
+        err.matches("benchmark run provider=ssh repeat=").count(),
+        1,
+        "{err}"
+    );
+    assert!(
+        err.contains(&format!(
+            "benchmark run completed path={at} observations=1 failures=1\n"
+        )),
+        "{err}"
+    );
+    // The error of `bench` that some runs have failed.
+    assert_eq!(code, Some(1), "{err}");
 }
 
 #[test]

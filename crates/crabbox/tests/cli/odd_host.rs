@@ -5,6 +5,7 @@ use std::ffi::OsStr;
 use std::fs;
 use std::net::{Ipv4Addr, Ipv6Addr, TcpListener};
 use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
@@ -14,7 +15,8 @@ use crabbox_testkit::sshd::Sshd;
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::place::Place;
-use crate::static_host::{ID, claimed, configure, existing};
+use crate::static_host::{ID, claimed, configure, connected, existing};
+use crate::world::read_claim;
 
 /// Long enough for a busy machine.
 const PATIENCE: Duration = Duration::from_mins(2);
@@ -56,6 +58,86 @@ fn a_host_that_was_mended_after_it_was_refused_is_seen_as_it_is() {
     fs::write(&keys, usual).unwrap();
     let mended = place.run(&["run", "--", "true"]);
     assert_eq!(mended.code, 0, "{}", mended.err);
+}
+
+/// A host whose sessions have no git while `lacks` holds, a condition of sh. `dir` becomes their `PATH` then.
+fn without_git(dir: &Path, lacks: &str) -> (Place, Sshd) {
+    symlink("/bin/sh", dir.join("sh")).unwrap();
+    let at = dir.display();
+    odd(&format!(
+        "ForceCommand if {lacks}; then PATH={at}; export PATH; fi; exec /bin/sh -c \"$SSH_ORIGINAL_COMMAND\""
+    ))
+}
+
+#[test]
+fn a_kept_host_that_lacked_something_is_asked_again_over_the_connection_that_it_has() {
+    let dir = tempfile::tempdir().unwrap();
+    let lacks = dir.path().join("lacks");
+    let (place, sshd) = without_git(dir.path(), &format!("test -e {}", lacks.display()));
+    assert_eq!(place.run(&["warmup"]).code, 0);
+    let claim = read_claim(&place, ID);
+    fs::write(&lacks, "").unwrap();
+    for _ in 0..2 {
+        let refused = place.run(&["run", "--", "true"]);
+        assert_eq!(refused.code, 5, "{}", refused.err);
+        assert!(refused.err.contains("exited with 127"), "{}", refused.err);
+        assert_eq!(read_claim(&place, ID), claim);
+        assert!(connected(&place));
+    }
+    fs::remove_file(&lacks).unwrap();
+    let mended = place.run(&["run", "--", "true"]);
+    assert_eq!(mended.code, 0, "{}", mended.err);
+    assert!(claimed(&place, ID), "it was kept before");
+    assert_eq!(sshd.logins(), 1, "one connection for all of it");
+}
+
+#[test]
+fn a_host_that_another_command_keeps_by_now_is_left_as_it_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let (asked, go) = (dir.path().join("asked"), dir.path().join("go"));
+    // The first check waits, and then finds nothing.
+    let first = format!(
+        "mkdir {} 2>/dev/null && for i in $(seq 500); do test -e {} && break; sleep 0.05; done",
+        asked.display(),
+        go.display()
+    );
+    let (place, sshd) = without_git(dir.path(), &first);
+    let errors = sshd.dir().join("errors");
+    let mut run = start(&place, &["run", "--", "true"], &errors);
+    eventually("the host is asked", || asked.exists());
+    let warm = place.run(&["warmup"]);
+    assert_eq!(warm.code, 0, "{}", warm.err);
+    let claim = read_claim(&place, ID);
+    fs::write(&go, "").unwrap();
+    let code = run.wait().unwrap().code();
+    let said = fs::read_to_string(&errors).unwrap();
+    assert_eq!(code, Some(5), "{said}");
+    assert!(said.contains("exited with 127"), "{said}");
+    assert_eq!(read_claim(&place, ID), claim);
+    let next = place.run(&["run", "--id", ID, "--", "true"]);
+    assert_eq!(next.code, 0, "{}", next.err);
+    assert_eq!(sshd.logins(), 1, "one connection for all of it");
+}
+
+#[test]
+fn a_host_that_takes_standard_input_away_is_not_said_to_lack_git() {
+    let (place, sshd) = odd("ForceCommand sh -c \"$SSH_ORIGINAL_COMMAND\" </dev/null");
+    let doctor = place.run(&["doctor", "--json", "--provider", "ssh", "--doctor-probe-ssh"]);
+    assert_eq!(doctor.code, 1, "{}{}", doctor.out, doctor.err);
+    let run = place.run(&["run", "--", "true"]);
+    assert_eq!(run.code, 5, "{}", run.err);
+    for said in [&doctor.out, &run.err] {
+        assert!(said.contains("standard input"), "{said}");
+        assert!(!said.contains("lacks git"), "{said}");
+    }
+    assert!(!claimed(&place, ID) && !connected(&place));
+    // One that lacks it is said to lack it.
+    drop(sshd);
+    let dir = tempfile::tempdir().unwrap();
+    let (place, _sshd) = without_git(dir.path(), "true");
+    let doctor = place.run(&["doctor", "--json", "--provider", "ssh", "--doctor-probe-ssh"]);
+    assert_eq!(doctor.code, 1, "{}{}", doctor.out, doctor.err);
+    assert!(doctor.out.contains("lacks git: "), "{}", doctor.out);
 }
 
 #[test]

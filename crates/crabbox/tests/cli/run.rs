@@ -2,7 +2,6 @@
 
 use std::ffi::OsString;
 use std::fs;
-use std::io::{BufRead as _, BufReader, Read};
 use std::os::unix::fs::PermissionsExt as _;
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
@@ -420,76 +419,16 @@ fn timings_are_appended_and_tools_are_told() {
 }
 
 #[test]
-fn a_command_whose_output_nobody_reads_is_stopped_there() {
-    let lease = entered();
-    // Endless; the second one is slow.
-    for script in ["exec yes", "while echo y; do sleep 0.1; done"] {
-        for to in ["", " >&2"] {
-            let script = format!("{script}{to}");
-            let mut command = lease.place.command(&words(&[], &script));
-            let mut child = command
-                .stdout(Stdio::piped())
-                .stderr(Stdio::piped())
-                .spawn()
-                .unwrap();
-            let (out, err) = (child.stdout.take().unwrap(), child.stderr.take().unwrap());
-            let (read, other): (Box<dyn Read>, Box<dyn Read>) = match to {
-                "" => (Box::new(out), Box::new(err)),
-                _ => (Box::new(err), Box::new(out)),
-            };
-            let began = BufReader::new(read).lines().any(|line| line.unwrap() == "y");
-            // The reader has gone with it.
-            let rest = std::io::read_to_string(other).unwrap();
-            let status = poll_until(Duration::from_secs(30), || child.try_wait().unwrap());
-            child.kill().ok();
-            assert!(began, "{script}");
-            assert_eq!(status.expect("it ends").code(), Some(141), "{script}: {rest}");
-            let told =
-                rest.contains("nobody reads the output any more; the command in the lease was stopped");
-            assert_eq!(told, to.is_empty(), "{rest}");
-            assert_eq!(run(&lease, &[], "true").code, 0);
-        }
-    }
-    // One that ends by itself does not fail.
-    let mut command = lease.place.command(&words(&[], "echo one; echo two"));
-    let mut child = command
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
-    drop(child.stdout.take());
-    let code = child.wait().unwrap().code();
-    assert!(matches!(code, Some(0 | 141)), "{code:?}");
-}
-
-#[test]
-fn an_interrupt_that_also_ends_the_reader_is_an_interrupt() {
-    let lease = entered();
-    let mut command = lease.place.command(&words(&[], "exec yes"));
-    let mut child = command
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
-    let mut out = child.stdout.take().unwrap();
-    out.read_exact(&mut [0; 2]).unwrap();
-    // As a terminal's Ctrl-C does to all of a pipeline.
-    let pid = rustix::process::Pid::from_child(&child);
-    rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
-    drop(out);
-    let status = poll_until(Duration::from_secs(30), || child.try_wait().unwrap());
-    child.kill().ok();
-    assert_eq!(status.and_then(|status| status.code()), Some(130));
-}
-
-#[test]
 fn a_policy_counts_a_report_for_each_of_many_classes() {
     let lease = entered();
     let script = "mkdir -p out; for i in $(seq 120); do echo '<testsuite><testcase name=\"t\"/></testsuite>' >out/TEST-$i.xml; done";
     for flags in [&["--junit", "out/*.xml"][..], &["--results-auto"]] {
         let passed = run(&lease, &[flags, &["--fail-on-test-failures"]].concat(), script);
         assert_eq!(passed.code, 0, "{}", passed.err);
-        assert!(passed.err.contains("120"), "{}", passed.err);
+        assert_eq!(
+            line(&passed, "test results "),
+            "files=120 tests=120 failures=0 errors=0 skipped=0"
+        );
     }
 }
 

@@ -376,7 +376,18 @@ fn the_default_port_falls_back_to_the_one_that_answers() {
     place.write("home/.config/crabbox/config.yaml", text);
     ended(&place.run(&["warmup"]), 0, "using static target");
     assert_eq!(read_claim(&place, ID)["staticPort"], sshd.port().to_string());
+    ended(&place.run(&["run", "--id", ID, "--no-sync", "--", "true"]), 0, "");
     ended(&place.run(&["stop", "127.0.0.1"]), 0, "released static lease");
+    // The doctor and what looks at a host without a claim knock at both, too.
+    let probed = place.run(&["doctor", "--json", "--provider", "ssh", "--doctor-probe-ssh"]);
+    assert_eq!(probed.code, 0, "{}{}", probed.out, probed.err);
+    assert!(probed.out.contains("runtime=ssh_reachable"), "{}", probed.out);
+    let shown = place.run(&["ssh", ID]);
+    assert!(
+        shown.out.contains(&format!("'-p' '{}'", sshd.port())),
+        "{}",
+        shown.out
+    );
 }
 
 #[test]

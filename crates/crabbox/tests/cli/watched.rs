@@ -159,15 +159,27 @@ fn a_person_sees_the_doctor_s_verdict_first_and_a_script_the_lines_of_the_refere
 }
 
 #[test]
-fn a_watch_that_nobody_reads_ends_though_nothing_changes() {
-    let (place, _machine) = leased();
-    let mut command = place.command(&["list", "--provider", "firecracker", "--watch"]);
-    let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
-    let mut out = BufReader::new(child.stdout.take().unwrap());
-    let mut first = String::new();
-    out.read_line(&mut first).unwrap();
-    assert!(first.contains(ID), "{first}");
-    drop(out);
-    let ended = crabbox_host::clock::poll_until(PATIENCE, || child.try_wait().unwrap());
-    assert!(ended.is_some_and(|status| status.success()), "{ended:?}");
+fn a_watch_that_nobody_reads_ends_whether_or_not_anything_changes() {
+    let list = ["list", "--provider", "firecracker", "--watch"];
+    let status = ["status", "--provider", "firecracker", "--watch", ID];
+    let json = ["list", "--provider", "firecracker", "--watch", "--json"];
+    for (words, changes) in [(&list[..], false), (&list, true), (&status, true), (&json, true)] {
+        let (place, _machine) = leased();
+        let mut child = place.command(words).stdout(Stdio::piped()).spawn().unwrap();
+        let mut out = BufReader::new(child.stdout.take().unwrap());
+        let mut first = String::new();
+        out.read_line(&mut first).unwrap();
+        drop(out);
+        if changes {
+            // Of the watched lease and of another one.
+            Record::new(ID, "jade-krill").write(&place);
+            Record::new(OTHER, "brisk-crab").write(&place);
+        }
+        let ended = poll_until(PATIENCE, || child.try_wait().unwrap());
+        child.kill().ok();
+        child.wait().unwrap();
+        assert!(first.contains(ID), "{words:?}: {first}");
+        let code = ended.map(|status| status.code());
+        assert_eq!(code, Some(Some(0)), "{words:?} changes={changes}");
+    }
 }

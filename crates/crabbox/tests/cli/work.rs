@@ -226,6 +226,40 @@ fn watch_ends_with_its_lease() {
 }
 
 #[test]
+fn watch_ends_when_nobody_reads_what_its_command_prints_and_gives_the_lease_back() {
+    let (place, sshd) = existing();
+    configure(&place, &sshd, "");
+    let log = sshd.dir().join("log-of-runs");
+    let script = format!(
+        "echo run >> {}; if test -e endless; then exec yes; fi",
+        log.display()
+    );
+    let mut child = place
+        .command(&["watch", "--debounce", "50ms", "--shell", "--", &script])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let out = child.stdout.take().unwrap();
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+    waits(&mut lines);
+    assert!(claimed(&place, ID));
+    drop(out);
+    put(&place, "endless", "");
+    let ended = poll_until(LONG, || child.try_wait().unwrap());
+    child.kill().ok();
+    child.wait().unwrap();
+    let rest: Vec<String> = lines.map(Result::unwrap).collect();
+    assert_eq!(ended.and_then(|status| status.code()), Some(141), "{rest:?}");
+    assert!(
+        !rest.iter().any(|line| line == "watch waiting for changes"),
+        "{rest:?}"
+    );
+    assert_eq!(fs::read_to_string(&log).unwrap(), "run\nrun\n");
+    assert!(!claimed(&place, ID) && !connected(&place));
+}
+
+#[test]
 fn prewarm_leaves_a_lease_that_was_looked_at() {
     let (place, sshd) = existing();
     configure(&place, &sshd, "");
