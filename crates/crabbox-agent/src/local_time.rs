@@ -215,7 +215,6 @@ mod tests {
 
     #[test]
     fn a_compiled_zone_is_read_as_by_the_c_library() {
-        let mut zones = 0;
         for zone in [
             "UTC",
             "Europe/Berlin",
@@ -227,11 +226,7 @@ mod tests {
             "Europe/Dublin",
             "America/Sao_Paulo",
         ] {
-            // A system without the data has only UTC.
-            let Ok(bytes) = std::fs::read(Path::new(ZONES).join(zone)) else {
-                continue;
-            };
-            zones += 1;
+            let bytes = std::fs::read(Path::new(ZONES).join(zone)).unwrap();
             // The tables end in 2037.
             for nth in 0..28 {
                 let at = 1_400_000_000 + nth * 23_456_789;
@@ -245,6 +240,5 @@ mod tests {
                 offset_in(&bytes[..short], 1_790_000_000);
             }
         }
-        assert!(zones == 0 || zones == 9, "{zones}");
     }
 }
