@@ -52,6 +52,11 @@ const NO_UPLINK: &str = "table ip f {
  chain post { type filter hook forward priority 50; policy accept; oifname != \"cbx*\" reject; }
 }";
 
+/// Another program masquerades first, and chooses the ports, as Kubernetes' does.
+const OTHER_PORTS: &str = "table ip ports {
+ chain post { type nat hook postrouting priority 90; policy accept; oifname \"up0\" masquerade fully-random; }
+}";
+
 fn nft(rules: &str) {
     Cmd::new("nft").args(["-f", "-"]).stdin(rules).run().unwrap();
 }
@@ -271,6 +276,36 @@ fn the_verdict_is_what_happens_wherever_on_the_way_through_the_real_uplink_a_rul
 }
 
 #[test]
+fn a_host_that_masquerades_with_other_ports_is_judged_like_any_other() {
+    Lab::run(|lab| {
+        let lease = Lease::new(lab);
+        for (hook, priority, rule, expected) in [
+            ("input", "0", "drop", Passage::Open),
+            ("postrouting", "0", "oifname \"up0\" drop", OUT_POSTROUTING),
+            (
+                "egress device \"up0\"",
+                "0",
+                "meta protocol ip drop",
+                Passage::Outward(Hook::Egress),
+            ),
+            (
+                "prerouting",
+                "raw",
+                "iifname \"up0\" drop",
+                Passage::Reply(Hook::Prerouting),
+            ),
+        ] {
+            nft(OTHER_PORTS);
+            nft(&chain(hook, priority, rule));
+            lease.look(&format!("{hook} {priority}: {rule}"), expected);
+            nft("flush ruleset");
+            nft(&lease.bare);
+        }
+        detach_nat(&lease.spec).unwrap();
+    });
+}
+
+#[test]
 fn tables_of_iptables_at_every_place_count_legacy_and_not() {
     Lab::run(|lab| {
         let lease = Lease::new(lab);
@@ -404,6 +439,7 @@ fn no_packet_leaves_the_host() {
         for (firewall, expected) in [
             ("", Passage::Open),
             (BY_UPLINK, Passage::Open),
+            (OTHER_PORTS, Passage::Open),
             ("flush ruleset", Passage::Open),
             (ONE_WAY, Passage::Reply(Hook::Forward)),
         ] {

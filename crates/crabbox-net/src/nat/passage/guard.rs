@@ -2,7 +2,8 @@
 //! keeps packets on this host.
 //!
 //! They are loaded again for each attempt. They must never match a packet of another program: redirected
-//! packets have the ports and addresses of one of our connections.
+//! packets belong to one of our connections. Where they leave, they are known by a mark and no longer by
+//! their port, which masquerade may have changed.
 
 use std::fmt::Write as _;
 use std::net::Ipv4Addr;
@@ -17,6 +18,10 @@ use crate::nft;
 const LAST: i32 = i32::MAX - 1;
 /// A priority before every filter.
 const FIRST: i32 = i32::MIN;
+
+/// The mark of our packets between the last two hooks, where connection tracking cannot be asked: bytes of
+/// `crab`.
+const MARK: u32 = 0x6372_6162;
 
 /// The connection that is let through, and where to.
 #[derive(Debug, Clone)]
@@ -125,7 +130,8 @@ impl<'a> Guard<'a> {
                 // direction has the lease's address.
                 writeln!(
                     out,
-                    "    ct original ip saddr {lease} oifname \"{uplink}\" {first} counter name out_postrouting accept"
+                    "    oifname \"{uplink}\" ip daddr {target} tcp dport {PORT} ct original ip saddr {lease} ct original proto-src {port} \
+                     counter name out_postrouting meta mark set {MARK} accept"
                 )
                 .ok();
             }
@@ -162,13 +168,13 @@ impl<'a> Guard<'a> {
             back_on = counting(&back, "back_forward"),
         )
         .ok();
-        if let (Some((target, port)), false) = (self.connection, self.handed.is_empty()) {
+        if let (Some((target, _)), false) = (self.connection, self.handed.is_empty()) {
             write!(
                 rules,
                 "table netdev {table}\ndelete table netdev {table}\ntable netdev {table} {{\n  counter out_egress {{ }}\n"
             )
             .ok();
-            let ours = format!("ip daddr {target} tcp dport {PORT} tcp sport {port}");
+            let ours = format!("meta mark {MARK} ip daddr {target} tcp dport {PORT}");
             for (number, (uplink, own)) in self.handed.iter().enumerate() {
                 write!(
                     rules,
