@@ -4,6 +4,7 @@
 //! Each client has its own home, key and repository, and knows nothing of the host but its address.
 
 use crate::{Done, Host};
+use crabbox_core::shell::single_quoted;
 
 /// The address and user of the KVM host's sshd.
 pub const KVM: &str = "root@127.0.0.1:2222";
@@ -24,11 +25,11 @@ pub fn host() -> Host {
 #[track_caller]
 pub fn with_host(host: &Host, who: &str, at: &str, script: &str) -> Done {
     let user = if who == "alice" { "nobody" } else { "daemon" };
-    let quoted = script.replace('\'', r"'\''");
+    let quoted = single_quoted(script);
     host.sh(&format!(
         "cd /tmp/{who}/repo && exec setpriv --reuid {user} --regid $(id -g {user}) --clear-groups env -i HOME=/tmp/{who} \
          PATH=/tmp/bin:/usr/bin:/bin LC_ALL=C CRABBOX_PROVIDER=firecracker CRABBOX_SSH_KEY=/tmp/{who}/key \
-         CRABBOX_FIRECRACKER_HOST={at} sh -c '{quoted}'"
+         CRABBOX_FIRECRACKER_HOST={at} sh -c {quoted}"
     ))
 }
 

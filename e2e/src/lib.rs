@@ -16,6 +16,7 @@ pub use pretend::{OURS, PRETEND};
 use std::fmt::Write as _;
 use std::time::Duration;
 
+use crabbox_core::shell::single_quoted;
 use crabbox_host::clock;
 use crabbox_host::command::{Captured, Cmd};
 use crabbox_host::lock::FileLock;
@@ -25,7 +26,7 @@ use crabbox_testkit::schemas;
 
 /// How long one command on the host may take: several leases under emulation. Longer than the longest
 /// `--firecracker-launch-timeout` of a test, so that the program times out first and says why.
-const LIMIT: Duration = Duration::from_mins(12);
+const LIMIT: Duration = Duration::from_mins(20);
 /// How long a test waits for a busy host: the time of all tests of the last rung on one emulated host.
 const PATIENCE: Duration = Duration::from_hours(1);
 
@@ -158,7 +159,7 @@ impl Host {
             .argv
             .split_first()
             .unwrap_or_else(|| panic!("the host has no command that gets there"));
-        let quoted = format!("cd && sh -c '{}'", script.replace('\'', r"'\''"));
+        let quoted = format!("cd && sh -c {}", single_quoted(script));
         let ran = Cmd::new(program)
             .args(args)
             .arg(quoted)

@@ -1,6 +1,7 @@
 //! The first command on a host that was never set up, on pretended hosts: setup is offered, can be killed at
 //! any moment and resumed, and can be undone completely.
 
+use crabbox_core::shell::single_quoted;
 use crabbox_e2e::{Host, assert_nothing_left};
 
 /// A user's settings for a host with a fake VMM, and the bundle to set up from.
@@ -29,9 +30,9 @@ fn files(host: &Host) -> Vec<String> {
 }
 
 fn serve(host: &Host) {
-    let script = include_str!("../src/serve.py").replace('\'', r"'\''");
+    let script = single_quoted(include_str!("../src/serve.py"));
     let started = host.sh(&format!(
-        "printf '%s' '{script}' > /srv/served/serve.py && (python3 /srv/served/serve.py >/srv/served/log 2>&1 &) && \
+        "printf '%s' {script} > /srv/served/serve.py && (python3 /srv/served/serve.py >/srv/served/log 2>&1 &) && \
          for i in $(seq 100); do python3 -c 'import socket; socket.create_connection((\"127.0.0.1\", 8099))' 2>/dev/null && exit 0; sleep 0.1; done; \
          cat /srv/served/log; exit 1"
     ));

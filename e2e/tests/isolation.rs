@@ -3,6 +3,7 @@
 
 use std::fmt::Write as _;
 
+use crabbox_core::shell::single_quoted;
 use crabbox_e2e::{Host, assert_nothing_left};
 
 const SURROUNDINGS: &str = include_str!("isolation.sh");
@@ -19,9 +20,9 @@ fn reach(host: &str) -> String {
 /// Runs a shell script in the guest of `slug` and returns what it printed.
 #[track_caller]
 fn guest(host: &Host, repo: &str, slug: &str, script: &str) -> String {
-    let quoted = script.replace('\'', r"'\''");
+    let quoted = single_quoted(script);
     host.sh(&format!(
-        "cd {repo} && exec crabbox run --id {slug} --no-sync -- bash -c '{quoted}'"
+        "cd {repo} && exec crabbox run --id {slug} --no-sync -- bash -c {quoted}"
     ))
     .stdout
 }

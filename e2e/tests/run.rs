@@ -3,6 +3,7 @@
 //!
 //! Tests that need no real guest use an sshd on loopback, in `crates/crabbox/tests`.
 
+use crabbox_core::shell::single_quoted;
 use crabbox_e2e::{Done, Host, SMALL, assert_nothing_left};
 
 /// Sends Ctrl-C; `$1` and the following arguments are the command.
@@ -15,11 +16,6 @@ fn until(condition: &str) -> String {
     format!("for i in $(seq 600); do {condition} && break; sleep 0.2; done; {condition}")
 }
 
-/// A script as one word of a shell.
-fn quoted(script: &str) -> String {
-    format!("'{}'", script.replace('\'', r"'\''"))
-}
-
 /// Shell words that start a run of `script` in the background and wait until it prints `began`; its streams
 /// and exit code go to `/tmp/out`, `/tmp/err` and `/tmp/code`.
 fn background(slug: &str, script: &str) -> String {
@@ -27,14 +23,17 @@ fn background(slug: &str, script: &str) -> String {
         "rm -f /tmp/out /tmp/err /tmp/code; \
          (crabbox run --id {slug} -- sh -c {} >/tmp/out 2>/tmp/err; echo $? >/tmp/code) & \
          {}",
-        quoted(script),
+        single_quoted(script),
         until("grep -q began /tmp/out 2>/dev/null")
     )
 }
 
 /// Shell words that run `script` in the guest over a separate connection, bypassing crabbox and its locks.
 fn inside(slug: &str, script: &str) -> String {
-    format!("eval \"$(crabbox ssh {slug}) \"{}", quoted(&quoted(script)))
+    format!(
+        "eval \"$(crabbox ssh {slug}) \"{}",
+        single_quoted(&single_quoted(script))
+    )
 }
 
 /// Checks that a machine that went down is reported in one line, with 255, with the end of its console, and
@@ -89,7 +88,10 @@ fn a_machine_that_goes_down_is_told_apart_from_a_command_that_fails() {
     assert_eq!(killed.stdout, "began\n");
     assert_told_as_down(&killed);
     let gone = until("! test -e $HOME/.config/crabbox/state/firecracker/leases/$0");
-    drop(host.sh(&format!("sh -c {} {lease}", quoted(&gone))).exits(0));
+    drop(
+        host.sh(&format!("sh -c {} {lease}", single_quoted(&gone)))
+            .exits(0),
+    );
     drop(host.crabbox("status --id e2e-down").exits(4));
     assert_nothing_left(&before, &host.residue());
 
@@ -112,7 +114,10 @@ fn a_machine_that_goes_down_is_told_apart_from_a_command_that_fails() {
         "{}",
         killed.stderr
     );
-    drop(host.sh(&format!("sh -c {} {lease}", quoted(&gone))).exits(0));
+    drop(
+        host.sh(&format!("sh -c {} {lease}", single_quoted(&gone)))
+            .exits(0),
+    );
     assert_nothing_left(&before, &host.residue());
 
     // From inside, in a lease that the run would give back: a reboot, a power-off, and a kernel panic.
@@ -146,7 +151,7 @@ impl Lease<'_> {
     /// Runs `script` in the lease after the local change.
     #[track_caller]
     fn run(&self, change: &str, script: &str) -> Done {
-        let (slug, script) = (self.slug, quoted(script));
+        let (slug, script) = (self.slug, single_quoted(script));
         self.here(&format!("{change}; crabbox run --id {slug} -- sh -c {script}"))
     }
 
@@ -237,7 +242,7 @@ fn two_at_once(lease: &Lease<'_>) {
 
 /// Ctrl-C stops everything that the command has started, and the lease stays.
 fn interrupted(lease: &Lease<'_>) {
-    let command = quoted(&format!("sleep 1001 & sleep 1002 & {BEGAN}; wait"));
+    let command = single_quoted(&format!("sleep 1001 & sleep 1002 & {BEGAN}; wait"));
     let words = format!("crabbox run --id {} -- sh -c {command}", lease.slug);
     let feed = lease.host.feed(
         &format!("cd {} && python3 - {words}", lease.repo),
@@ -278,7 +283,7 @@ fn ctrl_c_gives_back_the_lease_that_the_run_made() {
     let host = Host::alone();
     let repo = host.repository("ctrl-c");
     let before = host.residue();
-    let command = quoted(&format!("{BEGAN}; sleep 1000"));
+    let command = single_quoted(&format!("{BEGAN}; sleep 1000"));
     let words = format!("crabbox run {SMALL} --slug of-ctrl-c --no-sync -- sh -c {command}");
     let ended = host
         .feed(&format!("cd {repo} && python3 - {words}"), CTRL_C.as_bytes())

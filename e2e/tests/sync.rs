@@ -12,6 +12,7 @@ use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
+use crabbox_core::shell::single_quoted;
 use crabbox_e2e::{Host, assert_nothing_left};
 use crabbox_host::command::Cmd;
 use crabbox_sync::manifest::{Manifest, Scope};
@@ -158,9 +159,9 @@ fn differences(name: &str, expected: &Picture, found: &Picture) -> Vec<String> {
 /// Syncs the tree in `dir` and then runs `script` in the lease.
 #[track_caller]
 fn run(host: &Host, lease: &str, dir: &str, script: &str) -> crabbox_e2e::Done {
-    let quoted = script.replace('\'', r"'\''");
+    let quoted = single_quoted(script);
     let ran = host.sh(&format!(
-        "cd e2e/trees/{dir} && exec crabbox run --id {lease} --reclaim -- sh -c '{quoted}'"
+        "cd e2e/trees/{dir} && exec crabbox run --id {lease} --reclaim -- sh -c {quoted}"
     ));
     ran.exits(0)
 }

@@ -1,5 +1,6 @@
 //! Blocks freed by a real guest are returned to the host, and nothing else of its disk is touched.
 
+use crabbox_core::shell::single_quoted;
 use crabbox_e2e::{Host, assert_nothing_left};
 use crabbox_guest_protocol::TRIM_PORT;
 
@@ -34,9 +35,9 @@ impl<'a> Leased<'a> {
     #[track_caller]
     fn guest(&self, script: &str) -> String {
         let Self { host, repo, slug, .. } = self;
-        let quoted = script.replace('\'', r"'\''");
+        let quoted = single_quoted(script);
         let run = host.sh(&format!(
-            "cd {repo} && crabbox run --no-sync --id {slug} -- sh -ec '{quoted}'"
+            "cd {repo} && crabbox run --no-sync --id {slug} -- sh -ec {quoted}"
         ));
         run.exits(0).stdout
     }
