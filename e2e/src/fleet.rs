@@ -14,7 +14,12 @@ use crate::{Done, Host, afar};
 const JOIN: &str = include_str!("fleet.sh");
 
 const CONF: &str = include_str!("../../docs/examples/slurm/slurm.conf");
-const EPILOG: &str = include_str!("../../docs/examples/slurm/crabbox-epilog");
+
+/// The example's epilog.
+pub const EPILOG: &str = include_str!("../../docs/examples/slurm/crabbox-epilog");
+
+/// What `gres.conf` says of each host of a test.
+pub const GRES: &str = "Name=lease Count=8\nName=disk Count=100\n";
 
 /// Memory of each host as configured in Slurm, in MiB: enough for two leases of 128 MiB with the overhead of
 /// their VMMs, but not for a third.
@@ -45,32 +50,46 @@ fn address(number: usize) -> String {
     format!("10.77.{number}.2")
 }
 
-/// The example's configuration, adapted to `nodes` pretended hosts.
-fn conf(nodes: usize) -> String {
+/// The example's configuration with these values in place of its own, for `nodes`, each a name with its
+/// address and memory in MiB, whatever memory it has.
+pub fn conf(changed: &[(&str, &str)], nodes: &[(String, String, u32)]) -> String {
     let mut lines: Vec<String> = CONF
         .lines()
         .filter(|line| !line.starts_with("NodeName=") && !line.starts_with("HealthCheck"))
-        .map(|line| match line.split_once('=').map(|(key, _)| key) {
-            Some("SlurmctldHost") => format!("SlurmctldHost=gw({GATEWAY})"),
-            Some("SlurmUser") => "SlurmUser=root".to_owned(),
-            Some("SlurmctldLogFile") => "SlurmctldLogFile=/srv/fleet/slurmctld.log".to_owned(),
-            Some("SlurmdLogFile") => "SlurmdLogFile=/srv/fleet/slurmd.log".to_owned(),
-            // cgroups belong to the machine, not to a pretended host.
-            Some("ProctrackType") => "ProctrackType=proctrack/linuxproc".to_owned(),
-            // With a shorter timeout, a host on a busy machine is considered dead, with its leases.
-            Some("SlurmdTimeout") => "SlurmdTimeout=15".to_owned(),
-            Some("KillWait") => "KillWait=10".to_owned(),
-            _ => line.to_owned(),
+        .map(|line| {
+            let key = line.split_once('=').map(|(key, _)| key);
+            match changed.iter().find(|(changed, _)| key == Some(*changed)) {
+                Some((key, value)) => format!("{key}={value}"),
+                None => line.to_owned(),
+            }
         })
         .collect();
     lines.push("SlurmdParameters=config_overrides".to_owned());
-    for number in 1..=nodes {
+    for (name, address, memory) in nodes {
         lines.push(format!(
-            "NodeName=h{number} NodeAddr={} CPUs=8 RealMemory={MEMORY} Gres=lease:8,disk:100",
-            address(number)
+            "NodeName={name} NodeAddr={address} CPUs=8 RealMemory={memory} Gres=lease:8,disk:100"
         ));
     }
     lines.join("\n") + "\n"
+}
+
+/// The configuration of `count` pretended hosts.
+fn conf_of_pretended(count: usize) -> String {
+    let changed = [
+        ("SlurmctldHost", &*format!("gw({GATEWAY})")),
+        ("SlurmUser", "root"),
+        ("SlurmctldLogFile", "/srv/fleet/slurmctld.log"),
+        ("SlurmdLogFile", "/srv/fleet/slurmd.log"),
+        // cgroups belong to the machine, not to a pretended host.
+        ("ProctrackType", "proctrack/linuxproc"),
+        // With a shorter timeout, a host on a busy machine is considered dead, with its leases.
+        ("SlurmdTimeout", "15"),
+        ("KillWait", "10"),
+    ];
+    let nodes: Vec<_> = (1..=count)
+        .map(|number| (format!("h{number}"), address(number), MEMORY))
+        .collect();
+    conf(&changed, &nodes)
 }
 
 /// A fleet of `count` hosts, all ready for leases.
@@ -148,16 +167,15 @@ impl Fleet {
         );
         let keys = keys.exits(0).stdout;
         let (munge, key) = keys.split_once('\n').unwrap_or_default();
-        let conf = conf(self.nodes.len());
+        let conf = conf_of_pretended(self.nodes.len());
         // Root's home directory is different here.
         let epilog = EPILOG.replace("HOME=/root", "HOME=/srv");
-        let gres = "Name=lease Count=8\nName=disk Count=100\n";
         for (host, number) in std::iter::once(gateway).chain(&self.nodes).zip(0..) {
             for (name, text) in [
                 ("munge.key", munge),
                 ("key.pub", key),
                 ("slurm.conf", &conf),
-                ("gres.conf", gres),
+                ("gres.conf", GRES),
                 ("crabbox-epilog", &epilog),
             ] {
                 let put = format!("mkdir -p -m 700 /srv/fleet && cat > /srv/fleet/{name}");

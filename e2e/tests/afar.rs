@@ -1,7 +1,9 @@
-//! A real microVM from afar: a host prepared by `setup firecracker --serve`, and clients without root and
-//! without KVM that reach it through a real sshd, sudo and account. Clients and host are one machine here and
-//! share its loopback.
+//! Real microVMs from afar: a host prepared by `setup firecracker --serve`, and clients without root and
+//! without KVM that reach it through a real sshd, sudo and account; once also a real Slurm that places the
+//! lease. Clients, gateway and host are one machine here and share its loopback.
 
+use crabbox_core::shell::single_quoted;
+use crabbox_e2e::fleet::{self, EPILOG, GRES};
 use crabbox_e2e::{Done, Host, assert_nothing_left};
 
 /// The login of the owners: an sshd of the test.
@@ -63,8 +65,7 @@ fn client(who: &str, command: &str) -> String {
 
 #[track_caller]
 fn sh(host: &Host, who: &str, script: &str) -> Done {
-    let quoted = script.replace('\'', r"'\''");
-    host.sh(&client(who, &format!("sh -c '{quoted}'")))
+    host.sh(&client(who, &format!("sh -c {}", single_quoted(script))))
 }
 
 /// Everything that its owner does in the lease.
@@ -162,6 +163,109 @@ fn a_microvm_on_another_machine_is_its_owner_s_from_setup_to_removal() {
             .exits(0),
     );
     // Lock files of connections, in the clients' own directories, stay for later connections.
+    let left = host.residue().into_iter();
+    let left: Vec<_> = left.filter(|line| !line.contains("/tmp/crabbox-ssh-")).collect();
+    assert_nothing_left(&before, &left);
+    drop(tidy);
+}
+
+/// Starts Slurm, and makes the lab its gateway and only host.
+const SLURM: &str = include_str!("afar/slurm.sh");
+
+/// Ends it again, whatever the result of the test.
+struct TidySlurm<'a>(&'a Host);
+
+impl Drop for TidySlurm<'_> {
+    fn drop(&mut self) {
+        self.0.sh(
+            "pkill -x slurmctld; pkill -x slurmd; pkill -x munged; kill $(cat /tmp/e2e-afar/sshd-host.pid); pkill -x ssh; \
+             for i in $(seq 100); do pgrep -x 'slurmctld|slurmd|munged|ssh' >/dev/null || break; sleep 0.1; done; \
+             rm -rf \"$HOME\"/.config/crabbox/fleet /var/lib/slurm/slurmd /var/lib/slurm/slurmctld; \
+             cd /etc/slurm && rm -f slurm.conf gres.conf cgroup.conf crabbox-epilog",
+        );
+    }
+}
+
+/// Makes the lab a fleet of one.
+#[track_caller]
+fn placed_by_slurm(host: &Host) -> TidySlurm<'_> {
+    let changed = [
+        ("SlurmctldHost", "kvmhost(127.0.0.1)"),
+        ("SlurmUser", "root"),
+        ("SlurmctldLogFile", "/tmp/e2e-afar/slurmctld.log"),
+        ("SlurmdLogFile", "/tmp/e2e-afar/slurmd.log"),
+        // The lab has no systemd to give Slurm a control group.
+        ("ProctrackType", "proctrack/linuxproc"),
+    ];
+    let conf = fleet::conf(&changed, &[("kvmhost".to_owned(), "127.0.0.1".to_owned(), 1200)]);
+    for (name, text) in [
+        ("slurm.conf", &*conf),
+        ("gres.conf", GRES),
+        ("crabbox-epilog", EPILOG),
+    ] {
+        let put = format!("mkdir -p {HOMES}/slurm && cat > {HOMES}/slurm/{name}");
+        drop(host.feed(&put, text.as_bytes()).exits(0));
+    }
+    let tidy = TidySlurm(host);
+    drop(host.sh(SLURM).exits(0));
+    tidy
+}
+
+/// Waits up to a minute until the host is idle, without a lease, a VMM and a job.
+#[track_caller]
+fn all_is_given_back(host: &Host) {
+    let idle = "test \"$(sinfo -h -N -o %T)\" = idle && test -z \"$(squeue -h)\" && ! pgrep -x firecracker >/dev/null && \
+                ! ls -d .config/crabbox/state/firecracker/leases/cbx_* >/dev/null 2>&1";
+    let waited = host.sh(&format!(
+        "for i in $(seq 300); do {{ {idle}; }} && exit 0; sleep 0.2; done; \
+         sinfo -N -l; squeue; ps ax -o pid,ppid,args; tail -n 30 {HOMES}/slurmd.log; exit 1"
+    ));
+    drop(waited.exits(0));
+}
+
+#[test]
+fn a_microvm_that_slurm_places_is_used_given_back_and_goes_with_its_job() {
+    let host = Host::lab();
+    drop(host.sh(MAKE).exits(0));
+    let tidy = Tidy(&host);
+    let before = host.residue();
+    let slurm = placed_by_slurm(&host);
+    drop(
+        host.sh(&format!("{SETUP} --owner alice={HOMES}/nobody/key.pub"))
+            .exits(0),
+    );
+    let warmup =
+        "crabbox warmup --firecracker-cpus 1 --firecracker-memory-mib 256 --firecracker-disk-mib 2048";
+    let lease = sh(&host, "nobody", &format!("{warmup} --slug mine"))
+        .exits(0)
+        .lease();
+    // Scheduler, host and client agree, and the VMM is a real one whose supervisor is the job's process.
+    let job = host.sh("squeue -h -o '%j %N %T'").exits(0).stdout;
+    assert_eq!(job, format!("{lease} kvmhost RUNNING\n"));
+    let listed = sh(&host, "nobody", "crabbox list").exits(0).stdout;
+    assert!(listed.contains(&format!("host={KVM}/kvmhost")), "{listed}");
+    let above =
+        host.sh("pgrep -x firecracker >/dev/null && ps -o comm= -p $(ps -o ppid= -p $(pgrep -f '[_]_hold'))");
+    assert_eq!(above.exits(0).stdout, "slurmstepd\n");
+    let run = "echo two >> tracked; crabbox run --id mine -- sh -c 'uname -n; cat tracked; exit 7'";
+    let run = sh(&host, "nobody", run).exits(7);
+    assert_eq!(run.stdout, "crabbox-mine\none\ntwo\n", "{run:?}");
+    drop(sh(&host, "nobody", "crabbox stop mine").exits(0));
+    all_is_given_back(&host);
+
+    // Without its supervisor the job is over, and the epilog takes the machine back.
+    drop(sh(&host, "nobody", &format!("{warmup} --slug again")).exits(0));
+    drop(
+        host.sh("pgrep -x firecracker >/dev/null && pkill -9 -f '[_]_hold'")
+            .exits(0),
+    );
+    all_is_given_back(&host);
+    let gone = sh(&host, "nobody", "crabbox status again").exits(4);
+    assert!(gone.stderr.contains("not found"), "{gone:?}");
+    drop(sh(&host, "nobody", "crabbox cleanup").exits(0));
+
+    drop(host.sh(&format!("{SETUP} --remove")).exits(0));
+    drop(slurm);
     let left = host.residue().into_iter();
     let left: Vec<_> = left.filter(|line| !line.contains("/tmp/crabbox-ssh-")).collect();
     assert_nothing_left(&before, &left);

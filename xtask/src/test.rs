@@ -34,8 +34,9 @@ use step::{Ended, Measured, Started};
 
 /// Tests that reset the host like a power cut, or install and purge packages on it: nothing to do to a
 /// machine that someone works on.
-const FOR_LABS: [&str; 2] = [
+const FOR_LABS: [&str; 3] = [
     "after_a_power_cut_one_cleanup_is_enough",
+    "a_microvm_that_slurm_places_is_used_given_back_and_goes_with_its_job",
     "a_package_is_installed_replaced_under_a_lease_removed_and_purged_and_leaves_nothing",
 ];
 
