@@ -175,7 +175,8 @@ struct Way {
 
 impl Way {
     fn build() -> Result<Self, PassageError> {
-        let drawn = u32::from_le_bytes(random::bytes()?);
+        // It is also the mark of our packets, and zero is none.
+        let drawn = u32::from_le_bytes(random::bytes()?) | 1;
         let subnet = free(range(DEFAULT_RANGE), &routes()?, drawn as usize)?;
         let spec = NatSpec {
             lease: String::new(),

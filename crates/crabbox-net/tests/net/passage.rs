@@ -57,6 +57,11 @@ const OTHER_PORTS: &str = "table ip ports {
  chain post { type nat hook postrouting priority 90; policy accept; oifname \"up0\" masquerade fully-random; }
 }";
 
+/// Another program marks what leaves by the uplink.
+const OTHER_MARK: &str = "table netdev marks {
+ chain up { type filter hook egress device \"up0\" priority 0; policy accept; meta mark set 1; }
+}";
+
 fn nft(rules: &str) {
     Cmd::new("nft").args(["-f", "-"]).stdin(rules).run().unwrap();
 }
@@ -440,6 +445,8 @@ fn no_packet_leaves_the_host() {
             ("", Passage::Open),
             (BY_UPLINK, Passage::Open),
             (OTHER_PORTS, Passage::Open),
+            ("flush ruleset", Passage::Open),
+            (OTHER_MARK, Passage::Open),
             ("flush ruleset", Passage::Open),
             (ONE_WAY, Passage::Reply(Hook::Forward)),
         ] {

@@ -1,9 +1,10 @@
 //! The rules of the test path: those of a lease, a counter at the end of every hook, and a final rule that
 //! keeps packets on this host.
 //!
-//! They are loaded again for each attempt. They must never match a packet of another program: redirected
-//! packets belong to one of our connections. Where they leave, they are known by a mark and no longer by
-//! their port, which masquerade may have changed.
+//! They are loaded again for each attempt. They must never match a packet of another program, or of another
+//! test: redirected packets belong to one of our connections. Where they leave, connection tracking cannot be
+//! asked; they are known by a mark there, which is this test's tag, because masquerade may have changed their
+//! port, and by their port, because other rules may have changed the mark.
 
 use std::fmt::Write as _;
 use std::net::Ipv4Addr;
@@ -18,10 +19,6 @@ use crate::nft;
 const LAST: i32 = i32::MAX - 1;
 /// A priority before every filter.
 const FIRST: i32 = i32::MIN;
-
-/// The mark of our packets between the last two hooks, where connection tracking cannot be asked: bytes of
-/// `crab`.
-const MARK: u32 = 0x6372_6162;
 
 /// The connection that is let through, and where to.
 #[derive(Debug, Clone)]
@@ -118,6 +115,7 @@ impl<'a> Guard<'a> {
 
     fn rules(&self) -> String {
         let (table, link, lease) = (self.spec.table(), self.spec.link(), self.lease);
+        let mark = &self.spec.tag;
         let mut rules = ruleset(self.spec, lease);
         let (mut there, mut back, mut out) = (String::new(), String::new(), String::new());
         if let Some((target, port)) = self.connection {
@@ -131,7 +129,7 @@ impl<'a> Guard<'a> {
                 writeln!(
                     out,
                     "    oifname \"{uplink}\" ip daddr {target} tcp dport {PORT} ct original ip saddr {lease} ct original proto-src {port} \
-                     counter name out_postrouting meta mark set {MARK} accept"
+                     counter name out_postrouting meta mark set 0x{mark} accept"
                 )
                 .ok();
             }
@@ -168,13 +166,14 @@ impl<'a> Guard<'a> {
             back_on = counting(&back, "back_forward"),
         )
         .ok();
-        if let (Some((target, _)), false) = (self.connection, self.handed.is_empty()) {
+        if let (Some((target, port)), false) = (self.connection, self.handed.is_empty()) {
             write!(
                 rules,
                 "table netdev {table}\ndelete table netdev {table}\ntable netdev {table} {{\n  counter out_egress {{ }}\n"
             )
             .ok();
-            let ours = format!("meta mark {MARK} ip daddr {target} tcp dport {PORT}");
+            let ours = format!("ip daddr {target} tcp dport {PORT} meta mark 0x{mark}");
+            let by_port = format!("ip daddr {target} tcp dport {PORT} tcp sport {port}");
             for (number, (uplink, own)) in self.handed.iter().enumerate() {
                 write!(
                     rules,
@@ -185,6 +184,7 @@ impl<'a> Guard<'a> {
   chain leave{number} {{
     type filter hook egress device \"{uplink}\" priority {LAST}; policy accept;
     {ours} fwd to \"{own}\"
+    {by_port} fwd to \"{own}\"
   }}
 "
                 )
@@ -236,4 +236,36 @@ pub(in super::super) fn remove_at_uplinks(table: &str) -> Result<(), NatError> {
         table: table.to_owned(),
         source,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_tests_at_once_do_not_take_each_others_packets() {
+        let lease = Ipv4Addr::new(10, 213, 0, 2);
+        let rules = |tag: &str, port| {
+            let spec = NatSpec {
+                lease: String::new(),
+                tag: tag.to_owned(),
+                netns: std::path::PathBuf::new(),
+                ifname: "veth0".to_owned(),
+                subnet: "10.213.0.0/30".parse().unwrap(),
+            };
+            let mut guard = Guard::closed(&spec, lease).but(Ipv4Addr::new(198, 51, 100, 1), port);
+            guard.open.push("up0".to_owned());
+            guard.handed.push(("up0".to_owned(), "upl".to_owned()));
+            guard.rules()
+        };
+        let taken = |rules: &str| -> Vec<String> {
+            let at_the_uplink = rules.lines().skip_while(|line| !line.starts_with("table netdev"));
+            let taking = at_the_uplink.filter(|line| line.contains("ip daddr"));
+            taking.map(|line| line.trim().to_owned()).collect()
+        };
+        let (one, other) = (taken(&rules("00000001", 4001)), taken(&rules("00000003", 4003)));
+        assert_eq!(one.len(), 3, "{one:?}");
+        assert!(one.iter().all(|line| !other.contains(line)), "{one:?} {other:?}");
+        assert!(rules("00000001", 4001).contains("meta mark set 0x00000001 accept"));
+    }
 }
