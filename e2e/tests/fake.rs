@@ -696,3 +696,25 @@ fn two_hundred_leases_four_at_a_time_leave_nothing() {
         .exits(0);
     assert!(opened.stdout.contains("\"uid\":1900000000"), "{opened:?}");
 }
+
+#[test]
+fn a_foreign_image_that_does_not_become_ready_is_given_back_and_says_why() {
+    let host = Host::pretend();
+    let before = host.residue();
+    let ready = "printf '#!/bin/sh\\nsleep 0.2\\necho crabbox-ready: git is missing\\nexit 1\\n' > /usr/local/bin/crabbox-ready";
+    drop(host.sh(ready).exits(0));
+    // It ends in the middle of a session, after one that has said what is missing.
+    let warmup = host.crabbox(&format!("warmup {PRETEND} --firecracker-launch-timeout 18s"));
+    let told = warmup.exits(5).stderr;
+    for part in [
+        "timed out waiting for SSH on ",
+        " during bootstrap (ready-check); next_action=",
+        "the ready command exited with 1: crabbox-ready: git is missing",
+        "the image must have git, rsync, curl and jq",
+        "bootstrap ready-check... elapsed=",
+        "console tail last ",
+    ] {
+        assert!(told.contains(part), "{part:?} in {told}");
+    }
+    assert_nothing_left(&before, &comes_back_to(&host, &before));
+}

@@ -34,7 +34,8 @@ const HANDSHAKE_LIMIT: Duration = Duration::from_mins(1);
 /// Limit for one run of the ready command on an existing host.
 const CHECK_LIMIT: Duration = Duration::from_secs(30);
 
-/// The same on a machine that boots: a login may wait for services for up to half of it.
+/// The same on a machine that boots: its command may ask several times before it says what is missing, and a
+/// login there may wait for services that are not up yet.
 const BOOTING_LIMIT: Duration = Duration::from_mins(1);
 
 /// How long an existing host may keep closing sessions after a login: its sshd may be about to restart.
@@ -118,11 +119,11 @@ pub fn wait_ssh(wait: &Wait<'_>, progress: &mut dyn FnMut(&Progress)) -> Result<
     }
     clock.stage = Stage::Auth;
     let mut pause = PAUSES.0;
-    let mut cut_off = None;
+    let (mut cut_off, mut answer) = (None, None);
     loop {
         let failure = match attempt(&mut clock, &mut timings) {
             Ok(()) => return Ok(timings),
-            Err(failure) => failure,
+            Err(failure) => answered(failure, &mut answer),
         };
         if clock.is_cancelled(Duration::ZERO) {
             return Err(clock.give_up(Some(&Stop::Cancelled), failure));
@@ -156,6 +157,29 @@ pub fn wait_ssh(wait: &Wait<'_>, progress: &mut dyn FnMut(&Progress)) -> Result<
             clock.is_cancelled(left);
         }
         pause = (pause * 2).min(PAUSES.1);
+    }
+}
+
+/// Why an attempt failed. The last answer of the ready command says more than that the next run of it was cut
+/// short, be it by the deadline.
+fn answered(failure: NotReady, answer: &mut Option<(RemoteStatus, String)>) -> NotReady {
+    match (failure, answer) {
+        (
+            NotReady::Check {
+                status: RemoteStatus::TimedOut { .. },
+                ..
+            },
+            Some((status, said)),
+        ) => NotReady::Check {
+            status: *status,
+            said: said.clone(),
+        },
+        (failure, answer) => {
+            if let NotReady::Check { status, said } = &failure {
+                *answer = Some((*status, said.clone()));
+            }
+            failure
+        }
     }
 }
 

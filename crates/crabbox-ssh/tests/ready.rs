@@ -111,6 +111,20 @@ fn a_ready_command_that_stays_bad_is_told_with_its_words_and_the_go_programs_adv
 }
 
 #[test]
+fn what_a_check_said_is_told_though_its_last_run_was_cut_short() {
+    let sshd = Sshd::start();
+    let target = target(&sshd);
+    let asked = sshd.dir().join("asked").display().to_string();
+    let check = format!("test -e {asked} && sleep 60; touch {asked}; echo no disk >&2; exit 3");
+    let error = wait(&target, Some(&check), Duration::from_secs(6)).unwrap_err();
+    let ReadyError::TimedOut { last, .. } = error else {
+        panic!("{error:?}")
+    };
+    assert_eq!(last.to_string(), "the ready command exited with 3: no disk");
+    exit(&target);
+}
+
+#[test]
 fn a_closed_port_is_told_and_progress_is_rare() {
     let mut sshd = Sshd::start();
     let target = target(&sshd);
