@@ -53,6 +53,10 @@ fn address(number: usize) -> String {
 /// The example's configuration with these values in place of its own, for `nodes`, each a name with its
 /// address and memory in MiB, whatever memory it has.
 pub fn conf(changed: &[(&str, &str)], nodes: &[(String, String, u32)]) -> String {
+    for (key, _) in changed {
+        let is_it = |line: &&str| line.split_once('=').is_some_and(|(found, _)| found == *key);
+        assert_eq!(CONF.lines().filter(is_it).count(), 1, "{key} in the example");
+    }
     let mut lines: Vec<String> = CONF
         .lines()
         .filter(|line| !line.starts_with("NodeName=") && !line.starts_with("HealthCheck"))

@@ -202,7 +202,7 @@ impl Host {
             .is_some_and(|(host, _)| host.name != site::LOCAL);
         assert!(
             is_lab,
-            "this test installs and purges packages, which it does in a lab only; this machine's KVM works, so it has none"
+            "this test changes the whole system, which it does in a lab only; this machine's KVM works, so it has none"
         );
         host
     }

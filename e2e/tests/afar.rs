@@ -17,7 +17,8 @@ const CTRL_C: &str = include_str!("run/ctrl_c.py");
 /// Sets up clients and sshd. `daemon` and `nobody` exist on every Debian, and own nothing here.
 const MAKE: &str = r#"
 set -e
-rm -rf /tmp/e2e-afar; mkdir -m 755 /tmp/e2e-afar; mkdir -p /run/sshd "$HOME/.config/crabbox/state"
+# What a test that was killed has left.
+rm -rf /tmp/e2e-afar "$HOME/.config/crabbox/fleet"; mkdir -m 755 /tmp/e2e-afar; mkdir -p /run/sshd "$HOME/.config/crabbox/state"
 chmod 700 "$HOME/.config/crabbox" "$HOME/.config/crabbox/state"
 cp "$(command -v crabbox)" /tmp/e2e-afar/crabbox; chmod 755 /tmp/e2e-afar/crabbox
 ssh-keygen -q -t ed25519 -N '' -f /tmp/e2e-afar/host
@@ -172,17 +173,18 @@ fn a_microvm_on_another_machine_is_its_owner_s_from_setup_to_removal() {
 /// Starts Slurm, and makes the lab its gateway and only host.
 const SLURM: &str = include_str!("afar/slurm.sh");
 
-/// Ends it again, whatever the result of the test.
+/// Shell: ends all of it.
+const NO_SLURM: &str = "pkill -x slurmctld; pkill -x slurmd; pkill -x munged; kill $(cat /tmp/e2e-afar/sshd-host.pid); pkill -x ssh; \
+     for i in $(seq 100); do pgrep -x 'slurmctld|slurmd|munged|ssh' >/dev/null || break; sleep 0.1; done; \
+     rm -rf \"$HOME\"/.config/crabbox/fleet /var/lib/slurm/slurmd /var/lib/slurm/slurmctld; \
+     cd /etc/slurm && rm -f slurm.conf gres.conf cgroup.conf crabbox-epilog";
+
+/// Ends it, whatever the result of the test.
 struct TidySlurm<'a>(&'a Host);
 
 impl Drop for TidySlurm<'_> {
     fn drop(&mut self) {
-        self.0.sh(
-            "pkill -x slurmctld; pkill -x slurmd; pkill -x munged; kill $(cat /tmp/e2e-afar/sshd-host.pid); pkill -x ssh; \
-             for i in $(seq 100); do pgrep -x 'slurmctld|slurmd|munged|ssh' >/dev/null || break; sleep 0.1; done; \
-             rm -rf \"$HOME\"/.config/crabbox/fleet /var/lib/slurm/slurmd /var/lib/slurm/slurmctld; \
-             cd /etc/slurm && rm -f slurm.conf gres.conf cgroup.conf crabbox-epilog",
-        );
+        self.0.sh(NO_SLURM);
     }
 }
 
@@ -206,12 +208,14 @@ fn placed_by_slurm(host: &Host) -> TidySlurm<'_> {
         let put = format!("mkdir -p {HOMES}/slurm && cat > {HOMES}/slurm/{name}");
         drop(host.feed(&put, text.as_bytes()).exits(0));
     }
+    // A test that was killed has left its own.
+    host.sh(NO_SLURM);
     let tidy = TidySlurm(host);
     drop(host.sh(SLURM).exits(0));
     tidy
 }
 
-/// Waits up to a minute until the host is idle, without a lease, a VMM and a job.
+/// Waits, a few minutes at most, until the host is idle, without a lease, a VMM and a job.
 #[track_caller]
 fn all_is_given_back(host: &Host) {
     let idle = "test \"$(sinfo -h -N -o %T)\" = idle && test -z \"$(squeue -h)\" && ! pgrep -x firecracker >/dev/null && \

@@ -32,8 +32,8 @@ use deal::{END_TO_END, Executable, Queue, Unit, in_order};
 use ledger::{Budget, Ledger};
 use step::{Ended, Measured, Started};
 
-/// Tests that reset the host like a power cut, or install and purge packages on it: nothing to do to a
-/// machine that someone works on.
+/// Tests that change the whole system: they reset it like a power cut, install and purge packages, or have it
+/// run Slurm. Nothing to do to a machine that someone works on.
 const FOR_LABS: [&str; 3] = [
     "after_a_power_cut_one_cleanup_is_enough",
     "a_microvm_that_slurm_places_is_used_given_back_and_goes_with_its_job",
@@ -375,7 +375,7 @@ impl LastRung<'_> {
         ensure!(!hosts.is_empty(), "no host was prepared for the tests");
         let without: &[&str] = if hosts.iter().any(|host| host.name == LOCAL) {
             eprintln!(
-                "xtask: left out on this host, which is neither reset nor given packages: {}",
+                "xtask: left out on this host, because they change the whole system: {}",
                 FOR_LABS.join(", ")
             );
             &FOR_LABS

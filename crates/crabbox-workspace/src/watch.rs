@@ -287,8 +287,8 @@ mod tests {
                     }
                     fs::write(root.join("build.log"), "x").unwrap();
                     since += u32::from(has_idled.load(Ordering::Relaxed));
-                    // Not before the second wait has looked: it is to come while that waits for silence.
-                    if since == 50 {
+                    // Long after the second wait has begun: it is to come while that waits for silence.
+                    if since == 400 {
                         fs::write(root.join("source"), "x").unwrap();
                     }
                     clock::nap(Duration::from_millis(5));
@@ -299,7 +299,7 @@ mod tests {
             let idle = wait(Duration::from_millis(300));
             has_idled.store(true, Ordering::Relaxed);
             // Longer than all writes take.
-            let changed = wait(Duration::from_hours(1));
+            let changed = wait(Duration::from_mins(10));
             is_over.store(true, Ordering::Relaxed);
             assert_eq!((idle.unwrap(), changed.unwrap()), (Change::Idle, Change::Changed));
             assert!(writing.join().unwrap(), "it was seen only after the last write");

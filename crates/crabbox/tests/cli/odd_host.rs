@@ -108,6 +108,7 @@ fn a_host_that_another_command_keeps_by_now_is_left_as_it_is() {
     let warm = place.run(&["warmup"]);
     assert_eq!(warm.code, 0, "{}", warm.err);
     let claim = read_claim(&place, ID);
+    assert!(run.try_wait().unwrap().is_none(), "the first one still waits");
     fs::write(&go, "").unwrap();
     let code = run.wait().unwrap().code();
     let said = fs::read_to_string(&errors).unwrap();

@@ -43,8 +43,11 @@ fn run_unread(place: &Place, words: &[&str]) -> Answer {
     let mut child = command.stdout(writer).stderr(Stdio::piped()).spawn().unwrap();
     // It held the writing end as well.
     drop(command);
+    let status = poll_until(PATIENCE, || child.try_wait().unwrap());
+    child.kill().ok();
     let err = std::io::read_to_string(child.stderr.take().unwrap()).unwrap();
-    let code = child.wait().unwrap().code().unwrap();
+    assert!(status.is_some(), "it goes on: {err}");
+    let code = status.and_then(|status| status.code()).unwrap();
     let out = String::new();
     Answer { code, out, err }
 }
@@ -58,7 +61,7 @@ fn a_command_whose_output_nobody_reads_is_stopped_there() {
         "trap '' PIPE; for i in $(seq 600); do echo y; sleep 0.1; done",
     ] {
         for to in ["", " >&2"] {
-            let script = format!("echo $$ > pid; ({script}){to}");
+            let script = format!("(echo $BASHPID > pid; {script}){to}");
             let mut command = lease.place.command(&words(&script));
             let mut child = command
                 .stdout(Stdio::piped())
@@ -71,10 +74,10 @@ fn a_command_whose_output_nobody_reads_is_stopped_there() {
                 _ => (Box::new(err), Box::new(out)),
             };
             let began = BufReader::new(read).lines().any(|line| line.unwrap() == "y");
-            // The reader has gone with it.
-            let rest = std::io::read_to_string(other).unwrap();
+            // The reader has gone with it. The other stream is short, so nobody waits for us to read it.
             let status = poll_until(PATIENCE, || child.try_wait().unwrap());
             child.kill().ok();
+            let rest = std::io::read_to_string(other).unwrap();
             assert!(began, "{script}");
             assert_eq!(status.expect("it ends").code(), Some(141), "{script}: {rest}");
             let told = rest.contains(&format!("{UNREAD}was stopped"));
