@@ -20,6 +20,11 @@ use crabbox_host::process::{self, ProcessId};
 /// address: with `norandmaps` a program that is started again has the same ones, and is not translated again.
 const CMDLINE: &str = "console=ttyS0 quiet panic=0 no_timer_check norandmaps net.ifnames=0 mitigations=off";
 
+/// How much translated code QEMU keeps, in MiB, before it drops all of it. A store into a page that held code
+/// looks at every piece of that page's code: after minutes without such a drop, clearing memory for a guest
+/// where other guests' kernels had been kept the lab's processor for two minutes.
+const TRANSLATED_MIB: u32 = 256;
+
 /// How much of a log an error shows, in lines.
 const TAIL_LINES: usize = 25;
 
@@ -52,7 +57,10 @@ impl Machine {
         let mut argv: Vec<OsString> = Vec::new();
         let mut add = |name: &str, value: OsString| argv.extend([name.into(), value]);
         add("-name", format!("crabbox-lab-{}", self.name).into());
-        add("-accel", "tcg,thread=multi".into());
+        add(
+            "-accel",
+            format!("tcg,thread=multi,tb-size={TRANSLATED_MIB}").into(),
+        );
         add("-cpu", "EPYC-v3,+svm,+npt".into());
         add("-smp", self.cpus.to_string().into());
         add("-m", self.memory_mib.to_string().into());
