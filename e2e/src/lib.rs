@@ -26,7 +26,7 @@ use crabbox_testkit::schemas;
 
 /// How long one command on the host may take: several leases under emulation. Longer than the longest
 /// `--firecracker-launch-timeout` of a test, so that the program times out first and says why.
-const LIMIT: Duration = Duration::from_mins(20);
+const LIMIT: Duration = Duration::from_mins(12);
 /// How long a test waits for a busy host: the time of all tests of the last rung on one emulated host.
 const PATIENCE: Duration = Duration::from_hours(1);
 

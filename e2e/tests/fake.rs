@@ -6,6 +6,13 @@ use std::fmt::Write as _;
 
 use crabbox_e2e::{Host, KILL_BOTH, PRETEND, assert_nothing_left};
 
+#[path = "fake/jail.rs"]
+mod jail;
+#[path = "fake/ready.rs"]
+mod ready;
+#[path = "fake/registry.rs"]
+mod registry;
+
 /// The steps of a jailed lease from a foreign image, in order; a lease from our own image also has `mount`
 /// (`crash.rs`).
 const STEPS: [&str; 12] = [
@@ -157,27 +164,6 @@ fn a_vmm_that_dies_at_any_step_is_cleaned_up_after_without_any_command() {
         // A machine that dies during its boot is made once more, and then there is a lease.
         drop(host.crabbox("stop killed"));
         until(&host, "! pgrep -f '[_]_supervise' >/dev/null");
-        assert_nothing_left(&before, &comes_back_to(&host, &before));
-    }
-}
-
-#[test]
-fn a_machine_that_never_answers_is_given_up_in_time_and_taken_back() {
-    let host = Host::pretend();
-    lease(&host, "first", "");
-    drop(host.crabbox("stop first").exits(0));
-    let before = host.residue();
-    drop(
-        host.sh("echo '{\"sshd\": false}' > /srv/fake/fake-vmm.json")
-            .exits(0),
-    );
-    for mode in ["cni", "nat"] {
-        let given_up = host
-            .sh(&format!(
-                "timeout 60 crabbox warmup {PRETEND} --firecracker-network {mode} --firecracker-launch-timeout 4s"
-            ))
-            .exits(5);
-        assert!(given_up.stderr.contains("not ready after"), "{given_up:?}");
         assert_nothing_left(&before, &comes_back_to(&host, &before));
     }
 }
@@ -358,119 +344,6 @@ fn strange_records_hide_nothing_and_block_nothing() {
 }
 
 #[test]
-fn a_jailed_vmm_writes_no_file_longer_than_its_disk() {
-    let host = Host::pretend();
-    lease(&host, "bounded", "");
-    let limits = host
-        .sh("cat /proc/$(pgrep -f '^/srv/fake/firecracker --id')/limits")
-        .exits(0);
-    let limit = |name: &str| {
-        let line = limits.stdout.lines().find(|line| line.starts_with(name));
-        line.and_then(|line| line[name.len()..].split_whitespace().next())
-            .map(str::to_owned)
-    };
-    // PRETEND's disk has 64 MiB.
-    assert_eq!(limit("Max file size").as_deref(), Some("67108864"), "{limits:?}");
-    assert_eq!(limit("Max open files").as_deref(), Some("2048"), "{limits:?}");
-    drop(host.crabbox("stop bounded").exits(0));
-}
-
-#[test]
-fn a_disk_that_is_to_be_kept_outlives_its_lease_in_a_jail_and_without_one() {
-    let host = Host::pretend();
-    lease(&host, "first", "");
-    drop(host.crabbox("stop first").exits(0));
-    let before = host.residue();
-    let disk = "find /srv/.config/crabbox/state/firecracker/leases -name disk.ext4 -size +0";
-    for jail in ["", "--firecracker-jailer none"] {
-        lease(
-            &host,
-            "kept",
-            &format!("--firecracker-delete-on-release=false {jail}"),
-        );
-        let path = host.sh(disk).exits(0).stdout;
-        assert_eq!(path.lines().count(), 1, "{path}");
-        let written = host.sh(&format!(
-            "echo mine | dd of={} conv=notrunc status=none",
-            path.trim_end()
-        ));
-        drop(written.exits(0));
-        for _ in 0..2 {
-            let stopped = host.crabbox("stop kept").exits(0);
-            assert!(stopped.stderr.contains("kept lease="), "{stopped:?}");
-            let there = host.sh(&format!("head -c 5 {}", path.trim_end())).exits(0);
-            assert_eq!(there.stdout, "mine\n", "{jail}: {stopped:?}");
-        }
-        assert_eq!(
-            host.crabbox("cleanup --provider firecracker")
-                .exits(0)
-                .stdout
-                .matches("remove firecracker")
-                .count(),
-            0
-        );
-        assert_eq!(host.sh(disk).exits(0).stdout, path);
-        drop(host.crabbox("stop --firecracker-delete-on-release kept").exits(0));
-        assert_nothing_left(&before, &comes_back_to(&host, &before));
-    }
-}
-
-#[test]
-fn the_last_words_of_a_vmm_are_its_log_and_not_what_it_links_there() {
-    let host = Host::pretend();
-    let evil = PRETEND.replace("/srv/fake/firecracker", "/srv/evil/firecracker");
-    drop(
-        host.sh("mkdir /srv/evil && cp /srv/fake/jailer /srv/evil/ && echo of-the-host > /srv/secret")
-            .exits(0),
-    );
-    // The VMM owns its directory, so it can replace its log by anything.
-    for (writes, shown) in [
-        ("echo of-the-vmm > firecracker.log", true),
-        ("ln -sf /srv/secret firecracker.log", false),
-    ] {
-        let failed = host.sh(&format!(
-            "printf '#!/bin/sh\\n{writes}\\nexit 1\\n' > /srv/evil/firecracker && chmod 755 /srv/evil/firecracker && \
-             crabbox warmup {evil} --slug evil"
-        ));
-        assert_eq!(failed.code, Some(5), "{failed:?}");
-        assert_eq!(failed.stderr.contains("of-the-vmm"), shown, "{failed:?}");
-        assert!(!failed.stderr.contains("of-the-host"), "{failed:?}");
-    }
-}
-
-#[test]
-fn root_leases_without_a_jailer_only_when_none_was_said() {
-    let host = Host::pretend();
-    drop(host.sh("mv /srv/fake/jailer /srv/jailer.away").exits(0));
-    let before = host.residue();
-    let refused = host.crabbox(&format!("warmup {PRETEND} --slug bare")).exits(2);
-    assert!(
-        refused.stderr.contains(
-            "there is no jailer in the directory of /srv/fake/firecracker, so Firecracker would run as root"
-        ) && refused.stderr.contains("--firecracker-jailer none"),
-        "{refused:?}"
-    );
-    assert_nothing_left(&before, &host.residue());
-    // On the command line or in the host's own configuration, it is a deliberate choice.
-    lease(&host, "flag", "--firecracker-jailer none");
-    drop(
-        host.sh(&format!(
-            "CRABBOX_FIRECRACKER_JAILER=none crabbox warmup {PRETEND} --slug variable"
-        ))
-        .exits(0),
-    );
-    // A repository cannot set it.
-    let asked = host.sh(&format!(
-        "mkdir /srv/repo && cd /srv/repo && git init -q && echo 'firecracker: {{jailer: none}}' > crabbox.yaml && crabbox warmup {PRETEND} --slug asked"
-    ));
-    assert_eq!(asked.code, Some(2), "{asked:?}");
-    for slug in ["flag", "variable"] {
-        drop(host.crabbox(&format!("stop {slug}")).exits(0));
-    }
-    assert_nothing_left(&before, &comes_back_to(&host, &before));
-}
-
-#[test]
 fn objects_of_ours_without_a_lease_go_and_nobody_else_s_do() {
     let host = Host::pretend();
     lease(&host, "live", "--firecracker-network nat");
@@ -510,133 +383,6 @@ fn objects_of_ours_without_a_lease_go_and_nobody_else_s_do() {
     drop(host.sh("ip link del cbxmine && nft delete table ip crabboxes && rmdir /srv/.config/crabbox/testboxes/cbx_000000000003").exits(0));
     assert_nothing_left(&before, &comes_back_to(&host, &before));
     drop(host.crabbox("run --id live --no-sync -- true").exits(0));
-}
-
-/// The uid and address block of the lease `slug` from its journal; `crabbox` is the command line of its state
-/// directory.
-#[track_caller]
-fn share(host: &Host, crabbox: &str, slug: &str) -> [serde_json::Value; 2] {
-    let id = host
-        .sh(&format!(
-            "{crabbox} list --provider firecracker | grep slug={slug}"
-        ))
-        .exits(0)
-        .lease();
-    let open = host
-        .sh(&format!(
-            "head -n1 $(find /srv/.config/crabbox/state /srv/second -path '*/{id}/journal.jsonl')"
-        ))
-        .exits(0)
-        .json();
-    assert!(open["uid"].is_u64(), "{open}");
-    ["uid", "subnet"].map(|name| open[name].clone())
-}
-
-/// The same user with another state directory.
-const SECOND: &str = "XDG_STATE_HOME=/srv/second crabbox";
-
-#[test]
-fn two_state_directories_share_nothing_and_neither_takes_the_others_leases_away() {
-    let host = Host::pretend();
-    lease(&host, "first", "--firecracker-network nat");
-    lease(&host, "chained", "--firecracker-network cni");
-    let before = host.residue();
-    let entries = before.iter().filter(|line| line.starts_with("entry ")).count();
-    assert_eq!(entries, 2, "{before:#?}");
-    // First with the registry entries lost, then with them.
-    let away = host
-        .sh("mv /var/lib/crabbox/registry/leases /srv/entries")
-        .exits(0);
-    drop(away);
-    for entries in ["none", "all"] {
-        if entries == "all" {
-            drop(host.sh("rm -rf /var/lib/crabbox/registry/leases; mv /srv/entries /var/lib/crabbox/registry/leases").exits(0));
-        }
-        let cleaned = host
-            .sh(&format!("{SECOND} cleanup --provider firecracker --json"))
-            .exits(0)
-            .json();
-        assert_eq!(cleaned["decisions"], serde_json::json!([]), "{entries} entered");
-        let warm = format!("{SECOND} warmup {PRETEND} --slug second --firecracker-network nat");
-        drop(host.sh(&warm).exits(0));
-        let [uid, block] = share(&host, SECOND, "second");
-        assert!(block.is_string(), "{block}");
-        for slug in ["first", "chained"] {
-            let theirs = share(&host, "crabbox", slug);
-            assert!(
-                uid != theirs[0] && block != theirs[1],
-                "{entries} entered: {uid} {block} {theirs:?}"
-            );
-        }
-        // And the other way round, with both directories' leases alive.
-        assert_eq!(cleanup(&host), "", "{entries} entered");
-        for (crabbox, slug) in [("crabbox", "first"), ("crabbox", "chained"), (SECOND, "second")] {
-            let alive = host
-                .sh(&format!("{crabbox} run --id {slug} --no-sync -- echo alive"))
-                .exits(0);
-            assert_eq!(alive.stdout, "alive\n", "{slug}, {entries} entered");
-        }
-        drop(host.sh(&format!("{SECOND} stop second")).exits(0));
-    }
-    // The second directory's own files do not belong to a lease.
-    drop(host.sh("rm -rf /srv/second").exits(0));
-    assert_nothing_left(&before, &comes_back_to(&host, &before));
-}
-
-#[test]
-fn a_death_beside_the_registry_leaves_an_entry_that_any_state_directory_takes_back() {
-    let host = Host::pretend();
-    lease(&host, "first", "");
-    drop(host.crabbox("stop first").exits(0));
-    let before = host.residue();
-    let mut failures = String::new();
-    for phase in ["begun", "made", "done"] {
-        // The requesting command takes it back.
-        let died = host.sh(&format!(
-            "CRABBOX_TEST_FAILPOINT=supervisor:registry:{phase} crabbox warmup {PRETEND} --slug crash"
-        ));
-        if died.code != Some(5) || comes_back_to(&host, &before) != before {
-            writeln!(failures, "{phase}: {died:?} {:#?}", host.residue()).ok();
-        }
-    }
-    let entered = |residue: &[String]| residue.iter().filter(|line| line.starts_with("entry ")).count();
-    // While being made, it has an entry but no directory, and is protected by its lock.
-    let beside = format!("{SECOND} cleanup --provider firecracker > /srv/beside 2>&1");
-    host.kill_at("registry:done", PRETEND, &beside);
-    assert_eq!(host.sh("cat /srv/beside").exits(0).stdout, "");
-    assert_eq!(entered(&host.residue()), 1);
-    drop(host.sh("crabbox stop killed && rm /srv/beside").exits(0));
-    assert_nothing_left(&before, &comes_back_to(&host, &before));
-    // With both dead, the other directory's cleanup sees that only the entry is left of the lease.
-    host.kill_at("registry:done", PRETEND, KILL_BOTH);
-    assert_eq!(entered(&host.residue()), 1);
-    let cleaned = host
-        .sh(&format!("{SECOND} cleanup --provider firecracker"))
-        .exits(0);
-    assert!(
-        cleaned.stdout.contains("remove firecracker entry name=cbx_") && cleaned.stdout.lines().count() == 1,
-        "{cleaned:?}"
-    );
-    assert_eq!(entered(&host.residue()), 0);
-    drop(cleanup(&host));
-    for phase in ["begun", "done"] {
-        lease(&host, "half", "");
-        let died = host.sh(&format!(
-            "kill -9 $(pgrep -f '[_]_supervise'); CRABBOX_TEST_FAILPOINT=cli:undo-registry:{phase} crabbox stop half; code=$?; \
-             pkill -9 -f '[_]_supervise'; exit $code"
-        ));
-        assert_eq!(died.code, Some(137), "{died:?}");
-        assert_eq!(entered(&host.residue()), usize::from(phase == "begun"));
-        drop(
-            host.sh(&format!("{SECOND} cleanup --provider firecracker"))
-                .exits(0),
-        );
-        drop(cleanup(&host));
-        if comes_back_to(&host, &before) != before {
-            writeln!(failures, "{phase}: {:#?}", host.residue()).ok();
-        }
-    }
-    assert!(failures.is_empty(), "{failures}");
 }
 
 #[test]
@@ -695,26 +441,4 @@ fn two_hundred_leases_four_at_a_time_leave_nothing() {
         .sh("head -1 /srv/.config/crabbox/state/firecracker/leases/cbx_*/journal.jsonl")
         .exits(0);
     assert!(opened.stdout.contains("\"uid\":1900000000"), "{opened:?}");
-}
-
-#[test]
-fn a_foreign_image_that_does_not_become_ready_is_given_back_and_says_why() {
-    let host = Host::pretend();
-    let before = host.residue();
-    let ready = "printf '#!/bin/sh\\nsleep 0.2\\necho crabbox-ready: git is missing\\nexit 1\\n' > /usr/local/bin/crabbox-ready";
-    drop(host.sh(ready).exits(0));
-    // It ends in the middle of a session, after one that has said what is missing.
-    let warmup = host.crabbox(&format!("warmup {PRETEND} --firecracker-launch-timeout 18s"));
-    let told = warmup.exits(5).stderr;
-    for part in [
-        "timed out waiting for SSH on ",
-        " during bootstrap (ready-check); next_action=",
-        "the ready command exited with 1: crabbox-ready: git is missing",
-        "the image must have git, rsync, curl and jq",
-        "bootstrap ready-check... elapsed=",
-        "console tail last ",
-    ] {
-        assert!(told.contains(part), "{part:?} in {told}");
-    }
-    assert_nothing_left(&before, &comes_back_to(&host, &before));
 }

@@ -4,9 +4,9 @@
 
 use crabbox_e2e::{Host, assert_nothing_left};
 
-/// A lease from it. cloud-init takes a minute of Python on an emulated processor, and several beside other tests.
+/// A lease from it. cloud-init takes a minute of Python on an emulated processor.
 const CLOUD: &str = "--provider firecracker --firecracker-image cloud --firecracker-cpus 1 --firecracker-memory-mib 512 \
-     --firecracker-disk-mib 1500 --firecracker-launch-timeout 18m";
+     --firecracker-disk-mib 1500 --firecracker-launch-timeout 10m";
 
 #[test]
 fn a_cloud_init_image_is_leased_entered_and_given_back() {

@@ -61,7 +61,7 @@ use crate::resource::ready::ReadyError;
 use crate::resource::trim;
 
 /// Number of console lines of a failed machine that the user is shown.
-const CONSOLE_LINES: usize = 20;
+pub const CONSOLE_LINES: usize = 20;
 /// How long a `stop` or `cleanup` may hold the lease while the supervisor waits for its own teardown.
 const LOCK_LIMIT: Duration = Duration::from_mins(2);
 

@@ -37,11 +37,10 @@ use crate::resource::cgroup::CGROUPS;
 use crate::resource::disk::{API, BASE, DISK, FROZEN, Home, INITRD, KERNEL, LOG, SEED, VSOCK, kernel_args};
 use crate::resource::network::GuestSide;
 
-/// Time limit from Firecracker's start to its API socket; the launch timeout may be shorter.
-const API_LIMIT: Duration = Duration::from_mins(1);
-/// Time limit for one API request; the launch timeout may be shorter. To start a guest is to read its whole
-/// kernel: milliseconds, but five seconds on an emulated host, and more than twenty on one that does much else.
-const REQUEST_LIMIT: Duration = Duration::from_mins(2);
+/// Time limit from Firecracker's start to its API socket.
+const API_LIMIT: Duration = Duration::from_secs(20);
+/// Time limit for one API request.
+const REQUEST_LIMIT: Duration = Duration::from_secs(20);
 /// Time limit for Firecracker to write its guest's memory to a file: several GiB on a slow disk.
 pub(crate) const FREEZE_LIMIT: Duration = Duration::from_mins(5);
 /// The context id of the guest's vsock; each Firecracker has its own vsock, so it need not be unique on the

@@ -40,6 +40,14 @@ fn waits(lines: &mut impl Iterator<Item = std::io::Result<String>>) {
     waiting.expect("it never waited").unwrap();
 }
 
+/// Starts a watch that runs `script` after each change.
+fn watching(place: &Place, script: &str) -> Child {
+    let words = ["watch", "--debounce", "50ms", "--shell", "--", script];
+    let mut command = place.command(&words);
+    let piped = command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    piped.spawn().unwrap()
+}
+
 #[test]
 fn watch_runs_again_when_a_synced_file_has_changed_and_gives_the_lease_back() {
     let (place, sshd) = existing();
@@ -47,12 +55,7 @@ fn watch_runs_again_when_a_synced_file_has_changed_and_gives_the_lease_back() {
     place.write("repo/.gitignore", "ignored\n");
     let log = sshd.dir().join("log-of-runs");
     let script = format!("cat tracked >> {0}; test ! -e fail", log.display());
-    let mut child = place
-        .command(&["watch", "--debounce", "50ms", "--shell", "--", &script])
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let mut child = watching(&place, &script);
     let mut first = String::new();
     BufReader::new(child.stdout.take().unwrap())
         .read_line(&mut first)
@@ -234,12 +237,7 @@ fn watch_ends_when_nobody_reads_what_its_command_prints_and_gives_the_lease_back
         "echo run >> {}; if test -e endless; then exec yes; fi",
         log.display()
     );
-    let mut child = place
-        .command(&["watch", "--debounce", "50ms", "--shell", "--", &script])
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let mut child = watching(&place, &script);
     let out = child.stdout.take().unwrap();
     let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
     waits(&mut lines);

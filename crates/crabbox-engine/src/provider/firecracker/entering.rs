@@ -13,6 +13,7 @@ use crabbox_image::READY;
 use crabbox_machine::context::Engine;
 use crabbox_machine::lease::find::ResolveError;
 use crabbox_machine::lifecycle::client::Acquisition;
+use crabbox_machine::lifecycle::supervise::CONSOLE_LINES;
 use crabbox_machine::protocol::{self, Event, Ready, Stage, StageSide};
 use crabbox_machine::request::{AcquireRequest, GuestSource, Start};
 use crabbox_ssh::ready::{NotReady, ReadyError, Wait, wait_ssh};
@@ -24,9 +25,6 @@ use super::lookup;
 use crate::provider::claim;
 use crate::provider::lease::Lease;
 use crate::provider::{AcquiredLease, MachineStart, Notice};
-
-/// How many lines of the console of a guest that does not finish its first boot are shown.
-const CONSOLE_LINES: usize = 20;
 
 /// A machine that has reported that it is ready.
 #[derive(Debug)]
