@@ -17,8 +17,8 @@ const CTRL_C: &str = include_str!("run/ctrl_c.py");
 /// Sets up clients and sshd. `daemon` and `nobody` exist on every Debian, and own nothing here.
 const MAKE: &str = r#"
 set -e
-# What a test that was killed has left: its servers stand by their command lines.
-pkill -f '[/]usr/sbin/sshd -f /tmp/e2e-afar/' || true
+# What a test that was killed has left. A number of an earlier boot is another process by now.
+for pid in $(cat /tmp/e2e-afar/*.pid 2>/dev/null); do ! grep -qs e2e-afar /proc/$pid/cmdline || kill $pid; done
 rm -rf /tmp/e2e-afar "$HOME/.config/crabbox/fleet"; mkdir -m 755 /tmp/e2e-afar; mkdir -p /run/sshd "$HOME/.config/crabbox/state"
 chmod 700 "$HOME/.config/crabbox" "$HOME/.config/crabbox/state"
 cp "$(command -v crabbox)" /tmp/e2e-afar/crabbox; chmod 755 /tmp/e2e-afar/crabbox
