@@ -385,13 +385,17 @@ impl Site {
     /// The same within `limit`. `timeout` has its own process group, so that it can end all of it; an
     /// interrupt at a terminal goes to the other group, ours. So the kernel signals `timeout` when its parent
     /// ends, and `timeout` signals its child and then its group. Its child is always the shell: a command
-    /// that was signalled twice would end at once and not give its lease back.
+    /// that was signalled twice would end at once and not give its lease back. The shell waits until
+    /// `timeout` sleeps: before that it may not know the child that it has just made, and a signal ends it
+    /// alone (coreutils 9.1, `cleanup` in timeout.c).
     fn listen_for(&self, limit: Duration, script: &str, mut heard: impl FnMut(&str)) -> Result<ExitStatus> {
         let within = format!(
             "exec setpriv --pdeathsig TERM timeout --kill-after {} {} sh -c {}",
             GRACE.as_secs(),
             limit.as_secs(),
-            single_quoted(&format!("{script}\nexit $?"))
+            single_quoted(&format!(
+                "while grep -qs '^State:.R' /proc/$PPID/status; do :; done\n{script}\nexit $?"
+            ))
         );
         let cmd = self.cmd(&format!("cd && {{ {within}; }} 2>&1")).dies_with_us();
         let mut command = cmd.to_std();
