@@ -54,9 +54,19 @@ fn what_a_failed_command_said_is_not_repeated_to_a_person() {
     assert_eq!((failed.code, count(&failed.out)), (3, 1), "{}", failed.out);
     assert!(failed.out.contains("  next: crabbox run "), "{}", failed.out);
     assert!(failed.out.contains("remote command exited 3"), "{}", failed.out);
-    // Output captured to a file was not seen yet, so the tail is shown.
-    let kept = on_terminal(&place, &format!("crabbox run --capture-stderr err {command}"));
-    assert_eq!((kept.code, count(&kept.out)), (3, 1), "{}", kept.out);
+    // What is captured is kept out of a terminal and of a log; only its file is named.
+    let captured = format!("crabbox run --capture-stderr err --capture-stdout out {command}");
+    let kept = on_terminal(&place, &captured);
+    assert_eq!((kept.code, count(&kept.out)), (3, 0), "{}", kept.out);
+    assert!(kept.out.contains("stderr tail: captured at err"), "{}", kept.out);
+    let kept = place.paste(&captured);
+    assert_eq!((kept.code, count(&kept.err)), (3, 0), "{}", kept.err);
+    assert!(kept.err.contains("  tail stderr: captured at err\n"), "{}", kept.err);
+    // Standard output is what is left to show.
+    let kept = place.paste("crabbox run --capture-stderr err -- sh -c \"echo oops-\\$((40 + 2)); echo no-\\$((1 + 1)) >&2; exit 3\"");
+    assert_eq!((kept.code, count(&kept.err)), (3, 2), "{}", kept.err);
+    assert!(kept.err.contains("  tail stdout:\n    oops-42\n"), "{}", kept.err);
+    assert!(!kept.err.contains("no-2"), "{}", kept.err);
     // A script gets everything: the stream, the digest, and the tail.
     let piped = place.paste(&format!("crabbox run {command}"));
     assert_eq!((piped.code, count(&piped.err)), (3, 3), "{}", piped.err);

@@ -31,7 +31,7 @@ fn config(options: &Options, mode: u32) -> Check {
             .with("path", &path)
             .with("permissions", format!("{mode:04o}"))
     };
-    if (mode & 0o077).count_ones() == 0 {
+    if mode & !0o600 == 0 {
         return with(Status::Ok, format!("{path} permissions={mode:04o}"));
     }
     // The file may hold a token, and decides which programs run here, so others must not read or write it.

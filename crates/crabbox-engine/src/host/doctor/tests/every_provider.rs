@@ -55,6 +55,10 @@ fn the_generic_checks_come_first_and_in_order() {
     );
     assert!(!is_well(&checks));
     assert!(checks[0].message.ends_with("config.yaml permissions=0600"));
+    mode(0o400);
+    assert_eq!(generic(&[], &tools, &options)[0].status, Status::Ok);
+    mode(0o700);
+    assert_eq!(generic(&[], &tools, &options)[0].status, Status::Failed);
     mode(0o644);
     let checks = generic(&[], &tools, &options);
     assert_eq!(checks[0].status, Status::Failed);

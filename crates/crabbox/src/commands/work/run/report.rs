@@ -125,18 +125,25 @@ pub(super) fn digest(
         // A command to paste may have line breaks between its quotes.
         ctx.printer.notes(format_args!("  next: {}", line.shown()));
     }
-    let (name, path, lines) = if ended.stderr.is_empty() {
-        ("stdout", &results.capture_stdout, &ended.stdout)
-    } else {
-        ("stderr", &results.capture_stderr, &ended.stderr)
+    // Whoever captures a stream may do so to keep it out of what is shown here.
+    let shown = match (&results.capture_stderr, &results.capture_stdout) {
+        (None, _) if !ended.stderr.is_empty() => Some(("stderr", &ended.stderr)),
+        (_, None) if !ended.stdout.is_empty() => Some(("stdout", &ended.stdout)),
+        _ => None,
     };
-    // Do not repeat output that was just shown on the terminal.
-    let went_by = ctx.printer.is_brief() && path.is_none();
-    if !lines.is_empty() && !went_by {
+    // Do not repeat what was just shown on the terminal, nor what `streams` says of captures.
+    if ctx.printer.is_brief() {
+        return;
+    }
+    if let Some((name, lines)) = shown {
         say(format!("tail {name}:"));
         for line in &lines[lines.len().saturating_sub(DIGEST_LINES)..] {
             say(format!("  {line}"));
         }
+    } else if let Some(path) = &results.capture_stderr {
+        say(format!("tail stderr: captured at {}", path.display()));
+    } else if let Some(path) = &results.capture_stdout {
+        say(format!("tail stdout: captured at {}", path.display()));
     }
 }
 
