@@ -61,7 +61,11 @@ fn what_a_failed_command_said_is_not_repeated_to_a_person() {
     assert!(kept.out.contains("stderr tail: captured at err"), "{}", kept.out);
     let kept = place.paste(&captured);
     assert_eq!((kept.code, count(&kept.err)), (3, 0), "{}", kept.err);
-    assert!(kept.err.contains("  tail stderr: captured at err\n"), "{}", kept.err);
+    assert!(
+        kept.err.contains("  tail stderr: captured at err\n"),
+        "{}",
+        kept.err
+    );
     // Standard output is what is left to show.
     let kept = place.paste("crabbox run --capture-stderr err -- sh -c \"echo oops-\\$((40 + 2)); echo no-\\$((1 + 1)) >&2; exit 3\"");
     assert_eq!((kept.code, count(&kept.err)), (3, 2), "{}", kept.err);
