@@ -140,8 +140,11 @@ impl Running {
                 absent: false,
             });
         };
-        let mut child = std::process::Command::new(program);
+        // The command's own `PATH` may be that of another machine, which has its shell elsewhere.
+        let place = crate::place_of(program);
+        let mut child = std::process::Command::new(place.as_deref().unwrap_or(program.as_ref()));
         child
+            .arg0(program)
             .args(args)
             .current_dir(dir)
             .envs(command.env.iter().map(|(name, value)| (name, value)));

@@ -35,7 +35,8 @@ mod sweep;
 mod sync;
 mod talk;
 
-use std::path::Path;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use crabbox_agent_protocol::{Glob, HELLO, Reply, Request};
@@ -62,10 +63,22 @@ fn make_tree(talk: &mut Conversation, dir: &str) -> Result<(), Failure> {
     talk.say(&Reply::Made {})
 }
 
+/// Where `PATH` has the program of this name.
+fn place_of(program: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let is_program = |place: &PathBuf| {
+        std::fs::metadata(place).is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
+    };
+    let is_name = !program.contains('/');
+    std::env::split_paths(&path)
+        .filter(|dir| is_name && dir.is_absolute())
+        .map(|dir| dir.join(program))
+        .find(is_program)
+}
+
 /// Whether `PATH` has a program of this name.
 fn has(program: &str) -> bool {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path).any(|dir| dir.join(program).is_file())
+    place_of(program).is_some()
 }
 
 /// A conversation, and what its requests have left for later ones.

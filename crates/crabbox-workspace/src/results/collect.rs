@@ -271,7 +271,7 @@ pub fn reports(
     auto: bool,
 ) -> Result<Reports, RemoteError> {
     let (mut names, mut collected) = (Vec::new(), Reports::default());
-    let is_pattern = |text: &&String| text.contains(['*', '?']);
+    let is_pattern = |text: &&String| text.contains(['*', '?', '[']);
     let wanted: Vec<String> = wanted
         .iter()
         .map(|text| below(workdir, text).to_owned())
@@ -281,7 +281,7 @@ pub fn reports(
     }
     let mut patterns: Vec<Pattern> = Vec::new();
     for text in wanted.iter().filter(is_pattern) {
-        match text.parse() {
+        match Pattern::of_reports(text) {
             Ok(pattern) => patterns.push(pattern),
             Err(error) => collected.problems.push(format!("{text}: {}", error.why)),
         }

@@ -149,13 +149,18 @@ pub fn read(name: &str, bytes: &[u8], report: &mut Report) -> Result<(), JunitEr
     if !walk.begun {
         return Err(JunitError::Other);
     }
-    let totals = walk.said.or(walk.suites);
-    if walk.found.tests == 0 && totals.tests > 0 {
-        return Err(JunitError::Summary { tests: totals.tests });
+    let whole = walk.whole;
+    match (whole.listed, whole.unlisted) {
+        (0, _) if whole.below.tests > 0 => {
+            return Err(JunitError::Summary {
+                tests: whole.below.tests,
+            });
+        }
+        (_, 0) => {}
+        (_, tests) => return Err(JunitError::Summary { tests }),
     }
-    // A report that claims failures has them, whatever it lists.
-    walk.found.failures = walk.found.failures.max(totals.failures);
-    walk.found.errors = walk.found.errors.max(totals.errors);
+    walk.found.failures = whole.below.failures;
+    walk.found.errors = whole.below.errors;
     walk.found.files.push(name.to_owned());
     report.add(walk.found);
     Ok(())
@@ -179,10 +184,40 @@ struct Walk {
     name: String,
     message: String,
     came: Came,
-    /// Totals given by the outermost element with counts: `testsuites`, else the suites.
-    said: Said,
-    suites: Said,
+    /// The suites that are open, each within the one before.
+    suites: Vec<Suite>,
+    /// What encloses the outermost.
+    whole: Suite,
     found: Report,
+}
+
+/// A suite, or a list of suites. What it claims counts where it lists less, at every level: one that claims
+/// failures has them, and one that lists no test hides how they ended.
+#[derive(Default)]
+struct Suite {
+    /// What it claims.
+    said: Said,
+    /// What is in it, claimed or listed.
+    below: Said,
+    /// How many tests are listed in it.
+    listed: u64,
+    /// How many tests are only claimed, by suites that list none and report nothing bad.
+    unlisted: u64,
+}
+
+impl Suite {
+    /// Adds a suite that is complete.
+    fn add(&mut self, inner: &Self) {
+        let all = inner.said.or(inner.below);
+        let passed = all.failures == 0 && all.errors == 0;
+        self.below = self.below.and(all);
+        self.listed += inner.listed;
+        self.unlisted = self.unlisted.saturating_add(if inner.listed == 0 && passed {
+            all.tests
+        } else {
+            inner.unlisted
+        });
+    }
 }
 
 /// Totals that a report gives.
@@ -239,12 +274,10 @@ impl Walk {
         }
         self.begun = true;
         if name == b"testsuites" || name == b"testsuite" {
-            let totals = Said::of(element);
-            match self.open.len() {
-                0 => self.said = totals,
-                1 if self.open[0] == b"testsuites" => self.suites = self.suites.and(totals),
-                _ => {}
-            }
+            self.suites.push(Suite {
+                said: Said::of(element),
+                ..Suite::default()
+            });
         }
         if self.open.len() == DEPTH {
             return Err(JunitError::Deep);
@@ -267,7 +300,7 @@ impl Walk {
             (b"testcase", b"error") => self.bad(Came::Error, element),
             // A suite that failed before its tests.
             (b"testsuite", b"error" | b"failure") => {
-                self.found.errors += 1;
+                self.suite().below.errors += 1;
                 let message = attribute(element, "message");
                 self.found
                     .failed
@@ -286,19 +319,35 @@ impl Walk {
         }
     }
 
+    /// The innermost open suite.
+    fn suite(&mut self) -> &mut Suite {
+        self.suites.last_mut().unwrap_or(&mut self.whole)
+    }
+
     fn close(&mut self) {
-        if self.open.pop().as_deref() != Some(b"testcase") {
-            return;
+        match self.open.pop().as_deref() {
+            Some(b"testcase") => {}
+            Some(b"testsuites" | b"testsuite") => {
+                if let Some(ended) = self.suites.pop() {
+                    self.suite().add(&ended);
+                }
+                return;
+            }
+            _ => return,
         }
         self.found.tests += 1;
-        match self.came {
+        let came = self.came;
+        let suite = self.suite();
+        suite.listed += 1;
+        suite.below.tests += 1;
+        match came {
             Came::Passed => return,
             Came::Skipped => {
                 self.found.skipped += 1;
                 return;
             }
-            Came::Failed => self.found.failures += 1,
-            Came::Error => self.found.errors += 1,
+            Came::Failed => suite.below.failures += 1,
+            Came::Error => suite.below.errors += 1,
         }
         let (name, message) = (std::mem::take(&mut self.name), std::mem::take(&mut self.message));
         self.found.failed.push(Failed::new(name, message));
@@ -359,6 +408,28 @@ mod tests {
         let report = one(hidden).unwrap();
         assert_eq!((report.failures, report.errors, report.passed()), (1, 1, false));
         assert!(one("<testsuite tests='0'/>").unwrap().passed());
+    }
+
+    #[test]
+    fn a_suite_counts_at_every_level_as_the_outermost_does() {
+        let listed = "<testsuite tests='1'><testcase name='a'/></testsuite>";
+        for nested in [
+            format!("<testsuite>{listed}<testsuite tests='3' failures='1'/></testsuite>"),
+            format!(
+                "<testsuites><testsuite>{listed}<testsuite tests='3' failures='1'/></testsuite></testsuites>"
+            ),
+            format!("<testsuites>{listed}<testsuite failures='1'>{listed}</testsuite></testsuites>"),
+        ] {
+            let report = one(&nested).unwrap();
+            assert_eq!((report.failures, report.errors), (1, 0), "{nested}");
+        }
+        let hidden = format!(
+            "<testsuites>{listed}<testsuite tests='9'><testsuite tests='3'/></testsuite></testsuites>"
+        );
+        assert!(matches!(one(&hidden), Err(JunitError::Summary { tests: 9 })));
+        // What a list and its suites say is one failure, not two.
+        let twice = "<testsuites failures='1'><testsuite failures='1'><testcase><failure/></testcase></testsuite></testsuites>";
+        assert_eq!(one(twice).unwrap().failures, 1);
     }
 
     #[test]

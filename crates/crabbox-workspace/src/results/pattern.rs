@@ -1,5 +1,5 @@
-//! Patterns for artifacts: `*`, `?` and `**` over paths below the working directory, interpreted like the Go
-//! program does.
+//! Patterns for artifacts and reports over paths below the working directory: of artifacts `*`, `?` and `**`,
+//! interpreted like the Go program does; of reports classes like `[ab]` too, and any letters.
 //!
 //! A pattern must never be able to name anything outside of that directory.
 
@@ -40,13 +40,39 @@ impl FromStr for Pattern {
 
     fn from_str(text: &str) -> Result<Self, PatternError> {
         let allowed = |c: char| c.is_ascii_alphanumeric() || "_./*?@+=:,-".contains(c);
-        let mut parts = text.split('/');
-        let why = if text.is_empty() {
-            "it is empty"
-        } else if text.starts_with(['-', '/']) {
+        let why = if text.starts_with(['-', '/']) {
             "it must be relative and not begin with a dash"
         } else if !text.chars().all(allowed) {
             "only letters, digits and _ . / * ? @ + = : , - are allowed"
+        } else {
+            return Self::of_reports(text);
+        };
+        Err(PatternError::new(text, why))
+    }
+}
+
+impl PatternError {
+    fn new(pattern: &str, why: &'static str) -> Self {
+        Self {
+            pattern: pattern.to_owned(),
+            why,
+        }
+    }
+}
+
+impl Pattern {
+    /// A pattern of reports. It never goes through a shell, so that any letter may be in it.
+    ///
+    /// # Errors
+    /// When it could name something outside of the working directory, or nothing that is taken from it.
+    pub fn of_reports(text: &str) -> Result<Self, PatternError> {
+        let mut parts = text.split('/');
+        let why = if text.is_empty() {
+            "it is empty"
+        } else if text.starts_with('/') {
+            "it must be relative"
+        } else if text.contains(char::is_control) {
+            "it has a control character"
         } else if parts.any(|part| part == "..") {
             "it must stay below the working directory"
         } else if text.split('/').any(|part| part == ".git" || part == ".crabbox") {
@@ -54,10 +80,7 @@ impl FromStr for Pattern {
         } else {
             return Ok(Self(text.to_owned()));
         };
-        Err(PatternError {
-            pattern: text.to_owned(),
-            why,
-        })
+        Err(PatternError::new(text, why))
     }
 }
 
@@ -97,6 +120,24 @@ mod tests {
             ("**", "x", true),
         ] {
             assert_eq!(pattern(text).matches(path.as_bytes()), matches, "{text} {path}");
+        }
+    }
+
+    #[test]
+    fn a_pattern_of_reports_has_any_letters_and_classes() {
+        for (text, path, matches) in [
+            ("out dir/*.xml", "out dir/a.xml", true),
+            ("out/[ab].xml", "out/a.xml", true),
+            ("out/[ab].xml", "out/c.xml", false),
+            ("out/[ab].xml", "out/[ab].xml", true),
+            ("prüf(1)/*", "prüf(1)/x", true),
+            ("-x/*", "-x/a", true),
+        ] {
+            let pattern = Pattern::of_reports(text).unwrap();
+            assert_eq!(pattern.matches(path.as_bytes()), matches, "{text} {path}");
+        }
+        for text in ["", "/etc/*", "a/../*", ".git/*", "a/.crabbox/*", "a\n*"] {
+            assert!(Pattern::of_reports(text).is_err(), "{text}");
         }
     }
 

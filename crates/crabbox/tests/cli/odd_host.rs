@@ -408,3 +408,19 @@ fn a_variable_that_is_no_text_is_not_handed_on_and_that_is_told() {
     ]);
     assert_eq!((long.code, long.out.as_str()), (0, "131052\n"), "{}", long.err);
 }
+
+#[test]
+fn a_search_path_of_another_machine_is_the_command_s_and_not_its_shell_s() {
+    let (place, _sshd) = odd("");
+    // What this side needs, and no bash, as where it is not in /usr/bin.
+    let bin = place.path("bin");
+    std::fs::create_dir(&bin).unwrap();
+    for program in ["ssh", "git", "ssh-keygen", "sh"] {
+        std::os::unix::fs::symlink(format!("/usr/bin/{program}"), bin.join(program)).unwrap();
+    }
+    let place = place.env("PATH", bin.to_str().unwrap());
+    let flags = ["run", "--no-sync", "--allow-env", "PATH", "--"];
+    let done = place.run(&[&flags[..], &["/usr/bin/printenv", "PATH"]].concat());
+    let path = format!("{}\n", bin.display());
+    assert_eq!((done.code, done.out), (0, path), "{}", done.err);
+}
