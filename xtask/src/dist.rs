@@ -144,6 +144,8 @@ fn build() -> Result<PathBuf> {
         format!("--remap-path-prefix={}=/cargo", home.display()),
         // Merges functions with identical code; only the linker bundled with rustc for x86_64 supports this.
         "-Clink-arg=-Wl,--icf=all".to_owned(),
+        // A panic aborts, and nothing else walks the stack.
+        "-Cforce-unwind-tables=no".to_owned(),
     ];
     let cmd = Cmd::inheriting(cargo)
         .args([
