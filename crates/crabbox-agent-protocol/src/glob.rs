@@ -107,23 +107,18 @@ fn segment(want: &[u8], part: &[u8]) -> bool {
     }
     let (mut at, mut in_part, mut star) = (0, 0, None);
     while in_part < part.len() {
-        match want.get(at) {
-            Some(b'*') => {
-                star = Some((at, in_part));
-                at += 1;
-            }
-            _ => {
-                if let Some(used) = one(&want[at..], part[in_part]) {
-                    at += used;
-                    in_part += 1;
-                    continue;
-                }
-                let Some((before, taken)) = star else {
-                    return false;
-                };
-                star = Some((before, taken + 1));
-                (at, in_part) = (before + 1, taken + 1);
-            }
+        if want.get(at) == Some(&b'*') {
+            star = Some((at, in_part));
+            at += 1;
+        } else if let Some(used) = one(&want[at..], part[in_part]) {
+            at += used;
+            in_part += 1;
+        } else {
+            let Some((before, taken)) = star else {
+                return false;
+            };
+            star = Some((before, taken + 1));
+            (at, in_part) = (before + 1, taken + 1);
         }
     }
     want[at..].iter().all(|rest| *rest == b'*')

@@ -1,13 +1,9 @@
 //! Every JSON document that this program prints, each with the name of its schema.
 //!
 //! This is the only list: a type missing here is not a [`Document`] and cannot be printed as JSON. The schemas are generated from the types and must
-//! never be written by hand.
+//! never be written by hand; a program that is optimised cannot generate them, which only `docs/schemas` is for.
 
 use crabbox_engine::external::Answer;
-use schemars::generate::SchemaSettings;
-use schemars::transform::{RecursiveTransform, Transform as _};
-use schemars::{JsonSchema, Schema};
-use serde_json::Value;
 
 use super::host::config::{ConfigView, Explanation};
 use super::host::image::{ExportView, GcView, InspectView, ListView, MadeView, RemovedView, VerifyView};
@@ -25,8 +21,9 @@ macro_rules! documents {
         $(impl Document for $type {})+
 
         /// The schema of every document, by its name.
-        pub(super) fn schemas() -> Vec<(&'static str, Schema)> {
-            vec![$(($name, schema::<$type>($command))),+]
+        #[cfg(debug_assertions)]
+        pub(super) fn schemas() -> Vec<(&'static str, schemars::Schema)> {
+            vec![$(($name, schemas::of::<$type>($command))),+]
         }
     };
 }
@@ -72,35 +69,5 @@ documents! {
     "timing", "run, warmup and prewarm with --timing-json, on standard error" => TimingJson;
 }
 
-fn schema<T: JsonSchema>(command: &str) -> Schema {
-    let mut schema = SchemaSettings::draft2020_12()
-        .for_serialize()
-        .into_generator()
-        .into_root_schema_for::<T>();
-    RecursiveTransform(absent_is_not_null).transform(&mut schema);
-    schema.insert("title".to_owned(), format!("crabbox {command}").into());
-    schema
-}
-
-/// An optional field is omitted rather than `null`, so remove `null` from its schema.
-fn absent_is_not_null(schema: &mut Schema) {
-    let required = schema.get("required").cloned().unwrap_or_default();
-    let is_required = |name: &str| {
-        required
-            .as_array()
-            .is_some_and(|names| names.iter().any(|one| one == name))
-    };
-    let Some(Value::Object(properties)) = schema.get_mut("properties") else {
-        return;
-    };
-    for (_, property) in properties.iter_mut().filter(|(name, _)| !is_required(name)) {
-        let Some(kinds) = property.get_mut("type") else {
-            continue;
-        };
-        if let Some([kind, null]) = kinds.as_array().map(Vec::as_slice)
-            && null == "null"
-        {
-            *kinds = kind.clone();
-        }
-    }
-}
+#[cfg(debug_assertions)]
+mod schemas;

@@ -1,4 +1,4 @@
-//! `__reference`: man pages and JSON schemas as files, for packages and for `docs/`.
+//! `__reference`: man pages as files for packages, and in a development build JSON schemas for `docs/`.
 //!
 //! Both are generated from the program itself. It must never write outside the given directory.
 
@@ -10,6 +10,7 @@ use clap_mangen::Man;
 use crabbox_core::fault::{Fault, Kind};
 
 use crate::args::{self, ReferenceArgs};
+#[cfg(debug_assertions)]
 use crate::commands::documents;
 use crate::context::Ctx;
 use crate::ui::{CommandError, Exit};
@@ -29,10 +30,11 @@ impl Fault for WriteError {
     }
 }
 
-/// Writes `man/*.1` and `schemas/*.json` into a directory.
+/// Writes `man/*.1` and, in a development build, `schemas/*.json` into a directory.
 pub(super) fn run(ctx: &Ctx<'_>, args: &ReferenceArgs) -> Result<Exit, CommandError> {
     let dir = ctx.env.cwd()?.join(&args.dir);
     man(&dir.join("man"))?;
+    #[cfg(debug_assertions)]
     schemas(&dir.join("schemas"))?;
     Ok(Exit::SUCCESS)
 }
@@ -81,6 +83,7 @@ fn render(man: &Man, command: &clap::Command) -> io::Result<Vec<u8>> {
     Ok(text)
 }
 
+#[cfg(debug_assertions)]
 fn schemas(dir: &Path) -> Result<(), WriteError> {
     make(dir)?;
     for (name, schema) in documents::schemas() {
