@@ -18,6 +18,14 @@ fn the_ports_that_would_be_tried_next_are_shown() {
         );
         place.write("home/.config/crabbox/config.yaml", text);
     };
+    // What a lease would try, and then what this one did.
+    for (ports, would) in [("", json!([])), ("  fallbackPorts: [1, 2]\n", json!(["1", "2"]))] {
+        configure(ports);
+        let shown = place.run(&["config", "show", "--json"]);
+        let view: Value = serde_json::from_str(&shown.out).unwrap();
+        assert_eq!(view["sshFallbackPorts"], would, "{view}");
+        assert_eq!(view["sshPort"], sshd.port().to_string(), "{view}");
+    }
     configure("");
     let warmup = place.run(&["warmup"]);
     assert_eq!(warmup.code, 0, "{}", warmup.err);
