@@ -308,8 +308,9 @@ fn number(labels: &Labels, name: &str) -> Option<i64> {
     labels.get(name)?.trim().parse().ok()
 }
 
+/// Whole seconds, and at least one: a limit of zero would be read back as none.
 fn seconds(duration: Duration) -> i64 {
-    i64::try_from(duration.as_secs()).unwrap_or(i64::MAX / 4)
+    i64::try_from(duration.as_secs().max(1)).unwrap_or(i64::MAX / 4)
 }
 
 /// Trims, replaces characters outside `[A-Za-z0-9_.-]` by `_`, truncates to 63 characters, and names an empty
@@ -408,6 +409,9 @@ mod tests {
         assert_eq!(time(&labels, "expires_at"), Some(NOW + 5400));
         touch(&mut labels, None, Some(Duration::from_mins(1)), NOW + 100);
         assert_eq!(time(&labels, "expires_at"), Some(NOW + 160));
+        // Less than a second is not none, which would be read as the default.
+        touch(&mut labels, None, Some(Duration::from_millis(500)), NOW + 100);
+        assert_eq!(idle_seconds(&labels), 1);
     }
 
     #[test]

@@ -7,6 +7,7 @@
 use std::path::Path;
 
 use crabbox_core::config::fit::{self, Unfit};
+use crabbox_core::config::layer::Layer;
 use crabbox_core::config::{Provider as Which, ProviderError, Settings};
 use crabbox_core::fault::{Connectivity, Fault, Kind};
 use crabbox_core::volume::Volume;
@@ -41,6 +42,13 @@ pub enum EntryEvent<'a> {
         lease: &'a str,
         /// The provider.
         provider: Which,
+    },
+    /// Flags, without dashes, that only a new lease follows; never empty.
+    Unfollowed {
+        /// The named lease.
+        lease: &'a Lease,
+        /// The flags.
+        flags: &'a [&'static str],
     },
     /// A notice from the provider.
     Notice(&'a Notice<'a>),
@@ -135,8 +143,28 @@ impl std::fmt::Debug for Entry<'_> {
 }
 
 impl Entry<'_> {
-    /// Claims the lease called `name` and returns it with its provider.
+    /// Claims the lease called `name` and returns it with its provider. It follows the idle timeout of a
+    /// flag from now on.
     pub fn named(&self, name: &str, reclaim: bool) -> Result<(Box<dyn Provider>, Lease), EntryError> {
+        let (provider, mut lease) = self.again(name, reclaim)?;
+        let flags = fit::unfollowed(self.settings, Which::by_name(provider.name())?);
+        if !flags.is_empty() {
+            self.events.entry(&EntryEvent::Unfollowed {
+                lease: &lease,
+                flags: &flags,
+            });
+        }
+        // A file's or variable's value is for new leases; the lease has its own.
+        let idle = &self.settings.idle_timeout;
+        if idle.layer() == Layer::Flag {
+            lease.labels = provider.touch(&lease, None, Some(idle.value.to_std()))?;
+        }
+        Ok((provider, lease))
+    }
+
+    /// The same for a lease that this command has already entered: its flags have had their effect, and may
+    /// have been overruled since.
+    pub(crate) fn again(&self, name: &str, reclaim: bool) -> Result<(Box<dyn Provider>, Lease), EntryError> {
         let which = route::provider(&self.engine.places, self.settings, name)?;
         fit::check_existing(self.settings, which)?;
         self.events.entry(&EntryEvent::Routed {

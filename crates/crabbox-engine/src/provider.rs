@@ -116,8 +116,8 @@ pub trait Provider: fmt::Debug {
         false
     }
 
-    /// The flags, beyond the settings, that lead to the machine of `lease` after the lease was released;
-    /// `None` if the machine disappears with its lease.
+    /// The flags, beyond the settings, that lead to the machine of `lease` without its claim, such as after
+    /// it was released; `None` if the machine disappears with its lease.
     fn after_release(&self, _: &Lease) -> Option<Vec<FlagValue>> {
         None
     }

@@ -325,7 +325,11 @@ struct Made {
 fn enter(entry: &Entry<'_>, request: &RunRequest, events: &dyn RunEvents) -> Result<Entered, EntryError> {
     let wish = &request.lease;
     if let Some(name) = &wish.id {
-        let (provider, lease) = entry.named(name, wish.reclaim)?;
+        let (provider, lease) = if wish.is_entered {
+            entry.again(name, wish.reclaim)?
+        } else {
+            entry.named(name, wish.reclaim)?
+        };
         events.entry(&EntryEvent::Leased {
             lease: &lease,
             new: false,

@@ -187,16 +187,6 @@ pub enum InvalidFirecracker {
         /// The work root.
         work_root: String,
     },
-    /// `--class` was given.
-    #[error(
-        "--class is not supported for provider=firecracker; use --firecracker-cpus, --firecracker-memory-mib, and --firecracker-disk-mib"
-    )]
-    ClassFlag,
-    /// `--type` was given.
-    #[error(
-        "--type is not supported for provider=firecracker; use explicit Firecracker kernel, rootfs, and sizing flags"
-    )]
-    TypeFlag,
 }
 
 impl Fault for InvalidFirecracker {
@@ -214,7 +204,6 @@ impl Fault for InvalidFirecracker {
 
 /// Normalises and checks the settings, in the Go program's order.
 pub fn plan(settings: &Settings) -> Result<FirecrackerPlan, InvalidFirecracker> {
-    check_flags(settings)?;
     fit::check(settings, Provider::Firecracker)?;
     let firecracker = &settings.firecracker;
     let user = preferred(&firecracker.user, &settings.ssh.user);
@@ -305,17 +294,6 @@ fn work_root(settings: &Settings) -> Result<&str, InvalidFirecracker> {
         });
     }
     Ok(work_root)
-}
-
-fn check_flags(settings: &Settings) -> Result<(), InvalidFirecracker> {
-    use super::layer::Layer::Flag;
-    if settings.class.layer() == Flag {
-        return Err(InvalidFirecracker::ClassFlag);
-    }
-    if settings.server_type.layer() == Flag {
-        return Err(InvalidFirecracker::TypeFlag);
-    }
-    Ok(())
 }
 
 /// The provider's own value, unless it is the default and the generic value is not.

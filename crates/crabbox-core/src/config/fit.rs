@@ -16,6 +16,16 @@ const MAX_EXPOSED: usize = 10;
 /// An unsupported setting; the messages are the Go program's where it has one.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Unfit {
+    /// `--class` for a microVM. In a file or variable it is only a label.
+    #[error(
+        "--class is not supported for provider=firecracker; use --firecracker-cpus, --firecracker-memory-mib, and --firecracker-disk-mib"
+    )]
+    ClassFlag,
+    /// `--type` for a microVM. In a file or variable it is only a label.
+    #[error(
+        "--type is not supported for provider=firecracker; use explicit Firecracker kernel, rootfs, and sizing flags"
+    )]
+    TypeFlag,
     /// `target` is not linux.
     #[error("provider={provider} supports target=linux only")]
     Target {
@@ -132,7 +142,9 @@ impl Unfit {
             | Self::Desktop { origin, .. }
             | Self::Browser { origin, .. }
             | Self::Code { origin, .. } => Some(origin),
-            Self::Exposed
+            Self::ClassFlag
+            | Self::TypeFlag
+            | Self::Exposed
             | Self::CacheVolume { .. }
             | Self::FarCacheVolume { .. }
             | Self::LeaseWithoutVolume { .. } => None,
@@ -183,11 +195,43 @@ pub fn check_existing(settings: &Settings, provider: Provider) -> Result<(), Unf
     check_machine(settings, provider, Layer::Flag)
 }
 
+/// The flags, without dashes, that were given for an existing lease of `provider` but say what a new one
+/// would be like. They are no error, because scripts pass the same flags with and without a lease, but the
+/// user must learn that they change nothing. Not among them: what [`check_existing`] refuses, and what an
+/// existing lease follows (`--profile`, `--idle-timeout`).
+pub fn unfollowed(settings: &Settings, provider: Provider) -> Vec<&'static str> {
+    // The port of a static host is how it is reached now; a microVM's server keeps its own.
+    let port = (provider == Provider::Firecracker).then_some(&settings.ssh.port.origin);
+    let origins = [
+        &settings.class.origin,
+        &settings.server_type.origin,
+        &settings.os.origin,
+    ];
+    let others = [&settings.ttl.origin, &settings.expose.origin];
+    let of_flags = origins
+        .into_iter()
+        .chain(port)
+        .chain(others)
+        .filter_map(|origin| match origin {
+            Origin::Flag(flag) => Some(*flag),
+            _ => None,
+        });
+    of_flags.collect()
+}
+
 /// Checks the kind of machine that the settings of `least` and the layers above it ask for.
 fn check_machine(settings: &Settings, provider: Provider, least: Layer) -> Result<(), Unfit> {
     /// The origin of a setting that applies and does not fit.
     fn wrong<T>(setting: &Sourced<T>, least: Layer, fits: impl FnOnce(&T) -> bool) -> Option<Origin> {
         (setting.layer() >= least && !fits(&setting.value)).then(|| setting.origin.clone())
+    }
+    if provider == Provider::Firecracker {
+        if settings.class.layer() == Layer::Flag {
+            return Err(Unfit::ClassFlag);
+        }
+        if settings.server_type.layer() == Layer::Flag {
+            return Err(Unfit::TypeFlag);
+        }
     }
     let provider = provider.name();
     if let Some(origin) = wrong(&settings.target, least, |target| target == "linux") {

@@ -18,6 +18,8 @@ pub enum Layer {
     RepoFile,
     /// An environment variable.
     Environment,
+    /// The lease that the command names; it knows its own provider.
+    Lease,
     /// A command-line flag.
     Flag,
 }
@@ -35,6 +37,7 @@ impl Layer {
             Self::UserFile => "user_config",
             Self::RepoFile => "repo_config",
             Self::Environment => "environment",
+            Self::Lease => "lease_context",
             Self::Flag => "flag",
         }
     }
@@ -68,6 +71,8 @@ pub enum Origin {
     RepoFile(Place),
     /// The environment variable of this name.
     Environment(&'static str),
+    /// The named lease.
+    Lease,
     /// The flag of this name, without dashes.
     Flag(&'static str),
 }
@@ -80,6 +85,7 @@ impl Origin {
             Self::UserFile(_) => Layer::UserFile,
             Self::RepoFile(_) => Layer::RepoFile,
             Self::Environment(_) => Layer::Environment,
+            Self::Lease => Layer::Lease,
             Self::Flag(_) => Layer::Flag,
         }
     }
@@ -91,6 +97,7 @@ impl fmt::Display for Origin {
             Self::Default => f.write_str("the compiled-in default"),
             Self::UserFile(place) | Self::RepoFile(place) => place.fmt(f),
             Self::Environment(variable) => write!(f, "environment variable {variable}"),
+            Self::Lease => f.write_str("the named lease"),
             Self::Flag(flag) => write!(f, "flag --{flag}"),
         }
     }

@@ -1,5 +1,6 @@
 //! Resolution of several layers: precedence, merge rules, warnings, errors and trust.
 
+mod existing;
 mod jobs;
 mod profiles;
 mod trust;

@@ -51,25 +51,31 @@ impl Fault for RouteError {
 /// configuration. If none of them decides, it is the provider that keeps its own records on this host, since
 /// it knows leases without a claim.
 pub fn provider(places: &Places, settings: &Settings, text: &str) -> Result<Provider, RouteError> {
+    match by_lease(places, settings, text)? {
+        Some(which) => Ok(which),
+        None => Ok(settings.provider()?),
+    }
+}
+
+/// The same if the lease decides, and `None` if a flag or the configuration does.
+pub fn by_lease(places: &Places, settings: &Settings, text: &str) -> Result<Option<Provider>, RouteError> {
     if settings.provider.layer() == Layer::Flag {
-        return Ok(settings.provider()?);
+        return Ok(None);
     }
     if let Some(name) = claimed_under(places, text)? {
-        return Ok(Provider::by_name(&name)?);
+        return Ok(Some(Provider::by_name(&name)?));
     }
     let is_its_own = |which: &Provider| {
         let prefix = registry::capabilities(*which).id_prefix;
         prefix.is_some_and(|prefix| text.starts_with(prefix))
     };
     if let Some(which) = Provider::ALL.into_iter().find(is_its_own) {
-        return Ok(which);
+        return Ok(Some(which));
     }
-    match settings.provider() {
-        Err(ProviderError::NotSelected) => {
-            Ok(registry::with(Capability::KeepsRecords).ok_or(ProviderError::NotSelected)?)
-        }
-        chosen => Ok(chosen?),
-    }
+    let is_open = settings.provider() == Err(ProviderError::NotSelected);
+    Ok(is_open
+        .then(|| registry::with(Capability::KeepsRecords))
+        .flatten())
 }
 
 /// The provider of the claim with this id, otherwise that of the claims with this slug.

@@ -59,9 +59,11 @@ pub(crate) const CAPABILITIES: Capabilities = Capabilities {
 /// The properties that a new lease would have: `static.*` takes precedence over the general keys.
 pub(crate) fn terms(settings: &Settings) -> Terms {
     let host = &settings.static_host;
+    let ports = host::configured_ports(settings);
     Terms {
         user: either(&host.user.value, &host.ssh_user.value),
-        port: host.port.value.unwrap_or(host.ssh_port.value),
+        port: ports.first,
+        fallback_ports: ports.fallback,
         work_root: either(&host.work_root.value, &host.general_work_root.value),
         ..Terms::general(settings)
     }

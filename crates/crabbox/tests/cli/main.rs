@@ -16,6 +16,7 @@ mod doctor;
 mod documents;
 mod environment;
 mod events;
+mod existing;
 mod files;
 mod forged;
 mod host_proof;

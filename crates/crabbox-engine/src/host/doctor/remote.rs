@@ -2,12 +2,15 @@
 
 use std::time::Duration;
 
+use crabbox_core::config::Provider as Which;
 use crabbox_core::fault::{Fault, Kind};
 use crabbox_ssh::capture;
 use crabbox_ssh::exec::ExecError;
 
 use super::check::{Check, Status};
+use crate::provider::capability::Capability;
 use crate::provider::lease::Lease;
+use crate::provider::registry;
 
 /// The command run in the lease. A missing program has an empty version; only git is required.
 const QUESTION: &str = "for tool in git rsync curl jq; do \
@@ -24,12 +27,16 @@ pub enum RemoteError {
     NoAddress {
         /// The lease.
         lease: String,
+        /// Whether its console is kept.
+        has_console: bool,
     },
     /// It does not answer.
     #[error("remote doctor failed for {lease}")]
     Silent {
         /// The lease.
         lease: String,
+        /// Whether its console is kept.
+        has_console: bool,
         /// Why.
         #[source]
         source: ExecError,
@@ -41,6 +48,8 @@ pub enum RemoteError {
         lease: String,
         /// What it has.
         found: String,
+        /// Whether it was made from an image, where such a program belongs.
+        has_image: bool,
     },
 }
 
@@ -51,11 +60,23 @@ impl Fault for RemoteError {
 
     fn hints(&self) -> Vec<String> {
         match self {
-            Self::Lacking { .. } => vec!["install git in the guest image".to_owned()],
-            Self::NoAddress { lease } | Self::Silent { lease, .. } => {
-                vec![format!(
-                    "`crabbox status --id {lease}` shows its state, `crabbox logs --id {lease}` its console"
-                )]
+            Self::Lacking { has_image, .. } => {
+                let place = if *has_image {
+                    "in the guest image"
+                } else {
+                    "on the host"
+                };
+                vec![format!("install git {place}")]
+            }
+            Self::NoAddress { lease, has_console }
+            | Self::Silent {
+                lease, has_console, ..
+            } => {
+                let mut hint = format!("`crabbox status --id {lease}` shows its state");
+                if *has_console {
+                    hint = format!("{hint}, `crabbox logs --id {lease}` its console");
+                }
+                vec![hint]
             }
         }
     }
@@ -64,18 +85,27 @@ impl Fault for RemoteError {
 /// Asks `lease` for the programs that sync and runs need.
 pub fn remote(lease: &Lease) -> Result<Check, RemoteError> {
     let name = || lease.id.clone();
-    let target = lease
-        .target
-        .as_ref()
-        .ok_or_else(|| RemoteError::NoAddress { lease: name() })?;
+    let can = |capability| {
+        Which::by_name(lease.provider).is_ok_and(|which| registry::capabilities(which).has(capability))
+    };
+    let has_console = can(Capability::Logs);
+    let target = lease.target.as_ref().ok_or_else(|| RemoteError::NoAddress {
+        lease: name(),
+        has_console,
+    })?;
     let answer = capture::capture_check(target, QUESTION, LIMIT, None);
     let answer = answer.map_err(|source| RemoteError::Silent {
         lease: name(),
+        has_console,
         source,
     })?;
     let found = answer.stdout_text().lines().collect::<Vec<_>>().join(" ");
     if !answer.success() {
-        return Err(RemoteError::Lacking { lease: name(), found });
+        return Err(RemoteError::Lacking {
+            lease: name(),
+            found,
+            has_image: can(Capability::MakesMachine),
+        });
     }
     Ok(Check::of_provider(lease.provider, Status::Ok, "remote", found).with("lease", &lease.id))
 }

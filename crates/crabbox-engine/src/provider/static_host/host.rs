@@ -217,36 +217,57 @@ fn configured_host(settings: &Settings) -> &str {
     inside.filter(|inside| inside.contains(':')).unwrap_or(host)
 }
 
-/// The port, followed by fallback ports. An explicitly configured port has no fallbacks, unless those are
-/// configured, too.
+/// The ports of a host, in the order in which they are tried.
+pub(super) struct Ports {
+    /// The first one.
+    pub(super) first: u16,
+    /// The others.
+    pub(super) fallback: Vec<u16>,
+}
+
+/// The ports of the configured host. An explicit port has no fallbacks, unless those are explicit, too.
+pub(super) fn configured_ports(settings: &Settings) -> Ports {
+    let host = &settings.static_host;
+    let general = Some(host.ssh_port.value).filter(|_| !host.ssh_port.is_default());
+    match host.port.value.or(general) {
+        Some(first) if settings.ssh.fallback_ports.is_default() => Ports {
+            first,
+            fallback: Vec::new(),
+        },
+        explicit => with_fallbacks(explicit.unwrap_or(host.ssh_port.value), settings),
+    }
+}
+
+/// The port `first`, then `ssh.fallbackPorts`.
+fn with_fallbacks(first: u16, settings: &Settings) -> Ports {
+    let others = settings.ssh.fallback_ports.value.iter().copied();
+    Ports {
+        first,
+        fallback: others.filter(|other| *other != first).collect(),
+    }
+}
+
+/// The ports of the host of `claim`, which remembers the one that answered; `about_it` says whether the
+/// settings are about that host.
 fn ports(settings: &Settings, claim: Option<&Claim>, about_it: bool) -> Result<Vec<u16>, StaticError> {
-    let (fixed, ssh) = (&settings.static_host, &settings.ssh);
-    if let Some(port) = fixed.port.value.filter(|_| about_it) {
-        return Ok(vec![port]);
-    }
-    let fall_back = |port: u16| {
-        let others = ssh.fallback_ports.value.iter().copied();
-        let mut ports = vec![port];
-        ports.extend(others.filter(|other| *other != port));
-        ports
-    };
-    if about_it && !fixed.ssh_port.is_default() {
-        return Ok(if ssh.fallback_ports.is_default() {
-            vec![fixed.ssh_port.value]
-        } else {
-            fall_back(fixed.ssh_port.value)
-        });
-    }
-    match claim.filter(|claim| !claim.static_port.is_empty()) {
-        None => Ok(fall_back(fixed.ssh_port.value)),
-        Some(claim) => match claim.static_port.parse() {
+    let host = &settings.static_host;
+    let is_explicit = about_it && (host.port.value.is_some() || !host.ssh_port.is_default());
+    let remembered = claim.filter(|claim| !is_explicit && !claim.static_port.is_empty());
+    if let Some(claim) = remembered {
+        return match claim.static_port.parse() {
             Ok(port) if port > 0 => Ok(vec![port]),
             _ => Err(StaticError::Port {
                 id: claim.lease_id.clone(),
                 port: claim.static_port.clone(),
             }),
-        },
+        };
     }
+    let Ports { first, fallback } = if about_it {
+        configured_ports(settings)
+    } else {
+        with_fallbacks(host.ssh_port.value, settings)
+    };
+    Ok(std::iter::once(first).chain(fallback).collect())
 }
 
 /// The user's key and the `known_hosts` file next to it, chosen as in the Go program.
@@ -261,5 +282,60 @@ fn key(settings: &Settings) -> Result<(Option<PathBuf>, PathBuf), StaticError> {
         Err(StaticError::Key {
             path: key.value.clone(),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use crabbox_core::config::key::Name;
+    use crabbox_core::config::{FlagValue, Inputs, resolve};
+
+    use super::super::terms;
+    use super::*;
+
+    /// The settings with these variables.
+    fn settings(variables: &[(&str, &str)]) -> Settings {
+        let text = |name: &str| {
+            let set = variables.iter().find(|(variable, _)| *variable == name);
+            set.map(|(_, value)| (*value).to_owned())
+        };
+        let host = FlagValue {
+            key: Name::StaticHost,
+            values: vec!["192.0.2.1".to_owned()],
+        };
+        let inputs = Inputs {
+            files: &[],
+            environment: &text,
+            flags: &[host],
+            home: Some(Path::new("/h")),
+            cwd: Path::new("/w"),
+            user_file: None,
+        };
+        resolve(&inputs).unwrap().settings
+    }
+
+    #[test]
+    fn a_lease_tries_the_ports_that_the_configuration_shows() {
+        let (port, fixed) = (("CRABBOX_SSH_PORT", "2200"), ("CRABBOX_STATIC_PORT", "2300"));
+        let others = ("CRABBOX_SSH_FALLBACK_PORTS", "2200,2400");
+        let none = ("CRABBOX_SSH_FALLBACK_PORTS", "none");
+        for (variables, tried) in [
+            (&[][..], &[2222, 22][..]),
+            (&[port], &[2200]),
+            (&[fixed], &[2300]),
+            (&[port, fixed], &[2300]),
+            (&[others], &[2222, 2200, 2400]),
+            (&[port, others], &[2200, 2400]),
+            (&[fixed, others], &[2300, 2200, 2400]),
+            (&[none], &[2222]),
+        ] {
+            let settings = settings(variables);
+            assert_eq!(ports(&settings, None, true).unwrap(), tried, "{variables:?}");
+            let terms = terms(&settings);
+            let shown = [&[terms.port], &terms.fallback_ports[..]].concat();
+            assert_eq!(shown, tried, "{variables:?}");
+        }
     }
 }

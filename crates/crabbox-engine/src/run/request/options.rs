@@ -23,6 +23,8 @@ pub struct RunRequest {
 pub struct LeaseOptions {
     /// The id or slug of an existing lease; without it a new lease is made.
     pub id: Option<String>,
+    /// Whether the caller has entered that lease itself, with the same flags.
+    pub is_entered: bool,
     /// The slug of the new lease.
     pub slug: Option<String>,
     /// Whether to keep the new lease.

@@ -3,11 +3,13 @@
 use std::path::PathBuf;
 
 use crabbox_core::config::key::Name;
-use crabbox_core::config::{FlagValue, Provider as Which, ProviderError};
+use crabbox_core::config::layer::{Origin, Sourced};
+use crabbox_core::config::{FlagValue, Provider as Which, ProviderError, Settings};
 use crabbox_core::fault::{Fault, Kind};
 use crabbox_engine::host::doctor::{self, Check, Options, Status};
 use crabbox_engine::provider::capability::Capability;
-use crabbox_engine::provider::registry;
+use crabbox_engine::provider::lease::Lease;
+use crabbox_engine::provider::{registry, route as routing};
 use crabbox_machine::context::Engine;
 use crabbox_machine::lease::find::Purpose;
 use schemars::JsonSchema;
@@ -206,7 +208,11 @@ fn ended(ok: bool) -> Result<Exit, CommandError> {
 
 /// Checks the provider chosen by these flags and the configuration.
 fn look(ctx: &Ctx<'_>, args: &DoctorArgs, flags: &[FlagValue]) -> Result<Report, CommandError> {
-    let settings = ctx.settings(flags)?.settings;
+    let mut settings = ctx.settings(flags)?.settings;
+    let lease = match &args.id {
+        Some(name) => Some(named(ctx, &mut settings, flags, name)?),
+        None => None,
+    };
     // Having chosen none is a finding of its own; an unknown name is a typo and an error.
     if let Err(error @ ProviderError::Unknown { .. }) = settings.provider() {
         return Err(error.into());
@@ -230,9 +236,8 @@ fn look(ctx: &Ctx<'_>, args: &DoctorArgs, flags: &[FlagValue]) -> Result<Report,
         probe_ssh: args.doctor_probe_ssh && is_ssh,
     };
     let mut checks = doctor::run(&engine, &settings, &options);
-    if let Some(lease) = &args.id {
-        let provider = route::of_lease(&engine::looking(ctx)?, &settings, lease, "doctor")?;
-        let remote = doctor::remote(&provider.resolve(lease, Purpose::Look)?)?;
+    if let Some(lease) = &lease {
+        let remote = doctor::remote(lease)?;
         let place = checks
             .iter()
             .position(|check| check.check == "ssh-key")
@@ -250,6 +255,31 @@ fn look(ctx: &Ctx<'_>, args: &DoctorArgs, flags: &[FlagValue]) -> Result<Report,
         checks,
         verdict: OF_HOST,
     })
+}
+
+/// The lease called `name`. From then on, `settings` are those for its provider, as the lease chose it, and
+/// for its host.
+fn named(
+    ctx: &Ctx<'_>,
+    settings: &mut Settings,
+    flags: &[FlagValue],
+    name: &str,
+) -> Result<Lease, CommandError> {
+    let engine = engine::looking(ctx)?;
+    let by_lease = routing::by_lease(&engine.places, settings, name)?;
+    let provider = route::of_lease(&engine, settings, name, "doctor")?;
+    let lease = provider.resolve(name, Purpose::Look)?;
+    // What only the claim knows of a host, the checks of its provider must know too.
+    if let Some(facts) = provider.after_release(&lease) {
+        *settings = ctx.settings(&[flags, &facts].concat())?.settings;
+    }
+    if let Some(which) = by_lease {
+        settings.provider = Sourced {
+            value: which.name().to_owned(),
+            origin: Origin::Lease,
+        };
+    }
+    Ok(lease)
 }
 
 /// An engine that only looks: it starts no programs and opens no connections.

@@ -36,6 +36,16 @@ impl EntryEvents for Entering<'_> {
         let printer = self.ctx.printer;
         match event {
             EntryEvent::Routed { lease, provider } => route::log(lease, *provider, self.command),
+            EntryEvent::Unfollowed { lease, flags } => {
+                let [apply, flags] = match flags {
+                    [one] => ["applies", &format!("--{one}")],
+                    several => ["apply", &format!("--{}", several.join(", --"))],
+                };
+                printer.warn_once(format_args!(
+                    "{flags} {apply} only when a lease is made; lease {} stays as it is",
+                    lease.id
+                ));
+            }
             EntryEvent::Notice(notice) => show(self.ctx, notice),
             EntryEvent::Retrying(error) => printer.warn(format_args!(
                 "bootstrap failed; retrying with fresh lease: {error}"

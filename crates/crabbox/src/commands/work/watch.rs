@@ -126,6 +126,7 @@ fn invocation(args: &WatchArgs, lease: &str) -> Invocation {
         request: RunRequest {
             lease: LeaseOptions {
                 id: Some(lease.to_owned()),
+                is_entered: true,
                 ..LeaseOptions::default()
             },
             command: CommandOptions {

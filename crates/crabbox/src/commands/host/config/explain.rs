@@ -100,7 +100,7 @@ fn explanation(key: &'static Key, resolution: &Resolution) -> Explanation {
     let (place, name) = match &sourced.origin {
         Origin::UserFile(place) | Origin::RepoFile(place) => (Some(place), None),
         Origin::Environment(name) | Origin::Flag(name) => (None, Some(*name)),
-        Origin::Default => (None, None),
+        Origin::Default | Origin::Lease => (None, None),
     };
     Explanation {
         key: key.path,

@@ -56,6 +56,7 @@ impl From<args::RunArgs> for Invocation {
             request: RunRequest {
                 lease: LeaseOptions {
                     id: args.id,
+                    is_entered: false,
                     slug: args.slug,
                     keep: args.keep,
                     keep_on_failure: args.keep_on_failure,
