@@ -7,6 +7,7 @@
 pub mod agent_client;
 pub mod beginning;
 pub mod capture;
+mod client_config;
 pub mod command;
 pub mod control;
 pub mod exec;

@@ -226,7 +226,7 @@ fn open_at(
     if said.contains("Address already in use") || said.contains("cannot listen to port") {
         return Err(TunnelError::PortTaken { port: local_port });
     }
-    let source = master::classify(target, &said);
+    let source = master::classify_proxied(target, &said);
     Err(TunnelError::Connect { remote_port, source })
 }
 
