@@ -11,7 +11,7 @@ use crabbox_host::process::ProcessError;
 
 use crate::client_config::ClientConfig;
 use crate::control::ControlError;
-use crate::key_trouble::KeyTrouble;
+use crate::key_trouble::{self, KeyTrouble};
 use crate::mux::MuxError;
 use crate::target::Target;
 
@@ -349,13 +349,27 @@ fn unanswered(target: &Target, lines: &[&str], told: &dyn Fn(&str) -> String) ->
 /// The error for a refused login. A key that could not be used may be the reason.
 fn denied(target: &Target, lines: &[&str]) -> ConnectError {
     let destination = target.destination();
-    match target.key.as_deref().and_then(KeyTrouble::of) {
-        Some(trouble) => ConnectError::KeyUnusable { destination, trouble },
+    let surplus = lines.len().saturating_sub(WHOLE_LINES);
+    let mut said: Vec<String> = lines[surplus..].iter().map(ToString::to_string).collect();
+    let config = ClientConfig::of(target);
+    let unusable = match &target.key {
+        Some(key) => KeyTrouble::of(key, config.agent()),
         None => {
-            let said = lines.last().copied().unwrap_or_default().to_owned();
-            ConnectError::AuthDenied { destination, said }
+            let keys = config.keys(target);
+            let troubles = keys.iter().filter_map(|key| KeyTrouble::of(key, config.agent()));
+            let mut troubles: Vec<KeyTrouble> = troubles.collect();
+            if troubles.len() < keys.len() || key_trouble::held(config.agent()).is_some() {
+                // Another key was refused, too, and either may be the one that was meant.
+                said.extend(troubles.drain(..).map(|trouble| trouble.to_string()));
+            }
+            troubles.into_iter().next()
         }
+    };
+    if let Some(trouble) = unusable {
+        return ConnectError::KeyUnusable { destination, trouble };
     }
+    let said = said.join("; ");
+    ConnectError::AuthDenied { destination, said }
 }
 
 /// The lines of ssh that say something: no frame around a warning, and no note about a new host key.
