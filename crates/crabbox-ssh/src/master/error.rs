@@ -352,18 +352,17 @@ fn denied(target: &Target, lines: &[&str]) -> ConnectError {
     let surplus = lines.len().saturating_sub(WHOLE_LINES);
     let mut said: Vec<String> = lines[surplus..].iter().map(ToString::to_string).collect();
     let config = ClientConfig::of(target);
-    let unusable = match &target.key {
-        Some(key) => KeyTrouble::of(key, config.agent()),
-        None => {
-            let keys = config.keys(target);
-            let troubles = keys.iter().filter_map(|key| KeyTrouble::of(key, config.agent()));
-            let mut troubles: Vec<KeyTrouble> = troubles.collect();
-            if troubles.len() < keys.len() || key_trouble::held(config.agent()).is_some() {
-                // Another key was refused, too, and either may be the one that was meant.
-                said.extend(troubles.drain(..).map(|trouble| trouble.to_string()));
-            }
-            troubles.into_iter().next()
+    let unusable = if let Some(key) = &target.key {
+        KeyTrouble::of(key, config.agent())
+    } else {
+        let keys = config.keys(target);
+        let troubles = keys.iter().filter_map(|key| KeyTrouble::of(key, config.agent()));
+        let mut troubles: Vec<KeyTrouble> = troubles.collect();
+        if troubles.len() < keys.len() || key_trouble::held(config.agent()).is_some() {
+            // Another key was refused, too, and either may be the one that was meant.
+            said.extend(troubles.drain(..).map(|trouble| trouble.to_string()));
         }
+        troubles.into_iter().next()
     };
     if let Some(trouble) = unusable {
         return ConnectError::KeyUnusable { destination, trouble };
