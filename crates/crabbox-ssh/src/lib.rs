@@ -10,6 +10,7 @@ pub mod capture;
 mod client_config;
 pub mod command;
 pub mod control;
+mod doubt;
 pub mod exec;
 pub mod forward;
 pub mod forwards;

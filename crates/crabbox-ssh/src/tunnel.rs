@@ -216,7 +216,7 @@ fn open_at(
             Err(error) => error.to_string(),
         },
         StartOutcome::Ended(start) => start.printed(),
-        StartOutcome::Late(start) => {
+        StartOutcome::Instead(_, start) => {
             let source = ConnectError::TimedOut {
                 destination: target.destination(),
                 port: target.port,
