@@ -20,11 +20,12 @@ use std::time::{Duration, Instant};
 use crabbox_core::fault::Connectivity;
 use rustix::event::PollFlags;
 
-use crate::beginning::{NotStarted, QUIET, RESCUE_AFTER, ShellFailure, StartOutcome, WaitLimits, await_mark};
+use crate::beginning::{NotStarted, QUIET, ShellFailure, StartOutcome, WaitLimits};
+use crate::doubt::await_mark_in_doubt;
 use crate::group;
 use crate::master::{self, ConnectError};
 use crate::mux::{MuxError, Session, SessionEvent};
-use crate::remote_line::{RemoteLine, Start};
+use crate::remote_line::{RemoteLine, Start, UNREAD};
 use crate::shared::Shared;
 use crate::streams::{self, Flow};
 use crate::target::Target;
@@ -238,7 +239,6 @@ pub fn run(target: &Target, exec: Exec<'_>) -> Result<RemoteStatus, ExecError> {
         }) => return Ok(RemoteStatus::Cancelled { stopped: true }),
         session => session?,
     };
-    let opened = Instant::now();
     drop((remote_in, remote_out, remote_err));
 
     let Exec {
@@ -259,13 +259,17 @@ pub fn run(target: &Target, exec: Exec<'_>) -> Result<RemoteStatus, ExecError> {
     let flow = &Flow::until(stop_out);
     std::thread::scope(|scope| {
         let start = line.start_of_errors();
-        let errors = scope.spawn(|| streams::drain_behind(our_err, start, &mut stderr, flow));
+        let (marked, mark) = io::pipe().map_err(local)?;
+        let sink = &mut stderr;
+        let errors = scope.spawn(move || streams::drain_behind(our_err, start, mark, sink, flow));
         let ends = WaitLimits {
             over: Some(session.as_fd()),
             cancel,
             deadline,
+            marked: Some(&marked),
         };
-        let begun = await_mark(&line, &mut our_in, &mut our_out, RESCUE_AFTER, ends);
+        let pipes = (&mut our_in, &mut our_out);
+        let begun = await_mark_in_doubt(shared.control(), &line, pipes, ends);
         let (mut input, mut output, mut never) = (None, None, None);
         match begun.map_err(local)? {
             StartOutcome::Begun { behind, .. } => {
@@ -278,15 +282,10 @@ pub fn run(target: &Target, exec: Exec<'_>) -> Result<RemoteStatus, ExecError> {
                 drop((our_in, our_out));
                 never = Some(start);
             }
-            StartOutcome::Late(start) => {
+            StartOutcome::Instead(failure, start) => {
                 drop((session, end_out));
                 let (stderr, _) = join(errors);
-                return Err(not_begun(
-                    target,
-                    ShellFailure::Waited(opened.elapsed()),
-                    &start,
-                    &stderr,
-                ));
+                return Err(not_begun(target, failure, &start, &stderr));
             }
             // The script was not sent, so there is nothing to stop; whatever reads in its place would also
             // read the stop request.
@@ -312,7 +311,7 @@ pub fn run(target: &Target, exec: Exec<'_>) -> Result<RemoteStatus, ExecError> {
         let (stderr, errors) = join(errors);
         let (status, _) = watched.map_err(local)?;
         if let Some(start) = never
-            && let Some(failure) = shell_failure(&start, status)
+            && let Some(failure) = shell_failure(&start, &stderr, status)
         {
             return Err(not_begun(target, failure, &start, &stderr));
         }
@@ -330,8 +329,10 @@ pub fn run(target: &Target, exec: Exec<'_>) -> Result<RemoteStatus, ExecError> {
 
 /// What a login shell did that ended with `status` instead of running the script; `None` if the connection
 /// ended.
-fn shell_failure(start: &Start, status: RemoteStatus) -> Option<ShellFailure> {
+fn shell_failure(start: &Start, errors: &Start, status: RemoteStatus) -> Option<ShellFailure> {
     match status {
+        // Its mark on standard output went elsewhere.
+        RemoteStatus::Exited(UNREAD) if errors.has_begun() => Some(ShellFailure::NoOutput),
         _ if start.is_flooded() => Some(ShellFailure::Flooded),
         RemoteStatus::Exited(code) => Some(ShellFailure::Exited(code.into())),
         RemoteStatus::Killed => Some(ShellFailure::Killed),

@@ -44,6 +44,7 @@ fn ask(
         over: Some(session.as_fd()),
         cancel: None,
         deadline: Some(until),
+        marked: None,
     };
     let begun = await_mark(&line, &mut our_in, &mut our_out, RESCUE_AFTER, ends)?;
     let StartOutcome::Begun {

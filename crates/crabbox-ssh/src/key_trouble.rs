@@ -51,9 +51,10 @@ pub enum KeyTrouble {
 }
 
 impl KeyTrouble {
-    /// What is wrong with `key`, if anything is.
-    pub(crate) fn of(key: &Path) -> Option<Self> {
-        if held_by_agent(key) {
+    /// What is wrong with `key`, if anything is. `agent` is the socket of the agent that ssh asks, `none` for
+    /// no agent, and `None` for the one of the environment.
+    pub(crate) fn of(key: &Path, agent: Option<&str>) -> Option<Self> {
+        if held_by_agent(key, agent) {
             return None;
         }
         let path = key.to_owned();
@@ -96,19 +97,23 @@ fn is_public_half(key: &Path) -> bool {
     read.is_ok() && PUBLIC_PREFIXES.iter().any(|prefix| start.starts_with(prefix))
 }
 
+/// What the agent lists of its keys; `None` if it has none or there is no agent.
+pub(crate) fn held(agent: Option<&str>) -> Option<String> {
+    let mut command = Cmd::new("ssh-add").arg("-l").environment(Environment::Login);
+    match agent {
+        Some("none") => return None,
+        Some(socket) => command = command.env("SSH_AUTH_SOCK", socket),
+        None => {}
+    }
+    let listed = command.limit(LIMIT).capture().ok()?;
+    listed.status.success().then(|| listed.stdout_text())
+}
+
 /// Whether an ssh-agent holds `key`, judged by its fingerprint, which can be read without the passphrase.
-fn held_by_agent(key: &Path) -> bool {
-    let Ok(listed) = Cmd::new("ssh-add")
-        .arg("-l")
-        .environment(Environment::Login)
-        .limit(LIMIT)
-        .capture()
-    else {
+fn held_by_agent(key: &Path, agent: Option<&str>) -> bool {
+    let Some(listed) = held(agent) else {
         return false;
     };
-    if !listed.status.success() {
-        return false;
-    }
     let Some(shown) = keygen(["-l"], key) else {
         return false;
     };
@@ -118,7 +123,6 @@ fn held_by_agent(key: &Path) -> bool {
         return false;
     };
     listed
-        .stdout_text()
         .lines()
         .any(|line| fingerprint(line).as_ref() == Some(&ours))
 }

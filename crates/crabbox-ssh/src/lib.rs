@@ -7,8 +7,10 @@
 pub mod agent_client;
 pub mod beginning;
 pub mod capture;
+mod client_config;
 pub mod command;
 pub mod control;
+mod doubt;
 pub mod exec;
 pub mod forward;
 pub mod forwards;

@@ -5,8 +5,9 @@
 
 mod error;
 
-pub(crate) use error::classify;
+pub(crate) use error::classify_proxied;
 pub use error::{ConnectError, ExitError};
+use error::{classify, is_only_of_the_end};
 
 use std::ffi::OsString;
 use std::os::fd::BorrowedFd;
@@ -132,19 +133,21 @@ pub(crate) fn open_as(target: &Target, control: &Path, opening: &Opening<'_>) ->
 /// The error for a master that failed with `reason`. Behind a proxy that is only the name of the proxy's end,
 /// so the proxy is asked.
 fn refusal(target: &Target, reason: &str, limit: Duration, cancel: Option<BorrowedFd<'_>>) -> ConnectError {
-    let is_proxied = target.user_config && reason.contains(PROXIED);
-    let behind_proxy = if !is_proxied {
-        None
-    } else if reason.contains("timed out") {
+    if !target.user_config || !is_only_of_the_end(reason) {
+        return classify(target, reason);
+    }
+    if reason.contains("timed out") {
         // Asking again would wait as long.
-        Some(format!(
+        let reason = format!(
             "the ProxyCommand or ProxyJump of the SSH configuration gave no answer in {} s, and timed out",
             target.connect_timeout.as_secs()
-        ))
-    } else {
-        words_of_proxy(target, limit, cancel)
-    };
-    classify(target, behind_proxy.as_deref().unwrap_or(reason))
+        );
+        return classify(target, &reason);
+    }
+    match words_of_proxy(target, limit, cancel) {
+        Some(words) => classify_proxied(target, &words),
+        None => classify(target, reason),
+    }
 }
 
 fn cancelled(target: &Target) -> ConnectError {
@@ -314,9 +317,6 @@ fn master_argv(target: &Target, control: &Path, persist: &str, messages: &Path) 
     argv.extend(target.ssh_argv(own).into_iter().skip(1));
     argv
 }
-
-/// How ssh names the remote side when a proxy of the user's configuration leads there.
-const PROXIED: &str = "UNKNOWN port 65535";
 
 /// The messages of a failing proxy. A master with `ControlPersist` discards the proxy's standard error, so a
 /// session without one tries again.

@@ -178,6 +178,6 @@ impl Drop for Shared {
 }
 
 /// Directly below `/tmp`, because a socket's path must be short; `mkdtemp` creates a fresh name with mode 0700.
-fn private_dir() -> io::Result<tempfile::TempDir> {
+pub(crate) fn private_dir() -> io::Result<tempfile::TempDir> {
     tempfile::Builder::new().prefix("crabbox-ssh-").tempdir_in("/tmp")
 }

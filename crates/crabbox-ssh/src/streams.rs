@@ -117,15 +117,27 @@ pub(crate) fn drain(pipe: PipeReader, first: &[u8], sink: &mut Sink<'_>, flow: &
 }
 
 /// The same for the output after the mark of `start`, which is returned with the end of the output before it.
+/// `mark` gets one byte when it comes.
 pub(crate) fn drain_behind(
     pipe: PipeReader,
     mut start: Start,
+    mark: PipeWriter,
     sink: &mut Sink<'_>,
     flow: &Flow,
 ) -> (Start, io::Result<()>) {
-    let copied = copy(pipe, flow, |chunk| match start.take(chunk) {
-        [] => Ok(()),
-        behind => put(sink, behind, &flow.stop),
+    let mut mark = Some(mark);
+    let copied = copy(pipe, flow, |chunk| {
+        let behind = start.take(chunk);
+        if start.has_begun()
+            && let Some(mut mark) = mark.take()
+        {
+            // Nobody may want to know any more.
+            mark.write_all(&[0]).ok();
+        }
+        if behind.is_empty() {
+            return Ok(());
+        }
+        put(sink, behind, &flow.stop)
     });
     (start, copied)
 }

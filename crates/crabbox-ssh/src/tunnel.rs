@@ -1,11 +1,14 @@
 //! Forwards a port of this machine to a port of the lease, loopback at both ends: `crabbox tunnel`.
 //!
 //! The tunnel has a connection of its own and a remote `cat` that keeps it open: when this process ends,
-//! however it ends, its pipe closes and so does the tunnel. It must never listen on anything but 127.0.0.1.
+//! however it ends, its pipe closes and so does the tunnel. Its ssh is a master, because only over the socket of
+//! one can a forward be made without those of the user's `ssh_config`. It must never listen on anything but
+//! 127.0.0.1.
 
 use std::io::{self, BufRead as _, BufReader, PipeReader, PipeWriter, Read, Write as _};
 use std::net::{Ipv4Addr, TcpListener};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::path::Path;
 use std::process::{Child, ExitStatus, Stdio};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -19,8 +22,10 @@ use crate::beginning::{RESCUE_AFTER, StartOutcome, WaitLimits, await_mark};
 use crate::forward;
 use crate::loopback::Loopback;
 use crate::master::{self, ConnectError};
+use crate::mux::{Client, MuxError};
 use crate::remote_line::RemoteLine;
-use crate::target::{ArgvOptions, Target};
+use crate::shared::private_dir;
+use crate::target::{ArgvOptions, Target, config_path};
 use crabbox_host::wait::{Ready, wait};
 
 /// How long a tunnel may take until it accepts connections, as in the Go program.
@@ -140,15 +145,16 @@ pub fn open(
     }
 }
 
-/// Starts ssh, and the thread that reads its messages.
+/// Starts ssh with its socket at `control`, and the thread that reads its messages.
 fn start(
     target: &Target,
+    control: &Path,
     local_port: u16,
     to: (Loopback, u16),
     line: &RemoteLine,
 ) -> Result<(Tunnel, Option<JoinHandle<()>>), TunnelError> {
     let local = |source| TunnelError::Local { source };
-    let cmd = tunnel_cmd(target, local_port, to, line);
+    let cmd = tunnel_cmd(target, control, line);
     let mut command = cmd.to_std();
     let (held, word) = io::pipe().map_err(local)?;
     let (input, holds) = io::pipe().map_err(local)?;
@@ -186,9 +192,12 @@ fn open_at(
     let local = |source| TunnelError::Local { source };
     let line = RemoteLine::new().map_err(local)?;
     let (_, remote_port) = to;
-    let (mut tunnel, listener) = start(target, local_port, to, &line)?;
-    // ssh listens before it starts the remote command, so the command's mark says that the port accepts
-    // connections.
+    // Removed with its socket once ssh listens: it is of no use then, and a process that is killed leaves
+    // nothing.
+    let dir = private_dir().map_err(local)?;
+    let control = dir.path().join("s");
+    let (mut tunnel, listener) = start(target, &control, local_port, to, &line)?;
+    // ssh has its socket before it starts the remote command, whose mark says that the login is done.
     let ends = WaitLimits {
         cancel,
         deadline: Some(deadline),
@@ -197,13 +206,17 @@ fn open_at(
     let begun = await_mark(&line, &mut tunnel.holds, &mut tunnel.held, RESCUE_AFTER, ends);
     let printed = match begun.map_err(local)? {
         StartOutcome::Cancelled => return Err(TunnelError::Cancelled { remote_port }),
-        StartOutcome::Begun { .. } => {
-            // A failure is noticed because the tunnel ends.
-            tunnel.holds.write_all(&line.preamble(HOLD)).ok();
-            return Ok(tunnel);
-        }
+        StartOutcome::Begun { .. } => match tunnel.listen(&control) {
+            Ok(()) => {
+                // A failure is noticed because the tunnel ends.
+                tunnel.holds.write_all(&line.preamble(HOLD)).ok();
+                return Ok(tunnel);
+            }
+            Err(MuxError::Refused { .. }) => return Err(TunnelError::PortTaken { port: local_port }),
+            Err(error) => error.to_string(),
+        },
         StartOutcome::Ended(start) => start.printed(),
-        StartOutcome::Late(start) => {
+        StartOutcome::Instead(_, start) => {
             let source = ConnectError::TimedOut {
                 destination: target.destination(),
                 port: target.port,
@@ -223,34 +236,25 @@ fn open_at(
         said if said.is_empty() => printed,
         said => said,
     };
-    if said.contains("Address already in use") || said.contains("cannot listen to port") {
-        return Err(TunnelError::PortTaken { port: local_port });
-    }
-    let source = master::classify(target, &said);
+    let source = master::classify_proxied(target, &said);
     Err(TunnelError::Connect { remote_port, source })
 }
 
 /// ssh uses the first value of an option, so the options of the tunnel come before those of the target.
-fn tunnel_cmd(
-    target: &Target,
-    local_port: u16,
-    (loopback, remote_port): (Loopback, u16),
-    line: &RemoteLine,
-) -> Cmd {
-    let forward = format!("127.0.0.1:{local_port}:[{}]:{remote_port}", loopback.host());
+fn tunnel_cmd(target: &Target, control: &Path, line: &RemoteLine) -> Cmd {
     let own = ArgvOptions {
         own_connection: true,
         ..ArgvOptions::default()
     };
-    let mut cmd = Cmd::new("ssh")
-        .environment(target.environment())
-        .args(["-T", "-L", &forward]);
+    let mut cmd = Cmd::new("ssh").environment(target.environment()).arg("-T");
     for option in [
         // ssh reports refused channels at this level.
         "LogLevel=INFO",
-        "ClearAllForwardings=no",
-        "ExitOnForwardFailure=yes",
-        "GatewayPorts=no",
+        "ControlMaster=yes",
+        // It must not go into the background.
+        "ControlPersist=no",
+        &format!("ControlPath={}", config_path(control)),
+        "ClearAllForwardings=yes",
         "PermitLocalCommand=no",
     ] {
         cmd = cmd.args(["-o", option]);
@@ -322,6 +326,12 @@ impl Tunnel {
             return Ok(TunnelEnd::Cancelled);
         }
         Ok(TunnelEnd::Ended { said: self.said() })
+    }
+
+    /// Makes ssh, whose socket is `control`, listen on the local port.
+    fn listen(&self, control: &Path) -> Result<(), MuxError> {
+        let (loopback, remote_port) = self.to;
+        Client::connect(control)?.forward(self.local_port, loopback.host(), remote_port)
     }
 
     fn said(&self) -> String {

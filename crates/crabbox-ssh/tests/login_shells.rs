@@ -5,7 +5,7 @@
     reason = "the helpers of these tests fail like the tests do"
 )]
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crabbox_ssh::beginning::{NotStarted, ShellFailure};
 use crabbox_ssh::capture::{Captured, capture};
@@ -140,4 +140,40 @@ fn a_mark_that_never_comes_is_told_with_what_came_in_its_place() {
         assert!(printed.contains("this account has moved"), "{printed:?}");
         assert!(printed.chars().count() <= 300, "{printed:?}");
     }
+}
+
+#[test]
+fn a_startup_file_that_takes_a_stream_for_itself_is_told_before_the_limit() {
+    std::thread::scope(|scope| {
+        for (text, expected) in [
+            ("exec >/dev/null", ShellFailure::NoOutput),
+            ("exec >&-", ShellFailure::NoOutput),
+            ("exec >&2", ShellFailure::NoOutput),
+            ("exec >/dev/null 2>&1", ShellFailure::NoOutput),
+            ("cat >/dev/null", ShellFailure::Reading),
+            ("while read x; do :; done; echo hi", ShellFailure::Reading),
+            ("exec cat >/dev/null", ShellFailure::Exited(0)),
+        ] {
+            scope.spawn(move || {
+                let host = Host::new("bash", (".bashrc", text));
+                let begun = Instant::now();
+                let error = host.run("echo ran", b"").unwrap_err();
+                let ExecError::NotStarted { source, .. } = &error else {
+                    unreachable!("{text}: {error:?}");
+                };
+                let took = begun.elapsed();
+                assert_eq!(source.instead, expected, "{text}: {error:?}");
+                assert!(took < Duration::from_secs(25), "{text}: {took:?}");
+            });
+        }
+    });
+}
+
+#[test]
+fn a_login_that_is_only_slow_is_waited_for() {
+    std::thread::scope(|scope| {
+        for text in ["sleep 14", "echo slow >&2; sleep 12; read line"] {
+            scope.spawn(move || runs_as_everywhere(&Host::new("bash", (".bashrc", text)), text));
+        }
+    });
 }

@@ -65,6 +65,11 @@ fn service() -> u16 {
     port
 }
 
+fn free_port() -> u16 {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    listener.local_addr().unwrap().port()
+}
+
 fn ask(port: u16) -> std::io::Result<String> {
     let mut text = String::new();
     TcpStream::connect((Ipv4Addr::LOCALHOST, port))?.read_to_string(&mut text)?;
@@ -98,6 +103,31 @@ fn a_tunnel_carries_connections_until_it_is_cancelled() {
         TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_err(),
         "nothing listens any more"
     );
+}
+
+#[test]
+fn a_tunnel_opens_no_forward_of_the_users_configuration_and_is_not_kept_from_opening_by_one() {
+    let sshd = Sshd::start();
+    let mut target = target(&sshd);
+    target.user_config = true;
+    let (taken, free) = (service(), free_port());
+    for forward in [
+        format!("LocalForward=127.0.0.1:{taken} 127.0.0.1:1"),
+        format!("RemoteForward=127.0.0.1:{taken} 127.0.0.1:1"),
+        format!("DynamicForward=127.0.0.1:{taken}"),
+        format!("LocalForward=127.0.0.1:{free} 127.0.0.1:1"),
+        format!("RemoteForward=127.0.0.1:{free} 127.0.0.1:1"),
+        "ControlPersist=10m".to_owned(),
+    ] {
+        target.extra = vec![forward.clone(), "ExitOnForwardFailure=yes".to_owned()];
+        let tunnel = tunnel::open(&target, None, service(), None);
+        let tunnel = tunnel.unwrap_or_else(|error| panic!("{forward}: {error:?}"));
+        assert_eq!(ask(tunnel.local_port()).unwrap(), "hello", "{forward}");
+        assert!(
+            TcpStream::connect((Ipv4Addr::LOCALHOST, free)).is_err(),
+            "{forward}"
+        );
+    }
 }
 
 #[test]

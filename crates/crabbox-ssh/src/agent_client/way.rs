@@ -18,6 +18,7 @@ use super::AgentError;
 use super::stream::{Input, Output};
 use crate::beginning::{NotStarted, QUIET, RESCUE_AFTER, ShellFailure, StartOutcome, WaitLimits, await_mark};
 use crate::capture;
+use crate::doubt::await_mark_in_doubt;
 use crate::exec::{ExecError, RemoteStatus, Stdin};
 use crate::master;
 use crate::mux::{Session, SessionEvent};
@@ -193,10 +194,11 @@ impl AgentProcess {
 }
 
 impl Words {
-    fn of(errors: io::PipeReader, start: Start) -> Self {
+    /// `mark` gets one byte when the mark of `start` comes.
+    fn of(errors: io::PipeReader, start: Start, mark: io::PipeWriter) -> Self {
         let heard = Arc::new(Mutex::new((start, Vec::new())));
         let hearing = Arc::clone(&heard);
-        let thread = std::thread::spawn(move || hear(errors, &hearing));
+        let thread = std::thread::spawn(move || hear(errors, &hearing, mark));
         Self { heard, thread }
     }
 
@@ -240,13 +242,13 @@ fn begin(
         errors,
     } = pipes;
     let start = line.start_of_errors();
+    let (marked, mark) = io::pipe().map_err(local)?;
     let mut way = AgentProcess {
         process,
-        words: Words::of(errors, start),
+        words: Words::of(errors, start, mark),
         code: None,
         is_left: false,
     };
-    let opened = Instant::now();
     let over = || match &way.process {
         Process::Remote { session, .. } => Some(session.as_fd()),
         // A local shell reads no start-up file.
@@ -256,8 +258,15 @@ fn begin(
         over: over(),
         cancel,
         deadline: None,
+        marked: Some(&marked),
     };
-    let begun = await_mark(line, &mut input, &mut output, RESCUE_AFTER, ends).map_err(local)?;
+    let begun = match &way.process {
+        Process::Remote { shared, .. } => {
+            await_mark_in_doubt(shared.control(), line, (&mut input, &mut output), ends)
+        }
+        Process::Here(_) => await_mark(line, &mut input, &mut output, RESCUE_AFTER, ends),
+    };
+    let begun = begun.map_err(local)?;
     let (instead, start) = match begun {
         StartOutcome::Begun { behind, noisy } => {
             use std::io::Write as _;
@@ -272,7 +281,7 @@ fn begin(
             });
         }
         StartOutcome::Cancelled => return Err(AgentError::Cancelled),
-        StartOutcome::Late(start) => (ShellFailure::Waited(opened.elapsed()), start),
+        StartOutcome::Instead(failure, start) => (failure, start),
         StartOutcome::Ended(start) if start.is_flooded() => (ShellFailure::Flooded, start),
         StartOutcome::Ended(start) => {
             drop((input, output));
@@ -333,7 +342,9 @@ fn ended(session: &mut Session, shared: &Shared, limit: Duration, grace: Duratio
 }
 
 /// Reads standard error to its end, and keeps the last part of the output after the mark.
-fn hear(mut stream: impl Read, heard: &Mutex<(Start, Vec<u8>)>) {
+fn hear(mut stream: impl Read, heard: &Mutex<(Start, Vec<u8>)>, mark: io::PipeWriter) {
+    use std::io::Write as _;
+    let mut mark = Some(mark);
     let mut chunk = [0; 4096];
     loop {
         match stream.read(&mut chunk) {
@@ -341,6 +352,12 @@ fn hear(mut stream: impl Read, heard: &Mutex<(Start, Vec<u8>)>) {
                 let mut heard = heard.lock().unwrap_or_else(PoisonError::into_inner);
                 let (start, kept) = &mut *heard;
                 kept.extend_from_slice(start.take(&chunk[..count]));
+                if start.has_begun()
+                    && let Some(mut mark) = mark.take()
+                {
+                    // Nobody may want to know any more.
+                    mark.write_all(&[0]).ok();
+                }
                 let surplus = kept.len().saturating_sub(WORDS);
                 kept.drain(..surplus);
             }

@@ -40,6 +40,7 @@ mod remote;
 mod run;
 mod schema;
 mod smoke;
+mod ssh_config;
 mod static_host;
 mod static_repository;
 mod static_views;
