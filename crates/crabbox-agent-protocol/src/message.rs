@@ -145,7 +145,7 @@ messages! {
         /// All contents were sent. [`Reply::Received`].
         25 => Received {},
         /// The repository follows, one list each: the staged changes, the marks, the settings, the
-        /// attributes, the commits without parents, the pack. [`Reply::Seeded`] or [`Reply::Unseeded`].
+        /// attributes, the ignore rules, the commits without parents, the pack. [`Reply::Seeded`] or [`Reply::Unseeded`].
         26 => Pack {
             /// Identifies the objects that the client itself does not have (it is a partial clone), hex;
             /// empty if it has all of them. The next [`Reply::Stale`] repeats it.

@@ -202,6 +202,8 @@ pub(crate) struct Came {
     pub(crate) marks: Vec<u8>,
     settings: Vec<u8>,
     attributes: Vec<u8>,
+    /// What git ignores only on the client, as a file of rules.
+    excludes: Vec<u8>,
     /// Commits that are to have no parents.
     roots: Vec<u8>,
     pub(crate) extent: Extent,
@@ -212,7 +214,8 @@ impl Came {
     pub(crate) fn take(talk: &mut Conversation, place: &Place, extent: Extent) -> Result<Self, Failure> {
         let (pack, staged) = (place.of("tmp/seed.pack"), place.of("tmp/seed.staged"));
         let first = keep(talk, &staged)?;
-        let (marks, settings, attributes, roots) = (talk.list()?, talk.list()?, talk.list()?, talk.list()?);
+        let (marks, settings, attributes) = (talk.list()?, talk.list()?, talk.list()?);
+        let (excludes, roots) = (talk.list()?, talk.list()?);
         let second = keep(talk, &pack)?;
         if let Some(failure) = first.or(second) {
             discard(&staged)?;
@@ -225,6 +228,7 @@ impl Came {
             marks,
             settings,
             attributes,
+            excludes,
             roots,
             extent,
         })
@@ -299,7 +303,7 @@ impl Came {
                 done = done.and(set_ref(name, &base.id));
             }
         }
-        exclude()?;
+        exclude(&self.excludes)?;
         self.configure(place)?;
         done
     }
@@ -374,22 +378,44 @@ pub(crate) fn make_dirs(dir: &Path) -> Result<(), Failure> {
     std::fs::create_dir_all(dir).at(dir)
 }
 
-/// Hides the Go program's directory from `git status`.
-fn exclude() -> Result<(), Failure> {
+/// The lines around the client's rules in `info/exclude`.
+const RULES: &[u8] =
+    b"# The rules of this clone, and of its user, where crabbox runs. Each sync replaces them.\n";
+const RULES_END: &[u8] = b"# The end of these rules.\n";
+
+/// Has git ignore the Go program's directory, and what it ignores only on the client.
+fn exclude(rules: &[u8]) -> Result<(), Failure> {
     let file = Path::new(".git/info/exclude");
-    let mut text = read(file)?;
-    if text
-        .split(|byte| *byte == b'\n')
-        .any(|line| line == b"/.crabbox/")
-    {
+    let before = read(file)?;
+    let after = excluding(&before, rules);
+    if after == before {
         return Ok(());
     }
     make_dirs(Path::new(".git/info"))?;
-    if !text.is_empty() && !text.ends_with(b"\n") {
-        text.push(b'\n');
+    write(file, &[&after])
+}
+
+/// The text of an `info/exclude` with these rules of the client's. They come first, because the last rule
+/// that matches counts, and the guest may have its own.
+fn excluding(text: &[u8], rules: &[u8]) -> Vec<u8> {
+    let mut lines: Vec<&[u8]> = text.split_inclusive(|byte| *byte == b'\n').collect();
+    if let Some(begin) = lines.iter().position(|line| *line == RULES) {
+        // The client's rules may have any lines. Without an end, the guest has changed them.
+        let end = lines.iter().rposition(|line| *line == RULES_END);
+        lines.drain(begin..=end.filter(|end| *end > begin).unwrap_or(begin));
     }
-    text.extend_from_slice(b"/.crabbox/\n");
-    write(file, &[&text])
+    let mut out = Vec::new();
+    if !rules.is_empty() {
+        out.extend([RULES, rules, RULES_END].concat());
+    }
+    out.extend(lines.concat());
+    if !lines.iter().any(|line| line.trim_ascii_end() == b"/.crabbox/") {
+        if !out.is_empty() && !out.ends_with(b"\n") {
+            out.push(b'\n');
+        }
+        out.extend_from_slice(b"/.crabbox/\n");
+    }
+    out
 }
 
 /// Whether a commit is present while one of its parents is not.
@@ -472,6 +498,26 @@ pub(crate) fn keep_hollow(place: &Place, paths: &[&[u8]]) -> Result<(), Failure>
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn rules_of_the_client_replace_the_last_ones_and_leave_those_of_the_guest() {
+        let text = |text: &[u8], rules: &[u8]| String::from_utf8(excluding(text, rules)).unwrap();
+        let (begin, end) = (
+            std::str::from_utf8(RULES).unwrap(),
+            std::str::from_utf8(RULES_END).unwrap(),
+        );
+        assert_eq!(text(b"", b""), "/.crabbox/\n");
+        assert_eq!(text(b"*.log", b""), "*.log\n/.crabbox/\n");
+        let first = text(b"*.log\n", b"a\n");
+        assert_eq!(first, format!("{begin}a\n{end}*.log\n/.crabbox/\n"));
+        assert_eq!(text(first.as_bytes(), b"a\n"), first);
+        // The rules themselves may look like their end.
+        let odd = text(first.as_bytes(), &[RULES_END, b"b\n"].concat());
+        assert_eq!(odd, format!("{begin}{end}b\n{end}*.log\n/.crabbox/\n"));
+        assert_eq!(text(odd.as_bytes(), b""), "*.log\n/.crabbox/\n");
+        let cut = format!("{begin}a\n*.log\n");
+        assert_eq!(text(cut.as_bytes(), b""), "a\n*.log\n/.crabbox/\n");
+    }
 
     #[test]
     fn a_record_of_a_seed_that_lacks_a_line_counts_as_none() {

@@ -109,14 +109,15 @@ impl Seed {
         seed
     }
 
-    /// What is sent before the pack: the staged changes, the flags of the index, the settings and the
-    /// attributes.
-    fn parts(manifest: &Manifest) -> [Cow<'_, [u8]>; 4] {
+    /// What is sent before the pack: the staged changes, the flags of the index, the settings, the
+    /// attributes and the ignore rules.
+    fn parts(manifest: &Manifest) -> [Cow<'_, [u8]>; 5] {
         [
             index_info(manifest).into(),
             mark::encode(&manifest.marks).into(),
             manifest.settings.as_slice().into(),
             manifest.attributes.as_slice().into(),
+            manifest.excludes.as_slice().into(),
         ]
     }
 

@@ -187,7 +187,7 @@ fn first_sync(agent: &mut Agent, sync: &SyncRequest, repository: &Path) {
         lacks: String::new(),
         based: false,
     });
-    for _ in 0..5 {
+    for _ in 0..6 {
         agent.send_list(b"");
     }
     agent.send_list(&pack);

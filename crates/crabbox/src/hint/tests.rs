@@ -125,7 +125,7 @@ fn sources() -> Vec<PathBuf> {
 const NO_COMMANDS: [&str; 9] = [
     "crabbox ",
     "crabbox host {id}",
-    "crabbox tree 3\n",
+    "crabbox tree 4\n",
     "# Written by `crabbox setup`; yours to change.\nprovider: firecracker\n",
     "provider={provider} does not support `crabbox {command}`",
     // Commands shown in a proof.
