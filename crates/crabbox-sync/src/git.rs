@@ -280,7 +280,16 @@ pub(crate) fn git(dir: &Path, contents: Contents<'_>) -> Cmd {
 /// The same for objects as they are. A replacement (git-replace(1)) stands for another object only where its
 /// ref is, and the lease has none.
 pub(crate) fn unreplaced_git(dir: &Path) -> Cmd {
-    git(dir, Contents::Unread).env("GIT_NO_REPLACE_OBJECTS", "1")
+    unreplaced(git(dir, Contents::Unread))
+}
+
+/// Compares with objects as they are: the lease gets those.
+pub(crate) fn comparing_git(dir: &Path, filters: &Filters) -> Cmd {
+    unreplaced(git(dir, Contents::Compared(filters)))
+}
+
+fn unreplaced(cmd: Cmd) -> Cmd {
+    cmd.env("GIT_NO_REPLACE_OBJECTS", "1")
 }
 
 /// How many lines of a message are kept; git's longest advice has fewer.

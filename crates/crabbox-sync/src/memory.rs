@@ -20,7 +20,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::entry::{Entry, Examiner, Scan, Standing};
 use crate::filtered;
-use crate::git::{Configuration, Contents, Filters, git};
+use crate::git::{Configuration, Filters, comparing_git};
 use crate::listing::Status;
 use crate::manifest::{ChangesSince, IGNORE_FILE, Manifest, Scope};
 use crate::mark::Mark;
@@ -333,7 +333,7 @@ impl RememberedManifest {
 
 /// git's status of these paths only.
 fn ask_about<'p>(root: &Path, filters: &Filters, paths: impl Iterator<Item = &'p [u8]>) -> Option<Status> {
-    let asked = git(root, Contents::Compared(filters))
+    let asked = comparing_git(root, filters)
         .args(["--literal-pathspecs", "status", "--porcelain=v2", "-z"])
         .args([
             "--untracked-files=all",

@@ -335,6 +335,25 @@ fn an_index_that_the_guest_changed_is_not_trusted() {
     world.guest("echo 8 > a; test \"$(git status --short)\" = ' M a'");
 }
 
+/// The lease gets the commit itself, and no replacement.
+#[test]
+fn what_a_replacement_made_is_a_change_there() {
+    let world = World::new();
+    world.local(&["echo 1 > a; echo 1 > b; ", COMMIT].concat());
+    world.local("echo 2 > a; git commit -qam two; git checkout -q -b x HEAD~; git replace HEAD main; git reset -q --hard; test $(cat a) = 2");
+    settle();
+    for _ in 0..2 {
+        assert_eq!(status(&world.source()), "");
+        world.sync();
+        assert_eq!(status(&world.workdir()), "M  a\n");
+        world.guest("test \"$(git show HEAD:a) $(git show :a) $(cat a)\" = '1 2 2'");
+        world.local("touch a");
+        settle();
+    }
+    world.local("git replace -d HEAD; git reset -q --hard");
+    check(&world, "");
+}
+
 #[test]
 fn what_is_ignored_in_this_clone_alone_is_ignored_there_too() {
     let world = World::new();

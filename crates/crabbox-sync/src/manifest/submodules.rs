@@ -14,7 +14,7 @@ use crabbox_host::command::{CAPTURE_LIMIT, Cmd};
 use super::ManifestError;
 use crate::entry::{Entry, Scan, show};
 use crate::filter::{Filter, Verdict};
-use crate::git::{Configuration, Contents, git, whole_message};
+use crate::git::{Configuration, Contents, comparing_git, git, whole_message};
 use crate::listing::{Index, Status, Tracked};
 use crate::mark::{HOLLOW, Mark, SKIPPED};
 use crate::{filtered, redirect, repo};
@@ -189,7 +189,7 @@ fn ask_comparing(root: &Path, args: &[&str]) -> Result<(Vec<u8>, Configuration),
         source,
     })?;
     let filters = &configuration.filters;
-    let output = printed(root, &git(root, Contents::Compared(filters)).args(args))?;
+    let output = printed(root, &comparing_git(root, filters).args(args))?;
     Ok((output, configuration))
 }
 
