@@ -145,8 +145,14 @@ messages! {
         /// All contents were sent. [`Reply::Received`].
         25 => Received {},
         /// The repository follows, one list each: the staged changes, the marks, the settings, the
-        /// attributes, the commits without parents, the pack. [`Reply::Seeded`] or [`Reply::Unseeded`].
-        26 => Pack {},
+        /// attributes, the ignore rules, the commits without parents, the pack. [`Reply::Seeded`] or [`Reply::Unseeded`].
+        26 => Pack {
+            /// Identifies the objects that the client itself does not have (it is a partial clone), hex;
+            /// empty if it has all of them. The next [`Reply::Stale`] repeats it.
+            lacks: String,
+            /// Whether the base that was asked for comes with it.
+            based: bool,
+        },
         /// Write the record of the sync. [`Reply::Done`].
         27 => Finish {},
         /// List what has changed since the last sync: `<state> <identity> <mode> <path>` records, NUL after
@@ -281,6 +287,8 @@ messages! {
             have: String,
             /// The base that it was given then, hex, or empty.
             have_base: String,
+            /// What [`Request::Pack`] said then of objects that were left out.
+            lacks: String,
             /// The directory below `tmp` for files in the making of another program's, hex. It goes with the
             /// conversation: what such a program still brings when the tree is somebody else's gets nowhere.
             stage: String,

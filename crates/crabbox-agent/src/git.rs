@@ -180,19 +180,47 @@ fn judged(args: &[&str], done: Said) -> Result<Vec<u8>, Failure> {
         .iter()
         .find(|word| !word.starts_with('-') && !word.contains('='))
         .unwrap_or(&"");
-    let why = reason(&done.err).map_or_else(|| format!("exit code {}", done.code), str::to_owned);
+    let why = reason(&done.err).unwrap_or_else(|| format!("exit code {}", done.code));
     Err(Failure::Refused(format!("git {verb}: {why}")))
 }
 
-/// The line that says what went wrong; advice may follow it.
-fn reason(err: &str) -> Option<&str> {
+/// How git's advice for a repository of another user begins (setup.c of git).
+const TRUST: &str = "git config --global --add safe.directory ";
+
+/// The line that says what went wrong, with the command that git advises where it does not trust a
+/// repository: the message is read on another machine.
+fn reason(err: &str) -> Option<String> {
     let names_it = |line: &&str| line.starts_with("fatal: ") || line.starts_with("error: ");
-    err.lines().find(names_it).or_else(|| err.lines().last())
+    let line = err.lines().find(names_it).or_else(|| err.lines().last())?;
+    let advised = err.lines().map(str::trim).find(|line| line.starts_with(TRUST));
+    Some(match advised {
+        Some(command) => format!("{line}; if you trust it, run in the lease: `{command}`"),
+        None => line.to_owned(),
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_git_advises_about_another_user_s_repository_is_to_be_run_in_the_lease() {
+        let said = "fatal: detected dubious ownership in repository at '/w x'\nTo add an exception for this directory, call:\n\n\t\
+                    git config --global --add safe.directory '/w x'";
+        assert_eq!(
+            reason(said).as_deref(),
+            Some(
+                "fatal: detected dubious ownership in repository at '/w x'; if you trust it, run in the lease: \
+                 `git config --global --add safe.directory '/w x'`"
+            )
+        );
+        assert_eq!(
+            reason("warning: a\nfatal: b\nhint: c").as_deref(),
+            Some("fatal: b")
+        );
+        assert_eq!(reason("a\nb").as_deref(), Some("b"));
+        assert_eq!(reason(""), None);
+    }
 
     #[test]
     fn no_repository_further_up_is_used() {

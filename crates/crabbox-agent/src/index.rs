@@ -26,7 +26,7 @@ use crate::failure::{At as _, Failure};
 use crate::git::{Feed, INDEX, must_git};
 use crate::names::Names;
 use crate::record::Place;
-use crate::seed::{hex, known_index, write_seed};
+use crate::seed::{Extent, hex, known_index, write_seed};
 use crate::seen::{Dirs, FileState};
 use entries::{EXTENDED, Entries, Entry, Part, number};
 use marks::{ASSUMED, INTENDED, Marks, SKIPPED};
@@ -280,6 +280,8 @@ pub(crate) struct Work {
     unlike: Arc<Names>,
     /// Set if the index was rebuilt, with the client's flags for its entries.
     pub(crate) anew: Option<Marks>,
+    /// How much of the repository came with it.
+    pub(crate) extent: Extent,
     /// The index of this commit could not be made; in another index, no file may look unchanged.
     pub(crate) is_failed: bool,
     has_some: bool,
@@ -306,6 +308,7 @@ impl Work {
             before,
             unlike,
             anew: None,
+            extent: Extent::default(),
             is_failed: false,
             has_some,
         })
@@ -366,7 +369,7 @@ impl Work {
                 } else {
                     Index::load()?.digest
                 };
-                write_seed(place, seed, &digest)?;
+                write_seed(place, seed, &self.extent, &digest)?;
             }
         }
         let mut list = Vec::new();

@@ -153,7 +153,7 @@ impl Session {
             | Request::Hole { .. }
             | Request::Link { .. }
             | Request::Received {}
-            | Request::Pack {}
+            | Request::Pack { .. }
             | Request::Finish {}
             | Request::Stop {}
             | Request::Ping {} => Ok(()),

@@ -12,7 +12,7 @@ use std::fs::File;
 use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
 
-use crabbox_agent_protocol::Seed;
+use crabbox_agent_protocol::{Base, Seed};
 use sha2::{Digest as _, Sha256};
 
 use crate::bytes::{discard, listed, path, read, write};
@@ -63,7 +63,7 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
     text
 }
 
-/// What the last seed left: five lines.
+/// What the last seed left: six lines.
 #[derive(Debug, Default)]
 struct Known {
     id: String,
@@ -72,6 +72,7 @@ struct Known {
     /// Digest of the index as the seed left it.
     index: String,
     base: String,
+    lacks: String,
 }
 
 impl Known {
@@ -79,8 +80,8 @@ impl Known {
         let text = String::from_utf8_lossy(&read(&place.of("seed"))?).into_owned();
         let mut lines = text.split('\n').map(str::to_owned);
         let mut line = || lines.next();
-        let (Some(id), Some(head), Some(heads), Some(index), Some(base)) =
-            (line(), line(), line(), line(), line())
+        let (Some(id), Some(head), Some(heads), Some(index), Some(base), Some(lacks)) =
+            (line(), line(), line(), line(), line(), line())
         else {
             return Ok(None);
         };
@@ -90,6 +91,7 @@ impl Known {
             heads,
             index,
             base,
+            lacks,
         }))
     }
 }
@@ -101,6 +103,8 @@ pub(crate) struct State {
     /// The commit that it has from the last sync.
     pub(crate) have: String,
     pub(crate) have_base: String,
+    /// What was said then of objects that were left out.
+    pub(crate) lacks: String,
 }
 
 /// Whether the repository must be brought up to date, and the commits that it has from the last sync.
@@ -116,6 +120,7 @@ pub(crate) fn state(place: &Place, seed: &Seed) -> Result<State, Failure> {
         needed: known.id != seed.id || known.heads != heads(seed)?,
         have: known.head,
         have_base: known.base,
+        lacks: known.lacks,
     })
 }
 
@@ -171,6 +176,22 @@ fn heads(seed: &Seed) -> Result<String, Failure> {
     Ok(hex(&Sha256::digest(text)))
 }
 
+/// How much of what was asked for the client could send.
+#[derive(Debug, Default, Clone)]
+pub(crate) struct Extent {
+    /// Identifies the objects that it does not have itself.
+    pub(crate) lacks: String,
+    /// Whether the base is among it.
+    pub(crate) based: bool,
+}
+
+impl Extent {
+    /// The base that has come.
+    fn base<'s>(&self, seed: &'s Seed) -> Option<&'s Base> {
+        seed.base.as_ref().filter(|_| self.based)
+    }
+}
+
 /// The repository data that the client sent.
 #[derive(Debug)]
 pub(crate) struct Came {
@@ -181,16 +202,20 @@ pub(crate) struct Came {
     pub(crate) marks: Vec<u8>,
     settings: Vec<u8>,
     attributes: Vec<u8>,
+    /// What git ignores only on the client, as a file of rules.
+    excludes: Vec<u8>,
     /// Commits that are to have no parents.
     roots: Vec<u8>,
+    pub(crate) extent: Extent,
 }
 
 impl Came {
     /// Receives all of it from the client.
-    pub(crate) fn take(talk: &mut Conversation, place: &Place) -> Result<Self, Failure> {
+    pub(crate) fn take(talk: &mut Conversation, place: &Place, extent: Extent) -> Result<Self, Failure> {
         let (pack, staged) = (place.of("tmp/seed.pack"), place.of("tmp/seed.staged"));
         let first = keep(talk, &staged)?;
-        let (marks, settings, attributes, roots) = (talk.list()?, talk.list()?, talk.list()?, talk.list()?);
+        let (marks, settings, attributes) = (talk.list()?, talk.list()?, talk.list()?);
+        let (excludes, roots) = (talk.list()?, talk.list()?);
         let second = keep(talk, &pack)?;
         if let Some(failure) = first.or(second) {
             discard(&staged)?;
@@ -203,13 +228,15 @@ impl Came {
             marks,
             settings,
             attributes,
+            excludes,
             roots,
+            extent,
         })
     }
 
     /// Makes `.git` match the client's repository.
     pub(crate) fn apply(&self, place: &Place, seed: &Seed) -> Result<(), Failure> {
-        let is_long = self.has_long_ids(seed)?;
+        let (is_long, base) = (self.has_long_ids(seed)?, self.extent.base(seed));
         // Without a commit it was not known before how long the ids are; and then all objects have come.
         if seed.head.is_empty() {
             replace_unusable(place, is_long)?;
@@ -231,7 +258,7 @@ impl Came {
         if !Path::new(".git/objects").is_dir() {
             init(Path::new("."), is_long == Some(true))?;
         }
-        let base_refs = seed.base.iter().flat_map(|base| &base.refs).map(String::as_str);
+        let base_refs = base.iter().flat_map(|base| &base.refs).map(String::as_str);
         unlock(base_refs.chain([branch(seed).as_str()]))?;
         own_the_tree()?;
         let pack = File::open(&self.pack).at(&self.pack)?;
@@ -239,7 +266,7 @@ impl Came {
             must_git(&["index-pack", "--stdin"], &Feed::File(pack))?;
         }
         if !seed.head.is_empty() {
-            cut_off(seed, &self.roots)?;
+            cut_off(&seed.head, base.is_some(), &self.roots)?;
         }
         if seed.branch.is_empty() {
             must_git(&["update-ref", "--no-deref", "HEAD", &seed.head], &Feed::Nothing)?;
@@ -271,12 +298,12 @@ impl Came {
             must_git(&["config", "remote.origin.url", &seed.origin], &Feed::Nothing)?;
         }
         let mut done = Ok(());
-        if let Some(base) = &seed.base {
+        if let Some(base) = base {
             for name in &base.refs {
                 done = done.and(set_ref(name, &base.id));
             }
         }
-        exclude()?;
+        exclude(&self.excludes)?;
         self.configure(place)?;
         done
     }
@@ -351,22 +378,44 @@ pub(crate) fn make_dirs(dir: &Path) -> Result<(), Failure> {
     std::fs::create_dir_all(dir).at(dir)
 }
 
-/// Hides the Go program's directory from `git status`.
-fn exclude() -> Result<(), Failure> {
+/// The lines around the client's rules in `info/exclude`.
+const RULES: &[u8] =
+    b"# The rules of this clone, and of its user, where crabbox runs. Each sync replaces them.\n";
+const RULES_END: &[u8] = b"# The end of these rules.\n";
+
+/// Has git ignore the Go program's directory, and what it ignores only on the client.
+fn exclude(rules: &[u8]) -> Result<(), Failure> {
     let file = Path::new(".git/info/exclude");
-    let mut text = read(file)?;
-    if text
-        .split(|byte| *byte == b'\n')
-        .any(|line| line == b"/.crabbox/")
-    {
+    let before = read(file)?;
+    let after = excluding(&before, rules);
+    if after == before {
         return Ok(());
     }
     make_dirs(Path::new(".git/info"))?;
-    if !text.is_empty() && !text.ends_with(b"\n") {
-        text.push(b'\n');
+    write(file, &[&after])
+}
+
+/// The text of an `info/exclude` with these rules of the client's. They come first, because the last rule
+/// that matches counts, and the guest may have its own.
+fn excluding(text: &[u8], rules: &[u8]) -> Vec<u8> {
+    let mut lines: Vec<&[u8]> = text.split_inclusive(|byte| *byte == b'\n').collect();
+    if let Some(begin) = lines.iter().position(|line| *line == RULES) {
+        // The client's rules may have any lines. Without an end, the guest has changed them.
+        let end = lines.iter().rposition(|line| *line == RULES_END);
+        lines.drain(begin..=end.filter(|end| *end > begin).unwrap_or(begin));
     }
-    text.extend_from_slice(b"/.crabbox/\n");
-    write(file, &[&text])
+    let mut out = Vec::new();
+    if !rules.is_empty() {
+        out.extend([RULES, rules, RULES_END].concat());
+    }
+    out.extend(lines.concat());
+    if !lines.iter().any(|line| line.trim_ascii_end() == b"/.crabbox/") {
+        if !out.is_empty() && !out.ends_with(b"\n") {
+            out.push(b'\n');
+        }
+        out.extend_from_slice(b"/.crabbox/\n");
+    }
+    out
 }
 
 /// Whether a commit is present while one of its parents is not.
@@ -384,7 +433,7 @@ fn is_cut_off(commit: &str) -> Result<bool, Failure> {
 
 /// Tells git which commits are shallow: those that the client sent as such, and those whose parents are
 /// missing. A commit from an earlier sync stops being shallow once its parents have arrived.
-fn cut_off(seed: &Seed, roots: &[u8]) -> Result<(), Failure> {
+fn cut_off(head: &str, is_based: bool, roots: &[u8]) -> Result<(), Failure> {
     let shallow = Path::new(".git/shallow");
     let words = |bytes: &[u8]| -> BTreeSet<String> {
         String::from_utf8_lossy(bytes)
@@ -394,9 +443,9 @@ fn cut_off(seed: &Seed, roots: &[u8]) -> Result<(), Failure> {
     };
     let known = words(&read(shallow)?);
     let mut first = words(roots);
-    if seed.base.is_some() {
+    if is_based {
         let mut asked = known.clone();
-        asked.insert(seed.head.clone());
+        asked.insert(head.to_owned());
         for commit in asked.difference(&first.clone()) {
             if is_cut_off(commit)? {
                 first.insert(commit.clone());
@@ -404,8 +453,8 @@ fn cut_off(seed: &Seed, roots: &[u8]) -> Result<(), Failure> {
         }
     } else {
         first.extend(known.iter().cloned());
-        if !first.contains(&seed.head) && is_cut_off(&seed.head)? {
-            first.insert(seed.head.clone());
+        if !first.contains(head) && is_cut_off(head)? {
+            first.insert(head.to_owned());
         }
     }
     if first != known {
@@ -416,9 +465,15 @@ fn cut_off(seed: &Seed, roots: &[u8]) -> Result<(), Failure> {
 }
 
 /// Records that the repository is as requested, with this digest of its index.
-pub(crate) fn write_seed(place: &Place, seed: &Seed, index: &str) -> Result<(), Failure> {
-    let base = seed.base.as_ref().map_or("", |base| base.id.as_str());
-    let lines = [seed.id.as_str(), &seed.head, &heads(seed)?, index, base].join("\n");
+pub(crate) fn write_seed(place: &Place, seed: &Seed, extent: &Extent, index: &str) -> Result<(), Failure> {
+    let base = extent.base(seed).map_or("", |base| base.id.as_str());
+    // One without the base that was asked for is never what is asked for next.
+    let id = if extent.based || seed.base.is_none() {
+        seed.id.as_str()
+    } else {
+        ""
+    };
+    let lines = [id, &seed.head, &heads(seed)?, index, base, &extent.lacks].join("\n");
     write(&place.of("seed"), &[lines.as_bytes()])
 }
 
@@ -445,14 +500,34 @@ mod tests {
     use super::*;
 
     #[test]
+    fn rules_of_the_client_replace_the_last_ones_and_leave_those_of_the_guest() {
+        let text = |text: &[u8], rules: &[u8]| String::from_utf8(excluding(text, rules)).unwrap();
+        let (begin, end) = (
+            std::str::from_utf8(RULES).unwrap(),
+            std::str::from_utf8(RULES_END).unwrap(),
+        );
+        assert_eq!(text(b"", b""), "/.crabbox/\n");
+        assert_eq!(text(b"*.log", b""), "*.log\n/.crabbox/\n");
+        let first = text(b"*.log\n", b"a\n");
+        assert_eq!(first, format!("{begin}a\n{end}*.log\n/.crabbox/\n"));
+        assert_eq!(text(first.as_bytes(), b"a\n"), first);
+        // The rules themselves may look like their end.
+        let odd = text(first.as_bytes(), &[RULES_END, b"b\n"].concat());
+        assert_eq!(odd, format!("{begin}{end}b\n{end}*.log\n/.crabbox/\n"));
+        assert_eq!(text(odd.as_bytes(), b""), "*.log\n/.crabbox/\n");
+        let cut = format!("{begin}a\n*.log\n");
+        assert_eq!(text(cut.as_bytes(), b""), "a\n*.log\n/.crabbox/\n");
+    }
+
+    #[test]
     fn a_record_of_a_seed_that_lacks_a_line_counts_as_none() {
         let dir = tempfile::tempdir().unwrap();
         let place = Place::new(dir.path().to_str().unwrap(), "w");
         std::fs::create_dir_all(&place.meta).unwrap();
         for (text, index) in [
-            ("id\nhead\nheads\nindex\nbase", Some("index")),
-            ("id\nhead\nheads\nindex\n", Some("index")),
-            ("id\nhead\nheads\nindex", None),
+            ("id\nhead\nheads\nindex\nbase\nlacks", Some("index")),
+            ("id\nhead\nheads\nindex\n\n", Some("index")),
+            ("id\nhead\nheads\nindex\nbase", None),
             ("", None),
         ] {
             std::fs::write(place.of("seed"), text).unwrap();

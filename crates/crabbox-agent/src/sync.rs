@@ -27,7 +27,7 @@ use crate::receive::{Into, receive};
 use crate::record::{Head, Place, is_unchanged};
 use crate::remove::remove_tree;
 use crate::rows::{Coming, Rows, unread};
-use crate::seed::{self, Came, State, go_dir};
+use crate::seed::{self, Came, Extent, State, go_dir};
 use crate::seen::Dirs;
 use crate::sights::ScanResults;
 use crate::talk::{ClientMessage, Conversation, out_of_order};
@@ -304,6 +304,7 @@ fn bring(
         seed: state.needed,
         have: state.have,
         have_base: state.have_base,
+        lacks: state.lacks,
         stage: lock.stage.clone(),
     })?;
     if !all {
@@ -316,8 +317,8 @@ fn bring(
     let mut laid = None;
     loop {
         match talk.hear()? {
-            ClientMessage::Request(Request::Pack {}) => {
-                let came = Came::take(talk, place);
+            ClientMessage::Request(Request::Pack { lacks, based }) => {
+                let came = Came::take(talk, place, Extent { lacks, based });
                 let done = std::thread::scope(|scope| {
                     // Git needs the processor, and the look the disk.
                     let laying = scope.spawn(|| way.lay());
@@ -372,6 +373,7 @@ fn apply(place: &Place, request: &SyncRequest, work: &mut Work, came: &Came) -> 
     };
     let marks = Marks::parse(&came.marks)?;
     came.apply(place, seed)?;
+    work.extent = came.extent.clone();
     seed::keep_hollow(place, &marks.hollow().collect::<Vec<_>>())?;
     work.anew = Some(marks);
     work.is_failed = false;

@@ -54,6 +54,9 @@ const FILTER: [(&str, &str); 4] = [
 /// do).
 const BY_ENVIRONMENT: &str = "crabbox.environment";
 
+/// The setting that names the user's file of ignore rules, as git lists it.
+pub(crate) const EXCLUDES_FILE: &str = "core.excludesfile";
+
 /// The most filters that we switch off; no real configuration has so many, and more would not fit into an
 /// argument vector.
 const MOST_FILTERS: usize = 256;
@@ -103,6 +106,8 @@ pub(crate) struct Configuration {
     /// The settings that decide whether a file counts as unchanged, as a configuration file for another
     /// repository.
     pub(crate) deciding: Vec<u8>,
+    /// Whether it names a file of ignore rules (`core.excludesFile`).
+    pub(crate) names_excludes: bool,
 }
 
 /// Why a configuration cannot be used.
@@ -148,6 +153,7 @@ impl Configuration {
             hash: Sha256::digest(&asked.stdout).into(),
             filters: Filters::of(&asked.stdout)?,
             deciding: deciding(&asked.stdout),
+            names_excludes: has_setting(&asked.stdout, EXCLUDES_FILE),
         })
     }
 }
@@ -174,7 +180,7 @@ impl Filters {
             return Err(ConfigurationError::TooManyFilters { count: names.len() });
         }
         let unnamed = names.iter().find(|name| name.contains(&b'='));
-        match unnamed.filter(|_| !reads_environment(list)) {
+        match unnamed.filter(|_| !has_setting(list, BY_ENVIRONMENT)) {
             Some(name) => Err(ConfigurationError::FilterName {
                 name: String::from_utf8_lossy(name).into_owned(),
             }),
@@ -226,11 +232,11 @@ fn deciding(list: &[u8]) -> Vec<u8> {
     file
 }
 
-/// Whether the git that printed `list` reads settings from its environment.
-fn reads_environment(list: &[u8]) -> bool {
+/// Whether `list` has a setting of this name.
+fn has_setting(list: &[u8], name: &str) -> bool {
     list.split(|byte| *byte == 0).any(|setting| {
         let key = setting.split(|byte| *byte == b'\n').next();
-        key == Some(BY_ENVIRONMENT.as_bytes())
+        key == Some(name.as_bytes())
     })
 }
 
@@ -274,7 +280,16 @@ pub(crate) fn git(dir: &Path, contents: Contents<'_>) -> Cmd {
 /// The same for objects as they are. A replacement (git-replace(1)) stands for another object only where its
 /// ref is, and the lease has none.
 pub(crate) fn unreplaced_git(dir: &Path) -> Cmd {
-    git(dir, Contents::Unread).env("GIT_NO_REPLACE_OBJECTS", "1")
+    unreplaced(git(dir, Contents::Unread))
+}
+
+/// Compares with objects as they are: the lease gets those.
+pub(crate) fn comparing_git(dir: &Path, filters: &Filters) -> Cmd {
+    unreplaced(git(dir, Contents::Compared(filters)))
+}
+
+fn unreplaced(cmd: Cmd) -> Cmd {
+    cmd.env("GIT_NO_REPLACE_OBJECTS", "1")
 }
 
 /// How many lines of a message are kept; git's longest advice has fewer.

@@ -391,6 +391,7 @@ mod tests {
             marks: Vec::new(),
             settings: Vec::new(),
             attributes: Vec::new(),
+            excludes: Vec::new(),
             repo: crate::repo::Repo::bare_of_facts("/r".into()),
             fingerprint: String::new(),
             since: None,

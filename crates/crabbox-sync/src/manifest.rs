@@ -22,6 +22,7 @@ use crate::memory::Memory;
 use crate::redirect::Redirect;
 use crate::repo::Repo;
 
+mod rules;
 mod submodules;
 
 pub(crate) use self::submodules::ask_git;
@@ -66,6 +67,8 @@ pub struct Manifest {
     pub settings: Vec<u8>,
     /// The attributes that only this clone has.
     pub attributes: Vec<u8>,
+    /// What git ignores only in this clone, or for this user, as a file of rules.
+    pub excludes: Vec<u8>,
     /// The commit `HEAD` stands on, the branch it names, and the origin, for the repository in the guest.
     pub repo: Repo,
     /// SHA-256 over the identity of every entry and the deleted list, as hex: equal means nothing changed
@@ -229,7 +232,7 @@ impl Manifest {
     /// Builds the manifest of `repo` from its working tree.
     pub fn build(repo: &Repo, scope: &Scope) -> Result<Self, ManifestError> {
         repo.check_syncable()?;
-        Ok(Self::ask_git(repo, scope)?.0)
+        Ok(Self::ask_git(repo, scope, &[])?.0)
     }
 
     /// The same, but reuses the last manifest as far as it is still valid, and remembers this one.
@@ -258,13 +261,14 @@ impl Manifest {
         };
         // Read before git runs: a configuration that changes meanwhile will differ at the next call.
         let config = Configuration::read(root).ok();
-        let (mut manifest, scan) = Self::ask_git(repo, scope)?;
+        let (mut manifest, scan) = Self::ask_git(repo, scope, memory.ignore_files())?;
         manifest.since = seen.map(|seen| seen.since(&manifest));
         memory.keep(&memory.seen(&scan, &manifest, scope, config.as_ref()));
         Ok(manifest)
     }
 
-    fn ask_git(repo: &Repo, scope: &Scope) -> Result<(Self, Scan), ManifestError> {
+    /// `ignore_files` as in [`Memory::of`].
+    fn ask_git(repo: &Repo, scope: &Scope, ignore_files: &[PathBuf]) -> Result<(Self, Scan), ManifestError> {
         let root = repo.root.as_path();
         let ignore_file = read_ignore_file(root)?;
         let filter = Filter::new(&scope.exclude, &ignore_file, &scope.include);
@@ -283,10 +287,12 @@ impl Manifest {
             looks,
             status,
             settings,
+            names_excludes,
         } = tree;
         let mut draft = ManifestBuilder::new(scan, filter);
         draft.settings = settings;
-        draft.attributes = submodules::own_attributes(root);
+        let own = rules::of_clone(root, names_excludes, ignore_files);
+        (draft.attributes, draft.excludes) = (own.attributes, own.excludes);
         draft.fill(&index, looks, &status)?.finish(repo, modules, status)
     }
 
@@ -341,6 +347,7 @@ struct ManifestBuilder {
     marks: Vec<Mark>,
     settings: Vec<u8>,
     attributes: Vec<u8>,
+    excludes: Vec<u8>,
 }
 
 impl ManifestBuilder {
@@ -355,6 +362,7 @@ impl ManifestBuilder {
             marks: Vec::new(),
             settings: Vec::new(),
             attributes: Vec::new(),
+            excludes: Vec::new(),
         }
     }
 
@@ -472,6 +480,7 @@ impl ManifestBuilder {
             marks: self.marks,
             settings: self.settings,
             attributes: self.attributes,
+            excludes: self.excludes,
             repo: repo.clone(),
             fingerprint,
             since: None,

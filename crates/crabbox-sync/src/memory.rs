@@ -20,7 +20,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::entry::{Entry, Examiner, Scan, Standing};
 use crate::filtered;
-use crate::git::{Configuration, Contents, Filters, git};
+use crate::git::{Configuration, Filters, comparing_git};
 use crate::listing::Status;
 use crate::manifest::{ChangesSince, IGNORE_FILE, Manifest, Scope};
 use crate::mark::Mark;
@@ -75,6 +75,7 @@ pub(crate) struct RememberedManifest {
     marks: Vec<Mark>,
     settings: Vec<u8>,
     attributes: Vec<u8>,
+    excludes: Vec<u8>,
     /// What else the manifest depends on.
     places: Vec<Place>,
 }
@@ -88,6 +89,11 @@ impl Memory {
             file: dir.join(name),
             ignore_files,
         }
+    }
+
+    /// The files given to [`Memory::of`].
+    pub(crate) fn ignore_files(&self) -> &[PathBuf] {
+        &self.ignore_files
     }
 
     /// Loads the manifest of this commit and scope; `None` if there is none, or if it is damaged.
@@ -167,6 +173,7 @@ impl Memory {
             marks: manifest.marks.clone(),
             settings: manifest.settings.clone(),
             attributes: manifest.attributes.clone(),
+            excludes: manifest.excludes.clone(),
             places: places.unwrap_or_default(),
         }
     }
@@ -265,6 +272,7 @@ impl RememberedManifest {
             marks: self.marks,
             settings: self.settings,
             attributes: self.attributes,
+            excludes: self.excludes,
             repo: repo.clone(),
             fingerprint: self.fingerprint,
             since,
@@ -325,7 +333,7 @@ impl RememberedManifest {
 
 /// git's status of these paths only.
 fn ask_about<'p>(root: &Path, filters: &Filters, paths: impl Iterator<Item = &'p [u8]>) -> Option<Status> {
-    let asked = git(root, Contents::Compared(filters))
+    let asked = comparing_git(root, filters)
         .args(["--literal-pathspecs", "status", "--porcelain=v2", "-z"])
         .args([
             "--untracked-files=all",

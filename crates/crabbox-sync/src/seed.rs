@@ -20,6 +20,7 @@ use crabbox_ssh::agent_client::{AgentClient, AgentError};
 use sha2::{Digest as _, Sha256};
 
 use crate::base::{Base, Span};
+use crate::events::SyncEvents;
 use crate::git::unreplaced_git;
 use crate::listing::Staged;
 use crate::manifest::Manifest;
@@ -32,6 +33,8 @@ pub(crate) struct SeedState {
     pub(crate) have: String,
     /// The base that it was given then, hex, or empty.
     pub(crate) have_base: String,
+    /// Identifies the objects that this side did not have then; empty if it had all.
+    pub(crate) lacks: String,
 }
 
 /// The state that the repository in the lease is to have.
@@ -106,14 +109,15 @@ impl Seed {
         seed
     }
 
-    /// What is sent before the pack: the staged changes, the flags of the index, the settings and the
-    /// attributes.
-    fn parts(manifest: &Manifest) -> [Cow<'_, [u8]>; 4] {
+    /// What is sent before the pack: the staged changes, the flags of the index, the settings, the
+    /// attributes and the ignore rules.
+    fn parts(manifest: &Manifest) -> [Cow<'_, [u8]>; 5] {
         [
             index_info(manifest).into(),
             mark::encode(&manifest.marks).into(),
             manifest.settings.as_slice().into(),
             manifest.attributes.as_slice().into(),
+            manifest.excludes.as_slice().into(),
         ]
     }
 
@@ -129,6 +133,7 @@ impl Seed {
             base: self.base.as_ref().map(|base| base.id.clone()),
             have: state.have.clone(),
             have_base: state.have_base.clone(),
+            lacks: state.lacks.clone(),
             staged: staged.map(|staged| staged.object.clone()).collect(),
         };
         Packing {
@@ -142,10 +147,21 @@ impl Seed {
         manifest: &Manifest,
         packing: Packing,
         far: &mut AgentClient,
+        events: &dyn SyncEvents,
     ) -> Result<Reply, SeedError> {
-        let Packed { packer, roots } = packing.begun()?;
+        let Packed {
+            packer,
+            roots,
+            lacks,
+            unbased,
+        } = packing.begun()?;
+        if let Some(error) = &unbased {
+            let why = crabbox_core::fault::chain(error);
+            events.warning(&format!("sync.baseRef: the lease does not get it: {why}"));
+        }
         let answer = |source| SeedError::Answer { source };
-        far.ask(&Request::Pack {}).map_err(answer)?;
+        let based = self.base.is_some() && unbased.is_none();
+        far.ask(&Request::Pack { lacks, based }).map_err(answer)?;
         for part in Self::parts(manifest) {
             far.send_list(&part).map_err(answer)?;
         }
@@ -218,6 +234,10 @@ struct Packed {
     packer: Option<Packer>,
     /// Commits that are to have no parents in the lease.
     roots: BTreeSet<String>,
+    /// Identifies the objects that this repository does not have; empty if it has all.
+    lacks: String,
+    /// Why the base is not part of it.
+    unbased: Option<SeedError>,
 }
 
 impl Packing {
@@ -254,6 +274,23 @@ impl Drop for Packer {
     }
 }
 
+/// Objects that commits lead to.
+#[derive(Debug, Default)]
+struct Reached {
+    present: BTreeSet<String>,
+    missing: BTreeSet<String>,
+}
+
+/// The objects that go to the lease.
+#[derive(Debug)]
+struct Wanted {
+    objects: BTreeSet<String>,
+    /// As in [`Packed`].
+    roots: BTreeSet<String>,
+    /// As in [`Packed`].
+    lacks: String,
+}
+
 /// What is to be packed.
 struct Wish {
     root: PathBuf,
@@ -262,15 +299,32 @@ struct Wish {
     /// The commits that the lease has from the last sync; empty if it has none.
     have: String,
     have_base: String,
+    /// What was left out of it then.
+    lacks: String,
     /// Objects of staged changes.
     staged: Vec<String>,
 }
 
 impl Wish {
     fn pack(&self) -> Result<Packed, SeedError> {
-        let (objects, roots) = self.objects()?;
+        let (wanted, unbased) = match self.wanted(self.base.as_deref()) {
+            // The base may be what cannot be sent; without it the repository is worth as much for the rest.
+            Err(error) if self.base.is_some() => (self.wanted(None)?, Some(error)),
+            wanted => (wanted?, None),
+        };
+        let Wanted {
+            objects,
+            roots,
+            lacks,
+        } = wanted;
+        let packed = Packed {
+            packer: None,
+            roots,
+            lacks,
+            unbased,
+        };
         if objects.is_empty() {
-            return Ok(Packed { packer: None, roots });
+            return Ok(packed);
         }
         let objects = lines(&objects);
         let cmd =
@@ -291,43 +345,122 @@ impl Wish {
         }
         Ok(Packed {
             packer: Some(packer),
-            roots,
+            ..packed
         })
     }
 
-    /// The objects of commits and staged changes that the lease does not have, and the commits that are to
-    /// have no parents there.
-    fn objects(&self) -> Result<(BTreeSet<String>, BTreeSet<String>), SeedError> {
-        let span = match &self.base {
+    /// What the lease does not have, of `HEAD`, this base and the staged changes.
+    fn wanted(&self, base: Option<&str>) -> Result<Wanted, SeedError> {
+        let span = match base {
             Some(base) => self.span(&self.head, base)?,
             None => Span::default(),
         };
-        let mut wanted = span.commits;
-        if !self.head.is_empty() && self.head != self.have {
-            wanted.insert(self.head.clone());
+        let mut commits = span.commits;
+        if !self.head.is_empty() {
+            commits.insert(self.head.clone());
         }
-        let known: Vec<&String> = [&self.have, &self.have_base]
+        let is_partial = self.is_partial();
+        let reached = if is_partial {
+            self.reached(&commits, &[], true)?
+        } else {
+            Reached::default()
+        };
+        let lacks = digest(&reached.missing);
+        // What was missing may be here now, and which of it the lease got is not known.
+        let is_as_before = lacks == self.lacks;
+        let known: Vec<&str> = [&self.have, &self.have_base]
             .into_iter()
-            .filter(|commit| self.has(commit))
+            .filter(|commit| is_as_before && self.has(commit))
+            .map(String::as_str)
             .collect();
-        if self.base.is_some()
-            && let [have, have_base] = known.as_slice()
-        {
+        let mut objects = if is_partial && known.is_empty() {
+            commits.into_iter().chain(reached.present).collect()
+        } else {
+            self.beyond(commits, base, &known, is_partial)?
+        };
+        objects.extend(self.staged(is_partial)?);
+        Ok(Wanted {
+            objects,
+            roots: span.roots,
+            lacks,
+        })
+    }
+
+    /// The objects of `commits` that the lease does not have, which has these known ones.
+    fn beyond(
+        &self,
+        mut commits: BTreeSet<String>,
+        base: Option<&str>,
+        known: &[&str],
+        is_partial: bool,
+    ) -> Result<BTreeSet<String>, SeedError> {
+        if base.is_none() {
+            commits.retain(|commit| !known.contains(&commit.as_str()));
+        } else if let [have, have_base] = known {
             // The lease has the history of these two commits, as this repository does.
             let theirs = self.span(have, have_base)?;
-            wanted.retain(|commit| !theirs.commits.contains(commit));
+            commits.retain(|commit| !theirs.commits.contains(commit));
         }
-        if !wanted.is_empty() {
-            let trees = wanted.iter().map(|commit| format!("{commit}^{{tree}}\n"));
-            let not = known.iter().map(|commit| format!("^{commit}^{{tree}}\n"));
-            let list = unreplaced_git(&self.root)
-                .args(["rev-list", "--objects", "--no-object-names", "--stdin"])
-                .stdin(trees.chain(not).collect::<String>());
-            let listed = self.run(&list)?;
-            wanted.extend(String::from_utf8_lossy(&listed).lines().map(str::to_owned));
+        if !commits.is_empty() {
+            let reached = self.reached(&commits, known, is_partial)?;
+            commits.extend(reached.present);
         }
-        wanted.extend(self.staged.iter().cloned());
-        Ok((wanted, span.roots))
+        Ok(commits)
+    }
+
+    /// The objects of the trees of `commits`, without those of the trees of `known`.
+    fn reached(
+        &self,
+        commits: &BTreeSet<String>,
+        known: &[&str],
+        is_partial: bool,
+    ) -> Result<Reached, SeedError> {
+        let trees = commits.iter().map(|commit| format!("{commit}^{{tree}}\n"));
+        let not = known.iter().map(|commit| format!("^{commit}^{{tree}}\n"));
+        let list = self
+            .listing(is_partial)
+            .stdin(trees.chain(not).collect::<String>());
+        let mut reached = Reached::default();
+        for line in String::from_utf8_lossy(&self.run(&list)?).lines() {
+            match line.strip_prefix('?') {
+                Some(missing) => reached.missing.insert(missing.to_owned()),
+                None => reached.present.insert(line.to_owned()),
+            };
+        }
+        Ok(reached)
+    }
+
+    /// The objects of staged changes, in a partial clone those that are here.
+    fn staged(&self, is_partial: bool) -> Result<BTreeSet<String>, SeedError> {
+        let staged = self.staged.iter().cloned().collect();
+        if !is_partial || self.staged.is_empty() {
+            return Ok(staged);
+        }
+        let list = self.listing(true).arg("--ignore-missing").stdin(lines(&staged));
+        let listed = self.run(&list)?;
+        Ok(String::from_utf8_lossy(&listed)
+            .lines()
+            .map(str::to_owned)
+            .collect())
+    }
+
+    /// Lists objects. In a partial clone those that are not here are marked with `?`, and not fetched.
+    fn listing(&self, is_partial: bool) -> Cmd {
+        unreplaced_git(&self.root)
+            .args(["rev-list", "--objects", "--no-object-names", "--stdin"])
+            .args(is_partial.then_some("--missing=print"))
+    }
+
+    /// Whether objects may be missing here that git would fetch when it needs them (`git clone --filter`).
+    fn is_partial(&self) -> bool {
+        unreplaced_git(&self.root)
+            .args([
+                "config",
+                "--get-regexp",
+                r"^(extensions\.partialclone|remote\..*\.promisor)$",
+            ])
+            .run()
+            .is_ok()
     }
 
     fn span(&self, head: &str, base: &str) -> Result<Span, SeedError> {
@@ -361,6 +494,14 @@ fn lines(ids: &BTreeSet<String>) -> Vec<u8> {
         .flat_map(|id| [id.as_str(), "\n"])
         .collect::<String>()
         .into_bytes()
+}
+
+/// Identifies a set of ids; empty for none.
+fn digest(ids: &BTreeSet<String>) -> String {
+    if ids.is_empty() {
+        return String::new();
+    }
+    hex(&Sha256::digest(lines(ids))[..16])
 }
 
 /// The staged changes as `git update-index -z --index-info` reads them:

@@ -331,6 +331,7 @@ impl Run<'_> {
                 seed: is_wanted,
                 have,
                 have_base,
+                lacks,
                 stage,
             } => {
                 if stage.is_empty() || !stage.bytes().all(|byte| byte.is_ascii_hexdigit()) {
@@ -344,7 +345,11 @@ impl Run<'_> {
                 } else {
                     numbers(&far.list().map_err(|error| self.unasked(error))?.0)
                 };
-                let state = SeedState { have, have_base };
+                let state = SeedState {
+                    have,
+                    have_base,
+                    lacks,
+                };
                 let seed = seed.filter(|_| is_wanted);
                 let packed = seed.map(|seed| (seed, seed.pack(self.manifest, &state)));
                 if streamed.is_none() && !numbers.is_empty() {
@@ -527,7 +532,7 @@ impl Run<'_> {
     fn seed(&self, far: &mut AgentClient, seed: &Seed, packing: Packing, outcome: &mut Outcome) {
         self.events.stage(Stage::Seed);
         let started = Instant::now();
-        let why = match seed.send(self.manifest, packing, far) {
+        let why = match seed.send(self.manifest, packing, far, self.events) {
             Err(error) => Some(crabbox_core::fault::chain(&error)),
             Ok(Reply::Seeded {}) => None,
             Ok(Reply::Unseeded { why }) => Some(why),

@@ -230,3 +230,101 @@ fn long_object_names_and_a_shallow_clone_are_no_obstacle() {
     assert_eq!(based(&world, "main"), [""; 0]);
     check(&world, "origin/main");
 }
+
+/// A partial clone of `../origin.git` in place of the working tree.
+fn cloned(world: &World, options: &str) {
+    world.local(&format!(
+        "mkdir a b; echo 1 > a/f; echo 7 > b/f; git add -A; git commit -qm one; git branch old; echo 2 > a/f; echo 8 > b/f; git commit -qam two; \
+         git clone -q --bare . ../origin.git; git -C ../origin.git config uploadpack.allowFilter true; \
+         rm -rf .git a b; git clone -q {options} file://$(realpath ..)/origin.git .; git config user.name t; git config user.email t@t"
+    ));
+}
+
+/// The objects that are missing in a repository, of these revisions.
+fn missing(dir: &Path, revisions: &str) -> usize {
+    let list = said(dir, &format!("rev-list --objects --missing=print {revisions}")).1;
+    list.lines().filter(|line| line.starts_with('?')).count()
+}
+
+#[test]
+fn what_a_partial_clone_never_fetched_is_left_out_and_comes_once_it_is_there() {
+    let world = World::new();
+    cloned(&world, "--filter=blob:none --sparse");
+    world.local("git sparse-checkout set a");
+    assert_eq!(missing(&world.source(), "HEAD^{tree}"), 1);
+    let repo = || crabbox_sync::repo::Repo::discover(&world.source()).unwrap();
+    let sync = |exclude: &[&str]| {
+        let scope = crabbox_sync::manifest::Scope {
+            exclude: exclude.iter().map(|rule| (*rule).to_owned()).collect(),
+            include: Vec::new(),
+        };
+        let manifest = crabbox_sync::manifest::Manifest::build(&repo(), &scope).unwrap();
+        let heard = Heard::default();
+        world.sync_as(&manifest, &Options::default(), &heard).unwrap();
+        assert_eq!(heard.warnings(), Vec::<String>::new());
+        for args in ["status --short", "log --format=%H -1", "diff HEAD"] {
+            assert_eq!(
+                said(&world.workdir(), args),
+                said(&world.source(), args),
+                "git {args}"
+            );
+        }
+    };
+    sync(&["/b/"]);
+    // Nothing was fetched for it.
+    assert_eq!(missing(&world.source(), "HEAD^{tree}"), 1);
+    world.local("echo 3 >> a/f; echo 3 > a/g; git add a/g");
+    sync(&["/b/"]);
+    world.local("git commit -qam three");
+    sync(&["/b/"]);
+    assert_eq!(missing(&world.workdir(), "HEAD^{tree}"), 1);
+    // What is checked out later comes then, although the commit is the one that the lease has.
+    world.local("git sparse-checkout set a b; echo 4 >> b/f");
+    sync(&[]);
+    assert_eq!(missing(&world.workdir(), "HEAD^{tree}"), 0);
+    world.guest("git -c user.name=g -c user.email=g@g commit -qam guest; git show HEAD:b/f");
+}
+
+#[test]
+fn the_base_of_a_partial_clone_has_its_history_and_one_without_trees_is_a_warning() {
+    let world = World::new();
+    cloned(&world, "--filter=blob:none");
+    assert_eq!(based(&world, "old"), Vec::<String>::new());
+    for args in [
+        "log --format=%H origin/old..HEAD",
+        "diff --name-status origin/old...",
+        "status --short",
+    ] {
+        assert_eq!(
+            said(&world.workdir(), args),
+            said(&world.source(), args),
+            "git {args}"
+        );
+    }
+    // Fetched for a comparison here; the next commit brings it.
+    world.local("git diff origin/old... > /dev/null; git commit -q --allow-empty -m three");
+    assert_eq!(based(&world, "old"), Vec::<String>::new());
+    check(&world, "origin/old");
+
+    let world = World::new();
+    cloned(&world, "--filter=tree:0");
+    for _ in 0..2 {
+        let heard = based(&world, "old");
+        assert!(
+            matches!(heard.as_slice(), [line] if line.starts_with("sync.baseRef: ")),
+            "{heard:?}"
+        );
+        assert_eq!(said(&world.workdir(), "status --short"), (Some(0), String::new()));
+        assert_ne!(
+            said(&world.workdir(), "rev-parse -q --verify origin/old").0,
+            Some(0)
+        );
+    }
+    // Once the tree is here, the base goes along.
+    world.local("git diff --stat origin/old HEAD > /dev/null");
+    assert_eq!(based(&world, "old"), Vec::<String>::new());
+    assert_eq!(
+        said(&world.workdir(), "diff --name-status origin/old..."),
+        said(&world.source(), "diff --name-status origin/old...")
+    );
+}

@@ -16,6 +16,7 @@ use std::path::Path;
 
 use crabbox_host::command::Cmd;
 use crabbox_sync::manifest::{Manifest, Scope};
+use crabbox_sync::memory::Memory;
 use crabbox_sync::repo::Repo;
 use crabbox_sync::transfer::{Options, Outcome};
 use world::{Heard, World, settle};
@@ -332,4 +333,105 @@ fn an_index_that_the_guest_changed_is_not_trusted() {
     check(&world, "");
     // With the same size in the same second, a change that the guest makes after a sync is still noticed.
     world.guest("echo 8 > a; test \"$(git status --short)\" = ' M a'");
+}
+
+/// The lease gets the commit itself, and no replacement.
+#[test]
+fn what_a_replacement_made_is_a_change_there() {
+    let world = World::new();
+    world.local(&["echo 1 > a; echo 1 > b; ", COMMIT].concat());
+    world.local("echo 2 > a; git commit -qam two; git checkout -q -b x HEAD~; git replace HEAD main; git reset -q --hard; test $(cat a) = 2");
+    settle();
+    for _ in 0..2 {
+        assert_eq!(status(&world.source()), "");
+        world.sync();
+        assert_eq!(status(&world.workdir()), "M  a\n");
+        world.guest("test \"$(git show HEAD:a) $(git show :a) $(cat a)\" = '1 2 2'");
+        world.local("touch a");
+        settle();
+    }
+    world.local("git replace -d HEAD; git reset -q --hard");
+    check(&world, "");
+}
+
+#[test]
+fn what_is_ignored_in_this_clone_alone_is_ignored_there_too() {
+    let world = World::new();
+    world.local(
+        &[
+            "echo 1 > a; ",
+            COMMIT,
+            "mkdir -p .git/info; printf 'build/' > .git/info/exclude",
+        ]
+        .concat(),
+    );
+    let made = "mkdir -p build; echo 1 > build/x; echo 1 > own.log; echo 1 > a.o; git status --short";
+    let seen = |wanted: &str| {
+        world.guest(&format!(
+            "test \"$({made} | tr '\\n' ' ')\" = '{wanted}'; rm -r build own.log a.o"
+        ));
+    };
+    check(&world, "");
+    seen("?? a.o ?? own.log ");
+    // The guest's own rules stay, and win.
+    world.guest("printf '*.log\\n!a.o\\n' >> .git/info/exclude");
+    seen("?? a.o ");
+    world.local("printf '\\357\\273\\277*.o\\n' > .git/info/exclude");
+    assert!(!check(&world, "").skipped);
+    seen("?? a.o ?? build/ ");
+    world.guest("sed -i '/!a.o/d' .git/info/exclude");
+    seen("?? build/ ");
+    // A linked worktree has those of its main repository.
+    world.local("mv .git ../main; git --git-dir=../main config core.bare true; git --git-dir=../main worktree add -q ../linked; mv ../linked/.git .; git --git-dir=../main worktree repair . >/dev/null");
+    assert_eq!(world.warned(), Vec::<String>::new());
+    seen("?? build/ ");
+    // Once they are gone here, they are there too.
+    world.local("rm ../main/info/exclude");
+    check(&world, "");
+    seen("?? a.o ?? build/ ");
+    world.guest("test $(wc -l < .git/info/exclude) = 2");
+}
+
+#[test]
+fn ignore_rules_that_a_repository_names_do_not_travel() {
+    let world = World::new();
+    world.local(
+        &[
+            "echo 1 > a; ",
+            COMMIT,
+            "mkdir -p .git/info; ln -s /etc/passwd .git/info/exclude",
+        ]
+        .concat(),
+    );
+    check(&world, "");
+    world.local("git config core.excludesFile /etc/passwd; git commit -q --allow-empty -m two");
+    check(&world, "");
+    world.local("rm .git/info/exclude; head -c 1100000 /dev/zero | tr '\\0' '#' > .git/info/exclude; git commit -q --allow-empty -m three");
+    check(&world, "");
+    world.guest("test \"$(cat .git/info/exclude)\" = /.crabbox/");
+}
+
+#[test]
+fn what_is_ignored_for_this_user_is_ignored_there_too() {
+    let world = World::new();
+    world.local(
+        &[
+            "echo 1 > a; ",
+            COMMIT,
+            "mkdir ../git; echo '*.o' > ../rules; ln -s ../rules ../git/ignore",
+        ]
+        .concat(),
+    );
+    let file = world.path().join("git/ignore");
+    let memory = Memory::of(&world.path().join("kept"), &world.source(), vec![file]);
+    let repo = || Repo::discover(&world.source()).unwrap();
+    let sync = || {
+        let manifest = Manifest::build_remembering(&repo(), &Scope::default(), &memory).unwrap();
+        world.sync_manifest(&manifest)
+    };
+    sync();
+    world.guest("echo 1 > a.o; test -z \"$(git status --short)\"");
+    world.local("echo '*.p' > ../rules");
+    assert!(!sync().skipped);
+    world.guest("test \"$(git status --short)\" = '?? a.o'");
 }

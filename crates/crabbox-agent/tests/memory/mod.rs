@@ -183,8 +183,11 @@ fn first_sync(agent: &mut Agent, sync: &SyncRequest, repository: &Path) {
         b"",
     );
     let pack = git(repository, &["pack-objects", "--quiet", "--stdout"], &objects);
-    agent.say(&Request::Pack {});
-    for _ in 0..5 {
+    agent.say(&Request::Pack {
+        lacks: String::new(),
+        based: false,
+    });
+    for _ in 0..6 {
         agent.send_list(b"");
     }
     agent.send_list(&pack);

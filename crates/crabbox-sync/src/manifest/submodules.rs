@@ -10,12 +10,11 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
 use crabbox_host::command::{CAPTURE_LIMIT, Cmd};
-use crabbox_host::small::read_small;
 
 use super::ManifestError;
 use crate::entry::{Entry, Scan, show};
 use crate::filter::{Filter, Verdict};
-use crate::git::{Configuration, Contents, git, whole_message};
+use crate::git::{Configuration, Contents, comparing_git, git, whole_message};
 use crate::listing::{Index, Status, Tracked};
 use crate::mark::{HOLLOW, Mark, SKIPPED};
 use crate::{filtered, redirect, repo};
@@ -28,6 +27,8 @@ pub(super) struct Tree {
     pub(super) status: Status,
     /// The settings that decide whether a file counts as unchanged, as a configuration file.
     pub(super) settings: Vec<u8>,
+    /// Whether the configuration names a file of ignore rules.
+    pub(super) names_excludes: bool,
 }
 
 /// The submodules of a tree.
@@ -57,12 +58,13 @@ pub(super) fn ask(scan: &Scan, filter: &Filter, prefix: &[u8]) -> Result<Tree, M
     });
     let status = status.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
     let (index, looks) = tracked?;
-    let (status, settings) = status?;
+    let (status, configuration) = status?;
     Ok(Tree {
         index,
         looks,
         status: status.below(prefix),
-        settings,
+        settings: configuration.deciding,
+        names_excludes: configuration.names_excludes,
     })
 }
 
@@ -171,7 +173,7 @@ fn is_checked_out(scan: &Scan, path: &[u8]) -> Result<bool, ManifestError> {
 }
 
 /// The single path that git printed.
-fn only_path(printed: &[u8]) -> PathBuf {
+pub(super) fn only_path(printed: &[u8]) -> PathBuf {
     PathBuf::from(OsStr::from_bytes(printed.strip_suffix(b"\n").unwrap_or(printed)))
 }
 
@@ -187,7 +189,7 @@ fn ask_comparing(root: &Path, args: &[&str]) -> Result<(Vec<u8>, Configuration),
         source,
     })?;
     let filters = &configuration.filters;
-    let output = printed(root, &git(root, Contents::Compared(filters)).args(args))?;
+    let output = printed(root, &comparing_git(root, filters).args(args))?;
     Ok((output, configuration))
 }
 
@@ -217,8 +219,8 @@ fn unreadable(root: &Path) -> impl Fn(String) -> ManifestError {
     }
 }
 
-/// The differences, and the settings that decide about them.
-fn ask_status(root: &Path) -> Result<(Status, Vec<u8>), ManifestError> {
+/// The differences, and the configuration that decides about them.
+fn ask_status(root: &Path) -> Result<(Status, Configuration), ManifestError> {
     let (output, configuration) = ask_comparing(
         root,
         &[
@@ -232,31 +234,12 @@ fn ask_status(root: &Path) -> Result<(Status, Vec<u8>), ManifestError> {
     )?;
     let mut status = Status::parse(&output).map_err(unreadable(root))?;
     filtered::settle(root, &configuration.filters, &mut status.unlike);
-    Ok((status, configuration.deciding))
+    Ok((status, configuration))
 }
 
 fn ask_index(root: &Path) -> Result<Index, ManifestError> {
     let output = ask_git(root, &["ls-files", "-v", "--stage", "-z"])?;
     Index::parse(&output).map_err(unreadable(root))
-}
-
-/// Longest file of attributes in bytes; a hand-written one has a few KiB.
-const ATTRIBUTES_LIMIT: u64 = 1 << 20;
-
-/// The attributes that only this clone has, `info/attributes`. Anything but a small regular file is ignored:
-/// an untrusted repository could use it to bring any file into a lease.
-pub(super) fn own_attributes(root: &Path) -> Vec<u8> {
-    let git_dir = root.join(".git");
-    let common = if git_dir.symlink_metadata().is_ok_and(|meta| meta.is_dir()) {
-        git_dir
-    } else {
-        // A linked worktree has them in its main repository.
-        match ask_git(root, &["rev-parse", "--git-common-dir"]) {
-            Ok(output) => root.join(only_path(&output)),
-            Err(_) => return Vec::new(),
-        }
-    };
-    read_small(&common, Path::new("info/attributes"), ATTRIBUTES_LIMIT).unwrap_or_default()
 }
 
 /// The result of examining a tracked path.

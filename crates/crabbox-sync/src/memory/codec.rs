@@ -13,7 +13,7 @@ use crate::mark::Mark;
 const UNLIKE: u8 = 4;
 const SAME: u8 = 8;
 
-const MAGIC: &[u8] = b"crabbox tree 3\n";
+const MAGIC: &[u8] = b"crabbox tree 4\n";
 
 pub(super) fn encode(seen: &RememberedManifest) -> Vec<u8> {
     let mut out = Vec::with_capacity(seen.entries.len() * 96);
@@ -60,6 +60,7 @@ pub(super) fn encode(seen: &RememberedManifest) -> Vec<u8> {
     }
     put(&mut out, &seen.settings);
     put(&mut out, &seen.attributes);
+    put(&mut out, &seen.excludes);
     count(&mut out, seen.places.len());
     for (path, identity) in &seen.places {
         put(&mut out, path);
@@ -103,6 +104,7 @@ pub(super) fn decode(bytes: &[u8]) -> Option<RememberedManifest> {
         })?,
         settings: input.bytes()?,
         attributes: input.bytes()?,
+        excludes: input.bytes()?,
         places: input.list(|input| Some((input.bytes()?, u64::from_le_bytes(input.array()?))))?,
     };
     input.0.is_empty().then_some(seen)
@@ -205,6 +207,7 @@ mod tests {
             }],
             settings: vec![7, 8],
             attributes: b"a".to_vec(),
+            excludes: b"e".to_vec(),
             places: vec![(b"/r".to_vec(), 0), (b"/r/.git/index".to_vec(), 9)],
         }
     }

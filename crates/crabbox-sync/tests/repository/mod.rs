@@ -265,3 +265,16 @@ fn what_is_replaced_here_is_whole_there() {
         world.guest("git fsck --full --no-dangling; test $(git rev-parse HEAD) = $(cat ../../../here); git ls-tree HEAD");
     }
 }
+
+#[test]
+fn a_repository_of_another_user_in_the_lease_is_told_with_what_git_advises() {
+    let world = synced();
+    world.guest("chown -R 4321:4321 .git .");
+    world.local("echo 2 > a; git commit -qam two");
+    let heard = world.warned();
+    let command = heard.iter().find_map(|line| {
+        let (_, command) = line.split_once("run in the lease: `git config --global --add safe.directory ")?;
+        command.strip_suffix('`')
+    });
+    assert_eq!(command, Some(world.workdir().to_str().unwrap()), "{heard:?}");
+}

@@ -269,3 +269,36 @@ fn what_the_branch_is_based_on_is_there_for_the_command() {
         run.err
     );
 }
+
+/// The user's own rules go along; those that a repository names could be any file of the user's.
+#[test]
+fn what_the_user_ignores_everywhere_is_ignored_in_the_lease() {
+    let (place, sshd) = existing();
+    configure(&place, &sshd, "");
+    place.write("home/.gitconfig", "[core]\n\texcludesFile = ~/rules\n");
+    place.write("home/rules", "*.o\n");
+    let run = || {
+        let script = "echo 1 > a.o; git status --short; cat .git/info/exclude; rm a.o";
+        place.run(&["run", "--", "sh", "-c", script])
+    };
+    let first = run();
+    assert_eq!(first.code, 0, "{}", first.err);
+    assert!(
+        !first.out.contains("?? a.o") && first.out.contains("\n*.o\n"),
+        "{}",
+        first.out
+    );
+    let secret = place.write("home/secret", "hunter2\n").display().to_string();
+    let config = fs::read_to_string(place.path("repo/.git/config")).unwrap();
+    place.write(
+        "repo/.git/config",
+        format!("{config}[core]\n\texcludesFile = {secret}\n"),
+    );
+    let second = run();
+    assert_eq!(second.code, 0, "{}", second.err);
+    assert!(
+        second.out.contains("?? a.o") && !second.out.contains("hunter2"),
+        "{}",
+        second.out
+    );
+}
