@@ -25,7 +25,7 @@ pub(crate) const QUIET: Duration = Duration::from_secs(1);
 
 /// The mark on standard error and the one on standard output are two words of one shell. How long the second
 /// one may take after the first, or after other output; and a session's end after that of its output.
-const TAKEN_AFTER: Duration = Duration::from_secs(2);
+const TAKEN_AFTER: Duration = Duration::from_secs(5);
 
 /// Why a remote line did not run.
 #[derive(Debug, thiserror::Error)]
