@@ -11,6 +11,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
+use crabbox_ssh::quote;
 use rustix::fs::OFlags;
 
 use crate::git::{Contents, git};
@@ -55,10 +56,15 @@ impl fmt::Display for Redirect {
             ),
             Self::GitDir { root, led } => write!(
                 f,
-                "its .git leads to {led}, which belongs to another working tree; if it is this one's, run \
-                 `git --git-dir={led} config core.worktree {root}`",
-                led = led.display(),
-                root = root.display()
+                "its .git leads to {}, which belongs to another working tree; if it is this one's, run `{}`",
+                led.display(),
+                quote::line([
+                    "git",
+                    &format!("--git-dir={}", led.display()),
+                    "config",
+                    "core.worktree",
+                    &root.display().to_string(),
+                ])
             ),
             Self::CommonDir { dir } => write!(
                 f,
@@ -252,4 +258,22 @@ fn small(path: &Path) -> Option<Vec<u8>> {
     fits.then_some(())?;
     file.take(LINK_LIMIT).read_to_end(&mut text).ok()?;
     Some(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_to_be_pasted_is_quoted() {
+        let redirect = Redirect::GitDir {
+            root: "/a b/wt".into(),
+            led: "/a b/real/.git".into(),
+        };
+        let said = redirect.to_string();
+        assert!(
+            said.ends_with("run `git '--git-dir=/a b/real/.git' config core.worktree '/a b/wt'`"),
+            "{said}"
+        );
+    }
 }

@@ -186,8 +186,8 @@ impl OrphanError {
             Self::Registry(error) | Self::Holders(HoldersError::Registry(error)) => error.hints(),
             // It is not proven whose processes these are, so they are not ended here.
             Self::Cgroup { path, .. } => vec![format!(
-                "`cat {}/*/cgroup.procs` names the processes in it; end them if they are not in use, and run `crabbox cleanup --provider firecracker` again",
-                path.display()
+                "`cat {cgroup}/*/cgroup.procs` names the processes in it; end them if they are not in use, and run `crabbox cleanup --provider firecracker` again",
+                cgroup = path.display()
             )],
             _ => Vec::new(),
         }

@@ -157,6 +157,41 @@ fn commands(text: &str) -> (Vec<String>, String) {
     (found, rest)
 }
 
+/// What stands in a command line of another program as it is: constants, numbers, names of packages and of
+/// settings, and a directory in `/sys` whose name this program chose.
+const PLAIN: [&str; 6] = ["package", "packages", "line", "keyword", "value", "cgroup"];
+
+/// The first placeholder in a text's command lines of other programs that may stand for any path. Such a line
+/// is made by `quote::line`, and is a placeholder as a whole.
+fn unquoted(text: &str) -> Option<&str> {
+    let parts = text.split('`').skip(1).step_by(2);
+    let mut lines = parts.filter(|part| part.contains(' ') && !part.contains(PROGRAM));
+    let is_plain = |name: &str| {
+        !name.is_empty() && name.chars().all(|c| c.is_ascii_uppercase() || c == '_') || PLAIN.contains(&name)
+    };
+    lines.find(|line| {
+        let mut names = line
+            .split('{')
+            .skip(1)
+            .filter_map(|part| Some(part.split_once('}')?.0));
+        names.any(|name| !is_plain(name))
+    })
+}
+
+#[test]
+fn a_path_in_a_command_of_another_program_is_told_from_a_plain_word() {
+    for plain in [
+        "`{}` and `{line}`",
+        "in {} there is `rm x`",
+        "`userdel {ACCOUNT}`",
+        "`crabbox stop {id}`",
+    ] {
+        assert_eq!(unquoted(plain), None, "{plain}");
+    }
+    assert_eq!(unquoted("run `x y` and `rm {path}`"), Some("rm {path}"));
+    assert_eq!(unquoted("`chown root: {0}`"), Some("chown root: {0}"));
+}
+
 /// Why a command line cannot be pasted, if it cannot.
 fn problem(line: &str) -> Option<String> {
     let filled = line
@@ -195,6 +230,9 @@ fn every_command_that_a_text_of_ours_names_can_be_pasted() {
                 text.starts_with("usage: ") || text.starts_with(PROGRAM) && text.contains(['<', '[']);
             if is_a_form || NO_COMMANDS.contains(&text.as_str()) {
                 continue;
+            }
+            if let Some(line) = unquoted(&text) {
+                bad.push(format!("{}: `{line}`: a path is not quoted", file.display()));
             }
             let (lines, rest) = commands(&text);
             for line in lines {

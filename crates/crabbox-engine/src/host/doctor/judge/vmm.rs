@@ -2,6 +2,7 @@
 
 use crabbox_core::config::firecracker::{FirecrackerPlan, Jailer};
 use crabbox_fc::Version;
+use crabbox_ssh::quote;
 
 use super::super::check::{Check, Class, Status};
 use super::super::world::{Binary, World};
@@ -99,10 +100,11 @@ fn ownership(firecracker: Option<&Binary>, jailer: Option<&Binary>) -> Check {
             "owner=root writable=root mutation=false",
         );
     };
+    let quoted = quote::line([loose.to_string()]);
     let message = format!("others than root may change {loose}, from which root starts Firecracker");
     Check::firecracker(Status::Warning, "binary-ownership", message).trouble(
         Class::Hardening,
-        format!("sudo chown root:root {loose} && sudo chmod go-w {loose}"),
+        format!("sudo chown root:root {quoted} && sudo chmod go-w {quoted}"),
     )
 }
 

@@ -11,6 +11,7 @@ use crabbox_host::files::FileError;
 use crabbox_host::lock::LockError;
 use crabbox_host::process::ProcessError;
 use crabbox_ssh::keys::KeyError;
+use crabbox_ssh::quote;
 
 use super::super::record::RecordError;
 use super::ACCOUNT;
@@ -289,10 +290,14 @@ impl Fault for ServeSetupError {
             Self::ForeignAccount { .. } => format!(
                 "rename it or remove it (`usermod --login NEW {ACCOUNT}`, `userdel {ACCOUNT}`): owners need an account of that name in which nothing else runs"
             ),
-            Self::Way { path, .. } => format!(
-                "make it writable by root only: `chown root: {0}` and `chmod go-w {0}`; replace a link by its target",
-                path.display()
-            ),
+            Self::Way { path, .. } => {
+                let path = path.display().to_string();
+                format!(
+                    "make it writable by root only: `{}` and `{}`; replace a link by its target",
+                    quote::line(["chown", "root:", &path]),
+                    quote::line(["chmod", "go-w", &path])
+                )
+            }
             Self::Shell { .. } => format!("give it one that does: `usermod --shell /bin/sh {ACCOUNT}`"),
             Self::Exe { .. } => {
                 "install the program where only root can write, for example in /usr/local/bin, and run that one"
