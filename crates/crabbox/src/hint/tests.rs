@@ -166,16 +166,15 @@ const PLAIN: [&str; 6] = ["package", "packages", "line", "keyword", "value", "cg
 fn unquoted(text: &str) -> Option<&str> {
     let parts = text.split('`').skip(1).step_by(2);
     let mut lines = parts.filter(|part| part.contains(' ') && !part.contains(PROGRAM));
-    lines.find_map(|line| {
-        let names = line
+    let is_plain = |name: &str| {
+        !name.is_empty() && name.chars().all(|c| c.is_ascii_uppercase() || c == '_') || PLAIN.contains(&name)
+    };
+    lines.find(|line| {
+        let mut names = line
             .split('{')
             .skip(1)
             .filter_map(|part| Some(part.split_once('}')?.0));
-        let is_plain = |name: &str| {
-            !name.is_empty() && name.chars().all(|c| c.is_ascii_uppercase() || c == '_')
-                || PLAIN.contains(&name)
-        };
-        names.into_iter().any(|name| !is_plain(name)).then_some(line)
+        names.any(|name| !is_plain(name))
     })
 }
 
