@@ -307,6 +307,10 @@ mod tests {
 
     /// Runs the command with an agent, for a user with this login profile.
     fn run_with_profile(command: &UserCommand, profile: &str) -> Seen {
+        run_prepared(command.prepared().unwrap(), profile)
+    }
+
+    fn run_prepared(prepared: Command, profile: &str) -> Seen {
         let home = tempfile::tempdir().unwrap();
         std::fs::write(home.path().join(".profile"), profile).unwrap();
         let mut far = AgentClient::local_in(Some(home.path())).unwrap();
@@ -319,7 +323,7 @@ mod tests {
             out: &mut seen.stdout,
             err: &mut seen.stderr,
         };
-        match meaning(far.run(command.prepared().unwrap(), None, streams, None).unwrap()) {
+        match meaning(far.run(prepared, None, streams, None).unwrap()) {
             Meaning::Ended(RemoteStatus::Exited(code), said) => {
                 seen.code = Some(code);
                 seen.stderr.extend_from_slice(said.unwrap_or_default().as_bytes());
@@ -433,9 +437,11 @@ mod tests {
     #[test]
     fn a_lease_without_bash_is_told() {
         let tmp = tempfile::tempdir().unwrap();
-        let mut command = command(tmp.path(), Form::Argv(words(&["true"])));
-        command.env = vec![("PATH".to_owned(), tmp.path().display().to_string())];
-        let seen = run(&command);
+        let command = command(tmp.path(), Form::Argv(words(&["true"])));
+        let mut prepared = command.prepared().unwrap();
+        assert_eq!(prepared.words[0], "bash");
+        "no-such-bash".clone_into(&mut prepared.words[0]);
+        let seen = run_prepared(prepared, "");
         assert_eq!(seen.code, Some(127));
         assert!(
             seen.stderr_text().contains("no bash in the lease"),
