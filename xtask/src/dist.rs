@@ -68,9 +68,9 @@ enum Part {
 /// The file with the digests of all others.
 const SUMS: &str = "SHA256SUMS";
 
-/// The maximum size of the program in bytes, so that it does not grow unnoticed. The goal is 10 MB; of 12.5
-/// MB the JSON Schema validator with its regular expressions takes 1.7, the agent and the guest's first
-/// process 1.3, TLS for one download 0.7, and netlink packets 0.4.
+/// The maximum size of the program in bytes, so that it does not grow unnoticed. The goal is 10 MB; of 12.9
+/// MB the agents and the guest's first process, compressed, take 2.0, the JSON Schema validator with its
+/// regular expressions 1.2, relocations 0.6, TLS for one download 0.4, and netlink packets 0.3.
 const MOST: u64 = 13_000_000;
 
 /// What is packed, and as which version.
