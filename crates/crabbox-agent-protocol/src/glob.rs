@@ -1,7 +1,11 @@
-//! Patterns of paths, as both sides read them: `*`, `?`, `[a-z]`, `[!a-z]` and `**`.
+//! Patterns of paths, as both sides read them: `*`, `?`, `[a-z]`, `[!a-z]`, `\x` and `**`.
 //!
 //! The side that walks a tree must never read a directory in which nothing can match. The other side checks
 //! the results against the same pattern. Time is bounded by the product of the lengths, whatever the pattern.
+
+mod component;
+
+pub use component::component;
 
 /// How a pattern reaches a path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -99,64 +103,9 @@ fn parts(path: &[u8]) -> Vec<&[u8]> {
         .collect()
 }
 
-/// Matches one component. A star takes as little as possible, and more when the rest does not match; only the
-/// last star needs to be retried. A file may have a bracket in its name, so a component matches itself too.
+/// Matches one component. A file may have a bracket in its name, so a pattern matches itself too.
 fn segment(want: &[u8], part: &[u8]) -> bool {
-    if want == part {
-        return true;
-    }
-    let (mut at, mut in_part, mut star) = (0, 0, None);
-    while in_part < part.len() {
-        if want.get(at) == Some(&b'*') {
-            star = Some((at, in_part));
-            at += 1;
-        } else if let Some(used) = one(&want[at..], part[in_part]) {
-            at += used;
-            in_part += 1;
-        } else {
-            let Some((before, taken)) = star else {
-                return false;
-            };
-            star = Some((before, taken + 1));
-            (at, in_part) = (before + 1, taken + 1);
-        }
-    }
-    want[at..].iter().all(|rest| *rest == b'*')
-}
-
-/// If the first element of this pattern, which is no star, matches `byte`: its length.
-fn one(want: &[u8], byte: u8) -> Option<usize> {
-    match want.first()? {
-        b'?' => Some(1),
-        b'[' => match class(want) {
-            Some((length, set, inverted)) => (is_in(set, byte) != inverted).then_some(length),
-            // Not closed, so it stands for itself.
-            None => (byte == b'[').then_some(1),
-        },
-        literal => (*literal == byte).then_some(1),
-    }
-}
-
-/// The class at the beginning of a pattern (`glob(7)`): its length, its members, and whether it matches all
-/// others. A bracket just after the opening one is a member.
-fn class(want: &[u8]) -> Option<(usize, &[u8], bool)> {
-    let inverted = matches!(want.get(1), Some(b'!' | b'^'));
-    let begin = 1 + usize::from(inverted);
-    let length = want.get(begin + 1..)?.iter().position(|byte| *byte == b']')? + begin + 1;
-    Some((length + 1, &want[begin..length], inverted))
-}
-
-/// Whether the members of a class, single bytes and ranges, include `byte`.
-fn is_in(mut set: &[u8], byte: u8) -> bool {
-    loop {
-        set = match set {
-            [] => return false,
-            [from, b'-', to, ..] if (*from..=*to).contains(&byte) => return true,
-            [_, b'-', _, rest @ ..] => rest,
-            [member, ..] if *member == byte => return true,
-            [_, rest @ ..] => rest,
-        };
-    }
+    want == part || component(want, part)
 }
 
 #[cfg(test)]
@@ -184,6 +133,8 @@ mod tests {
             ("[", "a", false),
             ("[]", "[]", true),
             ("[ab]", "[ab]", true),
+            (r"\[ab]", "[ab]", true),
+            (r"\[ab]", "a", false),
         ] {
             let found = Glob::of(text.as_bytes()).file(part.as_bytes()) != Reach::No;
             assert_eq!(found, matches, "{text} {part}");

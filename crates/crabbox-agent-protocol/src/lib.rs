@@ -16,7 +16,7 @@ mod path;
 mod wire;
 
 pub use frame::{Frame, FrameError, Frames, PAYLOAD_LIMIT, PIECE, Stream, put, put_bytes};
-pub use glob::{Glob, Reach};
+pub use glob::{Glob, Reach, component};
 pub use message::{Base, Command, Reply, Request, Seed, SyncRequest};
 pub use path::is_below;
 pub use wire::{Fields, Malformed, Wire};
