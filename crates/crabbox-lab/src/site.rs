@@ -456,8 +456,8 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_command_that_is_listened_to_is_told_when_we_end() {
+    /// Whether a command that is listened to at `site` is told when this thread ends.
+    fn is_told(site: Site) -> bool {
         let dir = tempfile::tempdir().unwrap();
         let told = dir.path().join("told");
         // A shell in the script, standing in for a command that the script started; it redirects its output
@@ -467,20 +467,44 @@ mod tests {
             told.display()
         );
         let script = format!("sh -c {}; echo ended", single_quoted(&command));
-        let listener = move || here().listen(&script, |_| std::panic::resume_unwind(Box::new("interrupted")));
+        let listener = move || site.listen(&script, |_| std::panic::resume_unwind(Box::new("interrupted")));
         assert!(std::thread::spawn(listener).join().is_err());
-        let seen = clock::poll_until(Duration::from_secs(20), || told.exists().then_some(()));
-        assert!(seen.is_some(), "the command was told nothing");
+        clock::poll_until(Duration::from_secs(20), || told.exists().then_some(())).is_some()
+    }
+
+    /// This machine with another program in place of one on its search path.
+    fn with(program: &str, put: impl FnOnce(&Path)) -> (Site, tempfile::TempDir) {
+        let dir = tempfile::tempdir().unwrap();
+        put(&dir.path().join(program));
+        let mut site = here();
+        let path = format!("PATH={}:/usr/bin:/bin", dir.path().display());
+        site.argv.splice(0..0, ["env".to_owned(), path]);
+        (site, dir)
+    }
+
+    #[test]
+    fn a_command_that_is_listened_to_is_told_when_we_end() {
+        assert!(is_told(here()));
+    }
+
+    #[test]
+    fn a_command_begins_when_what_tells_it_to_end_knows_it() {
+        // As coreutils' between its fork and noting the child, but for seconds: a signal ends it alone.
+        let slow = "#!/bin/bash\nset -m; shift 3\n\"$@\" &\nuntil=$((SECONDS + 2)); while [ $SECONDS -lt $until ]; do :; done\n\
+                    trap 'kill -- -$!' TERM; wait $!; wait $!\n";
+        let (site, _dir) = with("timeout", |place| {
+            fs::write(place, slow).unwrap();
+            fs::set_permissions(place, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        });
+        assert!(is_told(site));
     }
 
     #[test]
     fn a_shell_is_between_a_command_that_is_listened_to_and_what_tells_it_to_end() {
         // bash executes its last command without forking, where dash forks.
-        let dir = tempfile::tempdir().unwrap();
-        std::os::unix::fs::symlink("/bin/bash", dir.path().join("sh")).unwrap();
-        let mut site = here();
-        let path = format!("PATH={}:/usr/bin:/bin", dir.path().display());
-        site.argv.splice(0..0, ["env".to_owned(), path]);
+        let (site, _dir) = with("sh", |place| {
+            std::os::unix::fs::symlink("/bin/bash", place).unwrap();
+        });
         let mut heard = Vec::new();
         let ended = site
             .listen("sh -c 'cat /proc/$PPID/comm; exit 7'", |line| {
